@@ -1,0 +1,66 @@
+"""sfkit: give any vision-language-action policy a sense of 3D at training time.
+
+``import sfkit`` is free of side effects and of heavy imports: names are resolved on first use (PEP 562), so that
+neither torch nor pydantic is imported until a name that needs them is touched.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+#: Version of the plugin interface. A plugin module states the one it was written for as ``SFKIT_API = 1``.
+SFKIT_API = 1
+
+_EXPORTS = {
+    "CameraRig": "sfkit.cameras",
+    "Camera": "sfkit.cameras",
+    "FeatureMap": "sfkit.types",
+    "Objective": "sfkit.objectives.base",
+    "Options": "sfkit.config",
+    "PolicyAdapter": "sfkit.policies.base",
+    "Projector": "sfkit.projectors.base",
+    "SpatialForcing": "sfkit.forcing",
+    "SpatialForcingConfig": "sfkit.config",
+    "TapPoint": "sfkit.policies.base",
+    "Teacher": "sfkit.teachers.base",
+    "Views": "sfkit.types",
+    "SfkitError": "sfkit.errors",
+    "SfkitWarning": "sfkit.errors",
+    "hookimpl": "sfkit.hookspecs",
+}
+
+__all__ = ["SFKIT_API", "__version__", *sorted(_EXPORTS)]
+
+if TYPE_CHECKING:
+    from sfkit.cameras import Camera as Camera
+    from sfkit.cameras import CameraRig as CameraRig
+    from sfkit.config import Options as Options
+    from sfkit.config import SpatialForcingConfig as SpatialForcingConfig
+    from sfkit.errors import SfkitError as SfkitError
+    from sfkit.errors import SfkitWarning as SfkitWarning
+    from sfkit.forcing import SpatialForcing as SpatialForcing
+    from sfkit.hookspecs import hookimpl as hookimpl
+    from sfkit.objectives.base import Objective as Objective
+    from sfkit.policies.base import PolicyAdapter as PolicyAdapter
+    from sfkit.policies.base import TapPoint as TapPoint
+    from sfkit.projectors.base import Projector as Projector
+    from sfkit.teachers.base import Teacher as Teacher
+    from sfkit.types import FeatureMap as FeatureMap
+    from sfkit.types import Views as Views
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        module = _EXPORTS[name]
+    except KeyError:
+        raise AttributeError(f"module 'sfkit' has no attribute {name!r}") from None
+    value = getattr(importlib.import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_EXPORTS})

@@ -1,0 +1,168 @@
+"""The first-batch self-check: that alignment has something to train, and that an optimizer trains it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sfkit.errors import GradientError, SfkitWarning, ViewsError
+from sfkit.types import FeatureMap, Views
+
+_NEAREST = 16
+_TOLERANCE = 1e-3
+
+
+def check_views(views: Views) -> None:
+    """Check the range of the valid pixels.
+
+    Raises:
+        ViewsError: NaN, or values outside [0, 1], where a view is valid.
+    """
+    inside = views.images.float().masked_fill(~views.valid.unsqueeze(2), 0.5)
+    low, high = float(inside.min()), float(inside.max())
+    if not bool(inside.isfinite().all()):
+        raise ViewsError("The images contain NaN or infinity.", "Look at the dataset and at the image transforms.")
+    if low < -_TOLERANCE or high > 1 + _TOLERANCE:
+        raise ViewsError(
+            f"The adapter's views range from {low:.3g} to {high:.3g}, expected [0, 1].",
+            "The batch is not what the policy's own preprocessor produces (LeRobot: images float in [0, 1] before the "
+            "policy); check the processor and its VISUAL normalisation.",
+        )
+
+
+def gradient_leaves(tokens: Tensor) -> Iterator[Tensor]:
+    """Leaf tensors in the graph of ``tokens``, nearest first."""
+    seen: set[object] = set()
+    queue = [tokens.grad_fn]
+    for node in queue:
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            yield node.variable
+        queue.extend(child for child, _ in node.next_functions)
+
+
+def find_trained_leaf(student: FeatureMap) -> Tensor | None:
+    """A trainable tensor that the gradient of the *visual tokens* really reaches, or None.
+
+    ``requires_grad`` of the hidden state proves nothing: in SmolVLA's default, all that requires a gradient is the
+    state token, which shares the sequence with the image tokens but is never seen by them. So a random cotangent is
+    sent back from the visual tokens alone, first to the nearest leaves (cheap), then to the others.
+    """
+    tokens = student.values
+    if not tokens.requires_grad:
+        return None
+    leaves = [leaf for leaf in gradient_leaves(tokens) if leaf.requires_grad]
+    generator = torch.Generator().manual_seed(0)
+    cotangent = torch.randn(tokens.shape, generator=generator).to(tokens.device, tokens.dtype)
+    cotangent = torch.where(student.mask.unsqueeze(-1), cotangent, 0.0)
+    for group in (leaves[:_NEAREST], leaves[_NEAREST:]):
+        if not group:
+            continue
+        gradients = torch.autograd.grad(tokens, group, cotangent, retain_graph=True, allow_unused=True)
+        for leaf, gradient in zip(group, gradients, strict=True):
+            if gradient is not None and bool(gradient.ne(0).any()):
+                return leaf
+    return None
+
+
+@dataclass
+class OptimizerWatch:
+    """Sees from version counters whether an optimizer that moves the policy also moves the projector."""
+
+    witness: Tensor
+    projector: Tensor
+    witness_version: int
+    projector_version: int
+    steps: int = 0
+
+    @classmethod
+    def start(cls, witness: Tensor, projector: Tensor) -> OptimizerWatch:
+        """Watch from now."""
+        return cls(witness, projector, witness._version, projector._version)
+
+    def projector_moved(self) -> bool | None:
+        """True once it moved, False when two optimizer steps passed it by, None as long as nobody knows."""
+        if self.projector._version != self.projector_version:
+            return True
+        if self.witness._version != self.witness_version:
+            self.witness_version = self.witness._version
+            self.steps += 1
+        return False if self.steps >= 2 else None  # noqa: PLR2004 - one step could be a partial one
+
+
+class SelfCheck:
+    """Runs on the first batches and then gets out of the way.
+
+    Attributes:
+        reaches_policy: Whether gradient reaches the policy; None until known.
+        projector_moved: Whether the optimizer trains the projector; None until known.
+    """
+
+    def __init__(self, *, enabled: bool) -> None:
+        self.enabled = enabled
+        self.reaches_policy: bool | None = None
+        self.projector_moved: bool | None = None
+        self._watch: OptimizerWatch | None = None
+
+    @property
+    def first_batch(self) -> bool:
+        """True while the checks of the first batch are still to be done."""
+        return self.enabled and not self.reaches_policy
+
+    def before(self, projectors: nn.Module) -> None:
+        """Before a step's alignment: is the projector trainable, and does the optimizer know it?
+
+        Raises:
+            GradientError: It is frozen, or two optimizer steps left it where it was.
+        """
+        if not self.enabled or self.projector_moved is not None:
+            return
+        parameters = list(projectors.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            raise GradientError(
+                "The projector is frozen, so alignment would compare with a random head.",
+                "Something froze it after the wrap (get_peft_model does): apply LoRA first, then wrap the PeftModel.",
+            )
+        if self._watch is None:
+            return
+        self.projector_moved = self._watch.projector_moved()
+        if self.projector_moved is False:
+            raise GradientError(
+                "The optimizer has moved the policy twice and never the projector.",
+                "Build the optimizer after SpatialForcing.wrap, from parameters that include policy.spatial_forcing.",
+            )
+        if self.projector_moved:
+            self._watch = None
+
+    def tokens(self, students: Mapping[int, FeatureMap], projectors: nn.Module) -> None:
+        """On the first batch with valid tokens: does gradient reach trainable parameters from every depth?
+
+        Raises:
+            GradientError: It does not.
+        """
+        for depth, student in students.items():
+            try:
+                leaf = find_trained_leaf(student)
+            except RuntimeError as error:
+                # Compiled graphs with donated buffers, and reentrant checkpoints, cannot be run back twice.
+                warnings.warn(f"sfkit could not verify the gradient path: {error}", SfkitWarning, stacklevel=2)
+                self.enabled = False
+                return
+            if leaf is None:
+                self.reaches_policy = False
+                raise GradientError(
+                    f"The gradient of the visual tokens at depth {depth} reaches no trainable parameter of the policy: "
+                    "alignment would train the projector alone.",
+                    "Unfreeze what lies before that depth (SmolVLA: train_expert_only=False or "
+                    "freeze_vision_encoder=False), put LoRA on those layers, or choose a depth after trainable layers.",
+                )
+            parameter = next((p for p in projectors.parameters() if p.requires_grad), None)
+            if self._watch is None and parameter is not None:
+                self._watch = OptimizerWatch.start(leaf, parameter)
+        self.reaches_policy = True

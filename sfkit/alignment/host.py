@@ -1,0 +1,102 @@
+"""Running a teacher: loading it late, keeping it frozen and out of the policy, and hiding absent cameras from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sfkit.errors import ViewsError
+from sfkit.rng import own_rng
+from sfkit.teachers.base import Teacher
+from sfkit.types import FeatureMap, Views
+
+
+class TeacherHost:
+    """Owns a teacher's network. Deliberately no ``nn.Module``: nothing of it may enter the policy's module tree.
+
+    ``deepcopy`` shares it (an EMA copy needs no second teacher); pickle drops the network, which is loaded again when
+    first needed, and keeps the teacher's small state.
+    """
+
+    def __init__(self, teacher: Teacher) -> None:
+        self.teacher = teacher
+        self.runs = 0
+        self._model: nn.Module | None = None
+        self._loaded = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TeacherHost:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_model": None, "_loaded": False}
+
+    @torch.inference_mode()
+    def features(self, views: Views, layers: Sequence[int], grid: tuple[int, int]) -> list[FeatureMap]:
+        """Features of all views, masked where a view is absent.
+
+        Raises:
+            ViewsError: ``views`` lack a field that the teacher requires.
+        """
+        missing = sorted(name for name in self.teacher.requires if getattr(views, name) is None)
+        if missing:
+            raise ViewsError(
+                f"Teacher {self.teacher.name!r} needs {', '.join(missing)}, which this batch does not have.",
+                "Give the adapter its source (for LeRobot: adapter options `cameras`), or choose another teacher.",
+            )
+        device = views.images.device
+        self.runs += 1
+        with own_rng(device), torch.autocast(device.type, enabled=False):
+            model = self._place(device)
+            self.teacher.observe(views, grid)
+            if not self.teacher.drops_absent:
+                return self.teacher.encode(model, views, layers, grid)
+            return self._encode_present(model, views, layers, grid)
+
+    def _place(self, device: torch.device) -> nn.Module | None:
+        if not self._loaded:
+            with torch.inference_mode(False):
+                self._model = self.teacher.load()
+            self._loaded = True
+        if self._model is not None:
+            self._model.to(device).eval().requires_grad_(False)
+        return self._model
+
+    def _encode_present(
+        self, model: nn.Module | None, views: Views, layers: Sequence[int], grid: tuple[int, int]
+    ) -> list[FeatureMap]:
+        present = views.present
+        if bool(present.all()):
+            return self.teacher.encode(model, views, layers, grid)
+        rows = present.tolist()
+        maps: list[FeatureMap | None] = [None] * len(layers)
+        for pattern in sorted({tuple(row) for row in rows}):
+            columns = [i for i, there in enumerate(pattern) if there]
+            if not columns:
+                continue
+            samples = torch.tensor([i for i, row in enumerate(rows) if tuple(row) == pattern], device=present.device)
+            part = self.teacher.encode(model, views.select(samples, columns), layers, grid)
+            maps = [_scatter(whole, new, samples, columns, present.shape) for whole, new in zip(maps, part, strict=True)]
+        return [
+            _all_masked(self.teacher.dim(layer), present.shape, grid, views.images) if whole is None else whole
+            for whole, layer in zip(maps, layers, strict=True)
+        ]
+
+
+def _scatter(
+    whole: FeatureMap | None, part: FeatureMap, samples: Tensor, columns: list[int], shape: torch.Size
+) -> FeatureMap:
+    if whole is None:
+        values = part.values.new_zeros(*shape, *part.values.shape[2:])
+        whole = FeatureMap(values, torch.zeros_like(values[..., 0], dtype=torch.bool))
+    index = (samples[:, None], torch.as_tensor(columns, device=samples.device)[None])
+    whole.values[index] = part.values.to(whole.values.dtype)
+    whole.mask[index] = part.mask
+    return whole
+
+
+def _all_masked(dim: int, shape: torch.Size, grid: tuple[int, int], like: Tensor) -> FeatureMap:
+    values = like.new_zeros(*shape, *grid, dim)
+    return FeatureMap(values, torch.zeros_like(values[..., 0], dtype=torch.bool))

@@ -1,0 +1,94 @@
+"""What ``status()`` tells, as data and in words."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class PairStatus:
+    """One alignment of the step."""
+
+    depth: int
+    tap: str
+    teacher: str
+    layer: int
+    license: str
+    weight: float
+    fired: int
+
+
+@dataclass(frozen=True)
+class Status:
+    """State of a wrapped policy.
+
+    Attributes:
+        policy: Class name.
+        adapter: Adapter name.
+        pairs: What is aligned with what, and how often each tap fired in the last forward.
+        objective: Objective name.
+        weight: Weight of the alignment loss.
+        enabled: False inside ``SpatialForcing.disabled``.
+        training: Whether the policy is in training mode.
+        projector_parameters: Trainable values that are added for training.
+        steps: Aligned steps so far.
+        teacher_runs: How often teachers ran.
+        metrics: ``action_loss``, ``sf_loss``, ``sf_cosine``, ``sf_weight``, ``valid_tokens`` of the last aligned step.
+        reaches_policy: Whether gradient reaches trainable parameters of the policy; None: not known yet.
+        projector_moved: Whether the optimizer trains the projector; None: not known yet.
+    """
+
+    policy: str
+    adapter: str
+    pairs: tuple[PairStatus, ...]
+    objective: str
+    weight: float
+    enabled: bool
+    training: bool
+    projector_parameters: int
+    steps: int
+    teacher_runs: int
+    metrics: dict[str, float]
+    reaches_policy: bool | None
+    projector_moved: bool | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain dictionaries, ready for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        state = "aligning" if self.enabled and self.training and self.weight else "idle"
+        why = "" if state == "aligning" else f" ({self._idle_reason()})"
+        lines = [f"{self.policy}, adapter {self.adapter}: {state}{why}, {self.steps} steps so far"]
+        for pair in self.pairs:
+            lines.append(
+                f"  depth {pair.depth} -> {pair.teacher} layer {pair.layer} (licence {pair.license}), "
+                f"weight {pair.weight:g}, tap {pair.tap} fired {pair.fired}x in the last forward"
+            )
+        lines.append(f"  objective {self.objective}, weight {self.weight:g}, {_count(self.projector_parameters)} extra")
+        if self.metrics:
+            shown = ", ".join(f"{key} {_number(value)}" for key, value in self.metrics.items())
+            lines.append(f"  last step: {shown}")
+        lines.append(f"  gradient reaches the policy: {_known(self.reaches_policy)}")
+        lines.append(f"  optimizer trains the projector: {_known(self.projector_moved)}")
+        return "\n".join(lines)
+
+    def _idle_reason(self) -> str:
+        if not self.enabled:
+            return "disabled"
+        return "weight 0" if not self.weight else "the policy is in eval mode"
+
+
+def _known(value: bool | None) -> str:
+    return {True: "yes", False: "NO", None: "not known yet"}[value]
+
+
+def _number(value: float) -> str:
+    return "none (no valid token)" if math.isnan(value) else f"{value:.4g}"
+
+
+def _count(parameters: int) -> str:
+    millions = parameters / 1e6
+    return f"projector of {millions:.1f} M parameters" if millions >= 0.1 else f"projector of {parameters} parameters"  # noqa: PLR2004

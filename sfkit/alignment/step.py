@@ -1,0 +1,70 @@
+"""The alignment of one pair of feature maps, as a pure function."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from torch import Tensor
+
+from sfkit.alignment.resample import resample
+from sfkit.errors import ShapeError
+from sfkit.objectives.base import Objective, masked_mean
+from sfkit.projectors.base import Projector
+from sfkit.types import FeatureMap
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """What aligning one batch gave.
+
+    Attributes:
+        loss: ``(b,)`` with gradient; 0 for a sample without a valid token.
+        cosine: ``()`` detached: mean cosine similarity over the valid tokens of the batch; NaN where there are none.
+        valid: ``()`` detached: share of tokens that were compared.
+    """
+
+    loss: Tensor
+    cosine: Tensor
+    valid: Tensor
+
+
+def align(student: FeatureMap, teacher: FeatureMap, projector: Projector, objective: Objective) -> Alignment:
+    """Project the student's tokens and compare them with the teacher's, in float32 with autocast off.
+
+    Args:
+        student: Visual tokens with gradient, ``(b, v, gh, gw, d_student)``.
+        teacher: Features without gradient on any grid, ``(b, v, *, *, d_teacher)``.
+        projector: From ``d_student`` to ``d_teacher``.
+        objective: Compares them for each sample.
+
+    Raises:
+        ShapeError: Batches, views or widths do not fit.
+    """
+    if student.values.shape[:2] != teacher.values.shape[:2]:
+        raise ShapeError(
+            f"Student tokens have (batch, views) {tuple(student.values.shape[:2])}, "
+            f"the teacher's features {tuple(teacher.values.shape[:2])}."
+        )
+    if (student.dim, teacher.dim) != (projector.student_dim, projector.teacher_dim):
+        raise ShapeError(
+            f"The projector maps {projector.student_dim} to {projector.teacher_dim} channels, "
+            f"but the student has {student.dim} and the teacher {teacher.dim}."
+        )
+    with torch.autocast(student.values.device.type, enabled=False):
+        target = resample(FeatureMap(teacher.values.detach(), teacher.mask), student.grid)
+        mask = student.mask & target.mask
+        # Selected, not multiplied: a NaN in a masked token must reach neither the loss nor any gradient.
+        tokens = torch.where(mask.unsqueeze(-1), student.values.float(), 0.0)
+        goal = torch.where(mask.unsqueeze(-1), target.values, 0.0)
+        projected = projector(tokens, mask)
+        loss = objective(projected, goal, mask)
+    return Alignment(loss, _mean_cosine(projected.detach(), goal, mask), mask.float().mean())
+
+
+@torch.no_grad()
+def _mean_cosine(projected: Tensor, goal: Tensor, mask: Tensor) -> Tensor:
+    cosine = F.cosine_similarity(projected, goal, dim=-1, eps=1e-6)
+    has_any = mask.any()
+    return torch.where(has_any, masked_mean(cosine[None], mask[None])[0], torch.nan)

@@ -1,0 +1,173 @@
+"""Attaching to a policy object: its class is swapped in place for a subclass that overrides ``forward``.
+
+The idiom is that of torch's own ``fully_shard`` and ``parametrize``. Everything that is added hangs from one name,
+``policy.spatial_forcing``, so that ``isinstance``, attribute access and the framework's own save paths keep working.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, SupportsIndex, cast
+
+from torch import nn
+
+from sfkit.errors import WrapError
+
+HANDLE = "spatial_forcing"
+_MARK = "_sfkit_base"
+
+
+class Handle(Protocol):
+    """What the swapped class needs of the module at ``policy.spatial_forcing``."""
+
+    def around(
+        self, policy: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run the policy's own forward, and align."""
+
+    def save(self, directory: str) -> None:
+        """Write the projector and config beside the policy's own files."""
+
+
+def base_of(policy: object) -> type[nn.Module] | None:
+    """The class that a wrapped object had before, or None for an object that is not wrapped.
+
+    Only the class's own mark counts: a subclass of a swapped class is somebody else's.
+    """
+    return cast("type[nn.Module] | None", type(policy).__dict__.get(_MARK))
+
+
+def handle_of(policy: nn.Module) -> Any:
+    """The handle registered on a policy, or None."""
+    return policy._modules.get(HANDLE)
+
+
+def attach(policy: nn.Module, handle: nn.Module) -> None:
+    """Register the handle and swap the class."""
+    policy.add_module(HANDLE, handle)
+    policy.__class__ = forced_class(type(policy))
+
+
+def detach(policy: nn.Module) -> Any:
+    """Undo ``attach`` and return the handle.
+
+    Raises:
+        WrapError: The class is not one of ours.
+    """
+    base = base_of(policy)
+    if base is None:
+        raise WrapError(
+            f"{type(policy).__name__} is not wrapped by sfkit.",
+            "Unwrap the object that SpatialForcing.wrap returned (under DDP or compile that is its inner module).",
+        )
+    policy.__class__ = base
+    return policy._modules.pop(HANDLE, None)
+
+
+@contextmanager
+def detached(policy: nn.Module) -> Iterator[Any]:
+    """Within the block the policy is exactly what it was before ``wrap``; yields the handle."""
+    handle = detach(policy)
+    try:
+        yield handle
+    finally:
+        attach(policy, handle)
+
+
+@functools.cache
+def forced_class(base: type[nn.Module]) -> type[nn.Module]:
+    """The subclass of ``base`` that aligns. One for each base, with the base's name, signature and documentation."""
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        handle = self._modules.get(HANDLE)
+        if handle is None:
+            return base.forward(self, *args, **kwargs)
+        return cast(Handle, handle).around(self, functools.partial(base.forward, self), args, kwargs)
+
+    # Trainers read the signature to decide which columns of a batch to pass on.
+    functools.update_wrapper(forward, base.forward)
+    forward.__signature__ = inspect.signature(base.forward)  # type: ignore[attr-defined]
+
+    def __reduce_ex__(self: nn.Module, protocol: SupportsIndex) -> Any:  # noqa: N807 - a dunder by design
+        reduced = base.__reduce_ex__(self, protocol)
+        # object's own recipe names the class by its qualified name, which leads to the base: rebuild from there.
+        if isinstance(reduced, tuple) and reduced[0] is copyreg.__newobj__:  # type: ignore[attr-defined]
+            return (_rebuild, (base, *reduced[1][1:]), *reduced[2:])
+        return reduced
+
+    members: dict[str, Any] = {
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+        _MARK: base,
+        "forward": forward,
+        "__reduce_ex__": __reduce_ex__,
+    }
+    if callable(getattr(base, "save_pretrained", None)):
+        members["save_pretrained"] = _save_pretrained(base)
+    return cast("type[nn.Module]", type(base)(base.__name__, (base,), members))
+
+
+def _save_pretrained(base: Any) -> Callable[..., Any]:
+    @functools.wraps(base.save_pretrained)
+    def save_pretrained(self: nn.Module, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("state_dict") is not None:
+            kwargs["state_dict"] = without_handle(kwargs["state_dict"])
+        with detached(self) as handle:
+            result = base.save_pretrained(self, save_directory, *args, **kwargs)
+        handle.save(save_directory)
+        return result
+
+    return save_pretrained
+
+
+def without_handle(state: dict[str, Any]) -> dict[str, Any]:
+    """A state dict without what sfkit added."""
+    prefix = f"{HANDLE}."
+    return {key: value for key, value in state.items() if not key.startswith(prefix)}
+
+
+def _rebuild(base: type[nn.Module], *args: Any) -> nn.Module:
+    return forced_class(base).__new__(forced_class(base), *args)
+
+
+def refuse_unwrappable(policy: object) -> None:
+    """Explain why an object cannot be wrapped now, naming who changed it and the right order.
+
+    Raises:
+        WrapError: It is not a module, is wrapped already, or is inside DDP, FSDP, DeepSpeed, accelerate or compile.
+    """
+    if not isinstance(policy, nn.Module):
+        raise WrapError(f"SpatialForcing.wrap needs a torch.nn.Module, got {type(policy).__name__}.")
+    if handle_of(policy) is not None:
+        raise WrapError(
+            f"This {type(policy).__name__} is wrapped already.",
+            "Call SpatialForcing.unwrap(policy) first, or give all pairs in one call with pairs=[...].",
+        )
+    order = "Order: LoRA first, SpatialForcing.wrap second, then the optimizer and prepare / DDP / FSDP / compile."
+    wrappers = {
+        "DistributedDataParallel": "DDP",
+        "DataParallel": "DataParallel",
+        "FullyShardedDataParallel": "FSDP",
+        "FSDPModule": "FSDP2 (fully_shard)",
+        "DeepSpeedEngine": "DeepSpeed",
+        "OptimizedModule": "torch.compile",
+    }
+    for cls in type(policy).__mro__:
+        if cls.__name__ in wrappers and cls.__module__.split(".")[0] in ("torch", "deepspeed"):
+            raise WrapError(f"The policy is already inside {wrappers[cls.__name__]}.", f"Wrap it before. {order}")
+    if "forward" in vars(policy):
+        culprit = "accelerate's prepare" if "_original_forward" in vars(policy) else "somebody"
+        raise WrapError(f"{culprit} has replaced this object's own `forward`, which would hide sfkit's.", order)
+    for name, module in policy.named_modules():
+        forward = vars(module).get("forward")
+        if getattr(module, "_compiled_call_impl", None) is not None or hasattr(forward, "_torchdynamo_orig_callable"):
+            where = f"its submodule {name!r}" if name else "it"
+            raise WrapError(
+                f"{type(policy).__name__} is compiled already ({where}): a tap installed now would never fire.",
+                f"Compile after wrapping (LeRobot: compile_model=false, then compile). {order}",
+            )

@@ -1,0 +1,113 @@
+"""From names, names with options, or instances to components."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+from torch import nn
+
+from sfkit.config import ComponentSpec
+from sfkit.errors import AdapterError, ConfigError, WrapError
+from sfkit.objectives.base import Objective
+from sfkit.policies.base import PolicyAdapter
+from sfkit.projectors.base import Projector
+from sfkit.registry import default_registry
+from sfkit.rng import own_rng
+from sfkit.teachers.base import Teacher
+
+#: A component's name, a name with options, or (in signatures that say so) a ready instance.
+Named: TypeAlias = "str | Mapping[str, Any] | tuple[str, Mapping[str, Any]] | ComponentSpec"
+
+
+def build_teacher(value: Named | Teacher) -> Teacher:
+    """A teacher from its name, name with options, or an instance."""
+    if isinstance(value, Teacher):
+        return value
+    spec = ComponentSpec.of(value)
+    teacher = default_registry().get("teacher", spec.name).load()(spec.options)
+    return _expect(teacher, Teacher, spec.name)
+
+
+def build_objective(value: Named | Objective) -> Objective:
+    """An objective from its name, name with options, or an instance."""
+    if isinstance(value, Objective):
+        return value
+    spec = ComponentSpec.of(value)
+    objective = default_registry().get("objective", spec.name).load()(spec.options)
+    return _expect(objective, Objective, spec.name)
+
+
+def build_projector(value: Named | Projector, student_dim: int, teacher_dim: int, seed: int) -> Projector:
+    """A projector of the right widths, initialised under its own generator.
+
+    Raises:
+        ConfigError: An instance was given whose widths do not fit.
+    """
+    if isinstance(value, Projector):
+        if (value.student_dim, value.teacher_dim) != (student_dim, teacher_dim):
+            raise ConfigError(
+                f"The projector maps {value.student_dim} to {value.teacher_dim} channels, "
+                f"this pair needs {student_dim} to {teacher_dim}.",
+                "Build it with those widths, or give its name and let sfkit build it.",
+            )
+        return value
+    spec = ComponentSpec.of(value)
+    factory = default_registry().get("projector", spec.name).load()
+    with own_rng(seed=seed):
+        projector = factory(student_dim, teacher_dim, spec.options)
+    return _expect(projector, Projector, spec.name)
+
+
+def build_adapter(policy: nn.Module, value: Named | PolicyAdapter | None) -> PolicyAdapter:
+    """The adapter for a policy: the one given, or the one whose patterns match its class.
+
+    Raises:
+        AdapterError: None matches, or several do.
+    """
+    if isinstance(value, PolicyAdapter):
+        return value
+    inner = inside_peft(policy)
+    if value is not None:
+        spec = ComponentSpec.of(value)
+        entry = default_registry().get("policy", spec.name)
+        return _expect(entry.load()(inner, spec.options), PolicyAdapter, spec.name)
+    entries = default_registry().adapters_for(type(inner))
+    if not entries:
+        installed = default_registry().of_kind("policy")
+        listing = ", ".join(f"{entry.name} ({', '.join(entry.handles)})" for entry in installed) or "none"
+        qualified = f"{type(inner).__module__}.{type(inner).__qualname__}"
+        broken = "".join(f" Broken plugin: {plugin}." for plugin in default_registry().broken)
+        raise AdapterError(
+            f"No adapter handles {qualified}. Installed adapters: {listing}.{_nearest(qualified)}{broken}",
+            "Install the plugin for this policy (for LeRobot: sfkit-lerobot), or pass adapter=YourAdapter(policy).",
+        )
+    return _expect(entries[0].load()(inner), PolicyAdapter, entries[0].name)
+
+
+def inside_peft(policy: nn.Module) -> nn.Module:
+    """The base model inside a PeftModel, else the policy itself. Recognised by name: peft is not imported."""
+    for cls in type(policy).__mro__:
+        if cls.__module__.split(".")[0] == "peft" and hasattr(policy, "get_base_model"):
+            base = policy.get_base_model()
+            if isinstance(base, nn.Module):
+                return base
+    return policy
+
+
+def _nearest(qualified: str) -> str:
+    import difflib  # noqa: PLC0415 - only on the way to an error
+
+    class_name = qualified.rsplit(".", 1)[-1]
+    names = {p.rsplit(".", 1)[-1]: entry for entry in default_registry().of_kind("policy") for p in entry.handles}
+    match = difflib.get_close_matches(class_name, names, n=1, cutoff=0.4)
+    return f" The nearest is {names[match[0]].name!r} for {match[0]}." if match else ""
+
+
+def _expect(value: Any, kind: type[Any], name: str) -> Any:
+    if not isinstance(value, kind):
+        raise WrapError(
+            f"{name!r} was registered as a {kind.__name__} but is a {type(value).__name__}.",
+            "This is a fault of the plugin that registered it.",
+        )
+    return value

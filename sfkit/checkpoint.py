@@ -1,0 +1,138 @@
+"""The files beside a policy's own: ``spatial_forcing/config.json`` and ``spatial_forcing/projector.safetensors``.
+
+Safetensors only, written to a temporary folder and renamed, and checked key by key when read. A teacher's weights are
+never written: its identity and licence are recorded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sfkit import __version__
+from sfkit.config import SpatialForcingConfig
+from sfkit.errors import CheckpointError, ConfigError
+from sfkit.teachers.base import Teacher
+
+FOLDER = "spatial_forcing"
+_CONFIG, _PROJECTOR = "config.json", "projector.safetensors"
+_FORMAT = "sfkit.checkpoint/1"
+
+
+def save(
+    directory: str | Path, config: SpatialForcingConfig, state: Mapping[str, Tensor], teachers: Sequence[Teacher]
+) -> None:
+    """Write ``directory/spatial_forcing/``; an interruption leaves what was there before."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    record = {
+        "format": _FORMAT,
+        "sfkit_version": __version__,
+        "config": config.model_dump(mode="json"),
+        "teachers": [{"name": teacher.name, "license": teacher.license} for teacher in teachers],
+    }
+    fresh = Path(tempfile.mkdtemp(prefix=f".{FOLDER}-", dir=directory))
+    try:
+        save_file({key: value.detach().contiguous().cpu() for key, value in state.items()}, fresh / _PROJECTOR)
+        (fresh / _CONFIG).write_text(json.dumps(record, indent=2) + "\n")
+        fresh.chmod(0o755)
+        _replace(fresh, directory / FOLDER)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _replace(fresh: Path, target: Path) -> None:
+    if target.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{FOLDER}-old-", dir=target.parent))
+        os.replace(target, old / FOLDER)  # noqa: PTH105 - directories are replaced by renaming
+        os.replace(fresh, target)  # noqa: PTH105
+        shutil.rmtree(old)
+    else:
+        os.replace(fresh, target)  # noqa: PTH105
+
+
+def locate(source: str | Path, revision: str | None = None) -> Path:
+    """The ``spatial_forcing`` folder of a local checkpoint or of a Hub repository (downloaded).
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    local = Path(source)
+    for folder in (local / FOLDER, local):
+        if (folder / _CONFIG).is_file() and (folder / _PROJECTOR).is_file():
+            return folder
+    if local.exists():
+        raise CheckpointError(f"{local} has no {FOLDER}/ folder.", "Save the wrapped policy with save_pretrained.")
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - only where something is downloaded
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415
+
+    try:
+        snapshot = snapshot_download(str(source), revision=revision, allow_patterns=[f"{FOLDER}/*"])
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise CheckpointError(
+            f"{source!r} is neither a local checkpoint nor a repository that could be fetched: {error}",
+            "Check the name and the network, or pass a local folder.",
+        ) from error
+    folder = Path(snapshot) / FOLDER
+    if not (folder / _CONFIG).is_file():
+        raise CheckpointError(f"The repository {source!r} has no {FOLDER}/ folder.", "Was it trained with sfkit?")
+    return folder
+
+
+def read_config(folder: Path) -> SpatialForcingConfig:
+    """Read the saved configuration.
+
+    Raises:
+        CheckpointError: It is damaged, or was written by a version with another format.
+    """
+    try:
+        record = json.loads((folder / _CONFIG).read_text())
+        if record.get("format") != _FORMAT:
+            raise CheckpointError(
+                f"{folder / _CONFIG} has format {record.get('format')!r}, expected {_FORMAT!r}.",
+                f"It was written by sfkit {record.get('sfkit_version', 'of unknown version')}: use that version.",
+            )
+        return SpatialForcingConfig.parse(str(folder / _CONFIG), record["config"])
+    except (OSError, ValueError, KeyError, ConfigError) as error:
+        raise CheckpointError(f"{folder / _CONFIG} could not be read: {error}") from error
+
+
+def wrap_arguments(config: SpatialForcingConfig) -> dict[str, Any]:
+    """The arguments of ``wrap`` that a configuration stands for."""
+    return {
+        "pairs": list(config.pairs),
+        "objective": config.objective,
+        "projector": config.projector,
+        "adapter": config.adapter,
+        "weight": config.weight,
+        "seed": config.seed,
+        "self_check": config.self_check,
+    }
+
+
+def load_into(handle: nn.Module, folder: Path) -> None:
+    """Load projector and state, strictly: every missing, unexpected or misshapen tensor is named.
+
+    Raises:
+        CheckpointError: Something does not fit.
+    """
+    path = folder / _PROJECTOR
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} could not be read: {error}", "It may be truncated; restore or retrain.") from error
+    try:
+        handle.load_state_dict(state, strict=True)
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} does not fit: {error}", "Use the policy, depth, teacher and projector that it was saved with."
+        ) from error

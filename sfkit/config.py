@@ -1,0 +1,98 @@
+"""Configuration: frozen pydantic models without torch, so that they can be read, written and compared anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from typing_extensions import Self
+
+from sfkit.errors import ConfigError, did_you_mean
+
+
+class Options(BaseModel):
+    """Base of every options class: frozen, and unknown fields are an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def parse(cls, owner: str, values: Mapping[str, Any]) -> Self:
+        """Validate ``values``; failures name the owner, the field, the valid fields and what was wrong.
+
+        Raises:
+            ConfigError: A field is unknown or has a bad value.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            lines = []
+            for item in error.errors():
+                field = ".".join(str(part) for part in item["loc"]) or "(all)"
+                hint = did_you_mean(field, cls.model_fields) if item["type"] == "extra_forbidden" else ""
+                lines.append(f"{field}: {item['msg']}.{hint}")
+            valid = ", ".join(cls.model_fields) or "none"
+            raise ConfigError(f"Bad options for {owner}: " + " ".join(lines), f"Valid options: {valid}.") from None
+
+
+class ComponentSpec(Options):
+    """A component by name, with its options: enough to build it again elsewhere."""
+
+    name: str = Field(description="Registered name, for example 'geometry'.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Options of that component, as JSON values.")
+
+    @classmethod
+    def of(cls, value: str | Mapping[str, Any] | tuple[str, Mapping[str, Any]] | ComponentSpec) -> ComponentSpec:
+        """Read ``"name"``, ``("name", {...})`` or ``{"name": ..., **options}``."""
+        if isinstance(value, ComponentSpec):
+            return value
+        if isinstance(value, str):
+            return cls(name=value)
+        if isinstance(value, tuple) and len(value) == 2:  # noqa: PLR2004 - a pair
+            return cls(name=value[0], options=dict(value[1]))
+        if isinstance(value, Mapping) and "name" in value:
+            rest = {key: item for key, item in value.items() if key != "name"}
+            nested = rest.pop("options", {})
+            return cls(name=value["name"], options={**nested, **rest})
+        raise ConfigError(
+            f"Cannot read a component from {value!r}.",
+            'Give a name ("geometry"), a name with options (("geometry", {"frame": "world"})) or an instance.',
+        )
+
+
+class PairConfig(Options):
+    """One alignment: a student depth, and the teacher features that it is aligned with."""
+
+    depth: int = Field(ge=0, description="Residual stream after this many blocks (0: the embeddings).")
+    teacher: ComponentSpec = Field(description="The teacher of this pair.")
+    layer: int = Field(description="The teacher's layer, 1 to its number of layers.")
+    weight: float = Field(default=1.0, ge=0, description="Weight of this pair within the alignment loss.")
+
+    @field_validator("teacher", mode="before")
+    @classmethod
+    def _read_teacher(cls, value: Any) -> Any:
+        return ComponentSpec.of(value)
+
+
+class SpatialForcingConfig(Options):
+    """Everything that defines an aligned training run, as it is saved beside a checkpoint."""
+
+    adapter: ComponentSpec = Field(description="The policy adapter.")
+    pairs: tuple[PairConfig, ...] = Field(min_length=1, description="What is aligned with what.")
+    objective: ComponentSpec = Field(default=ComponentSpec(name="cosine"), description="The alignment objective.")
+    projector: ComponentSpec = Field(default=ComponentSpec(name="mlp"), description="Student width to teacher width.")
+    weight: float = Field(default=0.5, ge=0, description="Weight of the alignment loss beside the action loss.")
+    seed: int = Field(default=0, ge=0, description="Seed of the projector's own random generator.")
+    self_check: bool = Field(default=True, description="Check on the first batches that alignment really trains.")
+
+    @field_validator("adapter", "objective", "projector", mode="before")
+    @classmethod
+    def _read_component(cls, value: Any) -> Any:
+        return ComponentSpec.of(value)
+
+    @model_validator(mode="after")
+    def _no_duplicate_pairs(self) -> Self:
+        seen = [(pair.depth, pair.teacher, pair.layer) for pair in self.pairs]
+        if any(seen.count(item) > 1 for item in seen):
+            raise ValueError("the same (depth, teacher, layer) is listed twice; give it once with the summed weight")
+        return self

@@ -1,0 +1,78 @@
+"""The error family. Every error says what happened and where, and its ``remedy`` says what to do next."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SfkitError(Exception):
+    """Base of all errors raised by sfkit.
+
+    Args:
+        message: What happened, and where.
+        remedy: What to do next; shown after the message and kept as an attribute for programs.
+    """
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(f"{message}\n  -> {remedy}" if remedy else message)
+        self.message = message
+        self.remedy = remedy
+
+    def __reduce__(self) -> tuple[type[SfkitError], tuple[str, str]]:
+        # Exception's own reduce would pass the formatted text as ``message`` and lose the remedy.
+        return type(self), (self.message, self.remedy)
+
+
+class ConfigError(SfkitError):
+    """An option is unknown, out of range or of the wrong type."""
+
+
+class UnknownNameError(ConfigError):
+    """A teacher, policy, objective or projector name that nothing installed provides."""
+
+
+class PluginError(SfkitError):
+    """A plugin could not be loaded, or two plugins claim one name."""
+
+
+class AdapterError(SfkitError):
+    """No adapter handles this policy, or the policy is not what its adapter expects."""
+
+
+class WrapError(SfkitError):
+    """The object cannot be wrapped or unwrapped in its present state."""
+
+
+class TapError(SfkitError):
+    """The tap did not fire during forward, or what it captured carries no gradient."""
+
+
+class GradientError(SfkitError):
+    """Alignment would train nothing: no trainable parameter, or no optimizer, is reached."""
+
+
+class ShapeError(SfkitError):
+    """Tensors, grids or feature widths do not fit together."""
+
+
+class ViewsError(SfkitError):
+    """Images or geometry handed to a teacher are unusable (range, NaN, missing fields)."""
+
+
+class LossError(SfkitError):
+    """The alignment loss cannot be joined to what the policy returned."""
+
+
+class CheckpointError(SfkitError):
+    """A saved projector or config is missing, damaged or does not fit."""
+
+
+class SfkitWarning(UserWarning):
+    """Something works but probably not as meant; shown once for each cause."""
+
+
+def did_you_mean(name: str, candidates: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the nearest candidate, or an empty string."""
+    match = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
+    return f" Did you mean {match[0]!r}?" if match else ""

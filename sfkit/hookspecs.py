@@ -1,0 +1,46 @@
+"""The hooks that a plugin may implement: the whole extension surface.
+
+A plugin is a module named by an entry point of group ``sfkit``. It says ``SFKIT_API = 1`` and implements any of these
+with ``@sfkit.hookimpl``. Keep the module import-light: register ``"package.module:Class"`` strings, which are imported
+when first used.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import pluggy
+
+hookspec = pluggy.HookspecMarker("sfkit")
+hookimpl = pluggy.HookimplMarker("sfkit")
+
+
+class Register(Protocol):
+    """``register(target, name=..., summary=..., license=..., handles=...)``; see :class:`sfkit.registry.Entry`."""
+
+    def __call__(self, target: str | type[Any], **metadata: Any) -> None: ...
+
+
+@hookspec
+def register_teachers(register: Register) -> None:
+    """Register frozen feature extractors (subclasses of :class:`sfkit.Teacher`)."""
+
+
+@hookspec
+def register_policies(register: Register) -> None:
+    """Register policy adapters (subclasses of :class:`sfkit.PolicyAdapter`), with ``handles`` class-name patterns."""
+
+
+@hookspec
+def register_objectives(register: Register) -> None:
+    """Register alignment objectives (subclasses of :class:`sfkit.Objective`)."""
+
+
+@hookspec
+def register_projectors(register: Register) -> None:
+    """Register projectors (subclasses of :class:`sfkit.Projector`)."""
+
+
+@hookspec
+def register_commands(register: Register) -> None:
+    """Register ``sfkit`` subcommands (functions whose annotated parameters become options)."""

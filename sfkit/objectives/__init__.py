@@ -1,0 +1,1 @@
+"""Alignment objectives: how far projected student tokens are from the teacher's."""

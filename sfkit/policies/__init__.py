@@ -1,0 +1,1 @@
+"""Policy adapters: where a policy keeps its visual tokens, its pictures and its loss."""

@@ -1,0 +1,194 @@
+"""The registry: what is installed, found through entry points, loaded one by one, imported on first use."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import traceback
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
+from typing import Any, Literal
+
+import pluggy
+
+from sfkit import SFKIT_API, hookspecs
+from sfkit.errors import PluginError, UnknownNameError, did_you_mean
+
+Kind = Literal["teacher", "policy", "objective", "projector", "command"]
+
+_HOOKS: Mapping[Kind, str] = {
+    "teacher": "register_teachers",
+    "policy": "register_policies",
+    "objective": "register_objectives",
+    "projector": "register_projectors",
+    "command": "register_commands",
+}
+_ENTRY_POINT_GROUP = "sfkit"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered component, with static metadata so that listing imports nothing heavy.
+
+    Attributes:
+        kind: What it is.
+        name: What users write.
+        target: ``"package.module:Class"``, or the class itself.
+        distribution: The installed distribution that registered it.
+        summary: One line for listings.
+        license: For teachers: the licence of the weights.
+        handles: For policies: patterns on qualified class names, such as ``"lerobot.*.PI0Policy"``.
+    """
+
+    kind: Kind
+    name: str
+    target: str | type[Any]
+    distribution: str
+    summary: str = ""
+    license: str = ""
+    handles: tuple[str, ...] = ()
+
+    def load(self) -> Any:
+        """Import the target.
+
+        Raises:
+            PluginError: The import failed; the original error is chained.
+        """
+        if not isinstance(self.target, str):
+            return self.target
+        module, _, attribute = self.target.partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except Exception as error:
+            raise PluginError(
+                f"{self.kind.capitalize()} {self.name!r} of {self.distribution} could not be imported "
+                f"from {self.target!r}: {type(error).__name__}: {error}",
+                f"Install what is missing, or reinstall {self.distribution}.",
+            ) from error
+
+
+@dataclass(frozen=True)
+class BrokenPlugin:
+    """A plugin that failed to load; the others are not affected."""
+
+    distribution: str
+    entry_point: str
+    error: BaseException
+
+    def __str__(self) -> str:
+        frame = traceback.extract_tb(self.error.__traceback__)
+        where = f" (in {frame[-1].filename}:{frame[-1].lineno})" if frame else ""
+        return f"{self.distribution}: {type(self.error).__name__}: {self.error}{where}"
+
+
+@dataclass
+class Registry:
+    """Components by kind and name. A plain value: tests build their own, users share :func:`default_registry`."""
+
+    entries: list[Entry] = field(default_factory=list)
+    broken: list[BrokenPlugin] = field(default_factory=list)
+
+    def add_plugin(self, module: ModuleType | object, distribution: str) -> None:
+        """Collect what one plugin registers; nothing is kept of a plugin that fails on the way.
+
+        Raises:
+            PluginError: Wrong ``SFKIT_API``, a misspelt hook, or a hook that fails.
+        """
+        api = getattr(module, "SFKIT_API", None)
+        if api != SFKIT_API:
+            raise PluginError(
+                f"Plugin {distribution} was written for plugin interface {api}, this sfkit has {SFKIT_API}.",
+                f"Upgrade the older of the two; the plugin module must say SFKIT_API = {SFKIT_API}.",
+            )
+        # One manager for each plugin: an error can then be put down to its author, and touches nobody else.
+        manager = pluggy.PluginManager("sfkit")
+        manager.add_hookspecs(hookspecs)
+        manager.register(module)
+        try:
+            manager.check_pending()
+        except pluggy.PluginValidationError as error:
+            known = ", ".join(_HOOKS.values())
+            raise PluginError(f"Plugin {distribution} implements an unknown hook: {error}", f"Hooks: {known}.") from error
+        collected: list[Entry] = []
+        for kind, hook in _HOOKS.items():
+            getattr(manager.hook, hook)(register=functools.partial(_collect, collected, kind, distribution))
+        self.entries.extend(collected)
+
+    def add_entry_point(self, entry_point: EntryPoint) -> None:
+        """Load one entry point; a failure is recorded in ``broken`` and stops nothing."""
+        distribution = entry_point.dist.name if entry_point.dist else entry_point.value
+        try:
+            self.add_plugin(entry_point.load(), distribution)
+        except Exception as error:
+            self.broken.append(BrokenPlugin(distribution, entry_point.name, error))
+
+    def of_kind(self, kind: Kind) -> list[Entry]:
+        """All entries of a kind, by name."""
+        return sorted((entry for entry in self.entries if entry.kind == kind), key=lambda entry: entry.name)
+
+    def get(self, kind: Kind, name: str) -> Entry:
+        """Look a name up.
+
+        Raises:
+            UnknownNameError: Nothing of that name; says what is installed, the nearest match and what is broken.
+            PluginError: Two distributions registered the name.
+        """
+        found = [entry for entry in self.of_kind(kind) if entry.name == name]
+        if len(found) > 1:
+            owners = " and ".join(entry.distribution for entry in found)
+            raise PluginError(
+                f"{kind.capitalize()} {name!r} is registered by {owners}.",
+                "Uninstall one of them, or name the ones to load in SFKIT_PLUGINS.",
+            )
+        if found:
+            return found[0]
+        installed = [entry.name for entry in self.of_kind(kind)]
+        raise UnknownNameError(
+            f"Unknown {kind} {name!r}.{did_you_mean(name, installed)}{self._broken_note()}",
+            f"Installed: {', '.join(installed) or 'none'}.",
+        ) from (self.broken[0].error if self.broken else None)
+
+    def adapters_for(self, cls: type) -> list[Entry]:
+        """Policy adapters whose patterns match ``cls``, those for its most derived matching base first."""
+        found: list[Entry] = []
+        for base in cls.__mro__:
+            qualified = f"{base.__module__}.{base.__qualname__}"
+            for entry in self.of_kind("policy"):
+                if entry not in found and any(fnmatchcase(qualified, pattern) for pattern in entry.handles):
+                    found.append(entry)
+        return found
+
+    def _broken_note(self) -> str:
+        return " Broken plugins: " + "; ".join(map(str, self.broken)) + "." if self.broken else ""
+
+
+def _collect(
+    into: list[Entry], kind: Kind, distribution: str, target: str | type[Any], *, name: str, **metadata: Any
+) -> None:
+    handles = metadata.pop("handles", ())
+    into.append(Entry(kind, name, target, distribution, handles=tuple(handles), **metadata))
+
+
+def discover(points: Iterable[EntryPoint], only: str | None) -> Registry:
+    """Build a registry from entry points.
+
+    Args:
+        points: The entry points to load.
+        only: Comma list of distributions to load (``""``: none; None: all). The core itself is always loaded.
+    """
+    registry = Registry()
+    wanted = None if only is None else {name.strip() for name in only.split(",")} | {"sfkit"}
+    for point in points:
+        if wanted is None or (point.dist is not None and point.dist.name in wanted):
+            registry.add_entry_point(point)
+    return registry
+
+
+@functools.cache
+def default_registry() -> Registry:
+    """The registry of what is installed, built on first use. ``SFKIT_PLUGINS`` limits it; see :func:`discover`."""
+    return discover(entry_points(group=_ENTRY_POINT_GROUP), os.environ.get("SFKIT_PLUGINS"))

@@ -1,0 +1,1 @@
+"""Teachers: frozen sources of 3D-aware features."""

@@ -1,0 +1,82 @@
+"""The teacher interface."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from sfkit.component import Configured
+from sfkit.config import Options
+from sfkit.types import FeatureMap, Views
+
+
+class Teacher(Configured, ABC):
+    """A frozen source of features on a grid.
+
+    Authors write ``load``, ``encode``, ``num_layers`` and ``dim``. The core freezes what ``load`` returns, keeps it in
+    eval mode and off the policy's module tree (so it is in no ``state_dict``, optimizer, DDP broadcast or EMA), places
+    it on the policy's device, and calls ``encode`` under ``torch.inference_mode`` with the global random state guarded.
+
+    Class attributes:
+        name: Registered name.
+        license: Licence of the weights (SPDX where there is one); said at wrap time and in what is published.
+        requires: Optional fields of :class:`~sfkit.types.Views` that it cannot do without.
+        drops_absent: The core runs it on present views only (grouping samples by which views they have), so that an
+            absent camera never touches a real one. Set it to False only where views are independent and cost nothing.
+    """
+
+    license: ClassVar[str]
+    requires: ClassVar[frozenset[str]] = frozenset()
+    drops_absent: ClassVar[bool] = True
+
+    def __init__(self, options: Options | Mapping[str, Any] | None = None) -> None:
+        self.configure(options)
+
+    @property
+    @abstractmethod
+    def num_layers(self) -> int:
+        """Layers are numbered 1 to ``num_layers``."""
+
+    @property
+    def default_layer(self) -> int:
+        """The layer to align with when the user names none."""
+        return self.num_layers
+
+    @abstractmethod
+    def dim(self, layer: int) -> int:
+        """Width of the features of a layer."""
+
+    def load(self) -> nn.Module | None:
+        """Build the network with its weights; None when there is no network."""
+        return None
+
+    def observe(self, views: Views, grid: tuple[int, int]) -> None:  # noqa: B027 - optional by design
+        """Gather statistics. Called on every rank, once for every aligned training step, before ``encode``."""
+
+    @abstractmethod
+    def encode(
+        self, model: nn.Module | None, views: Views, layers: Sequence[int], grid: tuple[int, int]
+    ) -> list[FeatureMap]:
+        """Compute features.
+
+        Args:
+            model: What ``load`` returned, frozen, in eval mode, on the device of ``views``.
+            views: The student's views, with every field in ``requires`` present.
+            layers: Layers wanted; compute no more than the deepest.
+            grid: The student's grid, a hint: the core resamples whatever grid comes back.
+
+        Returns:
+            One map for each layer, over the whole view (letterbox included), mask False where a value means nothing.
+        """
+
+    def state(self) -> dict[str, Tensor]:
+        """Small tensors that a resumed run must have to give the same targets (statistics; never weights)."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what ``state`` gave."""
+        if state:
+            raise ValueError(f"Teacher {self.name!r} keeps no state, got {sorted(state)}.")

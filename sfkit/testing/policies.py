@@ -1,0 +1,158 @@
+"""Small policies with the call structures found in the field, and their adapter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from sfkit.policies.base import ForwardCall, PolicyAdapter, TapPoint
+from sfkit.types import FeatureMap, Views
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block with full attention and a mask."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.input_layernorm = nn.LayerNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+        self.post_layernorm = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+
+    def forward(self, hidden: Tensor, attend: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.input_layernorm(hidden)).chunk(3, -1)
+        hidden = hidden + self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=attend))
+        update = self.mlp(self.post_layernorm(hidden))
+        update += hidden  # in place, as SmolVLA does: a tap on the MLP's output would see the next state
+        return update  # type: ignore[no-any-return]
+
+
+class TinyPolicy(nn.Module):
+    """A LeRobot-like policy: ``forward(batch, reduction="mean") -> (loss, info)``.
+
+    Sequence: visual tokens of each view, then one state token that image tokens never attend to; the action is read
+    from the state token. ``batch`` holds ``images (b, v, 3, h, w)`` in [0, 1], ``state (b, d)``, ``action (b, d)`` and
+    optionally ``present (b, v)``, ``depth``, ``intrinsics`` and ``world_from_camera``.
+
+    Args:
+        dim: Width.
+        depth: Blocks.
+        patch: Patch side in pixels.
+        state_dim: Size of state and action.
+        fused: Never call a block's own forward, as pi0 and SmolVLA do (hooks on blocks stay silent).
+        checkpointing: ``"none"``, ``"non-reentrant"`` or ``"reentrant"`` activation checkpointing of each block.
+    """
+
+    def __init__(
+        self, dim: int = 16, depth: int = 3, patch: int = 8, state_dim: int = 3, *, fused: bool = True,
+        checkpointing: str = "none",
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.fused, self.checkpointing = fused, checkpointing
+        self.embed = nn.Conv2d(3, dim, patch, patch)
+        self.state_proj = nn.Linear(state_dim, dim)
+        self.blocks = nn.ModuleList(Block(dim) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim)
+        self.head = nn.Linear(dim, state_dim)
+
+    def forward(self, batch: dict[str, Tensor], reduction: str = "mean") -> tuple[Tensor, dict[str, Any]]:
+        """Compute the action loss, a scalar or (``reduction="none"``) one value for each sample."""
+        noise = torch.randn_like(batch["action"])
+        prediction = self.act(batch) + 0.0 * noise
+        losses = (prediction - batch["action"]).square().mean(-1)
+        loss = losses.mean() if reduction == "mean" else losses
+        return loss, {"loss": float(losses.mean())}
+
+    def act(self, batch: dict[str, Tensor]) -> Tensor:
+        """Predict the action ``(b, state_dim)``."""
+        hidden, attend = self._embed(batch)
+        for block in self.blocks:
+            hidden = self._run(block, hidden, attend)
+        action: Tensor = self.head(self.norm(hidden)[:, -1])
+        return action
+
+    def _embed(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        images = batch["images"] * 2 - 1
+        b, v = images.shape[:2]
+        visual = self.embed(images.flatten(0, 1)).flatten(2).transpose(1, 2).reshape(b, -1, self.embed.out_channels)
+        hidden = torch.cat([visual, self.state_proj(batch["state"])[:, None]], 1)
+        n = hidden.shape[1]
+        attend = torch.ones(b, n, n, dtype=torch.bool, device=hidden.device)
+        attend[:, :-1, -1] = False
+        if "present" in batch:
+            columns = batch["present"].repeat_interleave((n - 1) // v, dim=1)
+            attend[:, :, :-1] &= columns[:, None]
+            attend |= torch.eye(n, dtype=torch.bool, device=hidden.device)
+        return hidden, attend
+
+    def _run(self, block: nn.Module, hidden: Tensor, attend: Tensor) -> Tensor:
+        call = block.forward if self.fused else block
+        if self.checkpointing == "none" or not self.training:
+            return call(hidden, attend)  # type: ignore[no-any-return]
+        reentrant = self.checkpointing == "reentrant"
+        return checkpoint(call, hidden, attend, use_reentrant=reentrant)  # type: ignore[no-any-return]
+
+
+class TinyAdapter(PolicyAdapter):
+    """Adapter of :class:`TinyPolicy`."""
+
+    name = "tiny"
+    policy: TinyPolicy
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.policy.blocks)
+
+    def dim(self, depth: int) -> int:
+        return self.policy.embed.out_channels
+
+    def tap(self, depth: int) -> TapPoint:
+        if depth == self.num_layers:
+            return TapPoint(self.policy.norm, "norm")
+        block = self.policy.blocks[depth]
+        return TapPoint(block.input_layernorm, f"blocks.{depth}.input_layernorm")  # type: ignore[arg-type]
+
+    def views(self, call: ForwardCall) -> Views:
+        batch = call.arguments["batch"]
+        images = batch["images"]
+        b, v, _, h, w = images.shape
+        present = batch.get("present", torch.ones(b, v, dtype=torch.bool, device=images.device))
+        names = tuple(f"cam{i}" for i in range(v))
+        geometry = {key: batch.get(key) for key in ("depth", "intrinsics", "world_from_camera")}
+        return Views(images, present[:, :, None, None].expand(b, v, h, w), names, **geometry)
+
+    def visual_tokens(self, hidden: Tensor, views: Views) -> FeatureMap:
+        side = self.policy.embed.kernel_size[0]
+        grid = (views.size[0] // side, views.size[1] // side)
+        b, v = views.images.shape[:2]
+        tokens = hidden[:, : v * grid[0] * grid[1]].reshape(b, v, *grid, -1)
+        return FeatureMap(tokens, views.token_mask(grid))
+
+    def with_loss(self, output: Any, loss: Tensor, logs: Any) -> Any:
+        return loss, {**output[1], **{key: float(value) for key, value in logs.items()}}
+
+
+def tiny_batch(
+    b: int = 2, v: int = 2, size: int = 32, state_dim: int = 3, *, geometry: bool = True, seed: int = 0
+) -> dict[str, Tensor]:
+    """A batch for :class:`TinyPolicy`, with depth, intrinsics and poses if ``geometry``."""
+    g = torch.Generator().manual_seed(seed)
+    batch = {
+        "images": torch.rand(b, v, 3, size, size, generator=g),
+        "state": torch.randn(b, state_dim, generator=g),
+        "action": torch.randn(b, state_dim, generator=g),
+    }
+    if geometry:
+        k = torch.tensor([[size, 0.0, (size - 1) / 2], [0.0, size, (size - 1) / 2], [0.0, 0.0, 1.0]])
+        batch["depth"] = 0.5 + torch.rand(b, v, size, size, generator=g)
+        batch["intrinsics"] = k.expand(b, v, 3, 3)
+        batch["world_from_camera"] = torch.eye(4).expand(b, v, 4, 4)
+    return batch
+
+
+__all__ = ["Block", "TinyAdapter", "TinyPolicy", "tiny_batch"]

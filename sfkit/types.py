@@ -1,0 +1,138 @@
+"""The two data types that both sides speak: what the student sees, and a grid of features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from sfkit.errors import ShapeError
+
+
+def _expect(name: str, value: Tensor, shape: tuple[int | None, ...]) -> None:
+    actual = tuple(value.shape)
+    if len(actual) != len(shape) or any(want not in (None, got) for want, got in zip(shape, actual, strict=True)):
+        wanted = " ".join("*" if size is None else str(size) for size in shape)
+        raise ShapeError(f"{name} has shape {actual}, expected ({wanted}).")
+
+
+@dataclass(frozen=True)
+class Views:
+    """What the student sees, in a form that any teacher can use.
+
+    Letters: ``b`` samples, ``v`` views, ``h``/``w`` pixels. Camera axes are OpenCV's (x right, y down, z forward) and
+    integer pixel coordinates are pixel centres. Everything refers to the *view* (the picture after the policy's own
+    resize, crop and letterbox), not to the picture in the dataset.
+
+    Attributes:
+        images: ``(b, v, 3, h, w)`` float in [0, 1]: the student's own pixels with its normalisation undone.
+        valid: ``(b, v, h, w)`` bool. A missing camera is all False; letterbox padding is False.
+        names: One per view, in the policy's order.
+        depth: ``(b, v, h, w)`` float32 metric z-depth in metres; 0 or NaN where unknown.
+        intrinsics: ``(b, v, 3, 3)`` float32, in pixels of the view.
+        world_from_camera: ``(b, v, 4, 4)`` float32 rigid transforms, metres.
+        source_to_view: ``(b, v, 3, 3)`` float32: maps a homogeneous dataset pixel to the view's pixel.
+        time: ``(b, v)`` float32 seconds relative to the current frame (time is folded into ``v``).
+        keys: One identity per sample (dataset fingerprint, episode, index), for the feature store.
+    """
+
+    images: Tensor
+    valid: Tensor
+    names: tuple[str, ...]
+    depth: Tensor | None = None
+    intrinsics: Tensor | None = None
+    world_from_camera: Tensor | None = None
+    source_to_view: Tensor | None = None
+    time: Tensor | None = None
+    keys: tuple[tuple[str, int, int], ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 5 or self.images.shape[2] != 3:
+            raise ShapeError(f"Views.images has shape {tuple(self.images.shape)}, expected (b, v, 3, h, w).")
+        b, v, _, h, w = self.images.shape
+        _expect("Views.valid", self.valid, (b, v, h, w))
+        if self.valid.dtype != torch.bool:
+            raise ShapeError(f"Views.valid has dtype {self.valid.dtype}, expected bool.")
+        if len(self.names) != v:
+            raise ShapeError(f"Views.names has {len(self.names)} entries for {v} views.")
+        for name, shape in (
+            ("depth", (b, v, h, w)),
+            ("intrinsics", (b, v, 3, 3)),
+            ("world_from_camera", (b, v, 4, 4)),
+            ("source_to_view", (b, v, 3, 3)),
+            ("time", (b, v)),
+        ):
+            value = getattr(self, name)
+            if value is not None:
+                _expect(f"Views.{name}", value, shape)
+        if self.keys is not None and len(self.keys) != b:
+            raise ShapeError(f"Views.keys has {len(self.keys)} entries for {b} samples.")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of a view in pixels."""
+        return self.images.shape[-2], self.images.shape[-1]
+
+    @property
+    def present(self) -> Tensor:
+        """``(b, v)`` bool: which views have any valid pixel."""
+        return self.valid.flatten(2).any(-1)
+
+    def select(self, samples: Tensor, views: Sequence[int]) -> Views:
+        """Keep some samples (``(n,)`` long) and some views, with every field in step."""
+        columns = torch.as_tensor(list(views), device=self.images.device)
+
+        def pick(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.index_select(0, samples).index_select(1, columns)
+
+        tensors = {f.name: pick(getattr(self, f.name)) for f in fields(self) if f.name not in ("names", "keys")}
+        keys = None if self.keys is None else tuple(self.keys[i] for i in samples.tolist())
+        return replace(self, names=tuple(self.names[i] for i in views), keys=keys, **tensors)  # type: ignore[arg-type]
+
+    def token_mask(self, grid: tuple[int, int]) -> Tensor:
+        """``(b, v, gh, gw)`` bool: a token is valid when all of its pixels are.
+
+        Raises:
+            ShapeError: The view does not divide into the grid.
+        """
+        (h, w), (gh, gw) = self.size, grid
+        if h % gh or w % gw:
+            raise ShapeError(f"A view of {h}x{w} pixels does not divide into a grid of {gh}x{gw} tokens.")
+        b, v = self.valid.shape[:2]
+        return self.valid.view(b, v, gh, h // gh, gw, w // gw).all(5).all(3)
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """A grid of features for each view. The grid is in the shape, so that flat-token mistakes cannot be written.
+
+    Attributes:
+        values: ``(b, v, gh, gw, d)`` float, rows before columns.
+        mask: ``(b, v, gh, gw)`` bool: which tokens may be used. Values where it is False carry no meaning (may be NaN).
+    """
+
+    values: Tensor
+    mask: Tensor
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 5:
+            raise ShapeError(f"FeatureMap.values has shape {tuple(self.values.shape)}, expected (b, v, gh, gw, d).")
+        _expect("FeatureMap.mask", self.mask, tuple(self.values.shape[:-1]))
+        if self.mask.dtype != torch.bool:
+            raise ShapeError(f"FeatureMap.mask has dtype {self.mask.dtype}, expected bool.")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.values.shape[2], self.values.shape[3]
+
+    @property
+    def dim(self) -> int:
+        """Channels of a token."""
+        return self.values.shape[-1]
+
+    def sanitised(self) -> FeatureMap:
+        """Zero what is masked, by selection and not by product, so that NaN cannot leak into values or gradients."""
+        return FeatureMap(torch.where(self.mask.unsqueeze(-1), self.values, 0.0), self.mask)
