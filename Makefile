@@ -1,0 +1,62 @@
+# Everything works from a fresh clone: each target first makes .venv, once, through scripts/bootstrap.sh.
+#   make test ARGS="tests/test_forcing.py -k unwrap"      ARGS goes to the command behind a target
+SHELL := /usr/bin/env bash
+BIN := .venv/bin
+ARGS ?=
+STAMP := .venv/.stamp
+# No test and no document may need the network, and none may depend on what a hub serves today.
+OFFLINE := HF_HUB_OFFLINE=1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format types layers docs lowest wheels check bench freeze clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+setup: $(STAMP) ## make .venv with the core, the plugins and all tools
+
+$(STAMP): pyproject.toml $(wildcard plugins/*/pyproject.toml) constraints.txt scripts/bootstrap.sh scripts/lib.sh
+	scripts/bootstrap.sh
+
+demo: $(STAMP) ## run the demonstration (ARGS="--help" lists its options)
+	$(BIN)/sfkit demo $(ARGS)
+
+test: $(STAMP) ## run all tests, with the coverage of sfkit
+	$(OFFLINE) $(BIN)/pytest -n 2 --cov --cov-report=term $(ARGS)
+
+lint: $(STAMP) ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP) ## mend style and formatting where a tool can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(STAMP) ## check types: the core for Python 3.10, the plugins for 3.12
+	$(BIN)/mypy
+	$(BIN)/mypy --python-version 3.12 plugins/*/src
+
+layers: $(STAMP) ## check that imports go down only
+	$(BIN)/lint-imports --no-cache
+
+docs: $(STAMP) ## build the documentation into site/; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+lowest: ## test the wheel of the core on Python 3.10 with the oldest supported releases
+	scripts/lowest.sh $(ARGS)
+
+wheels: $(STAMP) ## build every wheel and look inside
+	scripts/wheels.sh
+
+check: ## all that CI does
+	.ci/run
+
+bench: $(STAMP) ## run the benchmarks
+	$(BIN)/python -m benchmarks $(ARGS)
+
+freeze: ## renew constraints.txt with the newest versions that fit
+	scripts/bootstrap.sh --freeze
+
+clean: ## remove what the other targets made
+	rm -rf .venv .venv-lowest .uv site dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
