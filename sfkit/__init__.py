@@ -32,7 +32,11 @@ _EXPORTS = {
     "hookimpl": "sfkit.hookspecs",
 }
 
-__all__ = ["SFKIT_API", "__version__", *sorted(_EXPORTS)]
+__all__ = [  # noqa: PLE0604 - the exports are strings
+    "SFKIT_API",
+    "__version__",
+    *sorted(_EXPORTS),
+]
 
 if TYPE_CHECKING:
     from sfkit.cameras import Camera as Camera

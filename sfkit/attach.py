@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, SupportsIndex, cast
 
+import torch
 from torch import nn
 
 from sfkit.errors import WrapError
 
 HANDLE = "spatial_forcing"
 _MARK = "_sfkit_base"
+_FORCED: dict[type[nn.Module], type[nn.Module]] = {}
 
 
 class Handle(Protocol):
@@ -78,9 +80,14 @@ def detached(policy: nn.Module) -> Iterator[Any]:
         attach(policy, handle)
 
 
-@functools.cache
 def forced_class(base: type[nn.Module]) -> type[nn.Module]:
     """The subclass of ``base`` that aligns. One for each base, with the base's name, signature and documentation."""
+    if base not in _FORCED:
+        _FORCED[base] = _make_forced_class(base)
+    return _FORCED[base]
+
+
+def _make_forced_class(base: type[nn.Module]) -> type[nn.Module]:
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         handle = self._modules.get(HANDLE)
@@ -99,6 +106,8 @@ def forced_class(base: type[nn.Module]) -> type[nn.Module]:
             return (_rebuild, (base, *reduced[1][1:]), *reduced[2:])
         return reduced
 
+    # Dynamo must not trace this frame: it would inline the handle. The base's forward is compiled on its own.
+    torch.compiler.disable(forward, recursive=False)  # type: ignore[no-untyped-call]
     members: dict[str, Any] = {
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
@@ -109,7 +118,8 @@ def forced_class(base: type[nn.Module]) -> type[nn.Module]:
     }
     if callable(getattr(base, "save_pretrained", None)):
         members["save_pretrained"] = _save_pretrained(base)
-    return cast("type[nn.Module]", type(base)(base.__name__, (base,), members))
+    metaclass: Any = type(base)
+    return cast("type[nn.Module]", metaclass(base.__name__, (base,), members))
 
 
 def _save_pretrained(base: Any) -> Callable[..., Any]:

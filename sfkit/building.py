@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias, TypeVar, cast
 
 from torch import nn
 
@@ -15,6 +15,8 @@ from sfkit.projectors.base import Projector
 from sfkit.registry import default_registry
 from sfkit.rng import own_rng
 from sfkit.teachers.base import Teacher
+
+Kind = TypeVar("Kind")
 
 #: A component's name, a name with options, or (in signatures that say so) a ready instance.
 Named: TypeAlias = "str | Mapping[str, Any] | tuple[str, Mapping[str, Any]] | ComponentSpec"
@@ -88,15 +90,14 @@ def build_adapter(policy: nn.Module, value: Named | PolicyAdapter | None) -> Pol
 def inside_peft(policy: nn.Module) -> nn.Module:
     """The base model inside a PeftModel, else the policy itself. Recognised by name: peft is not imported."""
     for cls in type(policy).__mro__:
-        if cls.__module__.split(".")[0] == "peft" and hasattr(policy, "get_base_model"):
-            base = policy.get_base_model()
-            if isinstance(base, nn.Module):
-                return base
+        if cls.__module__.split(".")[0] == "peft" and cls.__name__ == "PeftModel":
+            base: nn.Module = cast("Any", policy).get_base_model()
+            return base
     return policy
 
 
 def _nearest(qualified: str) -> str:
-    import difflib  # noqa: PLC0415 - only on the way to an error
+    import difflib
 
     class_name = qualified.rsplit(".", 1)[-1]
     names = {p.rsplit(".", 1)[-1]: entry for entry in default_registry().of_kind("policy") for p in entry.handles}
@@ -104,10 +105,12 @@ def _nearest(qualified: str) -> str:
     return f" The nearest is {names[match[0]].name!r} for {match[0]}." if match else ""
 
 
-def _expect(value: Any, kind: type[Any], name: str) -> Any:
-    if not isinstance(value, kind):
+def _expect(value: Any, kind: Callable[..., Kind], name: str) -> Kind:
+    # Callable in the signature: the interfaces are abstract, which a type checker does not admit for type[...].
+    expected = cast("type[Kind]", kind)
+    if not isinstance(value, expected):
         raise WrapError(
-            f"{name!r} was registered as a {kind.__name__} but is a {type(value).__name__}.",
+            f"{name!r} was registered as a {expected.__name__} but is a {type(value).__name__}.",
             "This is a fault of the plugin that registered it.",
         )
     return value

@@ -72,8 +72,8 @@ def locate(source: str | Path, revision: str | None = None) -> Path:
             return folder
     if local.exists():
         raise CheckpointError(f"{local} has no {FOLDER}/ folder.", "Save the wrapped policy with save_pretrained.")
-    from huggingface_hub import snapshot_download  # noqa: PLC0415 - only where something is downloaded
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         snapshot = snapshot_download(str(source), revision=revision, allow_patterns=[f"{FOLDER}/*"])
@@ -129,7 +129,9 @@ def load_into(handle: nn.Module, folder: Path) -> None:
     try:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} could not be read: {error}", "It may be truncated; restore or retrain.") from error
+        raise CheckpointError(
+            f"{path} could not be read: {error}", "It may be truncated; restore or retrain."
+        ) from error
     try:
         handle.load_state_dict(state, strict=True)
     except (RuntimeError, KeyError, ValueError) as error:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 from sfkit.config import ComponentSpec, Options
 from sfkit.errors import ConfigError
+
+#: What constructors take; inside the classes below ``Options`` names the class's own options.
+AnyOptions: TypeAlias = Options | Mapping[str, Any] | None
 
 
 class Configured:
@@ -14,9 +17,9 @@ class Configured:
 
     name: ClassVar[str]
     Options: ClassVar[type[Options]] = Options
-    options: Options
+    options: Any
 
-    def configure(self, options: Options | Mapping[str, Any] | None) -> None:
+    def configure(self, options: AnyOptions) -> None:
         """Validate and keep the options.
 
         Raises:

@@ -48,7 +48,7 @@ class ComponentSpec(Options):
             return value
         if isinstance(value, str):
             return cls(name=value)
-        if isinstance(value, tuple) and len(value) == 2:  # noqa: PLR2004 - a pair
+        if isinstance(value, tuple) and len(value) == 2:
             return cls(name=value[0], options=dict(value[1]))
         if isinstance(value, Mapping) and "name" in value:
             rest = {key: item for key, item in value.items() if key != "name"}

@@ -44,7 +44,7 @@ def warp_nearest(picture: Tensor, source_to_view: Tensor, size: tuple[int, int])
     # A view pixel shows the source where its centre falls inside a source pixel's square, whose edges are at -0.5.
     inside = (x >= -0.5) & (x < ws - 0.5) & (y >= -0.5) & (y < hs - 0.5)
     flat = y.round().clamp(0, hs - 1).long() * ws + x.round().clamp(0, ws - 1).long()
-    warped = picture.flatten(1)[:, flat.flatten().to(picture.device)].unflatten(1, (h, w))
+    warped = picture.flatten(1)[:, flat.flatten().to(picture.device)].reshape(-1, h, w)
     return torch.where(inside.to(picture.device), warped, torch.zeros((), dtype=warped.dtype, device=warped.device))
 
 

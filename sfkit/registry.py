@@ -112,7 +112,9 @@ class Registry:
             manager.check_pending()
         except pluggy.PluginValidationError as error:
             known = ", ".join(_HOOKS.values())
-            raise PluginError(f"Plugin {distribution} implements an unknown hook: {error}", f"Hooks: {known}.") from error
+            raise PluginError(
+                f"Plugin {distribution} implements an unknown hook: {error}", f"Hooks: {known}."
+            ) from error
         collected: list[Entry] = []
         for kind, hook in _HOOKS.items():
             getattr(manager.hook, hook)(register=functools.partial(_collect, collected, kind, distribution))

@@ -93,7 +93,7 @@ class OptimizerWatch:
         if self.witness._version != self.witness_version:
             self.witness_version = self.witness._version
             self.steps += 1
-        return False if self.steps >= 2 else None  # noqa: PLR2004 - one step could be a partial one
+        return False if self.steps >= 2 else None
 
 
 class SelfCheck:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -34,17 +34,32 @@ class TeacherHost:
         return {**self.__dict__, "_model": None, "_loaded": False}
 
     @torch.inference_mode()
-    def features(self, views: Views, layers: Sequence[int], grid: tuple[int, int]) -> list[FeatureMap]:
+    def features(
+        self,
+        views: Views,
+        layers: Sequence[int],
+        grid: tuple[int, int],
+        explain: Callable[[str], str] = lambda field: "",
+    ) -> list[FeatureMap]:
         """Features of all views, masked where a view is absent.
+
+        Args:
+            views: What the student saw.
+            layers: Layers wanted.
+            grid: The student's grid.
+            explain: Says of a missing field of ``views`` why it is missing.
 
         Raises:
             ViewsError: ``views`` lack a field that the teacher requires.
         """
         missing = sorted(name for name in self.teacher.requires if getattr(views, name) is None)
         if missing:
+            reasons = [reason for reason in map(explain, missing) if reason]
             raise ViewsError(
-                f"Teacher {self.teacher.name!r} needs {', '.join(missing)}, which this batch does not have.",
-                "Give the adapter its source (for LeRobot: adapter options `cameras`), or choose another teacher.",
+                f"Teacher {self.teacher.name!r} needs {', '.join(missing)}, which this batch does not have."
+                + "".join(f" {reason}" for reason in reasons),
+                "Give cameras=... to SpatialForcing.wrap (for LeRobot: sfkit_lerobot.camera_rig(dataset)) and the maps "
+                "that it names in the batch, or choose another teacher.",
             )
         device = views.images.device
         self.runs += 1
@@ -78,7 +93,9 @@ class TeacherHost:
                 continue
             samples = torch.tensor([i for i, row in enumerate(rows) if tuple(row) == pattern], device=present.device)
             part = self.teacher.encode(model, views.select(samples, columns), layers, grid)
-            maps = [_scatter(whole, new, samples, columns, present.shape) for whole, new in zip(maps, part, strict=True)]
+            maps = [
+                _scatter(whole, new, samples, columns, present.shape) for whole, new in zip(maps, part, strict=True)
+            ]
         return [
             _all_masked(self.teacher.dim(layer), present.shape, grid, views.images) if whole is None else whole
             for whole, layer in zip(maps, layers, strict=True)

@@ -91,4 +91,4 @@ def _number(value: float) -> str:
 
 def _count(parameters: int) -> str:
     millions = parameters / 1e6
-    return f"projector of {millions:.1f} M parameters" if millions >= 0.1 else f"projector of {parameters} parameters"  # noqa: PLR2004
+    return f"projector of {millions:.1f} M parameters" if millions >= 0.1 else f"projector of {parameters} parameters"

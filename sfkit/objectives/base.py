@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 
-from sfkit.component import Configured
-from sfkit.config import Options
+from sfkit.component import AnyOptions, Configured
 
 
 class Objective(Configured, ABC):
     """A distance between two feature grids, for each sample."""
 
-    def __init__(self, options: Options | Mapping[str, Any] | None = None) -> None:
+    def __init__(self, options: AnyOptions = None) -> None:
         self.configure(options)
 
     @abstractmethod

@@ -10,8 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sfkit.cameras import CameraRig
-from sfkit.component import Configured
-from sfkit.config import Options
+from sfkit.component import AnyOptions, Configured
 from sfkit.policies.loss import find_loss, replace_loss
 from sfkit.types import FeatureMap, Views
 
@@ -55,7 +54,7 @@ class PolicyAdapter(Configured, ABC):
 
     cameras: CameraRig | None = None
 
-    def __init__(self, policy: nn.Module, options: Options | Mapping[str, Any] | None = None) -> None:
+    def __init__(self, policy: nn.Module, options: AnyOptions = None) -> None:
         self.policy = policy
         self.configure(options)
 
@@ -88,12 +87,21 @@ class PolicyAdapter(Configured, ABC):
         The mask says which tokens may be aligned (a token is valid when all of its pixels are).
         """
 
+    def explain_missing(self, field: str, call: ForwardCall) -> str:
+        """Why :meth:`views` left an optional field None: where it was looked for, and what was there instead.
+
+        Asked only when a teacher cannot do without the field; shown in the error.
+        """
+        return ""
+
     def loss(self, output: Any) -> Tensor | None:
         """The policy's own loss in what forward returned; None where it computes none."""
         return find_loss(output)
 
     def with_loss(self, output: Any, loss: Tensor, logs: Mapping[str, Tensor]) -> Any:
-        """``output`` with its loss replaced, and ``logs`` (0-d, detached) added where the framework has a place for
-        them: ``action_loss``, ``sf_loss``, ``sf_cosine``, ``sf_weight``; empty when nothing was aligned.
+        """``output`` with its loss replaced.
+
+        ``logs`` (0-d, detached: ``action_loss``, ``sf_loss``, ``sf_cosine``, ``sf_weight``; empty when nothing was
+        aligned) are added where the framework has a place for them.
         """
         return replace_loss(output, loss)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor, nn
 
-from sfkit.component import Configured
-from sfkit.config import Options
+from sfkit.component import AnyOptions, Configured
 
 
 class Projector(Configured, nn.Module, ABC):
@@ -19,9 +16,7 @@ class Projector(Configured, nn.Module, ABC):
     generator and keeps its parameters in float32 when the policy is cast.
     """
 
-    def __init__(
-        self, student_dim: int, teacher_dim: int, options: Options | Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, student_dim: int, teacher_dim: int, options: AnyOptions = None) -> None:
         super().__init__()
         self.student_dim, self.teacher_dim = student_dim, teacher_dim
         self.configure(options)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor, nn
 
+from sfkit.component import AnyOptions
 from sfkit.config import Options
 from sfkit.projectors.base import Projector
 
@@ -29,9 +29,7 @@ class MLPProjector(Projector):
     Options: ClassVar[type[Options]] = MLPOptions
     options: MLPOptions
 
-    def __init__(
-        self, student_dim: int, teacher_dim: int, options: Options | Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, student_dim: int, teacher_dim: int, options: AnyOptions = None) -> None:
         super().__init__(student_dim, teacher_dim, options)
         hidden = self.options.hidden or teacher_dim
         self.norm = nn.LayerNorm(student_dim) if self.options.norm else nn.Identity()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
-from sfkit.component import Configured
-from sfkit.config import Options
+from sfkit.component import AnyOptions, Configured
 from sfkit.types import FeatureMap, Views
 
 
@@ -29,10 +28,10 @@ class Teacher(Configured, ABC):
     """
 
     license: ClassVar[str]
-    requires: ClassVar[frozenset[str]] = frozenset()
+    requires: frozenset[str] = frozenset()
     drops_absent: ClassVar[bool] = True
 
-    def __init__(self, options: Options | Mapping[str, Any] | None = None) -> None:
+    def __init__(self, options: AnyOptions = None) -> None:
         self.configure(options)
 
     @property
@@ -53,7 +52,7 @@ class Teacher(Configured, ABC):
         """Build the network with its weights; None when there is no network."""
         return None
 
-    def observe(self, views: Views, grid: tuple[int, int]) -> None:  # noqa: B027 - optional by design
+    def observe(self, views: Views, grid: tuple[int, int]) -> None:
         """Gather statistics. Called on every rank, once for every aligned training step, before ``encode``."""
 
     @abstractmethod

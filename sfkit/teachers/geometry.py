@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from sfkit.component import AnyOptions
 from sfkit.config import Options
 from sfkit.errors import ConfigError, ViewsError
 from sfkit.geometry import to_world, unproject
@@ -51,12 +52,12 @@ class GeometryTeacher(Teacher):
     Options: ClassVar[type[Options]] = GeometryOptions
     options: GeometryOptions
 
-    def __init__(self, options: Options | Mapping[str, Any] | None = None) -> None:
+    def __init__(self, options: AnyOptions = None) -> None:
         super().__init__(options)
         if self.options.depth_min >= self.options.depth_max:
             raise ConfigError("geometry: depth_min must be below depth_max.")
         if self.options.frame == "world":
-            self.requires = self.requires | {"world_from_camera"}  # type: ignore[misc]
+            self.requires = self.requires | {"world_from_camera"}
         self._moments = RunningMoments()
         self._steps_left = self.options.calibration_steps
         self._standard: tuple[Tensor, Tensor] | None = None

@@ -66,7 +66,7 @@ class TinyPolicy(nn.Module):
         prediction = self.act(batch) + 0.0 * noise
         losses = (prediction - batch["action"]).square().mean(-1)
         loss = losses.mean() if reduction == "mean" else losses
-        return loss, {"loss": float(losses.mean())}
+        return loss, {"loss": losses.mean().item()}
 
     def act(self, batch: dict[str, Tensor]) -> Tensor:
         """Predict the action ``(b, state_dim)``."""

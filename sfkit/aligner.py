@@ -1,0 +1,211 @@
+"""The module beside a policy: it taps the hidden states, runs the teachers and computes the alignment loss."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sfkit.alignment.checks import SelfCheck, check_views
+from sfkit.alignment.step import Alignment, align
+from sfkit.alignment.tap import Tap
+from sfkit.errors import LossError, SfkitWarning
+from sfkit.pairing import Plan
+from sfkit.policies.base import ForwardCall
+from sfkit.policies.loss import add_per_sample
+from sfkit.projectors.base import Projector
+from sfkit.types import FeatureMap, Views
+
+_LOGGED = ("action_loss", "sf_loss", "sf_cosine", "sf_weight")
+
+#: An empty batch is looked for at every this many steps: looking costs a device synchronisation.
+_LOOK_EVERY = 50
+
+
+class Aligner(nn.Module):
+    """Projectors, taps and teachers of one policy, and what happens in a training step.
+
+    Its ``state_dict`` holds the projectors, the step counter and small teacher statistics, never a teacher's weights.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        self.config = plan.config
+        self.adapter = plan.adapter
+        self.objective = plan.objective
+        self.pairs = plan.pairs
+        self.hosts = plan.hosts
+        self.projectors = nn.ModuleList(plan.projectors)
+        self.weight = plan.config.weight
+        self.enabled = True
+        self.steps = 0
+        self._check = SelfCheck(enabled=plan.config.self_check)
+        self._last: dict[str, Tensor] = {}
+        self._warned: set[str] = set()
+        self.taps = {depth: Tap(depth, self.adapter.tap(depth)) for depth in sorted({p.depth for p in self.pairs})}
+
+    def around(
+        self, policy: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run the policy's own forward and, in a training step, join the alignment loss to what it returns."""
+        if not (self.enabled and self.weight and policy.training and torch.is_grad_enabled()):
+            self._warn_if_left_in_eval(policy)
+            return self._anchored(forward(*args, **kwargs), training=policy.training)
+        for tap in self.taps.values():
+            tap.arm()
+        try:
+            output = forward(*args, **kwargs)
+            hidden = {depth: tap.take() for depth, tap in self.taps.items()}
+        finally:
+            # Before backward, where activation checkpointing fires the taps again.
+            for tap in self.taps.values():
+                tap.disarm()
+        return self._join(args, kwargs, output, hidden)
+
+    def _join(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, hidden: Mapping[int, Tensor]) -> Any:
+        bound = _signature(type(self.adapter.policy).forward).bind(self.adapter.policy, *args, **kwargs)
+        bound.apply_defaults()
+        call = ForwardCall(bound.arguments, output)
+        loss = self.adapter.loss(output)
+        if loss is None:
+            raise LossError(
+                f"{type(self.adapter.policy).__name__} returned no loss ({type(call.output).__name__}), "
+                "so the alignment loss has nothing to join.",
+                "Call it as in training, with targets in the batch.",
+            )
+        result: Alignment = self(call, hidden)
+        self.steps += 1
+        joined = add_per_sample(loss, self.weight * result.loss)
+        self._last = {
+            "action_loss": loss.detach().float().mean(),
+            "sf_loss": result.loss.detach().mean(),
+            "sf_cosine": result.cosine,
+            "sf_weight": torch.tensor(self.weight),
+            "valid_tokens": result.valid,
+        }
+        if self.steps % _LOOK_EVERY == 1:
+            self._warn_if_nothing_valid(result.valid)
+        return self.adapter.with_loss(call.output, joined, {key: self._last[key] for key in _LOGGED})
+
+    def forward(self, call: ForwardCall, hidden: Mapping[int, Tensor]) -> Alignment:
+        """Align one batch: the sum over pairs of ``pair weight * objective``, for each sample."""
+        self._check.before(self.projectors)
+        with torch.no_grad():
+            views = self.adapter.views(call)
+        students = {depth: self.adapter.visual_tokens(state, views) for depth, state in hidden.items()}
+        if self._check.first_batch:
+            check_views(views)
+            if any(bool(student.mask.any()) for student in students.values()):
+                self._check.tokens(students, self.projectors)
+        targets = self._targets(views, students)
+        results = [
+            align(students[pair.depth], target, projector, self.objective)
+            for pair, target, projector in zip(self.pairs, targets, self._projectors(), strict=True)
+        ]
+        loss = torch.stack([pair.weight * result.loss for pair, result in zip(self.pairs, results, strict=True)]).sum(0)
+        cosine = torch.stack([result.cosine for result in results]).mean()
+        return Alignment(loss, cosine, torch.stack([result.valid for result in results]).mean())
+
+    def _targets(self, views: Views, students: Mapping[int, FeatureMap]) -> list[FeatureMap]:
+        """One target for each pair, from one run of each teacher."""
+        found: dict[tuple[int, int], FeatureMap] = {}
+        for index, host in enumerate(self.hosts):
+            mine = [pair for pair in self.pairs if pair.host == index]
+            layers = sorted({pair.layer for pair in mine})
+            maps = host.features(views, layers, students[mine[0].depth].grid)
+            found.update({(index, layer): features for layer, features in zip(layers, maps, strict=True)})
+        return [found[pair.host, pair.layer] for pair in self.pairs]
+
+    def _projectors(self) -> Iterable[Projector]:
+        return self.projectors  # type: ignore[return-value]
+
+    def _anchored(self, output: Any, *, training: bool) -> Any:
+        """With several processes, keep the projector in the graph of a training step that does not align.
+
+        DDP otherwise stops with "expected to have finished reduction", or hangs when only some ranks skip. Adding
+        zero times a parameter leaves the loss bit-identical. A single process needs none of it.
+        """
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if not (distributed and training and torch.is_grad_enabled()):
+            return output
+        loss = self.adapter.loss(output)
+        if loss is None or not loss.requires_grad:
+            return output
+        zero = sum((p.flatten()[:1].sum() * 0.0 for p in self.projectors.parameters()), torch.zeros_like(loss))
+        return self.adapter.with_loss(output, loss + zero, {})
+
+    def _warn_if_left_in_eval(self, policy: nn.Module) -> None:
+        forgotten = not policy.training and self.enabled and self.weight and torch.is_grad_enabled()
+        if forgotten and any(parameter.requires_grad for parameter in policy.parameters()):
+            self._warn_once(
+                f"{type(policy).__name__} ran with gradients while in eval mode, so nothing is aligned. Call "
+                "policy.train() before training (LeRobot's from_pretrained returns policies in eval mode), or use "
+                "torch.no_grad() for evaluation."
+            )
+
+    def _warn_if_nothing_valid(self, valid: Tensor) -> None:
+        if not bool(valid > 0):
+            self._warn_once(
+                "No visual token of this batch could be aligned: all are masked, as padding, missing cameras or "
+                "positions without a valid target (for the geometry teacher: depth of 0, NaN or out of range)."
+            )
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(f"sfkit: {message}", SfkitWarning, stacklevel=4)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Aligner:
+        """Follow the policy to another device, but stay in float32 when it is cast."""
+
+        def keep_precision(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(keep_precision, recurse)  # type: ignore[no-any-return, no-untyped-call]
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}step"] = torch.tensor(self.steps)
+        for index, host in enumerate(self.hosts):
+            for key, value in host.teacher.state().items():
+                destination[f"{prefix}teachers.{index}.{key}"] = value
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        ours = {key for key in state_dict if key.startswith(prefix)}
+        if not ours:
+            # A plain checkpoint of the policy: the children then load what they already hold.
+            state_dict.update(self.state_dict(prefix=prefix))
+            warnings.warn(
+                "sfkit: the checkpoint has no projector; the present one was kept.", SfkitWarning, stacklevel=2
+            )
+        self.steps = int(state_dict.pop(f"{prefix}step", self.steps))
+        for index, host in enumerate(self.hosts):
+            own = f"{prefix}teachers.{index}."
+            state = {key[len(own) :]: state_dict.pop(key) for key in ours if key.startswith(own)}
+            if state:
+                host.teacher.load_state(state)
+        for key in [key for key in state_dict if key.startswith(f"{prefix}teachers.")]:
+            del state_dict[key]
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+@functools.cache
+def leave_to_python() -> None:
+    """Keep torch.compile out of the alignment, which is Python by nature; the policy's own forward is compiled.
+
+    Called at wrap time and not on import: it pulls in torch._dynamo, as building an optimizer does anyway.
+    """
+    disable: Any = torch.compiler.disable
+    disable(Aligner.around, recursive=False)
+    Aligner._join = disable(Aligner._join)  # type: ignore[method-assign]
+
+
+@functools.cache
+def _signature(forward: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(forward)

@@ -1,0 +1,95 @@
+"""Reading the visual tokens of a policy, wrapped or not, without leaving a trace."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from sfkit.alignment.tap import Tap
+from sfkit.attach import handle_of
+from sfkit.building import Named, build_adapter
+from sfkit.cameras import CameraRig
+from sfkit.errors import ConfigError
+from sfkit.policies.base import ForwardCall, PolicyAdapter
+from sfkit.rng import own_rng
+from sfkit.types import FeatureMap, Views
+
+
+def capture_tokens(
+    policy: nn.Module,
+    batch: Any,
+    depth: int,
+    adapter: Named | PolicyAdapter | None = None,
+    cameras: CameraRig | None = None,
+) -> tuple[FeatureMap, Views]:
+    """Run ``policy(batch)`` in eval mode without gradients and return its visual tokens at a depth.
+
+    The policy's training flags, the global random state, and its hooks are as before afterwards, also when the policy
+    fails.
+
+    Args:
+        policy: Any policy with an adapter; wrapped by ``SpatialForcing`` or not.
+        batch: What its forward takes.
+        depth: Residual stream after this many blocks (0: the embeddings).
+        adapter: The adapter, if it is not the wrapped policy's own or the one registered for its class.
+        cameras: Calibration and poses, for views with geometry; by default those of the wrap.
+
+    Returns:
+        ``(b, v, gh, gw, d)`` tokens with their mask, detached, and the views that they belong to.
+
+    Raises:
+        AdapterError: No adapter handles the policy.
+        ConfigError: ``depth`` is out of range.
+        TapError: The tap did not fire.
+    """
+    found = _adapter(policy, adapter)
+    if not 0 <= depth <= found.num_layers:
+        raise ConfigError(f"Depth {depth} is out of range.", f"Depths are 0 (embeddings) to {found.num_layers}.")
+    device = next((parameter.device for parameter in policy.parameters()), torch.device("cpu"))
+    with _evaluating(policy), _with_cameras(found, cameras), own_rng(device), torch.no_grad():
+        tap = Tap(depth, found.tap(depth))
+        try:
+            tap.arm()
+            output = policy(batch)
+            hidden = tap.take().detach()
+        finally:
+            tap.remove()
+        bound = inspect.signature(type(found.policy).forward).bind(found.policy, batch)
+        bound.apply_defaults()
+        views = found.views(ForwardCall(bound.arguments, output))
+        return found.visual_tokens(hidden, views), views
+
+
+def _adapter(policy: nn.Module, adapter: Named | PolicyAdapter | None) -> PolicyAdapter:
+    handle = handle_of(policy)
+    if adapter is None and handle is not None:
+        own: PolicyAdapter = handle.adapter
+        return own
+    return build_adapter(policy, adapter)
+
+
+@contextmanager
+def _with_cameras(adapter: PolicyAdapter, cameras: CameraRig | None) -> Iterator[None]:
+    before = adapter.cameras
+    adapter.cameras = before if cameras is None else cameras
+    try:
+        yield
+    finally:
+        adapter.cameras = before
+
+
+@contextmanager
+def _evaluating(policy: nn.Module) -> Iterator[None]:
+    """Eval mode, restored module by module: parts of a policy may be kept in another mode than the whole."""
+    before = [(module, module.training) for module in policy.modules()]
+    policy.eval()
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training

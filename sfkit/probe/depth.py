@@ -1,0 +1,179 @@
+"""The depth probe: how well a token tells how far away its patch is, beyond what its position alone tells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sfkit.errors import ShapeError
+from sfkit.probe.ridge import DEFAULT_ALPHAS, ProbeError, RidgeProbe, score_predictions
+from sfkit.types import FeatureMap, Views
+
+_CM = 100.0
+
+
+def token_depth(
+    views: Views, grid: tuple[int, int], *, depth_min: float = 0.05, depth_max: float = 10.0, min_valid: float = 0.5
+) -> tuple[Tensor, Tensor]:
+    """Mean valid depth of each token's patch.
+
+    Args:
+        views: With ``depth``, at the resolution of the view.
+        grid: Rows and columns of tokens.
+        depth_min: Depth below this many metres is invalid (so are 0 and NaN).
+        depth_max: Depth beyond this many metres is invalid.
+        min_valid: Share of a patch's pixels that must be valid.
+
+    Returns:
+        ``(b, v, gh, gw)`` float32 metres (0 where there is none) and the ``(b, v, gh, gw)`` bool mask of where there is.
+
+    Raises:
+        ProbeError: The views carry no depth.
+        ShapeError: The view does not divide into the grid.
+    """
+    if views.depth is None:
+        raise ProbeError("These views carry no depth.", "Pass cameras=..., and batches that hold depth maps.")
+    (h, w), (gh, gw) = views.size, grid
+    if h % gh or w % gw:
+        raise ShapeError(f"A view of {h}x{w} pixels does not divide into a grid of {gh}x{gw} tokens.")
+    depth = views.depth.float()
+    valid = views.valid & (depth >= depth_min) & (depth <= depth_max)
+    b, v = depth.shape[:2]
+    blocks = (b, v, gh, h // gh, gw, w // gw)
+    total = torch.where(valid, depth, 0.0).reshape(blocks).sum((3, 5))
+    count = valid.reshape(blocks).sum((3, 5))
+    mask = count >= max(1.0, min_valid * (h // gh) * (w // gw))
+    return torch.where(mask, total / count.clamp(min=1), 0.0), mask
+
+
+@dataclass(frozen=True)
+class DepthSamples:
+    """Tokens with the depth of their patches.
+
+    Attributes:
+        tokens: ``(n, v, gh, gw, d)`` float.
+        depth: ``(n, v, gh, gw)`` metres.
+        mask: ``(n, v, gh, gw)`` bool: both the token and its depth may be used.
+        groups: ``(n,)`` long: the episode of each frame.
+        names: One for each view.
+    """
+
+    tokens: Tensor
+    depth: Tensor
+    mask: Tensor
+    groups: Tensor
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, features: FeatureMap, views: Views, groups: Tensor) -> DepthSamples:
+        """From what ``capture_tokens`` returned and the ``(b,)`` episodes of the batch."""
+        depth, known = token_depth(views, features.grid)
+        return cls(features.values.float(), depth, features.mask & known, groups, views.names)
+
+    @classmethod
+    def cat(cls, parts: Sequence[DepthSamples]) -> DepthSamples:
+        """Join batches."""
+        fields = ("tokens", "depth", "mask", "groups")
+        joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in fields}
+        return cls(**joined, names=parts[0].names)
+
+
+@dataclass(frozen=True)
+class DepthScore:
+    """Residual depth on unseen frames: the part that a token's position does not tell.
+
+    Attributes:
+        r2: Share of the residual depth's variance that is explained; 0 is the mean predictor of each position.
+        rmse_cm: Root mean squared error in centimetres.
+        mean_rmse_cm: The same for the mean predictor of each position.
+        samples: Number of tokens.
+    """
+
+    r2: float
+    rmse_cm: float
+    mean_rmse_cm: float
+    samples: int
+
+
+@dataclass(frozen=True)
+class DepthProbe:
+    """One ridge regression for each view, from a token to the depth of its patch, both relative to their position's mean.
+
+    A token's position alone tells most of the depth of a fixed camera's patch. So the mean of each position over the
+    training part is taken off the depth and off the tokens, which is what giving each position its own constant in the
+    regression would do, and only the remainder counts.
+
+    Attributes:
+        names: One for each view.
+        token_mean: ``(v, gh, gw, d)`` over the training part.
+        depth_mean: ``(v, gh, gw)`` over the training part, metres.
+        probes: One for each view; None for a view without enough valid tokens.
+    """
+
+    names: tuple[str, ...]
+    token_mean: Tensor
+    depth_mean: Tensor
+    probes: tuple[RidgeProbe | None, ...]
+
+    @classmethod
+    @torch.no_grad()
+    def fit(cls, samples: DepthSamples, alphas: Sequence[float] = DEFAULT_ALPHAS) -> DepthProbe:
+        """Fit on the training part.
+
+        Raises:
+            ProbeError: No view has a valid token, or too few episodes (see :meth:`RidgeProbe.fit`).
+        """
+        if not bool(samples.mask.any()):
+            raise ProbeError("No token has a valid depth.", "Look at the depth maps, their unit and their range.")
+        token_mean = _position_mean(samples.tokens.double(), samples.mask)
+        depth_mean = _position_mean(samples.depth.double().unsqueeze(-1), samples.mask).squeeze(-1)
+        probes: list[RidgeProbe | None] = []
+        for view in range(len(samples.names)):
+            x, y, groups = _residuals(samples, view, token_mean, depth_mean)
+            probes.append(RidgeProbe.fit(x, y, groups, alphas) if len(x) else None)
+        return cls(samples.names, token_mean, depth_mean, tuple(probes))
+
+    @torch.no_grad()
+    def score(self, samples: DepthSamples) -> tuple[DepthScore, dict[str, DepthScore]]:
+        """Score on frames that were not fitted.
+
+        Returns:
+            The score over all views, and one for each view by name.
+
+        Raises:
+            ProbeError: There is nothing to score.
+        """
+        parts: dict[str, tuple[Tensor, Tensor]] = {}
+        for view, (name, probe) in enumerate(zip(self.names, self.probes, strict=True)):
+            x, y, _ = _residuals(samples, view, self.token_mean, self.depth_mean)
+            if probe is not None and len(x):
+                parts[name] = (probe.predict(x), y)
+        if not parts:
+            raise ProbeError("No token of these frames has a valid depth, or no view was fitted.")
+        predicted, target = (torch.cat(column) for column in zip(*parts.values(), strict=True))
+        return _score(predicted, target), {name: _score(*pair) for name, pair in parts.items()}
+
+
+def _position_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """``(v, gh, gw, d)`` mean over samples where valid; 0 at positions that are never valid."""
+    kept = torch.where(mask.unsqueeze(-1), values, 0.0).sum(0)
+    return kept / mask.sum(0).clamp(min=1).unsqueeze(-1)
+
+
+def _residuals(
+    samples: DepthSamples, view: int, token_mean: Tensor, depth_mean: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens ``(m, d)``, depths ``(m, 1)`` and groups ``(m,)`` of the valid tokens of one view."""
+    mask = samples.mask[:, view]
+    x = (samples.tokens[:, view].double() - token_mean[view])[mask]
+    y = (samples.depth[:, view].double() - depth_mean[view])[mask]
+    groups = samples.groups[:, None, None].expand_as(mask)[mask]
+    return x, y.unsqueeze(1), groups
+
+
+def _score(predicted: Tensor, target: Tensor) -> DepthScore:
+    score = score_predictions(predicted, target, torch.zeros_like(target))
+    return DepthScore(score.r2, score.rmse * _CM, score.mean_rmse * _CM, score.samples)
