@@ -102,7 +102,7 @@ class Aligner(nn.Module):
             check_views(views)
             if any(bool(student.mask.any()) for student in students.values()):
                 self._check.tokens(students, self.projectors)
-        targets = self._targets(views, students)
+        targets = self._targets(call, views, students)
         results = [
             align(students[pair.depth], target, projector, self.objective)
             for pair, target, projector in zip(self.pairs, targets, self._projectors(), strict=True)
@@ -111,13 +111,14 @@ class Aligner(nn.Module):
         cosine = torch.stack([result.cosine for result in results]).mean()
         return Alignment(loss, cosine, torch.stack([result.valid for result in results]).mean())
 
-    def _targets(self, views: Views, students: Mapping[int, FeatureMap]) -> list[FeatureMap]:
+    def _targets(self, call: ForwardCall, views: Views, students: Mapping[int, FeatureMap]) -> list[FeatureMap]:
         """One target for each pair, from one run of each teacher."""
+        explain = functools.partial(self.adapter.explain_missing, call=call)
         found: dict[tuple[int, int], FeatureMap] = {}
         for index, host in enumerate(self.hosts):
             mine = [pair for pair in self.pairs if pair.host == index]
             layers = sorted({pair.layer for pair in mine})
-            maps = host.features(views, layers, students[mine[0].depth].grid)
+            maps = host.features(views, layers, students[mine[0].depth].grid, explain)
             found.update({(index, layer): features for layer, features in zip(layers, maps, strict=True)})
         return [found[pair.host, pair.layer] for pair in self.pairs]
 

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
 
 from sfkit import checkpoint
@@ -17,7 +16,7 @@ from sfkit.alignment.status import PairStatus, Status
 from sfkit.attach import attach, base_of, detach, detached, handle_of, refuse_unwrappable
 from sfkit.building import Named, build_adapter
 from sfkit.cameras import CameraRig
-from sfkit.errors import WrapError
+from sfkit.errors import GradientError, WrapError
 from sfkit.objectives.base import Objective
 from sfkit.pairing import Pair, make_plan
 from sfkit.policies.base import PolicyAdapter
@@ -77,6 +76,12 @@ class SpatialForcing(Aligner):
             GradientError: The policy has no trainable parameter.
         """
         refuse_unwrappable(policy)
+        trainable = next((parameter for parameter in policy.parameters() if parameter.requires_grad), None)
+        if trainable is None:
+            raise GradientError(
+                f"{type(policy).__name__} has no trainable parameter.",
+                "Unfreeze it, or put LoRA on it, before the wrap.",
+            )
         leave_to_python()
         plan = make_plan(
             build_adapter(policy, adapter),
@@ -86,8 +91,7 @@ class SpatialForcing(Aligner):
         if cameras is not None:
             plan.adapter.cameras = cameras
         handle = SpatialForcing(plan)
-        parameter = next((p for p in policy.parameters() if p.requires_grad), None)
-        handle.to((parameter if parameter is not None else torch.empty(0)).device)
+        handle.to(trainable.device)
         handle.train(policy.training)
         attach(policy, handle)
         logger.info("sfkit: %s", handle.describe())

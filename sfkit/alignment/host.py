@@ -63,6 +63,7 @@ class TeacherHost:
             )
         device = views.images.device
         self.runs += 1
+        views = replace(views, images=views.images.float())
         with own_rng(device), torch.autocast(device.type, enabled=False):
             model = self._place(device)
             self.teacher.observe(views, grid)

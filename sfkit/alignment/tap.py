@@ -53,9 +53,9 @@ class Tap:
         if hidden is None:
             raise TapError(
                 f"The tap at depth {self.depth} ({self.path}, input) did not fire during forward.",
-                "The policy's forward does not call this module: check the framework's version against the adapter's. If "
-                "its blocks were compiled one by one, torch reuses another block's graph, which has no tap: compile the "
-                "whole policy, or set torch._dynamo.config.skip_nnmodule_hook_guards = False.",
+                "The policy's forward does not call this module: check the framework's version against the adapter's. "
+                "If its blocks were compiled one by one, torch reuses another block's graph, which has no tap: compile "
+                "the whole policy, or set torch._dynamo.config.skip_nnmodule_hook_guards = False.",
             )
         if not isinstance(hidden, Tensor) or hidden.ndim != 3:
             found = tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
