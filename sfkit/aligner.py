@@ -134,6 +134,8 @@ class Aligner(nn.Module):
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         if not (distributed and training and torch.is_grad_enabled()):
             return output
+        for host in self.hosts:
+            host.sit_out()
         loss = self.adapter.loss(output)
         if loss is None or not loss.requires_grad:
             return output

@@ -70,13 +70,13 @@ def test_fault_01_the_tap_fires_whether_or_not_blocks_are_called(wrapped: Any, f
     assert policy.spatial_forcing.status().pairs[0].fired == 1
 
 
-def test_fault_01_a_silent_tap_is_an_error_and_the_next_step_works(wrapped: Any, monkeypatch: Any) -> None:
+def test_fault_01_a_silent_tap_is_an_error_and_the_next_step_works(wrapped: Any) -> None:
     policy = wrapped(depth=3)
-    monkeypatch.setattr(policy, "norm", nn.LayerNorm(16))
-    with pytest.raises(TapError, match="depth 3 .*did not fire") as caught:
+    tapped, policy.norm = policy.norm, nn.LayerNorm(16)
+    with pytest.raises(TapError, match=r"depth 3 .*did not fire") as caught:
         policy(tiny_batch())
     assert "skip_nnmodule_hook_guards" in caught.value.remedy
-    monkeypatch.undo()
+    policy.norm = tapped
     policy(tiny_batch())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -66,10 +67,15 @@ class TeacherHost:
         views = replace(views, images=views.images.float())
         with own_rng(device), torch.autocast(device.type, enabled=False):
             model = self._place(device)
-            self.teacher.observe(views, grid)
+            self.teacher.observe((views, grid))
             if not self.teacher.drops_absent:
                 return self.teacher.encode(model, views, layers, grid)
             return self._encode_present(model, views, layers, grid)
+
+    @torch.inference_mode()
+    def sit_out(self) -> None:
+        """Take part in what all ranks do together, in a training step in which this rank does not align."""
+        self.teacher.observe(None)
 
     def _place(self, device: torch.device) -> nn.Module | None:
         if not self._loaded:

@@ -28,7 +28,7 @@ def token_depth(
         min_valid: Share of a patch's pixels that must be valid.
 
     Returns:
-        ``(b, v, gh, gw)`` float32 metres (0 where there is none) and the ``(b, v, gh, gw)`` bool mask of where there is.
+        ``(b, v, gh, gw)`` float32 metres (0 where there is none), and the bool mask of where there is, of that shape.
 
     Raises:
         ProbeError: The views carry no depth.
@@ -100,7 +100,7 @@ class DepthScore:
 
 @dataclass(frozen=True)
 class DepthProbe:
-    """One ridge regression for each view, from a token to the depth of its patch, both relative to their position's mean.
+    """One ridge regression for each view, from a token to its patch's depth, both relative to their position's mean.
 
     A token's position alone tells most of the depth of a fixed camera's patch. So the mean of each position over the
     training part is taken off the depth and off the tokens, which is what giving each position its own constant in the

@@ -112,7 +112,7 @@ def probe_error(probe: RidgeProbe, x: Tensor, y: Tensor) -> ProbeScore:
 
 
 def score_predictions(predicted: Tensor, y: Tensor, mean: Tensor) -> ProbeScore:
-    """Compare ``(n, k)`` predictions with targets; ``mean`` (``(k,)`` or ``(n, k)``) is what the mean predictor says."""
+    """Compare ``(n, k)`` predictions with targets and with ``mean``, ``(k,)`` or ``(n, k)``: the mean predictor's."""
     squared = (predicted - y).square().sum(1)
     baseline = (mean - y).square().sum(1)
     return ProbeScore(
@@ -145,7 +145,7 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _pick(x: Tensor, y: Tensor, groups: Tensor, alphas: Sequence[float]) -> float:
     """The strength with the least squared error on held-out groups; the larger one of equals."""
-    names = groups.unique()
+    names: Tensor = torch.unique(groups)
     if len(names) < _MIN_GROUPS:
         raise ProbeError(
             f"The samples come from {len(names)} group(s); picking the regularisation needs at least two.",

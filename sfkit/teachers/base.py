@@ -52,8 +52,12 @@ class Teacher(Configured, ABC):
         """Build the network with its weights; None when there is no network."""
         return None
 
-    def observe(self, views: Views, grid: tuple[int, int]) -> None:
-        """Gather statistics. Called on every rank, once for every aligned training step, before ``encode``."""
+    def observe(self, batch: tuple[Views, tuple[int, int]] | None) -> None:
+        """Gather statistics over ranks. Called on every rank in every training step, before ``encode``.
+
+        Args:
+            batch: The views and the student's grid; None on a rank that does not align in this step.
+        """
 
     @abstractmethod
     def encode(

@@ -73,15 +73,14 @@ class GeometryTeacher(Teacher):
         """Take the statistics from these ``(views, grid)`` and freeze them."""
         self._moments, self._standard = RunningMoments(), None
         for views, grid in batches:
-            self._moments.update(*self._features(views, grid))
+            self._moments.update(self._features(views, grid))
         if self._moments.empty:
             raise ViewsError("GeometryTeacher.fit was given no batch.")
         self._steps_left = 0
 
-    @torch.no_grad()
-    def observe(self, views: Views, grid: tuple[int, int]) -> None:
+    def observe(self, batch: tuple[Views, tuple[int, int]] | None) -> None:
         if self._steps_left > 0 or self._moments.empty:
-            self._moments.update(*self._features(views, grid))
+            self._moments.update(None if batch is None else self._features(*batch))
             self._steps_left -= 1
             self._standard = None
 

@@ -94,7 +94,7 @@ def test_misfits_are_shape_errors() -> None:
     student, teacher, projector = maps()
     with pytest.raises(ShapeError, match="batch, views"):
         align(student, FeatureMap(teacher.values[:2], teacher.mask[:2]), projector, CosineObjective())
-    with pytest.raises(ShapeError, match="the projector maps 8 to 6|projector maps 8 to 6"):
+    with pytest.raises(ShapeError, match="projector maps 8 to 6"):
         align(student, FeatureMap(teacher.values[..., :5], teacher.mask), projector, CosineObjective())
 
 

@@ -85,9 +85,7 @@ def test_is_small_and_complete(dataset: Any) -> None:
     assert {file.suffix for file in files} == {".json", ".parquet", ".mp4"}
     tasks = [dataset.meta.episodes[number]["tasks"][0] for number in range(dataset.num_episodes)]
     assert set(Counter(tasks).values()) == {36}
-    assert all(len(set(tasks[first : first + 3])) == 3 for first in range(0, len(tasks), 3)), (
-        "tasks take turns"
-    )
+    assert all(len(set(tasks[first : first + 3])) == 3 for first in range(0, len(tasks), 3)), "tasks take turns"
 
 
 def test_shapes_and_units(dataset: Any, items: list[dict[str, Any]]) -> None:
@@ -150,9 +148,7 @@ def test_stored_depth_meets_the_simulators_ray_casts(dataset: Any, cameras: dict
         assert np.percentile(distances(camera | {"intrinsics": off}), 90) > 0.002, "half a depth pixel shows"
 
 
-def test_both_cameras_see_the_table_at_the_same_height(
-    items: list[dict[str, Any]], cameras: dict[str, Any]
-) -> None:
+def test_both_cameras_see_the_table_at_the_same_height(items: list[dict[str, Any]], cameras: dict[str, Any]) -> None:
     for item in items:
         for camera in cameras.values():
             points = world_points(item, camera).reshape(-1, 3)
@@ -204,9 +200,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
-def test_recording_resumes_and_is_done_once(
-    recorder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_recording_resumes_and_is_done_once(recorder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
 
     from rich.console import Console

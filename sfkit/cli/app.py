@@ -1,0 +1,93 @@
+"""The commands, built in and from plugins."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+import sfkit
+from sfkit.errors import PluginError
+from sfkit.registry import Entry, default_registry
+
+#: Commands of plugins of this project, told about where the plugin is missing.
+_KNOWN = {"demo": ("sfkit-lerobot", "train a small policy with and without alignment, and compare")}
+
+#: All that follows the name of a plugin's command is its own business, ``--help`` included.
+_PASS_ON: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def build_app() -> typer.Typer:
+    """The application. Plugins are asked which commands they have; none is imported before it is called."""
+    app = typer.Typer(
+        help="Align vision-language-action policies with frozen 3D teachers, at training time only.",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+    )
+    app.callback(invoke_without_command=True)(_root)
+    app.command("plugins")(plugins)
+    app.command("teachers")(teachers)
+    own = {"plugins", "teachers"}
+    offered = {entry.name: entry for entry in default_registry().of_kind("command") if entry.name not in own}
+    for name in sorted(offered):
+        _add_plugin_command(app, offered[name])
+    for name in sorted(_KNOWN.keys() - offered.keys()):
+        _add_missing_command(app, name)
+    return app
+
+
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"sfkit {sfkit.__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def plugins(json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False) -> None:
+    """What is installed, what it offers, and what is broken."""
+    from sfkit.cli.listing import plugins_json, print_plugins
+
+    if json:
+        typer.echo(plugins_json(default_registry()))
+    else:
+        print_plugins(default_registry())
+
+
+def teachers(
+    name: Annotated[str | None, typer.Argument(help="Show the options of this teacher.")] = None,
+) -> None:
+    """Installed teachers with their licences; with NAME, the options of one."""
+    from sfkit.cli.listing import print_teacher, print_teachers
+
+    if name is None:
+        print_teachers(default_registry())
+    else:
+        print_teacher(default_registry().get("teacher", name))
+
+
+def _add_plugin_command(app: typer.Typer, entry: Entry) -> None:
+    def run(context: typer.Context) -> None:
+        inner = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+        inner.command(entry.name)(default_registry().get("command", entry.name).load())
+        inner(args=context.args, prog_name=f"sfkit {entry.name}")
+
+    app.command(entry.name, help=entry.summary, add_help_option=False, context_settings=_PASS_ON)(run)
+
+
+def _add_missing_command(app: typer.Typer, name: str) -> None:
+    distribution, summary = _KNOWN[name]
+
+    def run() -> None:
+        broken = [plugin for plugin in default_registry().broken if plugin.distribution == distribution]
+        if broken:
+            raise PluginError(f"`sfkit {name}` is part of a plugin that is broken: {broken[0]}")
+        raise PluginError(
+            f"`sfkit {name}` is part of {distribution}, which is not installed.", f"pip install {distribution}[demo]"
+        )
+
+    help_text = f"{summary} (needs {distribution})"
+    app.command(name, help=help_text, add_help_option=False, context_settings=_PASS_ON)(run)

@@ -1,0 +1,72 @@
+"""Listings of what is installed."""
+
+from __future__ import annotations
+
+import json
+
+from rich.console import Console
+from rich.table import Table
+
+from sfkit.errors import PluginError
+from sfkit.registry import Entry, Registry
+
+_KINDS = ("teacher", "policy", "objective", "projector", "command")
+
+
+def plugins_json(registry: Registry) -> str:
+    """Everything that is registered, and what is broken, as JSON."""
+    fields = ("kind", "name", "distribution", "summary", "license")
+    entries = [{field: getattr(entry, field) for field in fields} for entry in _sorted(registry)]
+    broken = [
+        {"distribution": plugin.distribution, "entry_point": plugin.entry_point, "error": str(plugin)}
+        for plugin in registry.broken
+    ]
+    return json.dumps({"entries": entries, "broken": broken}, indent=2)
+
+
+def print_plugins(registry: Registry) -> None:
+    """A table of everything that is registered; what is broken below it."""
+    table = _table("distribution", "kind", "name", "summary")
+    for entry in _sorted(registry):
+        table.add_row(entry.distribution, entry.kind, entry.name, entry.summary)
+    console = Console()
+    console.print(table)
+    for plugin in registry.broken:
+        console.print("[bold red]broken:[/] ", end="")
+        console.print(str(plugin), markup=False, highlight=False, soft_wrap=True)
+
+
+def print_teachers(registry: Registry) -> None:
+    """A table of the teachers."""
+    table = _table("name", "licence", "from", "summary")
+    for entry in registry.of_kind("teacher"):
+        table.add_row(entry.name, entry.license, entry.distribution, entry.summary)
+    Console().print(table)
+
+
+def print_teacher(entry: Entry) -> None:
+    """One teacher with its options, read from their definition.
+
+    Raises:
+        PluginError: It cannot be imported, or does not say its options.
+    """
+    options = getattr(entry.load(), "Options", None)
+    if not hasattr(options, "model_fields"):
+        raise PluginError(f"Teacher {entry.name!r} of {entry.distribution} has no Options class.")
+    console = Console()
+    console.print(f"[bold]{entry.name}[/] ({entry.distribution}, licence {entry.license}): {entry.summary}")
+    table = _table("option", "default", "meaning")
+    for name, field in options.model_fields.items():  # type: ignore[union-attr]
+        table.add_row(name, "required" if field.is_required() else repr(field.default), field.description or "")
+    console.print(table if options.model_fields else "It has no options.")  # type: ignore[union-attr]
+
+
+def _sorted(registry: Registry) -> list[Entry]:
+    return sorted(registry.entries, key=lambda e: (e.distribution, _KINDS.index(e.kind), e.name))
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
