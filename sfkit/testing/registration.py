@@ -1,0 +1,109 @@
+"""The registration check: do student tokens and teacher features look at the same piece of the picture?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sfkit.errors import SfkitError
+from sfkit.forcing import SpatialForcing
+
+#: ``perturb(batch, view, (rows, columns)) -> batch``: change the picture (and depth) of one view inside a pixel box.
+Perturb = Callable[[Any, int, tuple[slice, slice]], Any]
+
+
+class RegistrationError(SfkitError):
+    """A perturbed patch moved another patch's token or feature most."""
+
+
+def check_registration(
+    policy: nn.Module, batch: Any, perturb: Perturb, *, cells: Iterable[tuple[int, int]] | None = None
+) -> None:
+    """Perturb one image patch at a time; what moves most must be that patch's own token and feature.
+
+    It catches exchanged axes, token spans that are off by one, exchanged cameras and wrong letterboxes, all of which a
+    cosine loss cannot see.
+
+    Args:
+        policy: A wrapped policy in training mode, best at depth 0, where tokens have not been mixed yet.
+        batch: One batch of it.
+        perturb: Returns a changed copy of the batch; the box is in pixels of the *view*.
+        cells: ``(row, column)`` to try in each view; the valid corners and the centre by default.
+
+    Raises:
+        RegistrationError: Names the patch and what moved instead.
+    """
+    before = _maps(policy, batch)
+    student, mask = before["student"], before["mask"].any(0)
+    views, (rows, columns) = mask.shape[0], mask.shape[1:]
+    height, width = before["size"].tolist()
+    for view in range(views):
+        for row, column in cells if cells is not None else _corners_and_centre(mask[view]):
+            box = (_side(row, rows, height), _side(column, columns, width))
+            after = _maps(policy, perturb(batch, view, box))
+            for name in ("student", "teacher"):
+                if name == "teacher" and before[name].shape[1:4] != student.shape[1:4]:
+                    continue  # a teacher on a grid of its own is resampled, which is tested elsewhere
+                moved = (after[name] - before[name]).float().norm(dim=-1).mean(0)
+                _expect(name, moved, (view, row, column))
+
+
+def _maps(policy: nn.Module, batch: Any) -> dict[str, Tensor]:
+    handle = SpatialForcing.of(policy)
+    if handle is None:
+        raise RegistrationError("The policy is not wrapped.", "Wrap it first.")
+    seen: dict[str, Tensor] = {}
+    adapter, host = handle.adapter, handle.hosts[0]
+    real_tokens, real_features = adapter.visual_tokens, host.features
+
+    def tokens(hidden: Tensor, views: Any) -> Any:
+        found = real_tokens(hidden, views)
+        seen.update(student=found.values.detach().clone(), mask=found.mask, size=torch.tensor(views.size))
+        return found
+
+    def features(*args: Any) -> Any:
+        found = real_features(*args)
+        seen["teacher"] = torch.where(found[0].mask.unsqueeze(-1), found[0].values, 0.0).clone()
+        return found
+
+    # Instance attributes hide the methods for one forward; deleting them brings the methods back.
+    replaced = {"visual_tokens": "visual_tokens" in vars(adapter)}
+    adapter.visual_tokens, host.features = tokens, features  # type: ignore[method-assign]
+    try:
+        with torch.random.fork_rng(devices=[]):
+            policy(batch)
+    finally:
+        if replaced["visual_tokens"]:
+            adapter.visual_tokens = real_tokens  # type: ignore[method-assign]
+        else:
+            del adapter.visual_tokens
+        del host.features
+    return seen
+
+
+def _corners_and_centre(mask: Tensor) -> list[tuple[int, int]]:
+    valid = mask.nonzero()
+    (top, left), (bottom, right) = valid.min(0).values.tolist(), valid.max(0).values.tolist()
+    centre = ((top + bottom) // 2, (left + right) // 2)
+    return [(top, left), (top, right), (bottom, left), (bottom, right), centre]
+
+
+def _side(index: int, count: int, pixels: int) -> slice:
+    step = pixels // count
+    return slice(index * step, (index + 1) * step)
+
+
+def _expect(name: str, moved: Tensor, wanted: tuple[int, int, int]) -> None:
+    _, rows, columns = moved.shape
+    most = int(moved.argmax())
+    found = (most // (rows * columns), most // columns % rows, most % columns)
+    if found != wanted:
+        view, row, column = wanted
+        raise RegistrationError(
+            f"Perturbing row {row}, column {column} of view {view} moved the {name}'s row {found[1]}, "
+            f"column {found[2]} of view {found[0]} most.",
+            "Check the order of axes, the token span, the order of cameras and the letterbox in the adapter.",
+        )
