@@ -1,0 +1,90 @@
+"""Every Python block of the README and the docs is run, in order, as a reader would run it.
+
+Where a block would download weights, tiny ones stand in; the words of the block are not changed.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shutil
+import subprocess
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if page.exists()]
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+#: Shell lines of the docs that tests elsewhere, or CI itself, run; anything else must be added here or be run.
+RUN_ELSEWHERE = {"make demo", "make test", "make check", "make docs", "pip install sfkit sfkit-lerobot"}
+
+pytestmark = pytest.mark.skipif(not PAGES, reason="the docs are not beside the tests of an installed wheel")
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [code for found, code in FENCE.findall(page.read_text()) if found == language]
+
+
+@pytest.fixture
+def small_smolvla(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """A SmolVLA whose backbone is tiny and made here, behind the configuration class that the docs name."""
+    pytest.importorskip("lerobot")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from lerobot.policies.smolvla import configuration_smolvla as module
+
+        from sfkit_lerobot.tiny import tiny_smolvlm
+    folder = tiny_smolvlm(tmp_path / "vlm", layers=16, texts=("reach the goal",))
+    small: dict[str, Any] = {
+        "vlm_model_name": str(folder), "load_vlm_weights": False, "resize_imgs_with_padding": (64, 64),
+    }  # fmt: skip
+    monkeypatch.setattr(module, "SmolVLAConfig", functools.partial(module.SmolVLAConfig, **small))
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    return
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+def test_python_blocks_run(
+    page: Path, small_smolvla: None, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    names: dict[str, Any] = {"__name__": page.stem}
+    with warnings.catch_warnings(), caplog.at_level("INFO", logger="sfkit"):
+        warnings.simplefilter("ignore")  # LeRobot's, which a reader sees too
+        for code in blocks(page, "python"):
+            exec(compile(code, str(page), "exec"), names)
+    if page.name == "README.md":
+        shown = capsys.readouterr().out
+        assert "gradient reaches the policy: yes" in shown
+        assert "optimizer trains the projector: yes" in shown
+        size = re.compile(r"projector \d+\.\d M")  # the reader's SmolVLA is wider than the stand-in
+        assert size.sub("", caplog.records[0].getMessage()) in size.sub("", page.read_text())
+        assert Path("outputs/policy/spatial_forcing/projector.safetensors").is_file()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_shell_lines_are_run_somewhere(page: Path) -> None:
+    for code in blocks(page, "bash") + blocks(page, "console"):
+        for line in code.splitlines():
+            command = line.split("#")[0].removeprefix("$").strip()
+            if not command or command in RUN_ELSEWHERE:
+                continue
+            assert shutil.which("sfkit"), "sfkit is not on PATH"
+            assert command.startswith("sfkit "), f"{page.name}: {command!r} is run by no test"
+            done = subprocess.run(
+                command.split(), cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, f"{command}\n{done.stderr}"
+
+
+def test_links_to_files_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"
