@@ -33,7 +33,7 @@ class Aligner(nn.Module):
     Its ``state_dict`` holds the projectors, the step counter and small teacher statistics, never a teacher's weights.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, *, grad_accumulation: int | None = None) -> None:
         super().__init__()
         self.config = plan.config
         self.adapter = plan.adapter
@@ -42,6 +42,7 @@ class Aligner(nn.Module):
         self.hosts = plan.hosts
         self.projectors = nn.ModuleList(plan.projectors)
         self.weight = plan.config.weight
+        self.grad_accumulation = grad_accumulation
         self.enabled = True
         self.steps = 0
         self._check = SelfCheck(enabled=plan.config.self_check)
@@ -78,9 +79,10 @@ class Aligner(nn.Module):
                 "so the alignment loss has nothing to join.",
                 "Call it as in training, with targets in the batch.",
             )
+        share = self._share_of_the_step({**bound.arguments, **kwargs})
         result: Alignment = self(call, hidden)
         self.steps += 1
-        joined = add_per_sample(loss, self.weight * result.loss)
+        joined = add_per_sample(loss, self.weight * share * result.loss)
         self._last = {
             "action_loss": loss.detach().float().mean(),
             "sf_loss": result.loss.detach().mean(),
@@ -91,6 +93,22 @@ class Aligner(nn.Module):
         if self.steps % _LOOK_EVERY == 1:
             self._warn_if_nothing_valid(result.valid)
         return self.adapter.with_loss(call.output, joined, {key: self._last[key] for key in _LOGGED})
+
+    def _share_of_the_step(self, arguments: Mapping[str, Any]) -> float:
+        """What part of an optimizer step this call is, as far as the policy's own loss already accounts for it.
+
+        Handed ``num_items_in_batch``, a model divides its loss by the items of *all* accumulated batches, and HF
+        Trainer then divides no further. The alignment loss must follow, or it counts once for each of them.
+        """
+        if arguments.get("num_items_in_batch") is None:
+            return 1.0
+        if self.grad_accumulation is None:
+            raise LossError(
+                "The policy was called with num_items_in_batch, so its loss is already scaled for gradient accumulation, "
+                "by a factor that sfkit cannot know.",
+                "Pass SpatialForcing.wrap(..., grad_accumulation=N), N being the trainer's gradient_accumulation_steps.",
+            )
+        return 1.0 / self.grad_accumulation
 
     def forward(self, call: ForwardCall, hidden: Mapping[int, Tensor]) -> Alignment:
         """Align one batch: the sum over pairs of ``pair weight * objective``, for each sample."""

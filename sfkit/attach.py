@@ -9,6 +9,7 @@ from __future__ import annotations
 import copyreg
 import functools
 import inspect
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, SupportsIndex, cast
@@ -16,7 +17,7 @@ from typing import Any, Protocol, SupportsIndex, cast
 import torch
 from torch import nn
 
-from sfkit.errors import WrapError
+from sfkit.errors import SfkitWarning, WrapError
 
 HANDLE = "spatial_forcing"
 _MARK = "_sfkit_base"
@@ -127,6 +128,12 @@ def _save_pretrained(base: Any) -> Callable[..., Any]:
     def save_pretrained(self: nn.Module, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("state_dict") is not None:
             kwargs["state_dict"] = without_handle(kwargs["state_dict"])
+        if kwargs.get("push_to_hub"):
+            message = (
+                "sfkit: push_to_hub=True uploads the policy's own files only; call policy.push_to_hub(...) to publish "
+                "spatial_forcing/ with them."
+            )
+            warnings.warn(message, SfkitWarning, stacklevel=2)
         with detached(self) as handle:
             result = base.save_pretrained(self, save_directory, *args, **kwargs)
         handle.save(save_directory)

@@ -47,6 +47,7 @@ class SpatialForcing(Aligner):
         pairs: Sequence[Any] | None = None,
         adapter: Named | PolicyAdapter | None = None,
         cameras: CameraRig | None = None,
+        grad_accumulation: int | None = None,
         seed: int = 0,
         self_check: bool = True,
     ) -> Policy:
@@ -67,6 +68,8 @@ class SpatialForcing(Aligner):
                 or mappings with those keys; ``layer`` and ``weight`` may be left out.
             adapter: Only needed when the policy's class is not recognised, or to give options.
             cameras: Calibration and poses, for teachers that need geometry.
+            grad_accumulation: Batches for each optimizer step; only needed where the trainer hands the policy
+                ``num_items_in_batch`` (HF Trainer), by which the policy's own loss is scaled already.
             seed: Seed of the projector's own generator; the global random state is left alone.
             self_check: Verify on the first batches that alignment really trains.
 
@@ -91,7 +94,7 @@ class SpatialForcing(Aligner):
         )  # fmt: skip
         if cameras is not None:
             plan.adapter.cameras = cameras
-        handle = SpatialForcing(plan)
+        handle = SpatialForcing(plan, grad_accumulation=grad_accumulation)
         handle.to(trainable.device)
         handle.train(policy.training)
         attach(policy, handle)

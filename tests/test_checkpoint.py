@@ -71,6 +71,17 @@ def test_a_state_dict_given_to_save_pretrained_is_filtered(tmp_path: Path) -> No
     assert not [key for key in load_file(tmp_path / "model.safetensors") if "spatial_forcing" in key]
 
 
+def test_pushing_while_saving_says_what_it_leaves_out(tmp_path: Path) -> None:
+    class Pushing(Saving):
+        def save_pretrained(self, save_directory: Any, *, push_to_hub: bool = False) -> None:  # type: ignore[override]
+            super().save_pretrained(save_directory)
+
+    policy: Any = Pushing()
+    SpatialForcing.wrap(policy, "geometry", adapter=TinyAdapter(policy))
+    with pytest.warns(SfkitWarning, match="uploads the policy's own files only"):
+        policy.save_pretrained(tmp_path, push_to_hub=True)
+
+
 def test_a_failing_save_leaves_the_policy_wrapped(tmp_path: Path) -> None:
     policy = make()
     (tmp_path / "file").write_text("in the way")

@@ -37,7 +37,6 @@ def small_smolvla(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[N
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from lerobot.policies.smolvla import configuration_smolvla as module
-
         from sfkit_lerobot.tiny import tiny_smolvlm
     folder = tiny_smolvlm(tmp_path / "vlm", layers=16, texts=("reach the goal",))
     small: dict[str, Any] = {

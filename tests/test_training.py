@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from sfkit import SpatialForcing
-from sfkit.errors import ConfigError
+from sfkit.errors import ConfigError, LossError
 from sfkit.projectors.mlp import MLPProjector
-from sfkit.testing.policies import TinyPolicy, tiny_batch
+from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.testing.teachers import PatchTeacher
 
 Make = Callable[..., TinyPolicy]
@@ -197,6 +197,30 @@ def test_status_speaks_in_words_and_as_data(wrapped: Make) -> None:
     with SpatialForcing.disabled(policy):
         assert "idle (disabled)" in str(policy.spatial_forcing.status())
     assert "idle (the policy is in eval mode)" in str(policy.eval().spatial_forcing.status())
+
+
+class TrainerStyle(TinyPolicy):
+    """Its loss is scaled for accumulation by the caller's count of items, as transformers models do."""
+
+    def forward(self, batch: Any, reduction: str = "mean", num_items_in_batch: int | None = None) -> Any:
+        loss, info = super().forward(batch, reduction)
+        return loss * len(batch["action"]) / (num_items_in_batch or len(batch["action"])), info
+
+
+def test_fault_48_num_items_in_batch_with_accumulation() -> None:
+    def make(**arguments: Any) -> TrainerStyle:
+        torch.manual_seed(0)
+        policy = TrainerStyle()
+        return SpatialForcing.wrap(policy, PatchTeacher(), depth=2, adapter=TinyAdapter(policy), **arguments)
+
+    whole, parts = make(), make(grad_accumulation=4)
+    batch = tiny_batch(b=8)
+    whole(batch)[0].backward()
+    for i in range(0, 8, 2):
+        parts({key: value[i : i + 2] for key, value in batch.items()}, num_items_in_batch=8)[0].backward()
+    assert_close(grads(whole), grads(parts), atol=1e-6)
+    with pytest.raises(LossError, match="num_items_in_batch"):
+        make()(batch, num_items_in_batch=8)
 
 
 @pytest.mark.gpu
