@@ -104,9 +104,9 @@ class Aligner(nn.Module):
             return 1.0
         if self.grad_accumulation is None:
             raise LossError(
-                "The policy was called with num_items_in_batch, so its loss is already scaled for gradient accumulation, "
-                "by a factor that sfkit cannot know.",
-                "Pass SpatialForcing.wrap(..., grad_accumulation=N), N being the trainer's gradient_accumulation_steps.",
+                "The policy was called with num_items_in_batch, so its loss is already scaled for gradient "
+                "accumulation, by a factor that sfkit cannot know.",
+                "Pass SpatialForcing.wrap(..., grad_accumulation=N), the trainer's gradient_accumulation_steps.",
             )
         return 1.0 / self.grad_accumulation
 

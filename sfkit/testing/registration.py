@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -69,18 +70,12 @@ def _maps(policy: nn.Module, batch: Any) -> dict[str, Tensor]:
         seen["teacher"] = torch.where(found[0].mask.unsqueeze(-1), found[0].values, 0.0).clone()
         return found
 
-    # Instance attributes hide the methods for one forward; deleting them brings the methods back.
-    replaced = {"visual_tokens": "visual_tokens" in vars(adapter)}
-    adapter.visual_tokens, host.features = tokens, features  # type: ignore[method-assign]
-    try:
-        with torch.random.fork_rng(devices=[]):
-            policy(batch)
-    finally:
-        if replaced["visual_tokens"]:
-            adapter.visual_tokens = real_tokens  # type: ignore[method-assign]
-        else:
-            del adapter.visual_tokens
-        del host.features
+    with (
+        mock.patch.object(adapter, "visual_tokens", tokens),
+        mock.patch.object(host, "features", features),
+        torch.random.fork_rng(devices=[]),
+    ):
+        policy(batch)
     return seen
 
 
