@@ -49,7 +49,7 @@ def test_fault_04_activation_checkpointing_changes_no_gradient(wrapped: Make, ch
     assert other.spatial_forcing.status().pairs[0].fired == 1, "the recomputation must not count"
 
 
-def test_autocast_keeps_the_alignment_in_float32(wrapped: Make) -> None:
+def test_fault_52_autocast_keeps_the_alignment_in_float32(wrapped: Make) -> None:
     policy = wrapped()
     dtypes: list[torch.dtype] = []
     policy.spatial_forcing.projectors[0].register_forward_hook(lambda m, a, out: dtypes.append(out.dtype))

@@ -125,6 +125,13 @@ def test_fault_30_eval_disabled_no_grad_and_weight_zero_change_nothing(tiny: Any
     assert (host.runs, weightless.spatial_forcing.hosts[0].runs) == (0, 0)
 
 
+@pytest.mark.filterwarnings("ignore:.*in eval mode:sfkit.SfkitWarning")
+def test_fault_30_eval_mode_with_gradients_changes_nothing(tiny: Any, wrapped: Any) -> None:
+    plain, policy = tiny().eval(), wrapped().eval()
+    assert torch.equal(outputs(plain), outputs(policy))
+    assert policy.spatial_forcing.hosts[0].runs == 0
+
+
 def test_fault_50_a_policy_left_in_eval_mode_is_reported_once(wrapped: Any) -> None:
     policy = wrapped().eval()
     with pytest.warns(SfkitWarning, match=r"Call policy\.train\(\)"):

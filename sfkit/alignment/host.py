@@ -34,7 +34,7 @@ class TeacherHost:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_model": None, "_loaded": False}
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def features(
         self,
         views: Views,
@@ -67,20 +67,21 @@ class TeacherHost:
         views = replace(views, images=views.images.float())
         with own_rng(device), torch.autocast(device.type, enabled=False):
             model = self._place(device)
+            # Outside inference mode: statistics are communicated and kept, which inference tensors resent.
             self.teacher.observe((views, grid))
-            if not self.teacher.drops_absent:
-                return self.teacher.encode(model, views, layers, grid)
-            return self._encode_present(model, views, layers, grid)
+            with torch.inference_mode():
+                if not self.teacher.drops_absent:
+                    return self.teacher.encode(model, views, layers, grid)
+                return self._encode_present(model, views, layers, grid)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def sit_out(self) -> None:
         """Take part in what all ranks do together, in a training step in which this rank does not align."""
         self.teacher.observe(None)
 
     def _place(self, device: torch.device) -> nn.Module | None:
         if not self._loaded:
-            with torch.inference_mode(False):
-                self._model = self.teacher.load()
+            self._model = self.teacher.load()
             self._loaded = True
         if self._model is not None:
             self._model.to(device).eval().requires_grad_(False)

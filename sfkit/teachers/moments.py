@@ -77,7 +77,8 @@ class RunningMoments:
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take back what ``state`` gave."""
-        self._sums = (state["count"], state["total"], state["square"]) if state else None
+        # Copies: what was read from a safetensors file is mapped from it.
+        self._sums = (state["count"].clone(), state["total"].clone(), state["square"].clone()) if state else None
 
 
 def _sums(values: Tensor, mask: Tensor) -> Sums:

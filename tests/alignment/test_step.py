@@ -60,6 +60,20 @@ def test_fault_21_nan_where_only_the_teacher_is_masked() -> None:
     assert (student.values.grad[:, :, 0] == 0).all()  # type: ignore[index]
 
 
+def test_fault_21_nan_where_a_masked_teacher_is_resampled() -> None:
+    student, teacher, projector = maps()
+    values = teacher.values.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    mask = torch.ones(values.shape[:-1], dtype=torch.bool)
+    mask[:, :, :4] = False
+    values[:, :, :4] = torch.nan
+    result = align(student, FeatureMap(values, mask), projector, CosineObjective())
+    result.loss.sum().backward()
+    assert result.loss.isfinite().all()
+    assert (result.loss > 0).all()
+    assert all(parameter.grad.isfinite().all() for parameter in projector.parameters())
+    assert student.values.grad.isfinite().all()  # type: ignore[union-attr]
+
+
 def test_fault_22_a_sample_without_a_valid_token_contributes_zero() -> None:
     student, teacher, projector = maps()
     mask = student.mask.clone()

@@ -74,7 +74,7 @@ def test_fourier_features_have_the_documented_wavelengths() -> None:
 
 
 @pytest.mark.parametrize("bad", [0.0, torch.nan, 0.01, 113.0, -1.0, torch.inf])
-def test_invalid_depth_is_masked_and_never_a_target(bad: float) -> None:
+def test_fault_54_invalid_depth_is_masked_and_never_a_target(bad: float) -> None:
     views = scene()
     assert views.depth is not None
     views.depth[0, 1, 8:16, 24:32] = bad

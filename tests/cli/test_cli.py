@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import sfkit
+from sfkit import builtin
+from sfkit.cli import main
+from sfkit.registry import BrokenPlugin, Entry, Registry
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    return int(ended.value.code or 0)
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> Registry:
+    """A registry of our own in the place of what is installed."""
+    registry = Registry()
+    registry.add_plugin(builtin, "sfkit")
+    monkeypatch.setattr("sfkit.cli.app.default_registry", lambda: registry)
+    return registry
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out.strip() == f"sfkit {sfkit.__version__}"
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",)])
+def test_help_lists_the_commands(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*arguments) == 0
+    told = capsys.readouterr().out
+    assert all(command in told for command in ("plugins", "teachers", "demo"))
+
+
+def test_help_imports_neither_torch_nor_pydantic() -> None:
+    code = (
+        "import sys\n"
+        "from sfkit.cli import main\n"
+        "try:\n    main(['--help'])\n"
+        "except SystemExit as end:\n    assert not end.code\n"
+        "heavy = {'torch', 'pydantic', 'lerobot', 'transformers', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+
+
+def test_plugins_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("plugins") == 0
+    told = capsys.readouterr().out
+    assert "geometry" in told
+    assert "cosine" in told
+
+
+def test_plugins_as_json_with_what_is_broken(installed: Registry, capsys: pytest.CaptureFixture[str]) -> None:
+    installed.broken.append(BrokenPlugin("sfkit-odd", "odd", ImportError("no module [odd]")))
+    assert run("plugins", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {"kind": "teacher", "name": "geometry"}.items() <= told["entries"][0].items()
+    assert told["broken"][0]["distribution"] == "sfkit-odd"
+    assert run("plugins") == 0
+    assert "no module [odd]" in capsys.readouterr().out
+
+
+def test_teachers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("teachers") == 0
+    assert "Apache-2.0" in capsys.readouterr().out
+    assert run("teachers", "geometry") == 0
+    told = capsys.readouterr().out
+    assert "position_mean" in told
+    assert "Fourier" in told
+
+
+def test_an_unknown_teacher_is_told_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("teachers", "geometri") == 1
+    told = capsys.readouterr().err
+    assert "Did you mean 'geometry'" in told
+    assert "Traceback" not in told
+
+
+def test_wrong_usage_ends_with_two(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("plugins", "--nonsense") == 2
+    assert "--nonsense" in capsys.readouterr().err
+
+
+def hello(name: str = "world", loud: bool = False) -> None:
+    """Greet.
+
+    It is a plugin's command.
+    """
+    print(f"hello {name}" + "!" * loud)
+
+
+def test_a_plugins_command_gets_its_own_options_and_help(
+    installed: Registry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    installed.entries.append(Entry("command", "hello", hello, "sfkit-hello", summary="greets"))
+    assert run("--help") == 0
+    assert "greets" in capsys.readouterr().out
+    assert run("hello", "--name", "you", "--loud") == 0
+    assert capsys.readouterr().out == "hello you!\n"
+    assert run("hello", "--help") == 0
+    told = capsys.readouterr().out
+    assert "sfkit hello" in told
+    assert "--loud" in told
+
+
+def test_a_command_is_imported_when_it_is_called_and_its_failure_is_explained(
+    installed: Registry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    installed.entries.append(Entry("command", "odd", "no_such_module:run", "sfkit-odd", summary="is odd"))
+    assert run("--help") == 0
+    assert "is odd" in capsys.readouterr().out
+    assert run("odd", "--x", "1") == 1
+    assert "sfkit-odd could not be imported" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_a_plugin_cannot_take_the_place_of_a_built_in_command(
+    installed: Registry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    installed.entries.append(Entry("command", "plugins", hello, "sfkit-hello"))
+    assert run("plugins", "--json") == 0
+    assert "hello world" not in capsys.readouterr().out
+
+
+def test_two_plugins_with_one_command_are_told(installed: Registry, capsys: pytest.CaptureFixture[str]) -> None:
+    for owner in ("one", "two"):
+        installed.entries.append(Entry("command", "hello", hello, owner))
+    assert run("hello") == 1
+    assert "registered by one and two" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("arguments", [(), ("--steps", "20"), ("--help",)])
+def test_the_demo_says_where_it_comes_from_when_it_is_not_installed(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("demo", *arguments) == 1
+    assert "pip install sfkit-lerobot[demo]" in capsys.readouterr().err
+
+
+def test_a_broken_plugin_is_named_by_the_command_that_it_would_bring(
+    installed: Registry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    installed.broken.append(BrokenPlugin("sfkit-lerobot", "lerobot", ImportError("no lerobot")))
+    assert run("demo") == 1
+    assert "no lerobot" in capsys.readouterr().err
