@@ -1,0 +1,83 @@
+"""LeRobot policies for sfkit: adapters for SmolVLA and pi0, and the way from a dataset's cameras to a teacher.
+
+Importing this package imports neither torch nor lerobot: it is the plugin module that sfkit's registry loads, and its
+public names are resolved on first use (PEP 562).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from sfkit.hookspecs import Register, hookimpl
+
+SFKIT_API = 1
+
+_EXPORTS = {
+    "LeRobotAdapter": "sfkit_lerobot.base",
+    "PI0Adapter": "sfkit_lerobot.pi0",
+    "SmolVLAAdapter": "sfkit_lerobot.smolvla",
+    "camera_rig": "sfkit_lerobot.dataset",
+    "image_stats": "sfkit_lerobot.dataset",
+    "policy_features": "sfkit_lerobot.features",
+    "strip_geometry": "sfkit_lerobot.features",
+}
+
+__all__ = [
+    "SFKIT_API",
+    "LeRobotAdapter",
+    "PI0Adapter",
+    "SmolVLAAdapter",
+    "camera_rig",
+    "image_stats",
+    "policy_features",
+    "strip_geometry",
+]
+
+if TYPE_CHECKING:
+    from sfkit_lerobot.base import LeRobotAdapter as LeRobotAdapter
+    from sfkit_lerobot.dataset import camera_rig as camera_rig
+    from sfkit_lerobot.dataset import image_stats as image_stats
+    from sfkit_lerobot.features import policy_features as policy_features
+    from sfkit_lerobot.features import strip_geometry as strip_geometry
+    from sfkit_lerobot.pi0 import PI0Adapter as PI0Adapter
+    from sfkit_lerobot.smolvla import SmolVLAAdapter as SmolVLAAdapter
+
+
+@hookimpl
+def register_policies(register: Register) -> None:
+    register(
+        "sfkit_lerobot.smolvla:SmolVLAAdapter",
+        name="smolvla",
+        summary="SmolVLA of LeRobot",
+        handles=("lerobot.policies.smolvla.modeling_smolvla.SmolVLAPolicy",),
+    )
+    register(
+        "sfkit_lerobot.pi0:PI0Adapter",
+        name="pi0",
+        summary="pi0 of LeRobot",
+        handles=("lerobot.policies.pi0.modeling_pi0.PI0Policy",),
+    )
+
+
+@hookimpl
+def register_commands(register: Register) -> None:
+    register(
+        "sfkit_lerobot.demo.cli:demo",
+        name="demo",
+        summary="train a small policy with and without alignment, and compare",
+    )
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        module = _EXPORTS[name]
+    except KeyError:
+        raise AttributeError(f"module 'sfkit_lerobot' has no attribute {name!r}") from None
+    value = getattr(importlib.import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_EXPORTS})

@@ -1,0 +1,160 @@
+"""From a LeRobot dataset to the cameras that :meth:`sfkit.SpatialForcing.wrap` takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sfkit.cameras import Camera, CameraRig, PoseTable
+from sfkit.errors import ConfigError
+
+#: Transforms of torchvision that move pixels. Depth, calibration and poses would not move with them.
+_MOVING_TRANSFORMS = frozenset(
+    {
+        "CenterCrop",
+        "ElasticTransform",
+        "FiveCrop",
+        "Pad",
+        "RandomAffine",
+        "RandomCrop",
+        "RandomHorizontalFlip",
+        "RandomIoUCrop",
+        "RandomPerspective",
+        "RandomResize",
+        "RandomResizedCrop",
+        "RandomRotation",
+        "RandomShortestSize",
+        "RandomVerticalFlip",
+        "RandomZoomOut",
+        "Resize",
+        "ScaleJitter",
+        "TenCrop",
+    }
+)
+
+
+def camera_rig(dataset: Any, path: str | Path | None = None) -> CameraRig:
+    """Calibration, depth units and poses of a dataset's cameras.
+
+    Args:
+        dataset: A ``LeRobotDataset``, whole or opened with some ``episodes``.
+        path: The calibration file; ``meta/cameras.json`` of the dataset by default. It need not give ``depth_unit``:
+            LeRobot knows in which unit it returns depth maps.
+
+    Raises:
+        ConfigError: The file is unreadable, names a column that the dataset lacks, a depth unit is not recorded or
+            contradicts LeRobot's, a pose is not one, or the dataset moves pixels at random.
+    """
+    _refuse_moving_transforms(dataset)
+    rig = CameraRig.load(path or Path(dataset.root) / "meta" / "cameras.json")
+    cameras = {key: _with_unit(key, camera, dataset) for key, camera in rig.cameras.items()}
+    pose_keys = {camera.pose_key for camera in cameras.values() if camera.pose_key is not None}
+    return CameraRig(cameras, {key: pose_table(dataset, key) for key in sorted(pose_keys)})
+
+
+def image_stats(dataset: Any) -> dict[str, dict[str, tuple[float, ...]]]:
+    """Statistics of the dataset's pictures, as the adapters' option of that name takes them.
+
+    Only needed for a policy whose ``normalization_mapping["VISUAL"]`` is not IDENTITY.
+    """
+    colour = [key for key in dataset.meta.camera_keys if key not in dataset.meta.depth_keys]
+    return {
+        key: {
+            name: tuple(torch.as_tensor(value).double().flatten().tolist())
+            for name, value in dataset.meta.stats[key].items()
+            if name != "count"
+        }
+        for key in colour
+    }
+
+
+def pose_table(dataset: Any, key: str) -> PoseTable:
+    """Poses of a moving camera from a column of 16 numbers, a 4x4 ``world_from_camera`` by rows, in metres.
+
+    Args:
+        dataset: A ``LeRobotDataset``; frames of episodes that are not loaded are not in the table.
+        key: The column.
+
+    Raises:
+        ConfigError: No such column, or it does not hold rigid transforms.
+    """
+    if key not in dataset.meta.features:
+        columns = ", ".join(dataset.meta.features)
+        raise ConfigError(f"cameras.json names the pose column {key!r}, the dataset has {columns}.")
+    rows = dataset.hf_dataset.select_columns(["index", key]).with_format("numpy")[:]
+    index = torch.as_tensor(rows["index"]).reshape(-1).long()
+    poses = torch.as_tensor(rows[key]).float()
+    if poses[0].numel() != 16:
+        raise ConfigError(f"The pose column {key!r} holds {poses[0].numel()} numbers, expected 16.")
+    poses = poses.reshape(-1, 4, 4)
+    if not torch.equal(poses[:, 3], torch.tensor([0.0, 0.0, 0.0, 1.0]).expand(len(poses), 4)):
+        raise ConfigError(
+            f"The pose column {key!r} does not hold 4x4 transforms: the last row is not 0 0 0 1.",
+            "Write world_from_camera by rows (numpy: pose.reshape(16)), float32.",
+        )
+    order = index.argsort()
+    return PoseTable(index[order], poses[order])
+
+
+def _with_unit(key: str, camera: Camera, dataset: Any) -> Camera:
+    """The camera with the unit in which its depth map arrives in a batch."""
+    depth_key = camera.depth_key
+    if depth_key is None:
+        return camera
+    if depth_key not in dataset.meta.features:
+        known = ", ".join(dataset.meta.depth_keys) or "none"
+        raise ConfigError(f"{key} names the depth map {depth_key!r}; depth maps of the dataset: {known}.")
+    feature = dataset.meta.features[depth_key]
+    unit = _unit_from_lerobot(depth_key, feature, dataset)
+    if unit is None and camera.depth_unit is None:
+        raise ConfigError(
+            f"The unit of {depth_key} is not recorded: LeRobot would return the map as it was stored.",
+            f'Set "depth_unit" to "m" or "mm" in the info of {depth_key} in meta/info.json, or in cameras.json.',
+        )
+    if unit is not None and camera.depth_unit not in (None, unit):
+        raise ConfigError(
+            f"{depth_key} arrives in {unit} (depth_output_unit={dataset.depth_output_unit!r}), but cameras.json says "
+            f"{camera.depth_unit}.",
+            "Leave depth_unit out of cameras.json: LeRobot converts the maps, and knows.",
+        )
+    return camera.model_copy(update={"depth_unit": unit or camera.depth_unit})
+
+
+def _unit_from_lerobot(depth_key: str, feature: Mapping[str, Any], dataset: Any) -> str | None:
+    """The unit that LeRobot converts a map to, or None where it does not convert."""
+    if feature["dtype"] not in ("image", "video"):
+        return None
+    if depth_key not in dataset.meta.depth_keys:
+        raise ConfigError(
+            f"{depth_key} is stored as a colour picture, not as a depth map.",
+            'Record it with shape (height, width, 1) and info={"is_depth_map": True}.',
+        )
+    converts = feature["dtype"] == "video" or (feature.get("info") or {}).get("depth_unit") is not None
+    return str(dataset.depth_output_unit) if converts else None
+
+
+def _refuse_moving_transforms(dataset: Any) -> None:
+    moving = sorted(_names(getattr(dataset, "image_transforms", None)) & _MOVING_TRANSFORMS)
+    if moving:
+        raise ConfigError(
+            f"The dataset's image_transforms move pixels ({', '.join(moving)}), and depth and calibration would stay.",
+            "Take them out (LeRobot: --dataset.image_transforms.tfs without 'affine'); changes of colour are fine.",
+        )
+
+
+def _names(transform: Any) -> set[str]:
+    return {type(part).__name__ for part in _parts(transform)}
+
+
+def _parts(transform: Any) -> Iterator[Any]:
+    """A transform and those within it. LeRobot's container keeps what it really applies in ``tf``."""
+    if transform is None:
+        return
+    yield transform
+    inner = getattr(transform, "tf", None)
+    inner = getattr(transform, "transforms", ()) if inner is None else [inner]
+    for part in inner if isinstance(inner, list | tuple) else ():
+        yield from _parts(part)

@@ -1,0 +1,56 @@
+"""Undoing LeRobot's normalisation of pictures: a teacher must see what the camera saw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfkit.errors import ViewsError
+
+#: For each mode of LeRobot that maps an interval to [-1, 1]: the statistics at its ends.
+_INTERVALS = {"MIN_MAX": ("min", "max"), "QUANTILES": ("q01", "q99"), "QUANTILE10": ("q10", "q90")}
+
+Stats = Mapping[str, Sequence[float]]
+
+
+def visual_mode(config: Any) -> str:
+    """The policy's normalisation of pictures, such as ``"IDENTITY"`` or ``"MEAN_STD"``."""
+    mode = config.normalization_mapping.get("VISUAL", "IDENTITY")
+    return str(getattr(mode, "value", mode))
+
+
+def denormalized(picture: Tensor, mode: str, stats: Stats | None, key: str) -> Tensor:
+    """The picture as it was before LeRobot's preprocessor normalised it.
+
+    Args:
+        picture: ``(b, 3, h, w)`` normalised.
+        mode: LeRobot's mode, not ``"IDENTITY"``.
+        stats: The dataset's statistics of this camera, one value for each channel.
+        key: Its batch key, for messages.
+
+    Raises:
+        ViewsError: The statistics are unknown, or lack what the mode needs.
+    """
+    if mode == "MEAN_STD":
+        mean, std = _values(picture, mode, stats, key, ("mean", "std"))
+        return picture * std + mean
+    if mode in _INTERVALS:
+        low, high = _values(picture, mode, stats, key, _INTERVALS[mode])
+        return (picture + 1) / 2 * (high - low) + low
+    raise ViewsError(f"The policy normalises pictures by {mode}, which sfkit-lerobot does not know how to undo.")
+
+
+def _values(picture: Tensor, mode: str, stats: Stats | None, key: str, names: tuple[str, str]) -> tuple[Tensor, Tensor]:
+    missing = [name for name in names if name not in (stats or {})]
+    if stats is None or missing:
+        raise ViewsError(
+            f"The policy normalises pictures by {mode}, and the statistics of {key} ({', '.join(missing)}) are "
+            "unknown, so the teacher would be shown normalised pictures.",
+            'Pass adapter=("<name>", {"image_stats": sfkit_lerobot.image_stats(dataset)}) to SpatialForcing.wrap, or '
+            'use normalization_mapping["VISUAL"] = IDENTITY.',
+        )
+    low, high = (torch.tensor(stats[name], device=picture.device).view(-1, 1, 1) for name in names)
+    return low, high

@@ -1,0 +1,66 @@
+"""pi0 (``lerobot.policies.pi0``): pictures in the middle of the view, a missing camera is always a view."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from sfkit.component import AnyOptions
+from sfkit.errors import AdapterError, ViewsError
+from sfkit_lerobot.base import LeRobotAdapter, TokenLayout
+from sfkit_lerobot.letterbox import Letterbox, Size, pad_around
+
+_TOLERANCE = 1e-3
+
+
+class PI0Adapter(LeRobotAdapter):
+    """Sequence: the views that are there, then the missing ones (masked), then text."""
+
+    name = "pi0"
+    decoder_path = "model.paligemma_with_expert.paligemma.model.language_model"
+
+    def __init__(self, policy: nn.Module, options: AnyOptions = None) -> None:
+        super().__init__(policy, options)
+        self.layout(self._view_size())
+        self._range_is_checked = False
+
+    def prepare(self, batch: Mapping[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
+        if not self._range_is_checked:
+            self._check_range(batch)
+            self._range_is_checked = True
+        images, masks = self.policy._preprocess_images(batch)
+        return images, masks
+
+    def letterbox(self, source: Size) -> Letterbox:
+        return pad_around(source, self._view_size())
+
+    def layout(self, view: Size) -> TokenLayout:
+        paligemma = self.policy.get_submodule("model.paligemma_with_expert.paligemma")
+        patch = int(paligemma.config.vision_config.patch_size)
+        if view[0] % patch or view[1] % patch:
+            raise AdapterError(
+                f"pi0 gets views of {view[0]}x{view[1]} pixels, which do not divide into patches of {patch}.",
+                f"Set image_resolution to multiples of {patch}.",
+            )
+        return TokenLayout((view[0] // patch, view[1] // patch))
+
+    def sequence_length(self, visual: int, text: int) -> int:
+        return visual + text
+
+    def _view_size(self) -> Size:
+        h, w = self.policy.config.image_resolution
+        return int(h), int(w)
+
+    def _check_range(self, batch: Mapping[str, Any]) -> None:
+        """Look at the pictures before pi0 clamps them: afterwards the core's check cannot see what is wrong."""
+        for key in self.policy.config.image_features:
+            if key not in batch:
+                continue
+            low, high = float(batch[key].min()), float(batch[key].max())
+            if low < -_TOLERANCE or high > 1 + _TOLERANCE:
+                raise ViewsError(
+                    f"{key} ranges from {low:.3g} to {high:.3g}, expected [0, 1]; pi0 would clamp it without a word.",
+                    "Give float pictures in [0, 1]; check the preprocessor and its VISUAL normalisation.",
+                )

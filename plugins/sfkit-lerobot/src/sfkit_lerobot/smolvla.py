@@ -1,0 +1,60 @@
+"""SmolVLA (``lerobot.policies.smolvla``): pictures in the lower right corner, pixel-shuffled tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from sfkit.component import AnyOptions
+from sfkit.errors import AdapterError
+from sfkit_lerobot.base import LeRobotAdapter, TokenLayout
+from sfkit_lerobot.letterbox import Letterbox, Size, pad_top_left, unchanged
+
+
+class SmolVLAAdapter(LeRobotAdapter):
+    """Sequence: the views, each with its markers if ``add_image_special_tokens``, then text, then the state.
+
+    A missing camera is a view only for the first ``empty_cameras`` of them; the others are not in the sequence.
+    """
+
+    name = "smolvla"
+    decoder_path = "model.vlm_with_expert.vlm.model.text_model"
+
+    def __init__(self, policy: nn.Module, options: AnyOptions = None) -> None:
+        super().__init__(policy, options)
+        view = self._view_size()
+        if view is not None:
+            self.layout(view)
+
+    def prepare(self, batch: Mapping[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
+        images, masks = self.policy.prepare_images(batch)
+        return images, masks
+
+    def letterbox(self, source: Size) -> Letterbox:
+        view = self._view_size()
+        return unchanged(source) if view is None else pad_top_left(source, view)
+
+    def layout(self, view: Size) -> TokenLayout:
+        model = self.policy.model.vlm_with_expert.vlm.model
+        patch, shuffle = int(model.vision_model.config.patch_size), int(model.connector.scale_factor)
+        side = patch * shuffle
+        if view[0] != view[1] or view[0] % side:
+            raise AdapterError(
+                f"SmolVLA gets views of {view[0]}x{view[1]} pixels. Its pixel shuffle takes the patches for a square "
+                f"whose side is a multiple of {side} pixels; anything else it scrambles without an error.",
+                f"Set resize_imgs_with_padding to a square of a multiple of {side} pixels.",
+            )
+        markers = (2, 1) if self.policy.config.add_image_special_tokens else (0, 0)
+        return TokenLayout((view[0] // side, view[1] // side), *markers)
+
+    def sequence_length(self, visual: int, text: int) -> int:
+        state = 1
+        return max(visual + text + state, int(self.policy.config.prefix_length))
+
+    def _view_size(self) -> Size | None:
+        """Height and width to which pictures are resized; None where they are left as they are."""
+        target = self.policy.config.resize_imgs_with_padding
+        # LeRobot keeps width and height here, in this order.
+        return None if target is None else (int(target[1]), int(target[0]))

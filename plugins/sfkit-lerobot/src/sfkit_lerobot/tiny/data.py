@@ -1,0 +1,69 @@
+"""Batches and calibration for tiny policies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfkit.cameras import Camera, CameraRig
+
+_TEXT_LENGTH = 6
+
+
+def tiny_lerobot_batch(
+    policy: Any,
+    *,
+    batch_size: int = 2,
+    seed: int = 0,
+    image_size: tuple[int, int] | None = None,
+    missing: Sequence[str] = (),
+    geometry: bool = False,
+) -> dict[str, Tensor]:
+    """A random batch as the policy's preprocessor would hand it over.
+
+    Args:
+        policy: A tiny policy.
+        batch_size: Samples.
+        seed: Of the batch; the global random state is left alone.
+        image_size: Height and width of the pictures; those of the policy's features by default.
+        missing: Cameras to leave out.
+        geometry: Add ``"<camera>_depth"`` ``(b, 1, h, w)`` in metres, as :func:`tiny_rig` describes it, and ``index``.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    config = policy.config
+    batch = {}
+    for key, feature in config.image_features.items():
+        if key in missing or "empty_camera" in key:
+            continue
+        h, w = image_size or tuple(feature.shape[1:])
+        batch[key] = torch.rand(batch_size, 3, h, w, generator=generator)
+        if geometry:
+            batch[f"{key}_depth"] = 0.4 + torch.rand(batch_size, 1, h, w, generator=generator)
+    state, action = config.robot_state_feature.shape[0], config.action_feature.shape[0]
+    batch["observation.state"] = torch.randn(batch_size, state, generator=generator)
+    batch["action"] = torch.randn(batch_size, config.chunk_size, action, generator=generator)
+    tokens = torch.randint(20, 200, (batch_size, _TEXT_LENGTH), generator=generator)
+    batch["observation.language.tokens"] = tokens
+    batch["observation.language.attention_mask"] = torch.ones_like(tokens, dtype=torch.bool)
+    if geometry:
+        batch["index"] = torch.arange(batch_size)
+    return batch
+
+
+def tiny_rig(policy: Any, image_size: tuple[int, int] | None = None) -> CameraRig:
+    """Calibration for the batches of :func:`tiny_lerobot_batch`: 53 degrees wide, at rest at the origin, in metres."""
+    cameras = {}
+    for key, feature in policy.config.image_features.items():
+        h, w = image_size or tuple(feature.shape[1:])
+        cameras[key] = Camera(
+            width=w,
+            height=h,
+            intrinsics=((float(w), 0.0, (w - 1) / 2), (0.0, float(w), (h - 1) / 2), (0.0, 0.0, 1.0)),
+            depth_key=f"{key}_depth",
+            depth_unit="m",
+            world_from_camera=((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)),
+        )
+    return CameraRig(cameras)

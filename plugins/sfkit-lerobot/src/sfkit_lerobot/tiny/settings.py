@@ -1,0 +1,29 @@
+"""What the configurations of tiny policies have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lerobot.configs.types import FeatureType, PolicyFeature
+
+CAMERAS = ("observation.images.front", "observation.images.wrist")
+
+
+def common_settings(
+    cameras: Sequence[str], state_dim: int, action_dim: int, chunk_size: int, image_shape: tuple[int, int, int]
+) -> dict[str, Any]:
+    """Fields that both configurations have, by the arguments that both builders take."""
+    return {
+        "chunk_size": chunk_size,
+        "n_action_steps": chunk_size,
+        "max_state_dim": max(8, state_dim),
+        "max_action_dim": max(8, action_dim),
+        "device": "cpu",
+        "push_to_hub": False,
+        "input_features": {
+            **{key: PolicyFeature(FeatureType.VISUAL, image_shape) for key in cameras},
+            "observation.state": PolicyFeature(FeatureType.STATE, (state_dim,)),
+        },
+        "output_features": {"action": PolicyFeature(FeatureType.ACTION, (action_dim,))},
+    }

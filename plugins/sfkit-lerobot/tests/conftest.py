@@ -1,0 +1,100 @@
+"""Tiny real policies and the helpers that the tests share (as fixtures: test folders are no packages here)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+KINDS = ("smolvla", "pi0")
+
+
+@pytest.fixture(scope="session")
+def vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from sfkit_lerobot.tiny import tiny_smolvlm
+
+    return tiny_smolvlm(tmp_path_factory.mktemp("smolvlm"))
+
+
+@pytest.fixture
+def build(vlm: Path) -> Callable[..., Any]:
+    """``build(kind, **options)``: a tiny policy, always with the same weights."""
+    from sfkit_lerobot.tiny import tiny_pi0, tiny_smolvla
+
+    def build(kind: str, **options: Any) -> Any:
+        torch.manual_seed(0)
+        return tiny_smolvla(vlm, **options) if kind == "smolvla" else tiny_pi0(**options)
+
+    return build
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def wrap() -> Callable[..., Any]:
+    """``wrap(policy, **arguments)``: aligned with geometry, calibrated for the batches of ``tiny_lerobot_batch``."""
+    from sfkit_lerobot.tiny import tiny_rig
+
+    from sfkit import SpatialForcing
+
+    def wrap(policy: Any, teacher: Any = "geometry", **arguments: Any) -> Any:
+        rig_of = getattr(policy, "get_base_model", lambda: policy)()
+        return SpatialForcing.wrap(policy, teacher, **{"cameras": tiny_rig(rig_of), **arguments})
+
+    return wrap
+
+
+@pytest.fixture
+def adapter_of() -> Callable[..., Any]:
+    """``adapter_of(policy, **options)``: its adapter, with the cameras of ``tiny_rig``."""
+    from sfkit_lerobot import PI0Adapter, SmolVLAAdapter
+    from sfkit_lerobot.tiny import tiny_rig
+
+    def adapter_of(policy: Any, **options: Any) -> Any:
+        cls = SmolVLAAdapter if type(policy).__name__ == "SmolVLAPolicy" else PI0Adapter
+        adapter = cls(policy, options)
+        adapter.cameras = tiny_rig(policy)
+        return adapter
+
+    return adapter_of
+
+
+@pytest.fixture
+def views_of() -> Callable[..., Any]:
+    """``views_of(adapter, batch)``: what the student sees of a batch."""
+    from sfkit.policies.base import ForwardCall
+
+    def views_of(adapter: Any, batch: dict[str, Any]) -> Any:
+        with torch.no_grad():
+            return adapter.views(ForwardCall({"batch": batch}, None))
+
+    return views_of
+
+
+@pytest.fixture
+def tapped(views_of: Callable[..., Any]) -> Callable[..., Any]:
+    """``tapped(adapter, batch, depth)``: the hidden state, the views and the visual tokens of a forward."""
+    from sfkit.alignment.tap import Tap
+
+    def tapped(adapter: Any, batch: dict[str, Any], depth: int) -> Any:
+        tap = Tap(depth, adapter.tap(depth))
+        tap.arm()
+        torch.manual_seed(1)
+        try:
+            adapter.policy.forward(dict(batch))
+            hidden = tap.take()
+        finally:
+            tap.remove()
+        views = views_of(adapter, batch)
+        return hidden, views, adapter.visual_tokens(hidden, views)
+
+    return tapped

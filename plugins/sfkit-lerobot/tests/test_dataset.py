@@ -1,0 +1,197 @@
+"""From LeRobot datasets to camera rigs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from sfkit_lerobot import camera_rig, policy_features
+from sfkit_lerobot.dataset import pose_table
+
+from sfkit.errors import ConfigError
+
+KEY, DEPTH, POSE = "observation.images.wrist", "observation.images.wrist_depth", "camera_pose.wrist"
+CAMERA = {
+    "width": 16,
+    "height": 12,
+    "intrinsics": [[16, 0, 7.5], [0, 16, 5.5], [0, 0, 1]],
+    "depth_key": DEPTH,
+    "pose_key": POSE,
+}
+EPISODES, LENGTH = 3, 4
+METRES = 0.75
+
+
+def _depth_feature(**info) -> dict:
+    return {"dtype": "image", "shape": (12, 16, 1), "names": ["height", "width", "channels"], "info": info}
+
+
+def _pose(index: int) -> np.ndarray:
+    pose = np.eye(4, dtype=np.float32)
+    pose[:3, 3] = index, 2 * index, 0.5
+    return pose
+
+
+def _record(root: Path, depth_dtype: type = np.uint16) -> None:
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    features = {
+        KEY: {"dtype": "image", "shape": (12, 16, 3), "names": ["height", "width", "channels"]},
+        DEPTH: _depth_feature(is_depth_map=True),
+        POSE: {"dtype": "float32", "shape": (16,), "names": None},
+        "observation.state": {"dtype": "float32", "shape": (4,), "names": None},
+        "action": {"dtype": "float32", "shape": (4,), "names": None},
+    }
+    dataset = LeRobotDataset.create("local/toy", fps=10, features=features, root=root, use_videos=False)
+    # LeRobot takes integers for millimetres and floats for metres.
+    value = METRES * 1000 if depth_dtype is np.uint16 else METRES
+    for episode in range(EPISODES):
+        for step in range(LENGTH):
+            dataset.add_frame(
+                {
+                    KEY: np.full((12, 16, 3), 9, dtype=np.uint8),
+                    DEPTH: np.full((12, 16, 1), value, dtype=depth_dtype),
+                    POSE: _pose(episode * LENGTH + step).reshape(16),
+                    "observation.state": np.zeros(4, np.float32),
+                    "action": np.zeros(4, np.float32),
+                    "task": "wave",
+                }
+            )
+        dataset.save_episode()
+    dataset.finalize()
+    (root / "meta" / "cameras.json").write_text(json.dumps({"format": "sfkit.cameras/1", "cameras": {KEY: CAMERA}}))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("datasets") / "toy"
+    _record(root)
+    return root
+
+
+def _open(root: Path, **arguments):
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    return LeRobotDataset("local/toy", root=root, **arguments)
+
+
+def _edited(root: Path, tmp_path: Path, name: str, edit) -> Path:
+    """A copy of the dataset with one JSON file of its metadata changed."""
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(root, copy)
+    path = copy / "meta" / name
+    data = json.loads(path.read_text())
+    edit(data)
+    path.write_text(json.dumps(data))
+    return copy
+
+
+@pytest.mark.parametrize("unit", ["mm", "m"])
+def test_fault_54_the_unit_is_that_in_which_lerobot_returns_depth(unit, root) -> None:
+    dataset = _open(root, depth_output_unit=unit)
+    rig = camera_rig(dataset)
+    assert rig.cameras[KEY].depth_unit == unit
+    assert float(dataset[0][DEPTH].mean()) * rig.depth_scale(KEY) == pytest.approx(METRES)
+
+
+def test_fault_54_lerobots_default_is_millimetres(root) -> None:
+    assert camera_rig(_open(root)).depth_scale(KEY) == 0.001
+
+
+def test_fault_54_depth_recorded_in_metres(tmp_path) -> None:
+    _record(tmp_path / "metres", np.float32)
+    dataset = _open(tmp_path / "metres")
+    assert float(dataset[0][DEPTH].mean()) * camera_rig(dataset).depth_scale(KEY) == pytest.approx(METRES)
+
+
+def _forget_unit(info) -> None:
+    del info["features"][DEPTH]["info"]["depth_unit"]
+
+
+def test_fault_54_an_unrecorded_unit_is_an_error_and_can_be_stated(root, tmp_path, caplog) -> None:
+    copy = _edited(root, tmp_path, "info.json", _forget_unit)
+    with pytest.raises(ConfigError, match="not recorded"):
+        camera_rig(_open(copy))
+    cameras = {"format": "sfkit.cameras/1", "cameras": {KEY: {**CAMERA, "depth_unit": "mm"}}}
+    (copy / "meta" / "cameras.json").write_text(json.dumps(cameras))
+    dataset = _open(copy)
+    assert float(dataset[0][DEPTH].mean()) * camera_rig(dataset).depth_scale(KEY) == pytest.approx(METRES)
+
+
+def test_fault_54_contradicting_units_are_an_error(root, tmp_path) -> None:
+    copy = _edited(root, tmp_path, "cameras.json", lambda data: data["cameras"][KEY].update(depth_unit="m"))
+    with pytest.raises(ConfigError, match="arrives in mm"):
+        camera_rig(_open(copy))
+
+
+def test_fault_53_the_datasets_own_geometry_is_no_policy_feature(root) -> None:
+    assert set(policy_features(_open(root).meta.features)) == {KEY, "observation.state", "action"}
+
+
+@pytest.mark.parametrize("episodes", [None, [1], [2, 0]])
+def test_poses_are_found_by_the_global_index(episodes, root) -> None:
+    dataset = _open(root, episodes=episodes)
+    rig = camera_rig(dataset)
+    batch = torch.utils.data.default_collate([dataset[i] for i in (len(dataset) - 1, 0)])
+    poses = rig.pose(KEY, batch["index"], 2)
+    assert poses.dtype == torch.float32
+    for pose, index in zip(poses, batch["index"].tolist(), strict=True):
+        assert torch.equal(pose, torch.from_numpy(_pose(index)))
+    outside = rig.pose(KEY, torch.tensor([0 if episodes == [1] else 99]), 1)
+    assert bool(outside.isnan().any())
+
+
+def test_a_pose_column_must_hold_transforms_by_rows(root) -> None:
+    dataset = _open(root)
+    with pytest.raises(ConfigError, match="holds 4 numbers"):
+        pose_table(dataset, "action")
+    with pytest.raises(ConfigError, match=r"'nothing'.*camera_pose\.wrist"):
+        pose_table(dataset, "nothing")
+
+    transposed = dataset.hf_dataset.with_format("numpy").map(
+        lambda row: {POSE: row[POSE].reshape(4, 4).T.reshape(16)}, keep_in_memory=True
+    )
+    with pytest.raises(ConfigError, match="by rows"):
+        pose_table(SimpleNamespace(meta=dataset.meta, hf_dataset=transposed), POSE)
+
+
+def test_a_depth_map_that_the_dataset_lacks_is_an_error(root, tmp_path) -> None:
+    copy = _edited(root, tmp_path, "cameras.json", lambda data: data["cameras"][KEY].update(depth_key="depth"))
+    with pytest.raises(ConfigError, match=f"'depth'; depth maps of the dataset: {DEPTH}"):
+        camera_rig(_open(copy))
+
+
+def test_a_colour_picture_is_no_depth_map(root, tmp_path) -> None:
+    copy = _edited(root, tmp_path, "cameras.json", lambda data: data["cameras"][KEY].update(depth_key=KEY))
+    with pytest.raises(ConfigError, match="colour picture"):
+        camera_rig(_open(copy))
+
+
+def test_fault_27_geometric_augmentation_is_refused(root) -> None:
+    from lerobot.transforms import ImageTransforms, ImageTransformsConfig
+    from torchvision.transforms import v2
+
+    with pytest.raises(ConfigError, match="RandomAffine"):
+        camera_rig(_open(root, image_transforms=ImageTransforms(ImageTransformsConfig(enable=True))))
+    with pytest.raises(ConfigError, match="RandomHorizontalFlip"):
+        camera_rig(_open(root, image_transforms=v2.Compose([v2.RandomHorizontalFlip()])))
+    colour = ImageTransformsConfig(enable=True)
+    del colour.tfs["affine"]
+    for harmless in (ImageTransforms(ImageTransformsConfig(enable=False)), ImageTransforms(colour)):
+        camera_rig(_open(root, image_transforms=harmless))
+
+
+def test_the_recording_of_the_repository_is_readable() -> None:
+    root = Path(__file__).parents[3] / "examples" / "metaworld" / "data"
+    if not root.is_dir():
+        pytest.skip("not in a checkout of the repository")
+    rig = camera_rig(_open(root))
+    assert {camera.depth_unit for camera in rig.cameras.values()} == {"mm"}
+    assert rig.pose("observation.images.wrist", torch.tensor([0, 5]), 2).isfinite().all()
+    assert rig.pose("observation.images.corner2", None, 2).shape == (2, 4, 4)

@@ -1,0 +1,59 @@
+"""The plugin as sfkit's registry sees it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import sfkit_lerobot
+
+from sfkit.errors import AdapterError
+from sfkit.registry import Registry
+
+
+def test_import_is_light() -> None:
+    code = "import sys, sfkit_lerobot; print({'torch', 'lerobot', 'transformers', 'numpy'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
+
+
+def test_registers_both_policies_and_the_demo() -> None:
+    registry = Registry()
+    registry.add_plugin(sfkit_lerobot, "sfkit-lerobot")
+    assert [entry.name for entry in registry.of_kind("policy")] == ["pi0", "smolvla"]
+    assert [entry.name for entry in registry.of_kind("command")] == ["demo"]
+
+
+def test_the_patterns_name_the_real_classes() -> None:
+    from lerobot.policies.pi0.modeling_pi0 import PI0Policy
+    from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+
+    registry = Registry()
+    registry.add_plugin(sfkit_lerobot, "sfkit-lerobot")
+    assert [entry.load() for entry in registry.adapters_for(SmolVLAPolicy)] == [sfkit_lerobot.SmolVLAAdapter]
+    assert [entry.load() for entry in registry.adapters_for(PI0Policy)] == [sfkit_lerobot.PI0Adapter]
+
+
+def test_every_public_name_resolves() -> None:
+    for name in sfkit_lerobot.__all__:
+        assert getattr(sfkit_lerobot, name) is not None
+    assert set(sfkit_lerobot.__all__) <= set(dir(sfkit_lerobot))
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = sfkit_lerobot.nonsense
+
+
+def test_a_policy_without_pictures_is_refused(build, adapter_of) -> None:
+    policy = build("pi0")
+    policy.config.input_features = {"observation.state": policy.config.input_features["observation.state"]}
+    with pytest.raises(AdapterError, match="no pictures"):
+        adapter_of(policy)
+
+
+def test_building_a_tiny_policy_needs_no_network_and_leaves_the_original_names(build) -> None:
+    from lerobot.policies.pi0 import modeling_pi0
+
+    before = modeling_pi0.get_gemma_config
+    build("pi0")
+    assert modeling_pi0.get_gemma_config is before
+    assert modeling_pi0.get_gemma_config("gemma_2b").width == 2048

@@ -1,0 +1,145 @@
+"""Where hidden states are read, against independent forwards of the same decoders."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from sfkit_lerobot.tiny import tiny_lerobot_batch
+
+from sfkit.alignment.tap import Tap
+from sfkit.errors import GradientError
+
+
+def _prefix(policy, kind, batch):
+    text = batch["observation.language.tokens"], batch["observation.language.attention_mask"]
+    if kind == "smolvla":
+        pictures, masks = policy.prepare_images(batch)
+        return policy.model.embed_prefix(pictures, masks, *text, state=policy.prepare_state(batch))
+    pictures, masks = policy._preprocess_images(batch)
+    return policy.model.embed_prefix(pictures, masks, *text)
+
+
+def _hidden_states(policy, kind, decoder, batch):
+    """The decoder's own hidden states, from Hugging Face's forward over the prefix alone."""
+    from lerobot.policies.common.vla_utils import make_att_2d_masks, prepare_attention_masks_4d
+
+    embeddings, pad, attend = _prefix(policy, kind, batch)
+    decoder.config._attn_implementation = "eager"
+    with torch.no_grad():
+        output = decoder(
+            inputs_embeds=embeddings,
+            attention_mask=prepare_attention_masks_4d(make_att_2d_masks(pad, attend)),
+            position_ids=pad.cumsum(1) - 1,
+            output_hidden_states=True,
+            use_cache=False,
+        )
+    return output.hidden_states, output.last_hidden_state
+
+
+def test_fault_05_every_tap_is_the_hidden_state_that_it_is_named_after(kind, build, adapter_of, tapped) -> None:
+    # SmolVLA adds the residual to the MLP's output in place: a tap there would hold the next state.
+    policy = build(kind)
+    adapter, batch = adapter_of(policy), tiny_lerobot_batch(policy)
+    states, normed = _hidden_states(policy, kind, adapter.decoder, batch)
+    assert adapter.num_layers == 4
+    for depth in range(adapter.num_layers):
+        hidden, _, _ = tapped(adapter, batch, depth)
+        torch.testing.assert_close(hidden, states[depth], atol=2e-6, rtol=1e-5)
+    last, _, _ = tapped(adapter, batch, adapter.num_layers)
+    after_norm = adapter.decoder.norm(last)
+    torch.testing.assert_close(
+        after_norm[0] if isinstance(after_norm, tuple) else after_norm, normed, atol=1e-5, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("how", ["call", "forward"])
+def test_fault_01_and_02_taps_fire_once_where_hooks_on_blocks_or_policy_are_silent(
+    kind, how, build, adapter_of
+) -> None:
+    policy = build(kind)
+    adapter, fired = adapter_of(policy), []
+    for block in adapter.decoder.layers:
+        block.register_forward_hook(lambda *_: fired.append("block"))
+    policy.register_forward_hook(lambda *_: fired.append("policy"))
+    taps = [Tap(depth, adapter.tap(depth)) for depth in range(adapter.num_layers + 1)]
+    for tap in taps:
+        tap.arm()
+    batch = tiny_lerobot_batch(policy)
+    policy(batch) if how == "call" else policy.forward(batch)
+    assert [tap.fired for tap in taps] == [1] * len(taps)
+    assert fired == (["policy"] if how == "call" else [])
+
+
+@pytest.mark.parametrize("how", ["call", "forward"])
+def test_fault_02_alignment_runs_whether_forward_is_called_directly_or_not(kind, how, build, wrap) -> None:
+    policy = wrap(build(kind))
+    batch = tiny_lerobot_batch(policy, geometry=True)
+    loss, info = policy(batch) if how == "call" else policy.forward(batch)
+    assert float(loss.detach()) == pytest.approx(info["action_loss"] + 0.5 * info["sf_loss"], rel=1e-5)
+    assert policy.spatial_forcing.steps == 1
+
+
+def test_the_path_of_a_tap_leads_to_its_module(kind, build, adapter_of) -> None:
+    policy = build(kind)
+    adapter = adapter_of(policy)
+    for depth in range(adapter.num_layers + 1):
+        point = adapter.tap(depth)
+        assert policy.get_submodule(point.path) is point.module
+        assert adapter.dim(depth) == 64
+
+
+def test_gradient_of_alignment_reaches_what_is_below_the_tap_and_nothing_above(kind, build, adapter_of, tapped) -> None:
+    policy, depth = build(kind), 2
+    adapter = adapter_of(policy)
+    _, _, student = tapped(adapter, tiny_lerobot_batch(policy), depth)
+    student.values.square().sum().backward()
+    reached = {name for name, p in policy.named_parameters() if p.grad is not None and bool(p.grad.ne(0).any())}
+    below = {f"{adapter.decoder_path}.layers.{k}.mlp.up_proj.weight" for k in range(depth)}
+    above = tuple(f"{adapter.decoder_path}.layers.{k}." for k in range(depth, adapter.num_layers))
+    assert below <= reached
+    assert any("vision" in name for name in reached)
+    assert not [name for name in reached if name.startswith(above) or ".lm_expert." in name or "gemma_expert" in name]
+
+
+def test_fault_06_the_default_frozen_backbone_of_smolvla_is_an_error(build, wrap) -> None:
+    policy = wrap(build("smolvla", train_expert_only=True, freeze_vision_encoder=True))
+    # What makes it silent: the tapped state requires a gradient all the same, for the state token in it.
+    with pytest.raises(GradientError, match="train_expert_only=False"):
+        policy(tiny_lerobot_batch(policy, geometry=True))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"train_expert_only": False, "freeze_vision_encoder": True},
+        {"train_expert_only": False, "freeze_vision_encoder": False},
+    ],
+)
+def test_fault_06_a_trainable_backbone_of_smolvla_is_fine(options, build, wrap) -> None:
+    policy = wrap(build("smolvla", **options))
+    policy(tiny_lerobot_batch(policy, geometry=True))
+    assert policy.spatial_forcing.status().reaches_policy
+
+
+def test_fault_06_a_frozen_backbone_of_pi0_is_an_error(build, wrap) -> None:
+    policy = wrap(build("pi0", train_expert_only=True))
+    with pytest.raises(GradientError):
+        policy(tiny_lerobot_batch(policy, geometry=True))
+
+
+def test_fault_04_checkpointing_pi0_changes_no_gradient(build, wrap) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        policy = wrap(build("pi0", gradient_checkpointing=checkpointing), depth=2)
+        torch.manual_seed(5)
+        loss, _ = policy(tiny_lerobot_batch(policy, geometry=True))
+        (tap,) = policy.spatial_forcing.taps.values()
+        assert (tap.fired, tap.armed) == (1, False)
+        loss.backward()
+        assert tap.fired == 1, "recomputed during backward, when it must not capture"
+        gradients.append({name: p.grad for name, p in policy.named_parameters() if p.grad is not None})
+    plain, checkpointed = gradients
+    assert plain.keys() == checkpointed.keys()
+    assert any(name.startswith("spatial_forcing") for name in plain)
+    for name, gradient in plain.items():
+        torch.testing.assert_close(checkpointed[name], gradient, atol=0, rtol=0, msg=name)
