@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -35,17 +37,26 @@ def warp_nearest(picture: Tensor, source_to_view: Tensor, size: tuple[int, int])
     Returns:
         ``(b, h, w)``; 0 where the view looks beyond the picture (letterbox).
     """
-    h, w = size
-    hs, ws = picture.shape[-2:]
-    inverse = torch.linalg.inv(source_to_view.double().cpu())
+    matrix = tuple(source_to_view.flatten().tolist())
+    index, inside = _lookup(matrix, (picture.shape[-2], picture.shape[-1]), size, picture.device)
+    warped = picture.flatten(1)[:, index].reshape(-1, *size)
+    return torch.where(inside, warped, torch.zeros((), dtype=warped.dtype, device=warped.device))
+
+
+@functools.lru_cache(maxsize=64)
+def _lookup(
+    matrix: tuple[float, ...], source: tuple[int, int], size: tuple[int, int], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """For each view pixel the flat index of its source pixel, and whether it has one. The same at every step."""
+    (h, w), (hs, ws) = size, source
+    inverse = torch.linalg.inv(torch.tensor(matrix, dtype=torch.float64).reshape(3, 3))
     rows, columns = torch.meshgrid(torch.arange(h).double(), torch.arange(w).double(), indexing="ij")
     x = inverse[0, 0] * columns + inverse[0, 1] * rows + inverse[0, 2]
     y = inverse[1, 0] * columns + inverse[1, 1] * rows + inverse[1, 2]
     # A view pixel shows the source where its centre falls inside a source pixel's square, whose edges are at -0.5.
     inside = (x >= -0.5) & (x < ws - 0.5) & (y >= -0.5) & (y < hs - 0.5)
     flat = y.round().clamp(0, hs - 1).long() * ws + x.round().clamp(0, ws - 1).long()
-    warped = picture.flatten(1)[:, flat.flatten().to(picture.device)].reshape(-1, h, w)
-    return torch.where(inside.to(picture.device), warped, torch.zeros((), dtype=warped.dtype, device=warped.device))
+    return flat.flatten().to(device), inside.to(device)
 
 
 def unproject(depth: Tensor, intrinsics: Tensor) -> Tensor:

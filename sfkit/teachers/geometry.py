@@ -60,7 +60,7 @@ class GeometryTeacher(Teacher):
             self.requires = self.requires | {"world_from_camera"}
         self._moments = RunningMoments()
         self._steps_left = self.options.calibration_steps
-        self._standard: tuple[Tensor, Tensor] | None = None
+        self._standard: tuple[tuple[str, ...], Tensor, Tensor] | None = None
 
     @property
     def num_layers(self) -> int:
@@ -70,17 +70,20 @@ class GeometryTeacher(Teacher):
         return self.options.cells**2 * 3 * (1 + 2 * self.options.bands)
 
     def fit(self, batches: Iterable[tuple[Views, tuple[int, int]]]) -> None:
-        """Take the statistics from these ``(views, grid)`` and freeze them."""
+        """Take the statistics from these ``(views, grid)`` and freeze them.
+
+        With several ranks, all must call this, with the same number of batches.
+        """
         self._moments, self._standard = RunningMoments(), None
         for views, grid in batches:
-            self._moments.update(self._features(views, grid))
+            self._moments.update(self._for_statistics(views, grid))
         if self._moments.empty:
             raise ViewsError("GeometryTeacher.fit was given no batch.")
         self._steps_left = 0
 
     def observe(self, batch: tuple[Views, tuple[int, int]] | None) -> None:
         if self._steps_left > 0 or self._moments.empty:
-            self._moments.update(None if batch is None else self._features(*batch))
+            self._moments.update(None if batch is None else self._for_statistics(*batch))
             self._steps_left -= 1
             self._standard = None
 
@@ -88,7 +91,7 @@ class GeometryTeacher(Teacher):
         self, model: nn.Module | None, views: Views, layers: Sequence[int], grid: tuple[int, int]
     ) -> list[FeatureMap]:
         values, mask = self._features(views, grid)
-        mean, std = self._statistics(values.device)
+        mean, std = self._statistics(views.names, values.device)
         standard = torch.where(mask.unsqueeze(-1), (values - mean) / std, 0.0)
         return [FeatureMap(standard, mask) for _ in layers]
 
@@ -100,10 +103,26 @@ class GeometryTeacher(Teacher):
         self._moments.load_state({key: value for key, value in state.items() if key != "steps_left"})
         self._standard = None
 
-    def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        if self._standard is None:
-            self._standard = self._moments.mean_and_std(by_position=self.options.position_mean)
-        mean, std = self._standard
+    def _for_statistics(self, views: Views, grid: tuple[int, int]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Values and mask by view, or all together when positions are of no interest.
+
+        By name and not by index: a policy may list present cameras first, and so in another order in each batch.
+        """
+        values, mask = self._features(views, grid)
+        if not self.options.position_mean:
+            return {"all": (values.flatten(0, 3), mask.flatten())}
+        return {name: (values[:, i], mask[:, i]) for i, name in enumerate(views.names)}
+
+    def _statistics(self, names: tuple[str, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+        """``(d,)`` or ``(v, gh, gw, d)`` mean, and ``(d,)`` deviation."""
+        if self._standard is None or self._standard[0] != names:
+            mean = self._moments.mean("all")
+            if self.options.position_mean:
+                means = [self._moments.mean(name) for name in names]
+                shape = torch.broadcast_shapes(*(item.shape for item in means))
+                mean = torch.stack([item.expand(shape) for item in means])
+            self._standard = (names, mean, self._moments.std())
+        _, mean, std = self._standard
         return mean.to(device), std.to(device)
 
     def _features(self, views: Views, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:

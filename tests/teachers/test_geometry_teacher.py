@@ -158,6 +158,17 @@ def test_fit_takes_statistics_from_given_views() -> None:
         GeometryTeacher().fit([])
 
 
+def test_fault_25_position_means_belong_to_the_camera_and_not_to_its_place() -> None:
+    teacher = GeometryTeacher({"position_mean": True})
+    teacher.fit([(scene(seed=seed), GRID) for seed in range(3)])
+    views = scene(seed=9)
+    swapped = views.select(torch.arange(3), [1, 0])
+    straight = teacher.encode(None, views, [1], GRID)[0].values
+    assert torch.equal(teacher.encode(None, swapped, [1], GRID)[0].values, straight[:, [1, 0]])
+    alone = views.select(torch.arange(3), [1])
+    assert torch.equal(teacher.encode(None, alone, [1], GRID)[0].values, straight[:, 1:])
+
+
 def test_state_restores_the_targets_exactly() -> None:
     teacher, other = GeometryTeacher(), GeometryTeacher()
     encode(teacher, scene())
@@ -188,8 +199,11 @@ def test_what_does_not_fit_is_explained() -> None:
         GeometryTeacher({"fram": "world"})
     teacher = GeometryTeacher()
     encode(teacher, scene(v=2))
-    with pytest.raises(ShapeError, match="Target statistics are for"):
-        encode(teacher, scene(v=1))
+    encode(teacher, scene(v=1))
+    positions = GeometryTeacher({"position_mean": True})
+    encode(positions, scene())
+    with pytest.raises(ShapeError, match="statistics of cam0 are for"):
+        encode(positions, scene(), (8, 8))
 
 
 def test_depth_stays_exact_for_far_points() -> None:
