@@ -119,7 +119,7 @@ class GeometryTeacher(Teacher):
             mean = self._moments.mean("all")
             if self.options.position_mean:
                 means = [self._moments.mean(name) for name in names]
-                shape = torch.broadcast_shapes(*(item.shape for item in means))
+                shape = max((item.shape for item in means), key=len)  # (d,) for a camera never seen
                 mean = torch.stack([item.expand(shape) for item in means])
             self._standard = (names, mean, self._moments.std())
         _, mean, std = self._standard

@@ -56,6 +56,7 @@ def test_fault_21_nan_where_only_the_teacher_is_masked() -> None:
     loss = align(student, FeatureMap(target, mask), projector, CosineObjective()).loss.sum()
     loss.backward()
     assert loss.isfinite()
+    assert all(parameter.grad.isfinite().all() for parameter in projector.parameters())
     assert student.values.grad.isfinite().all()  # type: ignore[union-attr]
     assert (student.values.grad[:, :, 0] == 0).all()  # type: ignore[index]
 

@@ -31,6 +31,8 @@ HEAVY = {
     "core": (
         *("torch", "torch._dynamo", "torch.distributed", "torch.utils.checkpoint", "torch.optim.swa_utils"),
         *("pydantic", "pluggy", "safetensors.torch", "huggingface_hub", "peft", "accelerate"),
+        # What pytest imports itself, or would at its end.
+        *("hypothesis", "anyio.pytest_plugin"),
     ),
     "lerobot": (
         *("lerobot.policies.pi0.modeling_pi0", "lerobot.policies.smolvla.modeling_smolvla", "lerobot.transforms"),
@@ -52,7 +54,7 @@ def main() -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-    console, start = Console(), time.monotonic()
+    console, start = Console(width=None if sys.stdout.isatty() else 150), time.monotonic()
     results: list[tuple[Mutant | None, Outcome]] = []
     for name, group in _groups(chosen).items():
         before = time.monotonic()
@@ -111,9 +113,9 @@ def _trials(mutants: Sequence[Mutant], jobs: int) -> Iterator[tuple[Mutant | Non
 def _tell(console: Console, mutant: Mutant | None, outcome: Outcome, *, verbose: bool) -> None:
     what = f"{mutant.fault:2d} {mutant.what}" if mutant else "   control: nothing taken out, all of these tests pass"
     mark = "[red]FAULTY[/]" if outcome.problem else "[green]ok[/]"
-    console.print(f"  {mark} {escape(what)} ({outcome.seconds:.1f} s) {escape(outcome.problem)}", highlight=False)
+    console.print(f"  {mark} {escape(what)} ({outcome.seconds:.1f} s) {escape(outcome.problem)}", highlight=False, soft_wrap=True)
     if verbose and outcome.detail:
-        console.print(outcome.detail, markup=False, highlight=False)
+        console.print(outcome.detail, markup=False, highlight=False, soft_wrap=True)
 
 
 def _table(results: Sequence[tuple[Mutant | None, Outcome]]) -> Table:

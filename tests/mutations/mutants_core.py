@@ -132,14 +132,17 @@ CORE = (
         file=ALIGNER,
         old='"sf_loss": result.loss.detach().mean(),',
         new='"sf_loss": result.loss.mean(),',
+        also=(Edit(POLICIES, "float(value) for key", "float(value.detach()) for key"),),
         tests=in_file(T_TRAINING, ["test_fault_39_no_graph_stays_alive_between_steps"]),
     ),
     Mutant(
         fault=45,
-        what="the hook is registered for each forward and removed after it",
+        what="a hook with a cell of its own is registered for each forward and removed after it",
         file=TAP,
         old=_TAP_ARM,
-        new=_TAP_ARM + "\n        self._handle = self._module.register_forward_pre_hook(self.capture, with_kwargs=True)",
+        new=_TAP_ARM + """
+        self._seen = seen = []
+        self._handle = self._module.register_forward_pre_hook(lambda module, args: seen.append(args[0]))""",
         also=(
             Edit(
                 TAP,
@@ -147,6 +150,23 @@ CORE = (
                 "self._module = point.module",
             ),
             Edit(TAP, _TAP_DISARM, _TAP_DISARM + "\n        self._handle.remove()"),
+            Edit(TAP, _TAP_TAKE, "self.fired = len(self._seen)\n        hidden = self._seen[0] if self._seen else None"),
+        ),
+        tests=("tests/test_compile.py::test_fault_45_every_step_of_a_compiled_policy_aligns",),
+        ends_in=("TapError",),
+    ),
+    Mutant(
+        fault=45,
+        what="torch.compile traces the alignment",
+        file=FORCING,
+        old="        leave_to_python()\n",
+        new="",
+        also=(
+            Edit(
+                ATTACH,
+                "    torch.compiler.disable(forward, recursive=False)  # type: ignore[no-untyped-call]\n",
+                "",
+            ),
         ),
         tests=("tests/test_compile.py::test_fault_45_every_step_of_a_compiled_policy_aligns",),
         ends_in=("TapError",),
@@ -370,6 +390,7 @@ CORE = (
         old=_CAN_TRAIN,
         new="if not (self.enabled and self.weight and policy.training):",
         tests=in_file(T_WRAP, ["test_fault_30_eval_disabled_no_grad_and_weight_zero_change_nothing"]),
+        ends_in=("GradientError",),
     ),
     Mutant(
         fault=30,
