@@ -1,0 +1,73 @@
+"""What a run is made of. Everything here can be pickled, since arms run in processes of their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One training run, whichever its arm.
+
+    Attributes:
+        data: Folder of the LeRobot dataset.
+        steps: Optimizer steps.
+        seed: Of weights, batches, noise and times.
+        depth: Tapped depth, for the alignment and for every probe.
+        weight: Weight of the alignment loss.
+        teacher: The teacher by which all arms are *measured* (cosine); which arm trains with one is the arm's matter.
+        batch_size: Samples for each step.
+        chunk: Actions predicted at once.
+        lr: Peak learning rate.
+        warmup: Share of the steps over which the learning rate rises.
+        weight_decay: Of AdamW.
+        clip: Largest gradient norm.
+        held_out: Share of each task's episodes that are never trained on.
+        stride: Frames apart at which episodes are probed: neighbours are near copies.
+        noise_draws: Noises and times drawn for each held-out frame.
+        checkpoints: How often the held-out loss is looked at on the way.
+    """
+
+    data: Path
+    steps: int = 800
+    seed: int = 0
+    depth: int = 4
+    weight: float = 0.5
+    teacher: Any = "geometry"
+    batch_size: int = 16
+    chunk: int = 8
+    lr: float = 1e-3
+    warmup: float = 0.05
+    weight_decay: float = 1e-4
+    clip: float = 10.0
+    held_out: float = 1 / 3
+    stride: int = 2
+    noise_draws: int = 4
+    checkpoints: int = 10
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One of the runs that are compared.
+
+    Attributes:
+        name: For tables and files.
+        teacher: What ``SpatialForcing.wrap`` is given; None trains the policy as it is.
+        untrained: Also measure the policy before its first step (all arms start from the same weights).
+        pictures: Also make what the report shows of this arm.
+    """
+
+    name: str
+    teacher: Any = None
+    untrained: bool = False
+    pictures: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """An arm with its settings."""
+
+    arm: Arm
+    settings: Settings = field(repr=False)

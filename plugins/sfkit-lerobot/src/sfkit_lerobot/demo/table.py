@@ -1,0 +1,25 @@
+"""The table in the terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from sfkit_lerobot.demo.comparison import Comparison, table_lines
+
+
+def print_table(comparison: Comparison, console: Console) -> None:
+    """Print every quantity for the mean predictor, the untrained policy and both arms."""
+    settings, plain = comparison.settings, comparison.plain
+    table = Table(
+        title=f"{settings.steps} steps, seed {settings.seed}, {plain.frames[1]} frames of held-out episodes",
+        caption="arrows point to the better side; one seed proves nothing: the report shows the spread over seeds",
+        title_justify="left",
+        caption_justify="left",
+    )
+    for column in ("", "mean predictor", "untrained", "plain", "aligned"):
+        table.add_column(column, justify="right" if column else "left")
+    for line in table_lines(comparison):
+        arrow = {"lower": " ↓", "higher": " ↑", "": ""}[line.better]
+        table.add_row(line.title + arrow, *line.texts())
+    console.print(table)

@@ -1,0 +1,95 @@
+"""The benchmarks run; what they measure in bytes is exact, so it is held to its bound here. Times are not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+NAMES = ("disabled", "geometry", "memory", "imports")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("sfkit_lerobot")
+    folder = tmp_path_factory.mktemp("benchmarks")
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--quick", "--out", str(folder)],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def read(folder: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_benchmark_leaves_its_figures_with_their_conditions(results: Path, name: str) -> None:
+    report = read(results, name)
+    assert report["rows"]
+    assert {"torch", "cores", "date", "load before"} <= report["conditions"].keys()
+    assert f"## {report['title']}" in (results / "README.md").read_text()
+
+
+def test_times_are_ratios_with_an_interval_that_holds_them(results: Path) -> None:
+    for name in ("disabled", "geometry", "imports"):
+        for row in read(results, name)["rows"]:
+            for clock in ("wall", "cpu"):
+                ratio = row["data"][clock]
+                assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
+
+
+def test_a_smoke_run_passes_no_judgement_on_times(results: Path) -> None:
+    assert not any(
+        row["verdict"] for name in ("disabled", "geometry", "imports") for row in read(results, name)["rows"]
+    )
+
+
+def test_alignment_saves_at_most_three_times_the_tapped_tokens(results: Path) -> None:
+    judged = [row for row in read(results, "memory")["rows"] if row["target"]]
+    assert len(judged) == 2
+    for row in judged:
+        parts = row["data"]["bytes"]
+        # Something was counted in every part, or the bound would hold for nothing.
+        assert parts["saved by the alignment, its projector aside"] > 0
+        assert (
+            parts["saved in the projector, with the tokens given to it"] > parts["the tapped visual tokens in float32"]
+        )
+        assert parts["saved by the rest of the step, beyond plain"] == 0
+        assert row["data"]["ratio"] <= 3
+
+
+def test_saved_bytes_are_counted_once_for_each_storage_and_told_apart() -> None:
+    memory = pytest.importorskip("benchmarks.memory")
+    squares = torch.ones(5, 3, requires_grad=True)
+    saved = memory.Saved(parameters=frozenset())
+    with torch.autograd.graph.saved_tensors_hooks(saved.see, lambda tensor: tensor):
+        doubled = squares * 2.0  # saves nothing
+        saved.part = "other"
+        (doubled * doubled[0]).sum()  # saves the same storage twice, once as a view
+    assert saved.bytes == {"other": 5 * 3 * 4}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [(0.99, 1.01, "met"), (0.99, 1.05, "not shown"), (1.001, 1.01, "missed"), (0.9, 0.99, "not shown")],
+)
+def test_disabled_is_met_only_by_a_narrow_interval_around_one(low: float, high: float, verdict: str) -> None:
+    disabled = pytest.importorskip("benchmarks.disabled")
+    pairs = pytest.importorskip("benchmarks.pairs")
+    assert disabled.judge(pairs.Ratio((low + high) / 2, low, high)) == verdict
+
+
+def test_the_interval_of_a_constant_ratio_is_that_ratio() -> None:
+    pairs = pytest.importorskip("benchmarks.pairs")
+    assert pairs.median_with_interval(np.full(9, 1.5)) == pairs.Ratio(1.5, 1.5, 1.5)
