@@ -137,12 +137,10 @@ CORE = (
     ),
     Mutant(
         fault=45,
-        what="a hook with a cell of its own is registered for each forward and removed after it",
+        what="the hook is registered for each forward and removed after it",
         file=TAP,
         old=_TAP_ARM,
-        new=_TAP_ARM + """
-        self._seen = seen = []
-        self._handle = self._module.register_forward_pre_hook(lambda module, args: seen.append(args[0]))""",
+        new=_TAP_ARM + "\n        self._handle = self._module.register_forward_pre_hook(self.capture, with_kwargs=True)",
         also=(
             Edit(
                 TAP,
@@ -150,25 +148,12 @@ CORE = (
                 "self._module = point.module",
             ),
             Edit(TAP, _TAP_DISARM, _TAP_DISARM + "\n        self._handle.remove()"),
-            Edit(TAP, _TAP_TAKE, "self.fired = len(self._seen)\n        hidden = self._seen[0] if self._seen else None"),
         ),
-        tests=("tests/test_compile.py::test_fault_45_every_step_of_a_compiled_policy_aligns",),
-        ends_in=("TapError",),
-    ),
-    Mutant(
-        fault=45,
-        what="torch.compile traces the alignment",
-        file=FORCING,
-        old="        leave_to_python()\n",
-        new="",
-        also=(
-            Edit(
-                ATTACH,
-                "    torch.compiler.disable(forward, recursive=False)  # type: ignore[no-untyped-call]\n",
-                "",
-            ),
+        tests=(
+            "tests/test_compile.py::test_fault_45_every_step_of_a_compiled_policy_aligns[module]",
+            "tests/test_compile.py::test_fault_45_every_step_of_a_compiled_policy_aligns[method]",
+            "tests/test_compile.py::test_fault_45_every_step_of_a_compiled_policy_aligns[inner]",
         ),
-        tests=("tests/test_compile.py::test_fault_45_every_step_of_a_compiled_policy_aligns",),
         ends_in=("TapError",),
     ),
     Mutant(

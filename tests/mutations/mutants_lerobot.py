@@ -236,9 +236,9 @@ LEROBOT = (
         file=BASE,
         old='        if mode == "IDENTITY":\n',
         new="        if True:\n",
-        tests=in_file(
-            T_VIEWS,
-            ["test_fault_26_normalisation_of_pictures_is_undone", "test_fault_26_unknown_statistics_are_an_error"],
+        tests=(
+            f"{T_VIEWS}::test_fault_26_normalisation_of_pictures_is_undone[smolvla-MEAN_STD]",
+            f"{T_VIEWS}::test_fault_26_normalisation_of_pictures_is_undone[smolvla-QUANTILES]",
         ),
     ),
     Mutant(
