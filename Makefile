@@ -8,7 +8,7 @@ STAMP := .venv/.stamp
 OFFLINE := HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types layers docs lowest wheels check bench freeze clean
+.PHONY: help setup demo test faults lint format types layers docs lowest wheels check bench freeze clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -23,6 +23,9 @@ demo: $(STAMP) ## run the demonstration (ARGS="--help" lists its options)
 
 test: $(STAMP) ## run all tests, with the coverage of sfkit
 	$(OFFLINE) $(BIN)/pytest -n 2 --cov --cov-report=term $(ARGS)
+
+faults: $(STAMP) ## take each protection out of a copy, and see that its tests fail (ARGS="6 24": these faults)
+	$(OFFLINE) $(BIN)/python tests/mutations $(ARGS)
 
 lint: $(STAMP) ## check style and formatting
 	$(BIN)/ruff check .

@@ -276,9 +276,10 @@ def test_a_teacher_is_needed(tiny: Any) -> None:
         SpatialForcing.wrap(plain, adapter=TinyAdapter(plain))
 
 
-def test_layers_out_of_range_say_what_is_valid(wrapped: Any) -> None:
-    with pytest.raises(ConfigError, match="Layer 4 is out of range") as caught:
-        wrapped(layer=4)
+@pytest.mark.parametrize("layer", [-1, 0, 4])
+def test_fault_35_layers_out_of_range_say_what_is_valid(wrapped: Any, layer: int) -> None:
+    with pytest.raises(ConfigError, match=f"Layer {layer} is out of range") as caught:
+        wrapped(layer=layer)
     assert "1 to 3" in caught.value.remedy
 
 

@@ -59,6 +59,15 @@ def test_fault_06_layers_after_the_tap_do_not_count(wrapped: Callable[..., Any])
         policy(tiny_batch())
 
 
+@pytest.mark.parametrize("depths", [(0, 2), (2, 0)])
+def test_fault_06_every_depth_is_checked(wrapped: Callable[..., Any], depths: tuple[int, int]) -> None:
+    policy = wrapped(pairs=[(depth, "geometry") for depth in depths])
+    freeze_all_but_state(policy)
+    policy.blocks[1].requires_grad_(True)
+    with pytest.raises(GradientError, match="depth 0 reaches no trainable parameter"):
+        policy(tiny_batch())
+
+
 def test_the_check_costs_nothing_after_the_first_batch(wrapped: Callable[..., Any], monkeypatch: Any) -> None:
     policy = wrapped()
     policy(tiny_batch())

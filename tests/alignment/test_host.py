@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -70,6 +71,17 @@ def test_fault_51_teachers_leave_the_random_state_alone() -> None:
     before = torch.get_rng_state()
     TeacherHost(Noisy()).features(views([[True]]), [1], (2, 2))
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("layout", [[[True, True]], [[True, False]]])
+def test_fault_52_the_teacher_sees_float32_whatever_the_student_trains_in(layout: list[list[bool]]) -> None:
+    host, seen = TeacherHost(PatchTeacher()), views(layout)
+    coarse = replace(seen, images=seen.images.bfloat16())
+    (wanted,) = host.features(replace(seen, images=coarse.images.float()), [1], (2, 2))
+    with torch.autocast("cpu", torch.bfloat16):
+        (found,) = host.features(coarse, [1], (2, 2))
+    assert found.values.dtype == torch.float32
+    assert torch.equal(found.values, wanted.values)
 
 
 def test_missing_requirements_are_named() -> None:

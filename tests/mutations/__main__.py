@@ -113,7 +113,9 @@ def _trials(mutants: Sequence[Mutant], jobs: int) -> Iterator[tuple[Mutant | Non
 def _tell(console: Console, mutant: Mutant | None, outcome: Outcome, *, verbose: bool) -> None:
     what = f"{mutant.fault:2d} {mutant.what}" if mutant else "   control: nothing taken out, all of these tests pass"
     mark = "[red]FAULTY[/]" if outcome.problem else "[green]ok[/]"
-    console.print(f"  {mark} {escape(what)} ({outcome.seconds:.1f} s) {escape(outcome.problem)}", highlight=False, soft_wrap=True)
+    console.print(
+        f"  {mark} {escape(what)} ({outcome.seconds:.1f} s) {escape(outcome.problem)}", highlight=False, soft_wrap=True
+    )
     if verbose and outcome.detail:
         console.print(outcome.detail, markup=False, highlight=False, soft_wrap=True)
 

@@ -89,9 +89,9 @@ def function_of(test: str) -> str:
     return test.partition("[")[0]
 
 
-def numbers_of(name: str) -> tuple[int, ...]:
-    """The faults that the name of a test function bears."""
-    found = _NUMBERED.search(f"def {name}(")
+def numbers_of(test: str) -> tuple[int, ...]:
+    """The faults whose numbers the name of a test bears."""
+    found = _NUMBERED.search(f"def {function_of(test).rpartition('::')[2]}(")
     return tuple(int(number) for number in re.findall(r"\d\d", found[2])) if found else ()
 
 

@@ -6,7 +6,7 @@ from mutant import Edit, Mutant, in_file
 
 ALIGNER, ATTACH, CAMERAS = "sfkit/aligner.py", "sfkit/attach.py", "sfkit/cameras.py"
 CHECKS, HOST, TAP = "sfkit/alignment/checks.py", "sfkit/alignment/host.py", "sfkit/alignment/tap.py"
-FORCING, PAIRING, REGISTRY = "sfkit/forcing.py", "sfkit/pairing.py", "sfkit/registry.py"
+PAIRING, REGISTRY = "sfkit/pairing.py", "sfkit/registry.py"
 RESAMPLE, STEP = "sfkit/alignment/resample.py", "sfkit/alignment/step.py"
 GEOMETRY, MOMENTS = "sfkit/teachers/geometry.py", "sfkit/teachers/moments.py"
 POLICIES, REGISTRATION = "sfkit/testing/policies.py", "sfkit/testing/registration.py"
@@ -108,6 +108,17 @@ CORE = (
     ),
     Mutant(
         fault=35,
+        what="a teacher's layer may be counted from the end",
+        file=PAIRING,
+        old="    if not 1 <= layer <= teacher.num_layers:\n",
+        new="    if layer > teacher.num_layers:\n",
+        tests=(
+            f"{T_WRAP}::test_fault_35_layers_out_of_range_say_what_is_valid[-1]",
+            f"{T_WRAP}::test_fault_35_layers_out_of_range_say_what_is_valid[0]",
+        ),
+    ),
+    Mutant(
+        fault=35,
         what="a saved configuration may hold a negative depth",
         file="sfkit/config.py",
         old="depth: int = Field(ge=0, ",
@@ -140,12 +151,13 @@ CORE = (
         what="the hook is registered for each forward and removed after it",
         file=TAP,
         old=_TAP_ARM,
-        new=_TAP_ARM + "\n        self._handle = self._module.register_forward_pre_hook(self.capture, with_kwargs=True)",
+        new=_TAP_ARM
+        + "\n        self._handle = self._module.register_forward_pre_hook(self.capture, with_kwargs=True)",
         also=(
             Edit(
                 TAP,
-                "self._handle: RemovableHandle = point.module.register_forward_pre_hook(self.capture, with_kwargs=True)",
-                "self._module = point.module",
+                "_handle: RemovableHandle = point.module.register_forward_pre_hook(self.capture, with_kwargs=True)",
+                "_module = point.module",
             ),
             Edit(TAP, _TAP_DISARM, _TAP_DISARM + "\n        self._handle.remove()"),
         ),
@@ -212,6 +224,22 @@ CORE = (
         "        return group[0]\n",
         tests=in_file(T_CHECKS, ["test_fault_06_one_trainable_layer_before_the_tap_is_enough"]),
         ends_in=("GradientError",),
+    ),
+    Mutant(
+        fault=6,
+        what="one depth that gradient reaches is enough for all",
+        file=CHECKS,
+        old="        for depth, student in students.items():\n",
+        new="        for depth, student in list(students.items())[-1:]:\n",
+        tests=in_file(T_CHECKS, ["test_fault_06_every_depth_is_checked"]),
+    ),
+    Mutant(
+        fault=7,
+        what="nobody asks whether LoRA lies on the way of the visual tokens",
+        file=CHECKS,
+        old="            if leaf is None:\n",
+        new="            if leaf is None:\n                continue\n            if False:\n",
+        tests=("tests/test_peft.py::test_fault_07_lora_that_misses_the_visual_path_is_an_error",),
     ),
     Mutant(
         fault=8,
@@ -418,6 +446,22 @@ CORE = (
         tests=in_file(T_WRAP, ["test_fault_43_the_losses_are_told_apart"]),
     ),
     Mutant(
+        fault=48,
+        what="the alignment loss counts once for each accumulated batch",
+        file=ALIGNER,
+        old="        return 1.0 / self.grad_accumulation\n",
+        new="        return 1.0\n",
+        tests=in_file(T_TRAINING, ["test_fault_48_num_items_in_batch_with_accumulation"]),
+    ),
+    Mutant(
+        fault=48,
+        what="an accumulation that sfkit cannot know is taken for none",
+        file=ALIGNER,
+        old="        if self.grad_accumulation is None:\n",
+        new="        if self.grad_accumulation is None:\n            return 1.0\n        if False:\n",
+        tests=in_file(T_TRAINING, ["test_fault_48_num_items_in_batch_with_accumulation"]),
+    ),
+    Mutant(
         fault=49,
         what="a step that does not align leaves the projector out of the graph",
         file=ALIGNER,
@@ -488,6 +532,23 @@ CORE = (
         new="if True:",
         tests=in_file(T_TRAINING, ["test_fault_52_autocast_keeps_the_alignment_in_float32"]),
     ),
+    Mutant(
+        fault=52,
+        what="autocast reaches into the teacher",
+        file=HOST,
+        old="with own_rng(device), torch.autocast(device.type, enabled=False):",
+        new="with own_rng(device):",
+        tests=in_file(T_HOST, ["test_fault_52_the_teacher_sees_float32_whatever_the_student_trains_in"]),
+    ),
+    Mutant(
+        fault=52,
+        what="the teacher is shown pictures in the precision of the student",
+        file=HOST,
+        old="        views = replace(views, images=views.images.float())\n",
+        new="",
+        tests=in_file(T_HOST, ["test_fault_52_the_teacher_sees_float32_whatever_the_student_trains_in"]),
+        ends_in=("RuntimeError",),
+    ),
     # -------------------------------------------------------------------------------------------------- the teacher
     Mutant(
         fault=23,
@@ -529,7 +590,9 @@ CORE = (
         old="class TeacherHost:\n",
         new="class TeacherHost(nn.Module):\n",
         also=(
-            Edit(HOST, "        self.teacher = teacher\n", "        super().__init__()\n        self.teacher = teacher\n"),
+            Edit(
+                HOST, "        self.teacher = teacher\n", "        super().__init__()\n        self.teacher = teacher\n"
+            ),
             Edit(ALIGNER, "self.hosts = plan.hosts", "self.hosts = nn.ModuleList(plan.hosts)"),
         ),
         tests=in_file(T_WRAP, ["test_fault_28_the_teacher_is_nowhere_in_the_policy"]),
@@ -568,6 +631,62 @@ CORE = (
         old=" & (depth <= self.options.depth_max)",
         new="",
         tests=(f"{T_TEACHER}::test_fault_54_invalid_depth_is_masked_and_never_a_target[113.0]",),
+    ),
+    Mutant(
+        fault=25,
+        what="the mean of each patch position is kept by the place of a camera, not by its name",
+        file=GEOMETRY,
+        old="return {name: (values[:, i], mask[:, i]) for i, name in enumerate(views.names)}",
+        new="return {str(i): (values[:, i], mask[:, i]) for i, name in enumerate(views.names)}",
+        also=(
+            Edit(
+                GEOMETRY,
+                "[self._moments.mean(name) for name in names]",
+                "[self._moments.mean(str(i)) for i, name in enumerate(names)]",
+            ),
+        ),
+        tests=(f"{T_TEACHER}::test_fault_25_position_means_belong_to_the_camera_and_not_to_its_place",),
+    ),
+    Mutant(
+        fault=25,
+        what="the means of one order of cameras are used for another",
+        file=GEOMETRY,
+        old="if self._standard is None or self._standard[0] != names:",
+        new="if self._standard is None:",
+        tests=(f"{T_TEACHER}::test_fault_25_position_means_belong_to_the_camera_and_not_to_its_place",),
+    ),
+    # ---------------------------------------------------------------------------------------------- saved and resumed
+    Mutant(
+        fault=29,
+        what="a saved projector is loaded with strict=False",
+        file="sfkit/checkpoint.py",
+        old="handle.load_state_dict(state, strict=True)",
+        new="handle.load_state_dict(state, strict=False)",
+        tests=("tests/test_checkpoint.py::test_fault_29_a_projector_that_does_not_fit_is_an_error",),
+    ),
+    Mutant(
+        fault=31,
+        what="the projector is left out of the state of the policy",
+        file="sfkit/checkpoint.py",
+        old="handle.load_state_dict(state, strict=True)",
+        new='handle.load_state_dict({k: v for k, v in state.items() if k[:3] != "pro"}, strict=False)',
+        tests=("tests/test_checkpoint.py::test_fault_31_32_a_resumed_run_continues_exactly",),
+    ),
+    Mutant(
+        fault=31,
+        what="the step counter is not restored",
+        file=ALIGNER,
+        old='self.steps = int(state_dict.pop(f"{prefix}step", self.steps))',
+        new='state_dict.pop(f"{prefix}step", None)',
+        tests=("tests/test_checkpoint.py::test_fault_31_a_wrapped_state_dict_round_trips",),
+    ),
+    Mutant(
+        fault=32,
+        what="the step counter is not restored from files",
+        file=ALIGNER,
+        old='self.steps = int(state_dict.pop(f"{prefix}step", self.steps))',
+        new='state_dict.pop(f"{prefix}step", None)',
+        tests=("tests/test_checkpoint.py::test_fault_31_32_a_resumed_run_continues_exactly",),
     ),
     # ------------------------------------------------------------------------------------------------- the registry
     Mutant(

@@ -99,7 +99,7 @@ LEROBOT = (
         what="nobody asks whether gradient reaches the policy",
         file=CHECKS,
         old="            if leaf is None:\n",
-        new="            if False:\n",
+        new="            if leaf is None:\n                continue\n            if False:\n",
         tests=in_file(
             T_TAPS,
             [
@@ -107,7 +107,6 @@ LEROBOT = (
                 "test_fault_06_a_frozen_backbone_of_pi0_is_an_error",
             ],
         ),
-        ends_in=("AttributeError",),
     ),
     Mutant(
         fault=6,
@@ -118,6 +117,14 @@ LEROBOT = (
         "        return group[0]\n",
         tests=in_file(T_TAPS, ["test_fault_06_a_trainable_backbone_of_smolvla_is_fine"]),
         ends_in=("GradientError",),
+    ),
+    Mutant(
+        fault=7,
+        what="nobody asks whether LoRA lies on the way of the visual tokens",
+        file=CHECKS,
+        old="            if leaf is None:\n",
+        new="            if leaf is None:\n                continue\n            if False:\n",
+        tests=in_file(T_LORA, ["test_fault_07_lerobots_own_lora_targets_reach_the_action_expert_only"]),
     ),
     Mutant(
         fault=8,
@@ -133,7 +140,9 @@ LEROBOT = (
         file="sfkit/forcing.py",
         old="handle.to(trainable.device)",
         new="handle.to(trainable.device).requires_grad_(not hasattr(policy, 'peft_config'))",
-        also=(Edit(CHECKS, "if parameters and not any(parameter.requires_grad for parameter in parameters):", "if 0:"),),
+        also=(
+            Edit(CHECKS, "if parameters and not any(parameter.requires_grad for parameter in parameters):", "if 0:"),
+        ),
         tests=in_file(T_LORA, ["test_fault_08_the_projector_trains_beside_lora"]),
     ),
     Mutant(
@@ -146,6 +155,22 @@ LEROBOT = (
         tests=in_file(T_FAULTS, ["test_fault_10_the_projector_is_in_what_lerobot_optimises_and_clips"]),
     ),
     # ----------------------------------------------------------------------------------- views and their registration
+    Mutant(
+        fault=16,
+        what="the length of the sequence is not looked at",
+        file=BASE,
+        old="(expected is not None and hidden.shape[1] != expected)",
+        new="False",
+        tests=in_file(T_VIEWS, ["test_fault_16_a_sequence_of_another_length_is_an_error"]),
+    ),
+    Mutant(
+        fault=16,
+        what="markers before a picture are counted as tokens of it",
+        file=SMOLVLA,
+        old="markers = (2, 1) if",
+        new="markers = (1, 2) if",
+        tests=in_file(T_REGISTRATION, ["test_fault_16_markers_around_images_do_not_shift_the_grid"]),
+    ),
     Mutant(
         fault=20,
         what="the grid of tokens has rows and columns exchanged",
@@ -208,7 +233,7 @@ LEROBOT = (
         what="views are named in the order of the batch",
         file=BASE,
         old="        keys = list(self.policy.config.image_features)\n",
-        new="        keys = sorted(self.policy.config.image_features, key=[*batch, *self.policy.config.image_features].index)\n",
+        new="        keys = sorted(self.policy.config.image_features, key=list(batch).index)\n",
         tests=in_file(T_VIEWS, ["test_fault_25_views_are_in_the_order_of_the_policy_not_of_the_batch"]),
     ),
     Mutant(
@@ -216,8 +241,9 @@ LEROBOT = (
         what="a missing camera keeps its place in the sequence",
         file=BASE,
         old=f"key: self.letterbox({_PRESENT_FIRST}",
-        new=f"key: self.letterbox({_PRESENT_FIRST}".replace(" for key in keys if key in batch", "")
-        .replace("batch[key].shape[-1]))", "batch[key].shape[-1])) if key in batch else None for key in keys"),
+        new=f"key: self.letterbox({_PRESENT_FIRST}".replace(" for key in keys if key in batch", "").replace(
+            "batch[key].shape[-1]))", "batch[key].shape[-1])) if key in batch else None for key in keys"
+        ),
         tests=(
             *in_file(
                 T_VIEWS,
@@ -246,7 +272,7 @@ LEROBOT = (
         what="statistics that are unknown are guessed",
         file=NORMALIZATION,
         old="    if stats is None or missing:\n",
-        new='    stats = {**dict.fromkeys(names, (0.5, 0.5, 0.5)), **(stats or {})}\n    if False:\n',
+        new="    stats = {**dict.fromkeys(names, (0.5, 0.5, 0.5)), **(stats or {})}\n    if False:\n",
         tests=in_file(T_VIEWS, ["test_fault_26_unknown_statistics_are_an_error"]),
     ),
     Mutant(
@@ -271,7 +297,23 @@ LEROBOT = (
             f"{T_VIEWS}::test_fault_26_pictures_outside_0_to_1_are_an_error[smolvla--1.0]",
         ),
     ),
+    Mutant(
+        fault=27,
+        what="transforms that move pixels are let through",
+        file=DATASET,
+        old="    if moving:\n",
+        new="    if False:\n",
+        tests=in_file(T_DATASET, ["test_fault_27_geometric_augmentation_is_refused"]),
+    ),
     # -------------------------------------------------------------------------------------------------- training steps
+    Mutant(
+        fault=31,
+        what="the step counter is not restored",
+        file=ALIGNER,
+        old='self.steps = int(state_dict.pop(f"{prefix}step", self.steps))',
+        new='state_dict.pop(f"{prefix}step", None)',
+        tests=in_file(T_SAVING, ["test_fault_31_training_resumes_where_it_was"]),
+    ),
     Mutant(
         fault=30,
         what="`disabled` does not disable",
@@ -342,9 +384,7 @@ LEROBOT = (
         file=BASE,
         old="geometry = view_geometry(self.cameras, batch, boxes, images)",
         new="geometry = view_geometry(self.cameras, batch, boxes, images.to(pictures[0].dtype))",
-        also=(
-            Edit(CAMERAS, "box.view).float() * rig", "box.view).to(batch[key].dtype) * rig"),
-        ),
+        also=(Edit(CAMERAS, "box.view).float() * rig", "box.view).to(batch[key].dtype) * rig"),),
         tests=in_file(T_TRAINING, ["test_fault_52_geometry_stays_in_float32_where_pictures_do_not"]),
     ),
     # ---------------------------------------------------------------------------------- depth, calibration and units
@@ -363,8 +403,8 @@ LEROBOT = (
         fault=53,
         what="columns that only the rig names become features of the policy",
         file=FEATURES,
-        old="    return {key for camera in cameras for key in (camera.depth_key, camera.pose_key) if key is not None}\n",
-        new="    return set()\n",
+        old="return {key for camera in cameras for key in (camera.depth_key, camera.pose_key) if key is not None}",
+        new="return set()",
         tests=in_file(
             T_GEOMETRY,
             [

@@ -103,7 +103,12 @@ class Trial:
 
     def kill(self) -> None:
         """End the process and what it has started."""
-        os.killpg(self._pid, signal.SIGKILL)
+        if not self._pid:
+            return
+        try:
+            os.killpg(self._pid, signal.SIGKILL)
+        except ProcessLookupError:  # it has not become the leader of its group yet
+            os.kill(self._pid, signal.SIGKILL)
         os.waitpid(self._pid, 0)
 
     def _log(self) -> str:
@@ -118,9 +123,9 @@ def judge(mutant: Mutant | None, tests: Sequence[str], result: dict[str, Any]) -
     failed = {function_of(case) for case, _, _ in result["failed"]} | {case for case, _, _ in result["failed"]}
     if mutant is None:
         bad = sorted(case for case, _, _ in result["failed"]) + [f"{case} (skipped)" for case in result["skipped"]]
-        return f"without any mutant: {', '.join(bad) or 'pytest ended with ' + str(result['code'])}" * bool(
-            bad or result["code"]
-        )
+        if not bad and not result["code"]:
+            return ""
+        return f"without any mutant: {', '.join(bad) or 'pytest ended with ' + str(result['code'])}"
     if result["code"] not in (0, 1):
         return f"pytest ended with {result['code']}: the tests did not run"
     if survived := [test for test in tests if test not in failed]:

@@ -14,6 +14,8 @@ from sfkit_lerobot.demo.wording import Paired, paired_sentence
 
 COMMAND = "python -m benchmarks.seeds"
 _ARMS = ("untrained", "plain", "shuffled", "geometry")
+#: The last pair is the telling one: the same loss and the same targets, but for the right frame.
+_COMPARED = (("plain", "geometry"), ("plain", "shuffled"), ("shuffled", "geometry"))
 
 
 @dataclass(frozen=True)
@@ -79,14 +81,14 @@ def study_section(comparison: Comparison) -> str:
     figure = plots.seeds_figure(rows, {q.column: _axis_title(q) for q in quantities}, arms)
     sentences = []
     for quantity in quantities:
-        for second in ("geometry", "shuffled"):
-            if second in arms:
-                paired = Paired.of(rows, "plain", second, quantity.column)
+        for first, second in _COMPARED:
+            if first in arms and second in arms:
+                paired = Paired.of(rows, first, second, quantity.column)
                 text = paired_sentence(
                     quantity.title,
                     paired,
                     second=second,
-                    first="plain",
+                    first=first,
                     unit=quantity.unit,
                     digits=quantity.digits,
                 )
