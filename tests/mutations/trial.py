@@ -25,7 +25,8 @@ from mutant import Mutant, StaleMutantError, function_of
 PACKAGES = ("sfkit", "sfkit_lerobot")
 #: How a test fails that noticed: a failed assertion, or an expected error or warning that did not come.
 _NOTICED = ("AssertionError", "Failed")
-_LIMIT = 240.0
+#: Seconds after which a trial hangs for sure, even on a busy machine.
+_LIMIT = 600.0
 
 
 @dataclass(frozen=True)
