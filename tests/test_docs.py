@@ -5,6 +5,7 @@ Where a block would download weights, tiny ones stand in; the words of the block
 
 from __future__ import annotations
 
+import csv
 import functools
 import os
 import re
@@ -13,6 +14,7 @@ import subprocess
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import pytest
@@ -80,6 +82,23 @@ def test_shell_lines_are_run_somewhere(page: Path) -> None:
                 command.split(), cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False
             )
             assert done.returncode == 0, f"{command}\n{done.stderr}"
+
+
+def test_the_readmes_figures_are_those_of_the_study() -> None:
+    rows = list(csv.DictReader((ROOT / "benchmarks" / "seeds" / "results.csv").open()))
+    readme = (ROOT / "README.md").read_text()
+    for title, column, digits in (
+        ("object position", "object_cm", 2),
+        ("residual depth", "depth_r2_wrist", 2),
+        ("held-out action loss", "flow_loss", 3),
+    ):
+        cells = []
+        for arm in ("untrained", "plain", "shuffled", "geometry"):
+            values = [float(row[column]) for row in rows if row["arm"] == arm]
+            assert len(values) == 5
+            cells.append(f"{fmean(values):.{digits}f} ± {stdev(values):.{digits}f}")
+        line = next(line for line in readme.splitlines() if line.startswith(f"| {title}"))
+        assert line.endswith("| " + " | ".join(cells) + " |")
 
 
 def test_links_to_files_lead_somewhere() -> None:
