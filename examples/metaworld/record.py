@@ -69,9 +69,7 @@ def _record_and_assemble(root: Path, options: Options, console: Console) -> None
         console.print(f"Continuing: {options.total_episodes - len(missing)} episodes are there already.")
     scenes = {task: Scene(task, options) for task in options.tasks}
     try:
-        with _progress(
-            console, "recording", options.total_episodes, options.total_episodes - len(missing)
-        ) as advance:
+        with _progress(console, "recording", options.total_episodes, options.total_episodes - len(missing)) as advance:
             for number in missing:
                 _record_episode(scenes[options.task_of(number)], staging, number, options)
                 advance()
@@ -125,15 +123,9 @@ def main(
     seed: Annotated[int, typer.Option(help="Decides objects, goals and noise.")] = DEFAULTS.seed,
     image_size: Annotated[int, typer.Option(help="Side of the RGB images, pixels.")] = DEFAULTS.image_size,
     depth_size: Annotated[int, typer.Option(help="Side of the depth maps, pixels.")] = DEFAULTS.depth_size,
-    corner_fovy: Annotated[
-        float, typer.Option(help="Field of view of corner2, degrees.")
-    ] = DEFAULTS.corner_fovy,
-    action_noise: Annotated[
-        float, typer.Option(help="Noise on executed actions only.")
-    ] = DEFAULTS.action_noise,
-    action_repeat: Annotated[
-        int, typer.Option(help="Simulator steps per dataset frame.")
-    ] = DEFAULTS.action_repeat,
+    corner_fovy: Annotated[float, typer.Option(help="Field of view of corner2, degrees.")] = DEFAULTS.corner_fovy,
+    action_noise: Annotated[float, typer.Option(help="Noise on executed actions only.")] = DEFAULTS.action_noise,
+    action_repeat: Annotated[int, typer.Option(help="Simulator steps per dataset frame.")] = DEFAULTS.action_repeat,
     max_steps: Annotated[int, typer.Option(help="Longest episode, dataset frames.")] = DEFAULTS.max_steps,
     keep_failures: Annotated[bool, typer.Option(help="Keep failed episodes too.")] = DEFAULTS.keep_failures,
     crf: Annotated[int, typer.Option(help="x264 quality; lower is better.")] = DEFAULTS.crf,

@@ -91,9 +91,7 @@ def choose_gl() -> str:
     probe = "import mujoco; c = mujoco.GLContext(8, 8); c.make_current(); c.free()"
     for backend in ("egl", "osmesa"):
         environment = os.environ | {"MUJOCO_GL": backend}
-        result = subprocess.run(
-            [sys.executable, "-c", probe], env=environment, capture_output=True, check=False
-        )
+        result = subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True, check=False)
         if result.returncode == 0:
             os.environ["MUJOCO_GL"] = backend
             return backend

@@ -100,9 +100,7 @@ def summary_table(root: Path, summaries: list[TaskSummary]) -> Table:
     ):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in summaries:
-        errors = [
-            f"{figures.median * 1e3:.2f} / {figures.p90 * 1e3:.2f}" for figures in row.agreement.values()
-        ]
+        errors = [f"{figures.median * 1e3:.2f} / {figures.p90 * 1e3:.2f}" for figures in row.agreement.values()]
         table.add_row(row.sentence, str(row.episodes), str(row.frames), str(row.failed_attempts), *errors)
     return table
 
@@ -121,11 +119,7 @@ def depth_intrinsics(camera: dict[str, Any], size: int) -> NDArray[np.float64]:
 
 def _distances(item: dict[str, Any], camera: dict[str, Any], rows: Any) -> NDArray[np.float64]:
     depth_m = item[camera["depth_key"]][0].numpy() / 1000
-    pose = (
-        item[camera["pose_key"]].numpy().reshape(4, 4)
-        if "pose_key" in camera
-        else camera["world_from_camera"]
-    )
+    pose = item[camera["pose_key"]].numpy().reshape(4, 4) if "pose_key" in camera else camera["world_from_camera"]
     pixels = rows[["u", "v"]].to_numpy()
     matrix = depth_intrinsics(camera, depth_m.shape[1])
     points = unproject(pixels, depth_m[pixels[:, 1], pixels[:, 0]], matrix, np.asarray(pose))

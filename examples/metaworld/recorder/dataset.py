@@ -53,9 +53,7 @@ def features(cameras: tuple[Camera, ...], options: Options) -> dict[str, dict[st
     return described
 
 
-def assemble(
-    staging: Staging, root: Path, scene: Scene, options: Options, advance: Callable[[], None]
-) -> None:
+def assemble(staging: Staging, root: Path, scene: Scene, options: Options, advance: Callable[[], None]) -> None:
     """Write all staged episodes as a LeRobotDataset at `root`, which appears only when complete.
 
     Args:
@@ -146,9 +144,7 @@ def _write_raycasts(path: Path, probes: list[Episode], cameras: tuple[Camera, ..
         return np.concatenate([probe[f"probe.{key}"] for probe in probes])
 
     pixel, hit = column("pixel"), column("hit")
-    names = pa.DictionaryArray.from_arrays(
-        pa.array(column("camera")), [camera.image_key for camera in cameras]
-    )
+    names = pa.DictionaryArray.from_arrays(pa.array(column("camera")), [camera.image_key for camera in cameras])
     table = pa.table({"index": column("index"), "camera": names, "u": pixel[:, 0], "v": pixel[:, 1]})
     for axis, name in enumerate("xyz"):
         table = table.append_column(name, pa.array(hit[:, axis]))

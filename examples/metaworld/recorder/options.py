@@ -68,9 +68,7 @@ def require_same_options(path: Path, options: Options) -> None:
     wanted = options.to_json()
     differing = sorted(key for key in stored.keys() | wanted.keys() if stored.get(key) != wanted.get(key))
     if differing:
-        listed = "; ".join(
-            f"{key}: recorded {stored.get(key)!r}, asked {wanted.get(key)!r}" for key in differing
-        )
+        listed = "; ".join(f"{key}: recorded {stored.get(key)!r}, asked {wanted.get(key)!r}" for key in differing)
         raise RecordingError(
             f"{path.parent} holds a recording made with other options ({listed}). "
             "Repeat the recorded options to continue it, or choose another --out."

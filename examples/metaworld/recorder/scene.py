@@ -96,9 +96,7 @@ class Scene:
                 return observation, True
         return observation, False
 
-    def _observe(
-        self, observation: NDArray[np.float64], action: NDArray[np.float32]
-    ) -> dict[str, NDArray[Any]]:
+    def _observe(self, observation: NDArray[np.float64], action: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
         frame: dict[str, NDArray[Any]] = {
             "observation.state": observation[:4].astype(np.float32),
             "action": action,
@@ -157,9 +155,7 @@ def _make_env(task: str) -> tuple[Any, Any]:
         from metaworld.policies import ENV_POLICY_MAP
 
         if task not in ENV_POLICY_MAP:
-            raise RecordingError(
-                f"{task!r} is not a Meta-World task; there are: {', '.join(sorted(ENV_POLICY_MAP))}"
-            )
+            raise RecordingError(f"{task!r} is not a Meta-World task; there are: {', '.join(sorted(ENV_POLICY_MAP))}")
         benchmark = metaworld.MT1(task, seed=0)
         env = benchmark.train_classes[task]()
         env.set_task(benchmark.train_tasks[0])
