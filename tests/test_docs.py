@@ -20,10 +20,14 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if page.exists()]
+PAGES = [*ROOT.glob("README.md"), *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("plugins/*/README.md"))]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 #: Shell lines of the docs that tests elsewhere, or CI itself, run; anything else must be added here or be run.
-RUN_ELSEWHERE = {"make demo", "make test", "make check", "make docs", "pip install sfkit sfkit-lerobot"}
+RUN_ELSEWHERE = {
+    "make demo",
+    "pip install sfkit sfkit-lerobot",
+    'pip install sfkit-lerobot "lerobot[smolvla]"',
+}
 
 pytestmark = pytest.mark.skipif(not PAGES, reason="the docs are not beside the tests of an installed wheel")
 
@@ -51,7 +55,9 @@ def small_smolvla(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: str(page.relative_to(ROOT))
+)
 def test_python_blocks_run(
     page: Path, small_smolvla: None, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -60,7 +66,7 @@ def test_python_blocks_run(
         warnings.simplefilter("ignore")  # LeRobot's, which a reader sees too
         for code in blocks(page, "python"):
             exec(compile(code, str(page), "exec"), names)
-    if page.name == "README.md":
+    if page == ROOT / "README.md":
         shown = capsys.readouterr().out
         assert "gradient reaches the policy: yes" in shown
         assert "optimizer trains the projector: yes" in shown
@@ -69,7 +75,7 @@ def test_python_blocks_run(
         assert Path("outputs/policy/spatial_forcing/projector.safetensors").is_file()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_shell_lines_are_run_somewhere(page: Path) -> None:
     for code in blocks(page, "bash") + blocks(page, "console"):
         for line in code.splitlines():
@@ -85,7 +91,7 @@ def test_shell_lines_are_run_somewhere(page: Path) -> None:
 
 
 def test_the_readmes_figures_are_those_of_the_study() -> None:
-    rows = list(csv.DictReader((ROOT / "benchmarks" / "seeds" / "results.csv").open()))
+    rows = list(csv.DictReader((ROOT / "benchmarks" / "seeds" / "results.csv").read_text().splitlines()))
     readme = (ROOT / "README.md").read_text()
     for title, column, digits in (
         ("object position", "object_cm", 2),
