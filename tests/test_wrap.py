@@ -332,6 +332,23 @@ def test_data_parallel_wrappers_are_refused_by_name(tiny: Any) -> None:
         SpatialForcing.wrap(plain, PatchTeacher())
 
 
+@pytest.mark.parametrize(
+    ("name", "module", "said"),
+    [
+        ("FullyShardedDataParallel", "torch.distributed.fsdp", "FSDP"),
+        ("FSDPModule", "torch.distributed.fsdp", "fully_shard"),
+        ("DeepSpeedEngine", "deepspeed.runtime.engine", "DeepSpeed"),
+    ],
+)
+def test_sharded_policies_are_refused_by_name(tiny: Any, name: str, module: str, said: str) -> None:
+    # fully_shard swaps the class in place for one that also derives from FSDPModule; the others wrap.
+    sharded = type(name, (), {"__module__": module})
+    plain = tiny()
+    plain.__class__ = type("TinyPolicy", (TinyPolicy, sharded), {})
+    with pytest.raises(WrapError, match=said):
+        SpatialForcing.wrap(plain, PatchTeacher(), adapter=TinyAdapter(plain))
+
+
 def test_a_forward_without_a_loss_is_an_error(wrapped: Any, monkeypatch: Any) -> None:
     policy = wrapped()
     monkeypatch.setattr(policy.spatial_forcing.adapter, "loss", lambda output: None)
