@@ -60,6 +60,10 @@ class ViewsError(SfkitError):
     """Images or geometry handed to a teacher are unusable (range, NaN, missing fields)."""
 
 
+class TeacherMemoryError(SfkitError):
+    """A teacher ran out of memory."""
+
+
 class LossError(SfkitError):
     """The alignment loss cannot be joined to what the policy returned."""
 

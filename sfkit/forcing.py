@@ -22,7 +22,7 @@ from sfkit.objectives.base import Objective
 from sfkit.pairing import Pair, make_plan
 from sfkit.policies.base import PolicyAdapter
 from sfkit.projectors.base import Projector
-from sfkit.teachers.base import Teacher
+from sfkit.teachers.base import Teacher, licence_note
 
 logger = logging.getLogger("sfkit")
 
@@ -99,6 +99,8 @@ class SpatialForcing(Aligner):
         handle.train(policy.training)
         attach(policy, handle)
         logger.info("sfkit: %s", handle.describe())
+        for message in handle.licence_notes():
+            logger.warning("sfkit: %s", message)
         return policy
 
     @staticmethod
@@ -188,6 +190,11 @@ class SpatialForcing(Aligner):
         return (
             f"loss = action + {self.weight:g} × {inner}, projector {size:.1f} M parameters, teacher licence {licences}"
         )
+
+    def licence_notes(self) -> list[str]:
+        """One sentence for each teacher whose weights may not be used commercially."""
+        limited = {host.teacher.name: host.teacher for host in self.hosts if host.teacher.noncommercial}
+        return [licence_note(teacher.identity) for teacher in limited.values()]
 
     def metrics(self) -> dict[str, float]:
         """Figures of the last aligned step; empty before the first. Reading them waits for the device.

@@ -42,5 +42,10 @@ def register_projectors(register: Register) -> None:
 
 
 @hookspec
+def register_parity(register: Register) -> None:
+    """Register readers of fixtures (subclasses of :class:`sfkit.parity.TrunkParity`), by the ``model`` they name."""
+
+
+@hookspec
 def register_commands(register: Register) -> None:
     """Register ``sfkit`` subcommands (functions whose annotated parameters become options)."""

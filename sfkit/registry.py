@@ -18,13 +18,14 @@ import pluggy
 from sfkit import SFKIT_API, hookspecs
 from sfkit.errors import PluginError, UnknownNameError, did_you_mean
 
-Kind = Literal["teacher", "policy", "objective", "projector", "command"]
+Kind = Literal["teacher", "policy", "objective", "projector", "parity", "command"]
 
 _HOOKS: Mapping[Kind, str] = {
     "teacher": "register_teachers",
     "policy": "register_policies",
     "objective": "register_objectives",
     "projector": "register_projectors",
+    "parity": "register_parity",
     "command": "register_commands",
 }
 _ENTRY_POINT_GROUP = "sfkit"

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from sfkit.errors import ViewsError
+from sfkit.notices import notice
 from sfkit.rng import own_rng
 from sfkit.teachers.base import Teacher
+from sfkit.trunks.memory import explain_out_of_memory
 from sfkit.types import FeatureMap, Views
 
 
@@ -27,12 +29,13 @@ class TeacherHost:
         self.runs = 0
         self._model: nn.Module | None = None
         self._loaded = False
+        self._placed: tuple[torch.device, int] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TeacherHost:
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_model": None, "_loaded": False}
+        return {**self.__dict__, "_model": None, "_loaded": False, "_placed": None}
 
     @torch.no_grad()
     def features(
@@ -65,8 +68,13 @@ class TeacherHost:
         device = views.images.device
         self.runs += 1
         views = replace(views, images=views.images.float())
-        with own_rng(device), torch.autocast(device.type, enabled=False):
-            model = self._place(device)
+        doing = f"running teacher {self.teacher.name!r} on {tuple(views.images.shape)}"
+        with (
+            own_rng(device),
+            torch.autocast(device.type, enabled=False),
+            explain_out_of_memory(doing, self.teacher.memory_advice),
+        ):
+            model = self._place(views, layers)
             # Outside inference mode: statistics are communicated and kept, which inference tensors resent.
             self.teacher.observe((views, grid))
             with torch.inference_mode():
@@ -79,12 +87,18 @@ class TeacherHost:
         """Take part in what all ranks do together, in a training step in which this rank does not align."""
         self.teacher.observe(None)
 
-    def _place(self, device: torch.device) -> nn.Module | None:
+    def _place(self, views: Views, layers: Sequence[int]) -> nn.Module | None:
+        device = views.images.device
         if not self._loaded:
-            self._model = self.teacher.load()
+            b, v, _, h, w = views.images.shape
+            estimate = self.teacher.memory((b, v, h, w), layers, device)
+            if estimate is not None:
+                notice(f"loading teacher {self.teacher.name!r}: {estimate} (for {b} samples of {v} views)")
+            self._model = self.teacher.load(device)
             self._loaded = True
-        if self._model is not None:
+        if self._model is not None and self._placed != (device, id(self._model)):
             self._model.to(device).eval().requires_grad_(False)
+            self._placed = (device, id(self._model))
         return self._model
 
     def _encode_present(

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 import sfkit
+from sfkit.cli.parity import parity
 from sfkit.errors import PluginError
 from sfkit.registry import Entry, default_registry
 
@@ -28,7 +29,8 @@ def build_app() -> typer.Typer:
     app.callback(invoke_without_command=True)(_root)
     app.command("plugins")(plugins)
     app.command("teachers")(teachers)
-    own = {"plugins", "teachers"}
+    app.command("parity")(parity)
+    own = {"plugins", "teachers", "parity"}
     offered = {entry.name: entry for entry in default_registry().of_kind("command") if entry.name not in own}
     for name in sorted(offered):
         _add_plugin_command(app, offered[name])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from sfkit.component import AnyOptions, Configured
+from sfkit.trunks.memory import Memory
 from sfkit.types import FeatureMap, Views
 
 
@@ -48,9 +51,34 @@ class Teacher(Configured, ABC):
     def dim(self, layer: int) -> int:
         """Width of the features of a layer."""
 
-    def load(self) -> nn.Module | None:
-        """Build the network with its weights; None when there is no network."""
+    @property
+    def noncommercial(self) -> bool:
+        """Whether the licence of the weights is recorded as one that forbids commercial use."""
+        return re.search(r"(?i)\bNC\b|non-?commercial", self.license) is not None
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What is recorded beside a trained policy: name, licence and, where there are weights, which ones."""
+        return {"name": self.name, "license": self.license}
+
+    def load(self, device: torch.device) -> nn.Module | None:
+        """Build the network with its weights, on ``device``; None when there is no network."""
         return None
+
+    def memory(self, views: tuple[int, int, int, int], layers: Sequence[int], device: torch.device) -> Memory | None:
+        """Estimate what ``load`` and one ``encode`` take, before either; None where it is nothing to speak of.
+
+        Args:
+            views: Samples, views, height and width of the student's views.
+            layers: Layers wanted.
+            device: Where it would run.
+        """
+        return None
+
+    @property
+    def memory_advice(self) -> str:
+        """Which options reduce the memory; said when it runs out."""
+        return "Reduce the batch size."
 
     def observe(self, batch: tuple[Views, tuple[int, int]] | None) -> None:
         """Gather statistics over ranks. Called on every rank in every training step, before ``encode``.
@@ -83,3 +111,12 @@ class Teacher(Configured, ABC):
         """Take back what ``state`` gave."""
         if state:
             raise ValueError(f"Teacher {self.name!r} keeps no state, got {sorted(state)}.")
+
+
+def licence_note(identity: Mapping[str, str]) -> str:
+    """The sentence about a teacher whose licence is non-commercial, from its :attr:`Teacher.identity`."""
+    which = f" ({identity['weights']})" if "weights" in identity else ""
+    return (
+        f"the weights of teacher {identity['name']!r}{which} are licensed {identity['license']}, for non-commercial "
+        "use only; ask your lawyer whether that extends to a policy trained with them."
+    )

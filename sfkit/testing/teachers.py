@@ -38,7 +38,7 @@ class PatchTeacher(Teacher):
     def dim(self, layer: int) -> int:
         return self.options.dim
 
-    def load(self) -> nn.Module:
+    def load(self, device: torch.device) -> nn.Module:
         torch.manual_seed(0)  # global on purpose: the core must guard the caller's random state
         return nn.Linear(3, self.options.dim)
 

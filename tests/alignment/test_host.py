@@ -51,8 +51,8 @@ def test_a_batch_without_any_view_gives_masked_maps() -> None:
 
 def test_fault_28_the_teacher_is_frozen_whatever_its_author_left() -> None:
     class Careless(PatchTeacher):
-        def load(self) -> nn.Module:
-            return super().load().train()
+        def load(self, device: torch.device) -> nn.Module:
+            return super().load(device).train()
 
     host = TeacherHost(Careless())
     (features,) = host.features(views([[True]]), [1], (2, 2))

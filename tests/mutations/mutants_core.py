@@ -508,8 +508,8 @@ CORE = (
         fault=51,
         what="the teacher draws from the global generator",
         file=HOST,
-        old="with own_rng(device), torch.autocast(device.type, enabled=False):",
-        new="with torch.autocast(device.type, enabled=False):",
+        old="            own_rng(device),\n",
+        new="",
         tests=(
             f"{T_HOST}::test_fault_51_teachers_leave_the_random_state_alone",
             f"{T_WRAP}::test_fault_51_wrapping_leaves_the_random_state_alone",
@@ -536,8 +536,8 @@ CORE = (
         fault=52,
         what="autocast reaches into the teacher",
         file=HOST,
-        old="with own_rng(device), torch.autocast(device.type, enabled=False):",
-        new="with own_rng(device):",
+        old="            torch.autocast(device.type, enabled=False),\n",
+        new="",
         tests=in_file(T_HOST, ["test_fault_52_the_teacher_sees_float32_whatever_the_student_trains_in"]),
     ),
     Mutant(

@@ -1,0 +1,46 @@
+"""The order in which a joint teacher sees its views, the first of which is its reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sfkit.errors import ConfigError, did_you_mean
+
+
+def check_view_order(names: Sequence[str], wanted: Sequence[str]) -> None:
+    """Check that each camera in ``wanted`` is exactly one of ``names``, and no camera is wanted twice.
+
+    Args:
+        names: Cameras of the policy's views.
+        wanted: Cameras by full name, or by what follows its last dot.
+
+    Raises:
+        ConfigError: One is unknown, fits several, or is wanted twice.
+    """
+    chosen: set[int] = set()
+    for camera in wanted:
+        found = _find(names, camera)
+        if not found:
+            raise ConfigError(
+                f"view_order: {camera!r} is no view of this policy.{did_you_mean(camera, names)}",
+                f"Its views: {', '.join(names)}.",
+            )
+        if len(found) > 1:
+            raise ConfigError(f"view_order: {camera!r} fits {', '.join(names[i] for i in found)}.", "Give full names.")
+        if found[0] in chosen:
+            raise ConfigError(f"view_order names {names[found[0]]!r} twice.", "Name each camera once.")
+        chosen.add(found[0])
+
+
+def view_order(names: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...]:
+    """Indices of ``names``: those that are wanted first, in that order, then the others as they come.
+
+    A wanted camera that is not among ``names`` (absent from these samples) is passed over; the next then comes first.
+    """
+    chosen = [index for camera in wanted for index in _find(names, camera)]
+    return (*chosen, *(i for i in range(len(names)) if i not in chosen))
+
+
+def _find(names: Sequence[str], camera: str) -> list[int]:
+    exact = [i for i, name in enumerate(names) if name == camera]
+    return exact or [i for i, name in enumerate(names) if name.rpartition(".")[2] == camera]

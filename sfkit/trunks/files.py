@@ -1,0 +1,141 @@
+"""Files of tensors, read one tensor at a time: safetensors, and PyTorch's own under ``weights_only=True``."""
+
+from __future__ import annotations
+
+import pickle
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from typing_extensions import Self
+
+from sfkit.errors import CheckpointError
+
+_DAMAGED = "It may be truncated or damaged: fetch it again, or point to another file."
+
+
+class TensorFile(ABC):
+    """A checkpoint file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @abstractmethod
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each tensor, without reading any."""
+
+    @abstractmethod
+    def get(self, key: str) -> Tensor:
+        """One tensor, on the CPU; only within :meth:`reading`."""
+
+    @abstractmethod
+    def reading(self) -> Any:
+        """Context in which tensors can be got. What is mapped of the file is given back at its end."""
+
+
+class SafeTensorFile(TensorFile):
+    """A safetensors file, read lazily."""
+
+    _handle: Any = None
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        with self.reading() as file:
+            return {key: tuple(file._handle.get_slice(key).get_shape()) for key in file._handle.keys()}  # noqa: SIM118
+
+    def metadata(self) -> dict[str, str]:
+        """The texts in its header."""
+        with self.reading() as file:
+            return dict(file._handle.metadata() or {})
+
+    def get(self, key: str) -> Tensor:
+        try:
+            return self._handle.get_tensor(key)  # type: ignore[no-any-return]
+        except SafetensorError as error:
+            raise CheckpointError(f"{self.path}: {key!r} could not be read: {error}", _DAMAGED) from error
+
+    @contextmanager
+    def reading(self) -> Iterator[Self]:
+        try:
+            handle = safe_open(self.path, framework="pt", device="cpu")
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{self.path} could not be read: {error}", _DAMAGED) from error
+        with handle:
+            self._handle = handle
+            try:
+                yield self
+            finally:
+                self._handle = None
+
+
+class TorchFile(TensorFile):
+    """A PyTorch file that holds nothing but a flat state dict. Memory-mapped where its format allows."""
+
+    _state: Mapping[str, Tensor] | None = None
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {key: tuple(tensor.shape) for key, tensor in self._load().items()}
+
+    def get(self, key: str) -> Tensor:
+        return self._load()[key]
+
+    @contextmanager
+    def reading(self) -> Iterator[Self]:
+        try:
+            yield self
+        finally:
+            self._state = None
+
+    def _load(self) -> Mapping[str, Tensor]:
+        if self._state is None:
+            self._state = _flat(_torch_load(self.path), self.path)
+        return self._state
+
+
+def open_tensors(path: Path) -> SafeTensorFile | TorchFile:
+    """The file, by its suffix; nothing is read yet.
+
+    Raises:
+        CheckpointError: There is no such file, or it is of a kind that is not read.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"There is no file {path}.", "Check the path of the weights.")
+    if path.suffix == ".safetensors":
+        return SafeTensorFile(path)
+    if path.suffix in (".pt", ".pth", ".bin"):
+        return TorchFile(path)
+    raise CheckpointError(f"{path} is of an unknown kind.", "Give a .safetensors, .pt or .pth file.")
+
+
+def _torch_load(path: Path) -> Any:
+    try:
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+            return torch.load(path, map_location="cpu", weights_only=True)  # a format from before PyTorch 1.6
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds Python objects beside tensors, which could run any code when unpickled"
+            f"{' (an argparse namespace of settings)' if 'argparse' in str(error) else ''}: refused.",
+            "Use the safetensors file of the same model from the Hugging Face Hub, or save its bare state dict once, "
+            "where you trust the file: "
+            'safetensors.torch.save_file(torch.load(path, weights_only=False)["model"], "model.safetensors").',
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} could not be read: {error}", _DAMAGED) from error
+
+
+def _flat(loaded: Any, path: Path) -> Mapping[str, Tensor]:
+    state = loaded.get("model", loaded) if isinstance(loaded, Mapping) else loaded
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(
+            f"{path} holds a {type(loaded).__name__} that is no state dict (names to tensors).",
+            "Save model.state_dict(), best as safetensors.",
+        )
+    return state

@@ -1,0 +1,27 @@
+"""A progress bar for what takes seconds, silent where it is over at once or nobody watches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+#: Below this many bytes a bar would only flicker.
+_WORTH_SHOWING = 200 * 2**20
+
+
+@contextmanager
+def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show how many bytes of ``total`` are done, on standard error.
+
+    Yields:
+        A function that takes the bytes done since its last call.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    hidden = total < _WORTH_SHOWING or not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda size: bar.advance(task, size)
