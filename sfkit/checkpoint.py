@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from sfkit import __version__
 from sfkit.config import SpatialForcingConfig
 from sfkit.errors import CheckpointError, ConfigError
-from sfkit.teachers.base import Teacher
+from sfkit.teachers.base import Teacher, licence_note
 
 FOLDER = "spatial_forcing"
-_CONFIG, _PROJECTOR = "config.json", "projector.safetensors"
+_CONFIG, _PROJECTOR, _README = "config.json", "projector.safetensors", "README.md"
 _FORMAT = "sfkit.checkpoint/1"
 
 
@@ -38,16 +38,38 @@ def save(
         "format": _FORMAT,
         "sfkit_version": __version__,
         "config": config.model_dump(mode="json"),
-        "teachers": [{"name": teacher.name, "license": teacher.license} for teacher in teachers],
+        "teachers": [teacher.identity for teacher in teachers],
     }
     fresh = Path(tempfile.mkdtemp(prefix=f".{FOLDER}-", dir=directory))
     try:
         save_file({key: value.detach().contiguous().cpu() for key, value in state.items()}, fresh / _PROJECTOR)
         (fresh / _CONFIG).write_text(json.dumps(record, indent=2) + "\n")
+        (fresh / _README).write_text(_readme(config, teachers))
         fresh.chmod(0o755)
         _replace(fresh, directory / FOLDER)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _readme(config: SpatialForcingConfig, teachers: Sequence[Teacher]) -> str:
+    """What a reader of the published folder must know."""
+    pairs = "\n".join(
+        f"- depth {pair.depth} of the policy with layer {pair.layer} of teacher `{pair.teacher.name}`"
+        for pair in config.pairs
+    )
+    sources = "\n".join(
+        f"- `{teacher.name}`" + "".join(f", {key} {value}" for key, value in teacher.identity.items() if key != "name")
+        for teacher in teachers
+    )
+    notes = "".join(f"\n**Note:** {licence_note(teacher.identity)}\n" for teacher in teachers if teacher.noncommercial)
+    return (
+        "# Spatial forcing\n\n"
+        f"This policy was trained with an alignment loss of weight {config.weight:g} by sfkit {__version__}:\n\n"
+        f"{pairs}\n\n"
+        "The policy beside this folder is complete without it and runs without sfkit. To go on training, install "
+        f"`sfkit` and call `SpatialForcing.from_pretrained(policy, folder)`.\n\n"
+        f"Teachers (no weights of theirs are in here):\n\n{sources}\n{notes}"
+    )
 
 
 def _replace(fresh: Path, target: Path) -> None:

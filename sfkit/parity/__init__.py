@@ -1,8 +1,8 @@
 """Proving a port: fixtures with inputs and outputs of a reference implementation, and the comparison with ours."""
 
 from sfkit.parity.base import TrunkParity
-from sfkit.parity.compare import Difference, compare
-from sfkit.parity.fixture import Case, Fixture
-from sfkit.parity.record import record
+from sfkit.parity.comparing import Difference, compare
+from sfkit.parity.fixture import Case, Fixture, save_fixture
+from sfkit.parity.recording import record
 
-__all__ = ["Case", "Difference", "Fixture", "TrunkParity", "compare", "record"]
+__all__ = ["Case", "Difference", "Fixture", "TrunkParity", "compare", "record", "save_fixture"]

@@ -22,7 +22,7 @@ class Teacher(Configured, ABC):
     eval mode and off the policy's module tree (so it is in no ``state_dict``, optimizer, DDP broadcast or EMA), places
     it on the policy's device, and calls ``encode`` under ``torch.inference_mode`` with the global random state guarded.
 
-    Class attributes:
+    Attributes, of the class, or of the object where options decide:
         name: Registered name.
         license: Licence of the weights (SPDX where there is one); said at wrap time and in what is published.
         requires: Optional fields of :class:`~sfkit.types.Views` that it cannot do without.
@@ -30,7 +30,7 @@ class Teacher(Configured, ABC):
             absent camera never touches a real one. Set it to False only where views are independent and cost nothing.
     """
 
-    license: ClassVar[str]
+    license: str
     requires: frozenset[str] = frozenset()
     drops_absent: ClassVar[bool] = True
 

@@ -18,11 +18,12 @@ def check_view_order(names: Sequence[str], wanted: Sequence[str]) -> None:
         ConfigError: One is unknown, fits several, or is wanted twice.
     """
     chosen: set[int] = set()
+    known = [*names, *map(_short, names)]
     for camera in wanted:
         found = _find(names, camera)
         if not found:
             raise ConfigError(
-                f"view_order: {camera!r} is no view of this policy.{did_you_mean(camera, names)}",
+                f"view_order: {camera!r} is no view of this policy.{did_you_mean(camera, known)}",
                 f"Its views: {', '.join(names)}.",
             )
         if len(found) > 1:
@@ -43,4 +44,8 @@ def view_order(names: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...]:
 
 def _find(names: Sequence[str], camera: str) -> list[int]:
     exact = [i for i, name in enumerate(names) if name == camera]
-    return exact or [i for i, name in enumerate(names) if name.rpartition(".")[2] == camera]
+    return exact or [i for i, name in enumerate(names) if _short(name) == camera]
+
+
+def _short(name: str) -> str:
+    return name.rpartition(".")[2]

@@ -42,7 +42,7 @@ def locate(source: Source, where: str | None = None, revision: str | None = None
     Raises:
         CheckpointError: Nothing is there, access is not granted, or the digest differs.
     """
-    local = None if where is None else _local(Path(where).expanduser(), source)
+    local = None if where is None else _local(where, source)
     if local is not None:
         path = local
     else:
@@ -54,7 +54,8 @@ def locate(source: Source, where: str | None = None, revision: str | None = None
     return path
 
 
-def _local(path: Path, source: Source) -> Path | None:
+def _local(where: str, source: Source) -> Path | None:
+    path = Path(where).expanduser()
     if path.is_file():
         return path
     if path.is_dir():
@@ -64,7 +65,7 @@ def _local(path: Path, source: Source) -> Path | None:
         raise CheckpointError(
             f"The folder {path} holds no weights.", f"Expected {' or '.join(source.files)}; or give the file itself."
         )
-    if path.is_absolute() or path.suffix in (".safetensors", ".pt", ".pth", ".bin") or str(path).startswith("."):
+    if where.startswith((".", "/", "~")) or path.suffix in (".safetensors", ".pt", ".pth", ".bin"):
         raise CheckpointError(f"There is no file or folder {path}.", "Check the path of the weights.")
     return None
 
@@ -102,7 +103,7 @@ def _download(repo: str, revision: str | None, source: Source) -> Path:
             unreachable = error
         except hub.EntryNotFoundError:
             continue
-        except (hub.HfHubHTTPError, hub.OfflineModeIsEnabled, OSError) as error:
+        except Exception as error:  # of the Hub, or of whichever HTTP library stands behind its client
             unreachable = error
     if unreachable is None:
         raise CheckpointError(f"{repo} has no file {' or '.join(source.files)}.", f"Check it, or {by_hand}.")

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from sfkit.errors import ConfigError
-from sfkit.parity.compare import parity_of
+from sfkit.parity.comparing import parity_of
 from sfkit.parity.fixture import Case, save_fixture
 from sfkit.rng import own_rng
 from sfkit.teachers.base import Teacher

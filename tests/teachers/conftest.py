@@ -1,0 +1,12 @@
+"""Fixtures of the tests of teachers."""
+
+from __future__ import annotations
+
+import pytest
+
+from sfkit.testing.network import SmallTeacher
+
+
+@pytest.fixture
+def small_teacher() -> type[SmallTeacher]:
+    return SmallTeacher
