@@ -1,0 +1,167 @@
+"""The teachers ``da3-small``, ``da3-base``, ``da3-large`` and ``da3-giant``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from sfkit.component import AnyOptions
+from sfkit.config import Options
+from sfkit.notices import notice
+from sfkit.teachers.network import NetworkOptions, NetworkTeacher
+from sfkit.trunks.hub import Source
+from sfkit.trunks.memory import block_bytes
+from sfkit.types import Views
+from sfkit_depth_anything import config
+from sfkit_depth_anything.config import TrunkConfig
+from sfkit_depth_anything.reference import SELECT_FROM
+from sfkit_depth_anything.trunk import DepthAnythingTrunk, Half, Reference
+from sfkit_depth_anything.weights import IGNORED, PREFIXES, find_prefix
+
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class DepthAnythingOptions(NetworkOptions):
+    """Options of the Depth Anything 3 teachers."""
+
+    half: Half = Field(
+        default="both",
+        description="Features from within a view (local), normed and joined over views (global), or both, 2C wide.",
+    )
+    reference: Reference = Field(
+        default="auto",
+        description="Reference view: auto is Depth Anything's choice by content from 3 views on, else the first; "
+        "first follows view_order.",
+    )
+
+
+class DepthAnything3(NetworkTeacher):
+    """Features of Depth Anything 3's trunk: base of the registered sizes.
+
+    Pictures are resized so that the longer side is ``size`` (504, its API's default) and ImageNet-normalised once, in
+    :meth:`features`. Layers count from 1; its heads read the last one and three before.
+    """
+
+    prefix = PREFIXES[0]
+    ignored = IGNORED
+    patch = 14
+    default_size = 504
+    # Near zero once normalised; Depth Anything itself never pads.
+    default_fill = 0.45
+    family = "DA3 backbone"
+
+    Options: ClassVar[type[Options]] = DepthAnythingOptions
+    options: DepthAnythingOptions
+
+    def __init__(self, options: AnyOptions = None) -> None:
+        super().__init__(options)
+        self._told_of_order = False
+
+    @property
+    def trunk_config(self) -> TrunkConfig:
+        found: TrunkConfig = super().trunk_config
+        return found
+
+    @property
+    def num_layers(self) -> int:
+        return self.trunk_config.depth
+
+    def dim(self, layer: int) -> int:
+        return self.trunk_config.dim * (2 if self.options.half == "both" else 1)
+
+    def build(self) -> nn.Module:
+        return DepthAnythingTrunk(self.trunk_config)
+
+    def prefix_in(self, path: Path) -> str:
+        return find_prefix(path)
+
+    def observe(self, batch: tuple[Views, tuple[int, int]] | None) -> None:
+        super().observe(batch)
+        if batch is None or self._told_of_order:
+            return
+        self._told_of_order = True
+        if self.options.view_order and self.options.reference == "auto" and len(batch[0].names) >= SELECT_FROM:
+            notice(
+                f"teacher {self.name!r} chooses its reference view by content among {SELECT_FROM} or more: view_order "
+                "has no say there; set reference=first to make its first camera the reference"
+            )
+
+    def features(self, trunk: nn.Module, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        residual = torch.bfloat16 if self.options.residual == "bfloat16" else torch.float32
+        found = trunk(
+            normalised(images),
+            layers,
+            half=self.options.half,
+            reference=self.options.reference,
+            residual=residual,
+        )
+        return cast("list[Tensor]", found)
+
+    def working_bytes(self, trunk: nn.Module, shape: tuple[int, int, int, int], layers: Sequence[int]) -> int:
+        b, v, h, w = shape
+        dim, patches = self.trunk_config.dim, b * v * (h // self.patch) * (w // self.patch)
+        product = cast("DepthAnythingTrunk", trunk).patch_embed.proj.weight.element_size()
+        residual = 2 if self.options.residual == "bfloat16" else 4
+        hidden = self.trunk_config.hidden * (2 if self.trunk_config.swiglu else 1)  # both gates, SiLU and product
+        tokens = patches + b * v
+        block = block_bytes(tokens, dim, hidden, product=product, residual=residual)
+        feature = patches * self.dim(layers[0]) * 4
+        # Pictures stay to the end as painted and as normalised, and are there thrice while they are normalised.
+        pictures = b * v * 3 * h * w * 4
+        # The last feature is made when its block is through.
+        last = max(block, tokens * dim * (2 * residual + 4) + feature)
+        return max(3 * pictures, 2 * pictures + last + (len(set(layers)) - 1) * feature)
+
+
+def normalised(images: Tensor) -> Tensor:
+    """Pictures ``(..., 3, h, w)`` in [0, 1], less ImageNet's mean, over its deviation.
+
+    By scalars: a tensor of constants would have to be sent to the device, and waited for.
+    """
+    channels = zip(images.unbind(-3), _MEAN, _STD, strict=True)
+    return torch.stack([(channel - mean) / std for channel, mean, std in channels], -3)
+
+
+def _configs(full: TrunkConfig, tiny: TrunkConfig = config.TINY) -> dict[str, Any]:
+    return {"full": full, "tiny": tiny}
+
+
+class DA3Small(DepthAnything3):
+    """Depth Anything 3 small: 12 blocks, 384 wide."""
+
+    name = "da3-small"
+    license = "Apache-2.0"
+    source = Source("depth-anything/DA3-SMALL")
+    configs = _configs(config.SMALL)
+
+
+class DA3Base(DepthAnything3):
+    """Depth Anything 3 base: 12 blocks, 768 wide."""
+
+    name = "da3-base"
+    license = "Apache-2.0"
+    source = Source("depth-anything/DA3-BASE")
+    configs = _configs(config.BASE)
+
+
+class DA3Large(DepthAnything3):
+    """Depth Anything 3 large: 24 blocks, 1024 wide. The revised weights: the first ones had a fault in training."""
+
+    name = "da3-large"
+    license = "CC-BY-NC-4.0"
+    source = Source("depth-anything/DA3-LARGE-1.1")
+    configs = _configs(config.LARGE)
+
+
+class DA3Giant(DepthAnything3):
+    """Depth Anything 3 giant: 40 blocks, 1536 wide, gated MLPs. The revised weights, as for the large one."""
+
+    name = "da3-giant"
+    license = "CC-BY-NC-4.0"
+    source = Source("depth-anything/DA3-GIANT-1.1")
+    configs = _configs(config.GIANT, config.TINY_GATED)

@@ -1,0 +1,76 @@
+"""Small trunks, views and files, shared as fixtures: test folders are no packages here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from sfkit_depth_anything.config import TINY, TrunkConfig
+from sfkit_depth_anything.trunk import DepthAnythingTrunk
+from torch import Tensor
+
+from sfkit.trunks.randomise import randomise
+from sfkit.types import Views
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def trunk_of() -> Callable[..., DepthAnythingTrunk]:
+    """``trunk_of(config, seed)``: a trunk with random weights under which every part counts."""
+
+    def make(config: TrunkConfig = TINY, seed: int = 0) -> DepthAnythingTrunk:
+        trunk = randomise(DepthAnythingTrunk(config), seed)
+        assert isinstance(trunk, DepthAnythingTrunk)
+        return trunk.eval().requires_grad_(False)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def views_of() -> Callable[..., Views]:
+    """``views_of([[True, False], ...], size)``: random pictures of named cameras, some of them absent."""
+
+    def make(present: list[list[bool]], size: tuple[int, int] = (56, 56), seed: int = 0) -> Views:
+        b, v = len(present), len(present[0])
+        images = torch.rand(b, v, 3, *size, generator=torch.Generator().manual_seed(seed))
+        valid = torch.tensor(present)[:, :, None, None].expand(b, v, *size)
+        return Views(images, valid, tuple(f"observation.images.cam{i}" for i in range(v)))
+
+    return make
+
+
+@pytest.fixture
+def checkpoint(
+    tmp_path: Path, trunk_of: Callable[..., DepthAnythingTrunk]
+) -> Callable[..., tuple[Path, DepthAnythingTrunk]]:
+    """``checkpoint(prefix, change)``: a file as published, of a tiny trunk with its heads, and that trunk.
+
+    ``change`` may alter the dict of tensors before it is written.
+    """
+
+    def make(
+        prefix: str = "model.backbone.pretrained.",
+        change: Callable[[dict[str, Tensor]], object] = lambda tensors: None,
+        config: TrunkConfig = TINY,
+    ) -> tuple[Path, DepthAnythingTrunk]:
+        trunk = trunk_of(config, 7)
+        tensors = {prefix + name: value.clone() for name, value in trunk.state_dict().items()}
+        root = prefix.removesuffix("backbone.pretrained.")
+        for head in ("head.projects.0.weight", "cam_enc.trunk.0.norm1.bias", "cam_dec.fc_t.bias", "gs_head.norm.bias"):
+            tensors[root + head] = torch.zeros(3)
+        change(tensors)
+        path = tmp_path / "model.safetensors"
+        save_file(tensors, path)
+        return path, trunk
+
+    return make

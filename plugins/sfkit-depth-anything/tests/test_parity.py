@@ -1,0 +1,121 @@
+"""Numbers: the reference's fixtures where they are at hand, and our own recorded ones always."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from sfkit_depth_anything.config import TINY, TINY_GATED, TrunkConfig
+from sfkit_depth_anything.parity import DepthAnythingParity
+from sfkit_depth_anything.teachers import DA3Giant, DA3Small
+from sfkit_depth_anything.trunk import DepthAnythingTrunk
+
+from sfkit.errors import CheckpointError
+from sfkit.parity import Fixture, compare, record
+from sfkit.trunks.weights import load_weights, without_weights
+
+OWN = Path(__file__).parent / "fixtures"
+SHARED = Path(__file__).parents[4] / "shared" / "fixtures" / "da3_tiny.safetensors"
+
+
+def worst(path: Path) -> float:
+    return max(difference.largest for difference in compare(Fixture.load(path)))
+
+
+@pytest.mark.skipif(not SHARED.is_file(), reason="the reference's fixtures are not beside this checkout")
+def test_the_reference_is_met() -> None:
+    differences = compare(Fixture.load(SHARED))
+    assert {difference.case for difference in differences} == {"single", "pair", "triple_ref_select"}
+    assert max(difference.largest for difference in differences) <= 1e-5
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [("tiny", 1e-5), ("gated_small_stream", 1e-6)])
+def test_recorded_outputs_are_met(name: str, tolerance: float) -> None:
+    assert worst(OWN / f"{name}.safetensors") <= tolerance
+
+
+@pytest.mark.parametrize("name", ["tiny", "gated_small_stream"])
+def test_recorded_cases_choose_another_reference_than_the_first(name: str) -> None:
+    fixture = Fixture.load(OWN / f"{name}.safetensors")
+    with without_weights():
+        trunk = DepthAnythingParity().build(fixture.config, fixture.shapes)
+    load_weights(trunk, fixture.path, prefix="sd.", ignored=["*.in.*", "*.out.*"])
+    for case in ("triple", "quadruple_tall"):
+        images = fixture.cases[case].inputs["images_normalised"]
+        (chosen,), (first,) = trunk(images, [6]), trunk(images, [6], reference="first")
+        assert (chosen - first).abs().max() > 0.01
+
+
+WRONG: dict[str, Callable[[DepthAnythingTrunk], object]] = {
+    "epsilon of the blocks": lambda trunk: [setattr(block.norm1, "eps", 1e-5) for block in trunk.blocks],
+    "epsilon of queries": lambda trunk: [setattr(b.attn.q_norm, "eps", 1e-6) for b in trunk.blocks[3:]],
+    "epsilon of the final norm": lambda trunk: setattr(trunk.norm, "eps", 1e-6),
+    "camera tokens exchanged": lambda trunk: trunk.camera_token.data.copy_(trunk.camera_token.data.flip(1)),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_wrong_constant_shows(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = DepthAnythingParity.run
+
+    def run(self: DepthAnythingParity, trunk: Any, *arguments: Any) -> Any:
+        with torch.no_grad():
+            if not hasattr(trunk, "spoilt"):
+                WRONG[what](trunk)
+                trunk.spoilt = True
+        return original(self, trunk, *arguments)
+
+    monkeypatch.setattr(DepthAnythingParity, "run", run)
+    assert worst(OWN / "gated_small_stream.safetensors") > 1e-6
+
+
+@pytest.mark.parametrize("config", [TINY, TINY_GATED, TINY.model_copy(update={"alt_start": 0, "depth": 4})])
+def test_a_fixture_tells_the_configuration(config: TrunkConfig) -> None:
+    trunk, reader = DepthAnythingTrunk(config), DepthAnythingParity()
+    shapes = {key: tuple(value.shape) for key, value in trunk.state_dict().items()}
+    described = json.loads(json.dumps(reader.describe(config)))
+    rebuilt = reader.build(described, shapes)
+    assert isinstance(rebuilt, DepthAnythingTrunk)
+    assert rebuilt.config == config
+
+
+def test_recording_and_comparing_go_round(tmp_path: Path) -> None:
+    for teacher in (DA3Small({"config": "tiny"}), DA3Giant({"config": "tiny"})):
+        path = tmp_path / f"{teacher.name}.safetensors"
+        record(teacher, path, seed=5)
+        assert worst(path) <= 1e-6
+
+
+def damaged(tmp_path: Path, drop: str) -> Path:
+    source = OWN / "tiny.safetensors"
+    with safe_open(source, "pt") as file:
+        metadata = dict(file.metadata())
+    tensors = load_file(source)
+    config = json.loads(metadata["config"])
+    config.pop(drop, None)
+    tensors = {key: value for key, value in tensors.items() if drop not in key}
+    path = tmp_path / "damaged.safetensors"
+    save_file(tensors, path, {**metadata, "config": json.dumps(config)})
+    return path
+
+
+@pytest.mark.parametrize("drop", ["num_heads", "alt_start", "pos_embed", "mlp.fc2"])
+def test_a_fixture_that_lacks_something_says_what(tmp_path: Path, drop: str) -> None:
+    with pytest.raises(CheckpointError, match=f"does not describe a trunk.*{drop}"):
+        compare(Fixture.load(damaged(tmp_path, drop)))
+
+
+def test_outputs_that_the_trunk_does_not_have_are_told(tmp_path: Path) -> None:
+    with safe_open(OWN / "tiny.safetensors", "pt") as file:
+        metadata = dict(file.metadata())
+    tensors = load_file(OWN / "tiny.safetensors")
+    tensors["single.out.layer17"] = tensors["single.out.layer5"].clone()
+    save_file(tensors, tmp_path / "more.safetensors", metadata)
+    notes = {d.output: d.note for d in compare(Fixture.load(tmp_path / "more.safetensors")) if d.note}
+    assert notes == {"layer17": "the trunk does not give it"}
