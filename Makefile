@@ -8,10 +8,10 @@ STAMP := .venv/.stamp
 OFFLINE := HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults lint format types layers docs lowest wheels check bench freeze clean
+.PHONY: help setup demo test faults lint format types layers docs lowest wheels check bench bench-full freeze clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP) ## make .venv with the core, the plugins and all tools
 
@@ -56,6 +56,9 @@ check: ## all that CI does
 
 bench: $(STAMP) ## run the benchmarks
 	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-full: $(STAMP) ## run those at full size (20 minutes, 10 GB of memory)
+	$(BIN)/python -m benchmarks --full $(ARGS)
 
 freeze: ## renew constraints.txt with the newest versions that fit
 	scripts/bootstrap.sh --freeze

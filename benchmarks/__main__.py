@@ -8,22 +8,36 @@ import gc
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import disabled, geometry, imports, memory
+from benchmarks import disabled, geometry, imports, memory, vggt, vggt_gpu, vggt_memory
 from benchmarks.report import Report, machine
 from benchmarks.timed import one_thread
 
-BENCHMARKS: dict[str, ModuleType] = {
+
+class Benchmark(Protocol):
+    """A module, or a value, that measures something."""
+
+    def steps(self, *, quick: bool) -> int:
+        """How often ``run`` will call ``advance``."""
+
+    def run(self, *, quick: bool, advance: Callable[[], None]) -> Report:
+        """Measure; ``quick`` only tries whether everything works."""
+
+
+BENCHMARKS: dict[str, Benchmark] = {
     "disabled": disabled, "geometry": geometry, "memory": memory, "imports": imports,
+    "vggt": vggt.REDUCED, "vggt-memory": vggt_memory.REDUCED, "vggt-gpu": vggt_gpu,
 }  # fmt: skip
+#: They take long and need 10 GB of memory: only with ``--full``.
+FULL: dict[str, Benchmark] = {"vggt-memory-full": vggt_memory.AT_FULL_SIZE, "vggt-full": vggt.AT_FULL_SIZE}
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -36,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if load > 1 and not options.quick:
         console.print(f"[yellow]The load average is {load:.1f} already: intervals will be wide.[/]")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    names = [name for name in BENCHMARKS if name in options.only]
+    offered = FULL if options.full else BENCHMARKS
+    names = [name for name in offered if name in (options.only or offered)]
     with one_thread() if options.quick else nullcontext():
         reports = _run_all(names, options.quick, load, out, console)
     for report in reports:
@@ -52,7 +67,7 @@ def _run_all(names: Sequence[str], quick: bool, load: float, out: Path, console:
     with Progress(*columns, console=console) as progress, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # LeRobot's imports warn about optional packages
         for name in names:
-            benchmark = BENCHMARKS[name]
+            benchmark = {**BENCHMARKS, **FULL}[name]
             task = progress.add_task(name, total=benchmark.steps(quick=quick))
             found = benchmark.run(quick=quick, advance=functools.partial(progress.advance, task))
             reports.append(_with_conditions(found, quick, load))
@@ -70,8 +85,9 @@ def _with_conditions(report: Report, quick: bool, load: float) -> Report:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--only", nargs="+", choices=list(BENCHMARKS), default=list(BENCHMARKS), metavar="NAME",
-                        help=f"some of {', '.join(BENCHMARKS)}")  # fmt: skip
+    parser.add_argument("--only", nargs="+", choices=[*BENCHMARKS, *FULL], metavar="NAME",
+                        help=f"some of {', '.join(BENCHMARKS)}, with --full of {', '.join(FULL)}")  # fmt: skip
+    parser.add_argument("--full", action="store_true", help="those at full size instead: 20 minutes, 10 GB of memory")
     parser.add_argument("--quick", action="store_true", help="a smoke run, whose times mean nothing")
     parser.add_argument("--out", type=Path, help="folder for results (default: benchmarks/results)")
     return parser

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("disabled", "geometry", "memory", "imports")
+NAMES = ("disabled", "geometry", "memory", "imports", "vggt", "vggt-memory", "vggt-gpu")
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +93,11 @@ def test_disabled_is_met_only_by_a_narrow_interval_around_one(low: float, high: 
 def test_the_interval_of_a_constant_ratio_is_that_ratio() -> None:
     pairs = pytest.importorskip("benchmarks.pairs")
     assert pairs.median_with_interval(np.full(9, 1.5)) == pairs.Ratio(1.5, 1.5, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("side", "views", "wanted"), [(518, 1, 3.05), (518, 2, 6.47), (518, 3, 10.26), (224, 2, 1.00), (294, 3, 2.72)]
+)
+def test_operations_of_vggt_are_counted_as_its_authors_network_does_them(side: int, views: int, wanted: float) -> None:
+    gpu = pytest.importorskip("benchmarks.vggt_gpu")
+    assert gpu.flops(gpu.FULL, 1, views, side) / 1e12 == pytest.approx(wanted, abs=0.006)

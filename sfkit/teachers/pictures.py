@@ -152,8 +152,7 @@ class PictureTeacher(Teacher):
         ]
         back = sorted(range(len(order)), key=order.__getitem__)
         whole = [torch.cat(pieces) if len(pieces) > 1 else pieces[0] for pieces in zip(*parts, strict=True)]
-        # By their own stride: a layer may be finer or coarser than the patch.
-        return [read_back(_reordered(f, back), placement, placement.canvas[0] // f.shape[2]) for f in whole]
+        return [read_back(_reordered(found, back), placement) for found in whole]
 
     def paint(self, images: Tensor, placement: Placement) -> Tensor:
         """Resize pictures in [0, 1] and put them on their canvas."""

@@ -98,38 +98,38 @@ def canvas_of(scaled: Tensor, placement: Placement, fill: float) -> Tensor:
     return F.pad(scaled, (placement.left, right, placement.top, bottom), value=fill)
 
 
-def read_back(features: Tensor, placement: Placement, patch: int) -> FeatureMap:
+def read_back(features: Tensor, placement: Placement) -> FeatureMap:
     """Features on the canvas as a map over the view.
 
     Args:
-        features: ``(b, v, rows, columns, d)`` on the canvas.
+        features: ``(b, v, rows, columns, d)``, on a grid that divides the canvas evenly.
         placement: Where the view lies on it.
-        patch: Side of a patch, in pixels of the canvas.
 
     Returns:
-        The map whose cells are as near to a patch in size as divides the view evenly; a cell is masked where its
+        The map whose cells are as near in size to those of the canvas as divides the view evenly; a cell is masked where its
         centre was cropped away. Where view and canvas are the same, the features as they are.
     """
     if placement.fills:
         return FeatureMap(features, torch.ones(features.shape[:-1], dtype=torch.bool, device=features.device))
-    down, row_mask = _axis(placement.scaled[0], placement.top, placement.canvas[0], patch)
-    across, column_mask = _axis(placement.scaled[1], placement.left, placement.canvas[1], patch)
+    rows, columns = features.shape[2:4]
+    down, row_mask = _axis(placement.scaled[0], placement.top, placement.canvas[0], rows)
+    across, column_mask = _axis(placement.scaled[1], placement.left, placement.canvas[1], columns)
     down, across = down.to(features), across.to(features)
     values = torch.einsum("rx,bvxyd,cy->bvrcd", down, features, across)
     mask = (row_mask[:, None] & column_mask[None]).to(features.device)
     return FeatureMap(values, mask.expand(values.shape[:-1]).clone())
 
 
-def _axis(scaled: int, offset: int, canvas: int, patch: int) -> tuple[Tensor, Tensor]:
-    """Linear interpolation at the view's cell centres: ``(cells, patches)``, and which centres are on the canvas."""
-    cells = max(1, round(scaled / patch))
+def _axis(scaled: int, offset: int, canvas: int, count: int) -> tuple[Tensor, Tensor]:
+    """Linear interpolation at the view's cell centres: ``(cells, count)``, and which centres are on the canvas."""
+    step = canvas / count
+    cells = max(1, round(scaled / step))
     centres = offset + (torch.arange(cells, dtype=torch.float64) + 0.5) * scaled / cells
-    patches = canvas // patch
-    at = (centres / patch - 0.5).clamp(0, patches - 1)
-    low = at.floor().long().clamp(max=max(patches - 2, 0))
+    at = (centres / step - 0.5).clamp(0, count - 1)
+    low = at.floor().long().clamp(max=max(count - 2, 0))
     share = at - low
-    weights = torch.zeros(cells, patches, dtype=torch.float64)
+    weights = torch.zeros(cells, count, dtype=torch.float64)
     rows = torch.arange(cells)
     weights[rows, low] += 1 - share
-    weights[rows, (low + 1).clamp(max=patches - 1)] += share
+    weights[rows, (low + 1).clamp(max=count - 1)] += share
     return weights.float(), (centres >= 0) & (centres < canvas)

@@ -14,7 +14,7 @@ from sfkit.errors import CheckpointError
 from sfkit.trunks.files import TensorFile, open_tensors
 
 #: Host memory for tensors on their way, in bytes: what is mapped from the file is given back after so many.
-_SHARE = 128 * 2**20
+_SHARE = 64 * 2**20
 
 
 @contextmanager

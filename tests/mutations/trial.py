@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import pytest
 from mutant import Mutant, StaleMutantError, function_of
 
-PACKAGES = ("sfkit", "sfkit_lerobot")
+PACKAGES = ("sfkit", "sfkit_lerobot", "sfkit_depth_anything", "sfkit_dust3r", "sfkit_vggt")
 #: How a test fails that noticed: a failed assertion, or an expected error or warning that did not come.
 _NOTICED = ("AssertionError", "Failed")
 #: Seconds after which a trial hangs for sure, even on a busy machine.
@@ -38,7 +38,7 @@ class Outcome:
     detail: str = ""
 
 
-@dataclass
+@dataclass(eq=False)  # a plugin of pytest must be hashable
 class Recorder:
     """A pytest plugin that notes how each case ended."""
 

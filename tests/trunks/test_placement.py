@@ -77,7 +77,7 @@ def position_map(placement: Placement, patch: int) -> torch.Tensor:
 @given(st.integers(40, 200), st.integers(40, 200), st.sampled_from(["keep", "pad", "crop", "stretch"]))
 def test_features_come_back_to_where_they_were_seen(h: int, w: int, fit: str) -> None:
     placement = place((h, w), 140, 14, fit)  # type: ignore[arg-type]
-    found = read_back(position_map(placement, 14), placement, 14)
+    found = read_back(position_map(placement, 14), placement)
     rows, columns = found.grid
     down = (torch.arange(rows) + 0.5) * placement.scaled[0] / rows + placement.top
     across = (torch.arange(columns) + 0.5) * placement.scaled[1] / columns + placement.left
@@ -91,6 +91,6 @@ def test_features_come_back_to_where_they_were_seen(h: int, w: int, fit: str) ->
 def test_a_map_that_fills_the_view_is_handed_on_as_it_is() -> None:
     features = torch.rand(2, 3, 4, 5, 6)
     placement = place((56, 70), 70, 14, "keep")
-    found = read_back(features, placement, 14)
+    found = read_back(features, placement)
     assert found.values is features
     assert bool(found.mask.all())
