@@ -11,7 +11,7 @@ OFFLINE := HF_HUB_OFFLINE=1
 .PHONY: help setup demo test faults lint format types layers docs lowest wheels check bench bench-full freeze clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP) ## make .venv with the core, the plugins and all tools
 
