@@ -125,6 +125,7 @@ def save_fixture(
     try:
         # Cloned: safetensors refuses tensors that share memory, as views of one output do.
         save_file({key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}, fresh, metadata)
+        Path(fresh).chmod(0o644)  # temporary files are private
         Path(fresh).replace(path)
     finally:
         Path(fresh).unlink(missing_ok=True)

@@ -106,8 +106,8 @@ def read_back(features: Tensor, placement: Placement) -> FeatureMap:
         placement: Where the view lies on it.
 
     Returns:
-        The map whose cells are as near in size to those of the canvas as divides the view evenly; a cell is masked where its
-        centre was cropped away. Where view and canvas are the same, the features as they are.
+        The map whose cells are as near in size to those of the canvas as divides the view evenly; a cell is masked
+        where its centre was cropped away. Where view and canvas are the same, the features as they are.
     """
     if placement.fills:
         return FeatureMap(features, torch.ones(features.shape[:-1], dtype=torch.bool, device=features.device))

@@ -37,8 +37,11 @@ HEAVY = {
     "lerobot": (
         *("lerobot.policies.pi0.modeling_pi0", "lerobot.policies.smolvla.modeling_smolvla", "lerobot.transforms"),
         *("lerobot.datasets.lerobot_dataset", "lerobot.processor", "transformers", "torchvision.transforms.v2"),
+        "lerobot.scripts.lerobot_train",
     ),
 }
+#: Tests of plugins that stand on LeRobot or transformers.
+_HEAVY_TESTS = ("plugins/sfkit-lerobot", "plugins/lerobot_policy_spatial_forcing", "plugins/sfkit-transformers")
 
 
 def main() -> int:
@@ -79,7 +82,7 @@ def _groups(mutants: Sequence[Mutant]) -> dict[str, list[Mutant]]:
     """Those without and those with tests that need LeRobot, whose import takes long; empty groups left out."""
     groups: dict[str, list[Mutant]] = {"core": [], "lerobot": []}
     for mutant in mutants:
-        groups["lerobot" if any(test.startswith("plugins/") for test in mutant.tests) else "core"].append(mutant)
+        groups["lerobot" if any(test.startswith(_HEAVY_TESTS) for test in mutant.tests) else "core"].append(mutant)
     return {name: group for name, group in groups.items() if group}
 
 

@@ -35,7 +35,7 @@ def test_the_reference_is_met() -> None:
     assert max(difference.largest for difference in differences) <= 1e-5
 
 
-@pytest.mark.parametrize(("name", "tolerance"), [("tiny", 1e-5), ("gated_small_stream", 1e-6)])
+@pytest.mark.parametrize(("name", "tolerance"), [("tiny", 1e-5), ("gated_small_stream", 5e-6)])
 def test_recorded_outputs_are_met(name: str, tolerance: float) -> None:
     assert worst(OWN / f"{name}.safetensors") <= tolerance
 

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
 
 from sfkit.trunks.rope import Rope, grid_positions, rope_table
-
-Value = TypeVar("Value")
 
 #: Added to the wanted grid before the scale is computed: DINOv2's guard against rounding down, which moves the samples.
 _OFFSET = 0.1
@@ -50,21 +45,3 @@ def joint_rotation(grid: tuple[int, int], views: int, head_dim: int) -> Rope:
     positions = torch.ones(1 + grid[0] * grid[1], 2, dtype=torch.long)
     positions[0] = 0
     return rope_table(positions.repeat(views, 1), head_dim)
-
-
-class Kept:
-    """Values computed once for each key, as ordinary tensors even where inference mode is on."""
-
-    def __init__(self) -> None:
-        self._values: dict[Any, Any] = {}
-
-    def get(self, key: Any, make: Callable[[], Value]) -> Value:
-        """The value for ``key``, made now if there is none."""
-        if key not in self._values:
-            with torch.inference_mode(False), torch.no_grad():
-                self._values[key] = make()
-        return self._values[key]  # type: ignore[no-any-return]
-
-    def clear(self) -> None:
-        """Forget all."""
-        self._values.clear()

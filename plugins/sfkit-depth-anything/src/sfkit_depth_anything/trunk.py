@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from sfkit.trunks.blocks import Block, LayerNorm, Linear
 from sfkit.trunks.patches import PatchEmbed, patch_grid
 from sfkit.trunks.rope import Rope
+from sfkit.trunks.tables import Tables
 from sfkit_depth_anything.config import TrunkConfig
 from sfkit_depth_anything.reference import SELECT_FROM, saddle_balanced
-from sfkit_depth_anything.tables import Kept, joint_rotation, scaled_positions, view_rotation
+from sfkit_depth_anything.tables import joint_rotation, scaled_positions, view_rotation
 
 Half = Literal["both", "local", "global"]
 Reference = Literal["auto", "first"]
@@ -52,7 +53,8 @@ class DepthAnythingTrunk(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.side**2, config.dim))
         self.blocks = nn.ModuleList(_block(config, index) for index in range(config.depth))
         self.norm = LayerNorm(config.dim, eps=1e-5)
-        self._tables = Kept()
+        self._positions: Tables[Tensor] = Tables()
+        self._ropes: Tables[Rope] = Tables()
 
     def forward(
         self,
@@ -101,13 +103,13 @@ class DepthAnythingTrunk(nn.Module):
         return [found[layer] for layer in layers]
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        self._tables.clear()
+        self._positions.clear()
         return super().load_state_dict(*args, **kwargs)
 
     def _embed(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
         """``(b * v, 1 + n, dim)``: the class token and the patches, with their positions."""
         device = images.device
-        position = self._tables.get((grid, device), lambda: scaled_positions(self.pos_embed[:, 1:], grid))
+        position = self._positions.get((grid, device), lambda: scaled_positions(self.pos_embed[:, 1:], grid))
         patches = self.patch_embed(images.flatten(0, 1)) + position
         start = self.cls_token + self.pos_embed[:, :1]
         return torch.cat((start.expand(len(patches), -1, -1), patches), 1)
@@ -148,8 +150,8 @@ class DepthAnythingTrunk(nn.Module):
             return rope[0].to(device), rope[1].to(device)
 
         return (
-            self._tables.get((grid, device, "view"), lambda: moved(view_rotation(grid, head_dim))),
-            self._tables.get((grid, device, views), lambda: moved(joint_rotation(grid, views, head_dim))),
+            self._ropes.get((grid, device, "view"), lambda: moved(view_rotation(grid, head_dim))),
+            self._ropes.get((grid, device, views), lambda: moved(joint_rotation(grid, views, head_dim))),
         )
 
 

@@ -1,0 +1,191 @@
+"""The trunk of DUSt3R and MASt3R without heads, with the keys of their checkpoints.
+
+Source: Wang et al., "DUSt3R: Geometric 3D Vision Made Easy", 2024 (arXiv 2312.14132); Weinzaepfel et al., "CroCo v2",
+2023 (arXiv 2211.10408), whose encoder and decoder these are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from itertools import islice
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from sfkit.trunks.blocks import Block, LayerNorm, Linear
+from sfkit.trunks.patches import PatchEmbed, patch_grid
+from sfkit.trunks.rope import Rope, grid_positions, rope_table
+from sfkit_dust3r.blocks import DecoderBlock
+from sfkit_dust3r.config import Target, TrunkConfig
+
+_EPS = 1e-6
+
+#: Rows and columns of patches.
+Grid: TypeAlias = "tuple[int, int]"
+
+
+class PairTrunk(nn.Module):
+    """An encoder that sees each picture alone, and a decoder that sees two.
+
+    Args:
+        config: Its sizes.
+    """
+
+    def __init__(self, config: TrunkConfig) -> None:
+        super().__init__()
+        self.config = config
+        self._tables: dict[tuple[Grid, int, torch.device], Rope] = {}
+        self.patch_embed = PatchEmbed(config.patch, config.enc_dim)
+        self.enc_blocks = nn.ModuleList(
+            Block(config.enc_dim, config.enc_heads, config.enc_hidden, eps=_EPS, layer_scale=False)
+            for _ in range(config.enc_depth)
+        )
+        self.enc_norm = LayerNorm(config.enc_dim, eps=_EPS)
+        if config.dec_depth:
+            self.decoder_embed = Linear(config.enc_dim, config.dec_dim)
+            self.dec_blocks = self._stack()
+            if not config.shared_decoder:
+                self.dec_blocks2 = self._stack()
+            self.dec_norm = LayerNorm(config.dec_dim, eps=_EPS)
+
+    def _stack(self) -> nn.ModuleList:
+        sizes = self.config
+        return nn.ModuleList(
+            DecoderBlock(sizes.dec_dim, sizes.dec_heads, sizes.dec_hidden, eps=_EPS) for _ in range(sizes.dec_depth)
+        )
+
+    def forward(
+        self, images: Tensor, layers: Sequence[int], target: Target = "decoder", residual: torch.dtype = torch.float32
+    ) -> list[Tensor]:
+        """Features of views of one size, the first of which is the reference.
+
+        Each picture is encoded once. The decoder then sees each view paired with the first; a single view is paired
+        with itself. The first view has an output for each of its partners, and their mean is taken: it does not
+        depend on the order of the others.
+
+        Args:
+            images: ``(b, v, 3, h, w)`` in [-1, 1], sides multiples of the patch.
+            layers: Of the encoder if ``target`` is ``encoder``, else of the decoder; see :meth:`encode` and
+                :meth:`decode`. ``both`` puts the encoder's last (normed) features before those of the layer.
+            target: Which features.
+            residual: Dtype of the residual stream.
+
+        Returns:
+            For each layer ``(b, v, rows, columns, d)``.
+
+        Raises:
+            ShapeError: A side is no multiple of the patch, or there is no view.
+        """
+        grid = patch_grid(images, self.config.patch)
+        b, v = images.shape[:2]
+        if target == "encoder":
+            encoded = self.encode(images.flatten(0, 1), layers, residual)
+            return [encoded[layer].view(b, v, *grid, -1) for layer in layers]
+        last = self.config.enc_depth
+        normed = self.encode(images.flatten(0, 1), [last], residual)[last]
+        normed = normed.view(b, v, *normed.shape[1:])
+        decoded = self._decode_views(normed, grid, layers, residual)
+        if target == "both":
+            decoded = {k: torch.cat((normed.to(values.dtype), values), -1) for k, values in decoded.items()}
+        return [decoded[layer].view(b, v, *grid, -1) for layer in layers]
+
+    def encode(
+        self, images: Tensor, layers: Collection[int], residual: torch.dtype = torch.float32
+    ) -> dict[int, Tensor]:
+        """Encoder features of pictures, each on its own.
+
+        Args:
+            images: ``(n, 3, h, w)`` in [-1, 1].
+            layers: ``k`` is the residual stream after ``k`` blocks, except the last, which is normed.
+            residual: Dtype of the residual stream.
+
+        Returns:
+            ``(n, rows * columns, enc_dim)`` for each layer; nothing behind the deepest is computed.
+        """
+        grid = patch_grid(images, self.config.patch)
+        rope = self._table(grid, self.config.enc_dim // self.config.enc_heads, images.device)
+        tokens = self.patch_embed(images).to(residual).contiguous()
+        kept = {}
+        for depth, block in enumerate(islice(self.enc_blocks, max(layers)), 1):
+            tokens = block(tokens, rope)
+            if depth in layers:
+                kept[depth] = self.enc_norm(tokens) if depth == len(self.enc_blocks) else tokens
+        return kept
+
+    def decode(
+        self,
+        first: Tensor,
+        second: Tensor,
+        grids: tuple[Grid, Grid],
+        layers: Collection[int],
+        residual: torch.dtype = torch.float32,
+        *,
+        first_only: bool = False,
+    ) -> dict[int, tuple[Tensor, ...]]:
+        """Decoder features of pairs, for both of a pair in the geometry of the first.
+
+        Args:
+            first: ``(n, tokens, dec_dim)`` of the reference views, from :meth:`embed`.
+            second: ``(n, its tokens, dec_dim)`` of their partners.
+            grids: Rows and columns of the two.
+            layers: ``k`` is the residual stream after ``k`` layers, except the last, which is normed.
+            residual: Dtype of the residual stream.
+            first_only: The partners' features are not wanted, nor computed where nothing depends on them.
+
+        Returns:
+            Features of first and second (or of first alone) for each layer; nothing behind the deepest is computed.
+        """
+        head_dim = self.config.dec_dim // self.config.dec_heads
+        ropes = [self._table(grid, head_dim, first.device) for grid in grids]
+        first, second = first.to(residual), second.to(residual)
+        stacks = zip(self.dec_blocks, self.dec_blocks if self.config.shared_decoder else self.dec_blocks2, strict=True)
+        deepest, kept = max(layers), {}
+        for depth, (one, two) in enumerate(islice(stacks, deepest), 1):
+            # Both read the pair as the layer before left it.
+            fresh = one(first, second, ropes[0], ropes[1])
+            if not (first_only and depth == deepest):
+                second = two(second, first, ropes[1], ropes[0])
+            first = fresh
+            if depth in layers:
+                wanted = (first,) if first_only else (first, second)
+                kept[depth] = tuple(map(self.dec_norm, wanted)) if depth == self.config.dec_depth else wanted
+        return kept
+
+    def embed(self, encoded: Tensor) -> Tensor:
+        """The decoder's input ``(..., dec_dim)`` from the encoder's last features ``(..., enc_dim)``."""
+        return self.decoder_embed(encoded)  # type: ignore[no-any-return]
+
+    def _decode_views(
+        self, encoded: Tensor, grid: Grid, layers: Sequence[int], residual: torch.dtype
+    ) -> dict[int, Tensor]:
+        """``(b, v, n, enc_dim)`` to ``(b, v, n, dec_dim)`` for each layer."""
+        b, v = encoded.shape[:2]
+        embedded = self.embed(encoded)
+        partners = embedded[:, 1:] if v > 1 else embedded
+        reference = embedded[:, :1].expand_as(partners)
+        pairs = self.decode(
+            reference.flatten(0, 1), partners.flatten(0, 1), (grid, grid), layers, residual, first_only=v == 1
+        )
+        decoded = {}
+        for layer in list(pairs):
+            # Taken out, so that the pairs of one layer are let go before those of the next are joined.
+            first, *second = (side.view(b, -1, *side.shape[1:]) for side in pairs.pop(layer))
+            decoded[layer] = torch.cat((_mean(first), *second), 1)
+        return decoded
+
+    def _table(self, grid: Grid, head_dim: int, device: torch.device) -> Rope:
+        key = (grid, head_dim, device)
+        if key not in self._tables:
+            # Ordinary tensors also when first met under inference mode: a later run may record gradients.
+            with torch.inference_mode(False):
+                cos, sin = rope_table(grid_positions(grid), head_dim)
+                self._tables[key] = (cos.to(device), sin.to(device))
+        return self._tables[key]
+
+
+def _mean(outputs: Tensor) -> Tensor:
+    """``(b, partners, n, d)`` to ``(b, 1, n, d)``, summed in float32."""
+    if outputs.shape[1] == 1:
+        return outputs
+    return outputs.mean(1, keepdim=True, dtype=torch.float32).to(outputs.dtype)

@@ -1,0 +1,132 @@
+"""The trunk of VGGT: pictures to patch tokens, then blocks that look within a frame and across frames by turns.
+
+Source: J. Wang et al., "VGGT: Visual Geometry Grounded Transformer", CVPR 2025 (arXiv:2503.11651), section 3.2. Where
+its figure and the released weights differ, this follows the weights: the frame block comes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from sfkit.errors import ShapeError
+from sfkit.trunks.blocks import Block
+from sfkit.trunks.patches import patch_grid
+from sfkit.trunks.rope import Rope, grid_positions, rope_table
+from sfkit.trunks.tables import Tables
+from sfkit_vggt.config import VggtConfig
+from sfkit_vggt.embedder import Embedder
+
+Half = Literal["both", "frame", "global"]
+Tokens = Literal["all", "patch", "camera", "register"]
+Grid = tuple[int, int]
+
+_EPS = 1e-5
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Aggregator(nn.Module):
+    """Features of several views together, layer by layer.
+
+    Layer ``k`` is what comes out of the ``k``-th frame block and of the ``k``-th global block, side by side, without a
+    norm. The first view has special tokens of its own, and all others share theirs: the features depend on which view
+    is first, and of the others' order only in that they follow it.
+
+    Keys are those of the checkpoint under ``aggregator.``.
+
+    Args:
+        config: Sizes.
+        residual: Of the residual stream.
+        round_angles: Round the angles of the rotary embedding to bfloat16, as published pipelines on CUDA do.
+    """
+
+    def __init__(
+        self, config: VggtConfig, *, residual: torch.dtype = torch.float32, round_angles: bool = False
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.residual = residual
+        self.round_angles = round_angles
+        self.camera_token = nn.Parameter(torch.zeros(1, 2, 1, config.dim))
+        self.register_token = nn.Parameter(torch.zeros(1, 2, config.registers, config.dim))
+        self.patch_embed = Embedder(config)
+        self.frame_blocks = nn.ModuleList(_block(config) for _ in range(config.depth))
+        self.global_blocks = nn.ModuleList(_block(config) for _ in range(config.depth))
+        self._ropes: Tables[Rope] = Tables()
+        self._pixels: Tables[tuple[Tensor, Tensor]] = Tables()
+
+    def forward(
+        self, images: Tensor, layers: Sequence[int], *, half: Half = "both", tokens: Tokens = "all"
+    ) -> list[Tensor]:
+        """Features of the layers wanted, and of no others; nothing runs beyond the last of them.
+
+        Args:
+            images: ``(b, s, 3, h, w)`` float in [0, 1], sides multiples of the patch, the reference view first.
+            layers: From 1 to ``depth``, in any order.
+            half: ``frame``: what left the frame block; ``global``: the global block; ``both``: frame, then global.
+            tokens: Of each view: its patches (row-major), its camera token, its registers, or all: camera, registers,
+                patches.
+
+        Returns:
+            For each layer ``(b, s, tokens, dim)``, twice as wide for both halves, in the dtype of the residual stream.
+
+        Raises:
+            ShapeError: Images of another form, or sides that are no multiples of the patch.
+        """
+        if images.ndim != 5:
+            raise ShapeError(f"VGGT was given images of shape {tuple(images.shape)}, expected (b, s, 3, h, w).")
+        grid = patch_grid(images, self.config.patch)
+        b, s = images.shape[:2]
+        x = self.embed(images)
+        p, last = x.shape[1], max(layers)
+        kept: dict[int, Tensor] = {}
+        for layer in range(1, last + 1):
+            x = self.frame_blocks[layer - 1](x.reshape(b * s, p, -1), self.rope(grid, 1, x.device))
+            parts = [self._pick(x.reshape(b, s, p, -1), tokens)] if layer in layers and half != "global" else []
+            if layer < last or half != "frame":
+                x = self.global_blocks[layer - 1](x.reshape(b, s * p, -1), self.rope(grid, s, x.device))
+            if layer in layers:
+                if half != "frame":
+                    parts.append(self._pick(x.reshape(b, s, p, -1), tokens))
+                # Copied even where there is one part: a slice would keep all tokens in memory.
+                kept[layer] = torch.cat(parts, -1)
+        return [kept[layer] for layer in layers]
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Tokens of each view, ``(b * s, 1 + registers + rows * columns, dim)``: camera, registers, patches."""
+        b, s = images.shape[:2]
+        mean, deviation = self._pixels.get(images.device, lambda: _pixel_statistics(images.device))
+        patches = self.patch_embed((images.flatten(0, 1).float() - mean) / deviation, self.residual)
+        specials = torch.cat((self.camera_token, self.register_token), 2)
+        of_views = torch.cat((specials[:, :1], specials[:, 1:].expand(-1, s - 1, -1, -1)), 1)
+        of_views = of_views.expand(b, -1, -1, -1).flatten(0, 1)
+        return torch.cat((of_views, patches), 1).to(self.residual)
+
+    def rope(self, grid: Grid, views: int, device: torch.device) -> Rope:
+        """Rotary tables for the tokens of so many views in a row; every view has the same."""
+        # Rounding is part of the key: the table must not be that of whichever call came first.
+        return self._ropes.get((grid, views, self.round_angles, device), lambda: self._rope(grid, views, device))
+
+    def _rope(self, grid: Grid, views: int, device: torch.device) -> Rope:
+        config = self.config
+        positions = grid_positions(grid, specials=1 + config.registers, offset=1)
+        cos, sin = rope_table(positions, config.dim // config.heads, round_angles=self.round_angles)
+        return cos.repeat(views, 1).to(device), sin.repeat(views, 1).to(device)
+
+    def _pick(self, x: Tensor, tokens: Tokens) -> Tensor:
+        patches = 1 + self.config.registers
+        span = {"all": slice(None), "camera": slice(0, 1), "register": slice(1, patches), "patch": slice(patches, None)}
+        return x[:, :, span[tokens]]
+
+
+def _block(config: VggtConfig) -> Block:
+    return Block(config.dim, config.heads, config.hidden, eps=_EPS, qk_norm=_EPS)
+
+
+def _pixel_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """ImageNet's, which are no part of the checkpoint."""
+    mean, deviation = torch.tensor(_MEAN), torch.tensor(_STD)
+    return mean.reshape(3, 1, 1).to(device), deviation.reshape(3, 1, 1).to(device)

@@ -1,0 +1,73 @@
+"""VGGT's patch embedder: DINOv2 with registers, of which only the patch tokens go on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sfkit.trunks.blocks import Block, LayerNorm
+from sfkit.trunks.patches import PatchEmbed, patch_grid, resize_positions
+from sfkit.trunks.tables import Tables
+from sfkit_vggt.config import VggtConfig
+
+_EPS = 1e-6
+
+
+class Embedder(nn.Module):
+    """A vision transformer over single pictures.
+
+    Keys are those of the checkpoint under ``aggregator.patch_embed.``; ``mask_token`` is among them and has no use.
+
+    Args:
+        config: Sizes.
+    """
+
+    def __init__(self, config: VggtConfig) -> None:
+        super().__init__()
+        self.patch = config.patch
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.native_side**2, config.dim))
+        self.register_tokens = nn.Parameter(torch.zeros(1, config.embed_registers, config.dim))
+        self.mask_token = nn.Parameter(torch.zeros(1, config.dim))
+        self.patch_embed = PatchEmbed(config.patch, config.dim)
+        self.blocks = nn.ModuleList(
+            Block(config.dim, config.embed_heads, config.embed_hidden, eps=_EPS) for _ in range(config.embed_depth)
+        )
+        self.norm = LayerNorm(config.dim, eps=_EPS)
+        self._positions: Tables[Tensor] = Tables()
+        self._resized_from: tuple[Tensor, int] | None = None
+
+    def forward(self, images: Tensor, residual: torch.dtype = torch.float32) -> Tensor:
+        """Embed pictures.
+
+        Args:
+            images: ``(n, 3, h, w)`` float32, normalised, sides multiples of the patch.
+            residual: Of the residual stream.
+
+        Returns:
+            ``(n, rows * columns, dim)`` float32, row-major.
+        """
+        n = len(images)
+        patches = self.patch_embed(images) + self.positions(patch_grid(images, self.patch))
+        cls = self.cls_token + self.pos_embed[:, :1]
+        # Registers come after the positions: they have none.
+        specials = torch.cat((cls, self.register_tokens), 1)
+        x = torch.cat((specials.expand(n, -1, -1), patches), 1).to(residual)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x[:, specials.shape[1] :])  # type: ignore[no-any-return]
+
+    def positions(self, grid: tuple[int, int]) -> Tensor:
+        """Positions of the patches on ``grid``, ``(1, rows * columns, dim)`` float32; resized once for each grid."""
+        table = self.pos_embed
+        if table.is_inference() or (torch.is_grad_enabled() and table.requires_grad):
+            return resize_positions(table[:, 1:], grid)  # its changes cannot be seen, or its gradient is wanted
+        self._forget_other_weights(table)
+        return self._positions.get((grid, table.device), lambda: resize_positions(table[:, 1:], grid))
+
+    def _forget_other_weights(self, table: Tensor) -> None:
+        """Loading replaces the parameter, or writes into it."""
+        known = self._resized_from
+        if known is None or known[0] is not table or known[1] != table._version:
+            self._positions.clear()
+            self._resized_from = (table, table._version)

@@ -1,0 +1,96 @@
+"""Fixtures of VGGT's trunk: what their config says, and which layers they ask for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sfkit.errors import CheckpointError
+from sfkit.parity import TrunkParity
+from sfkit_vggt.aggregator import Aggregator
+from sfkit_vggt.config import VggtConfig
+from sfkit_vggt.teacher import VggtTeacher
+
+_EMBEDDER = f"{VggtTeacher.prefix}patch_embed."
+#: In the name of a case: the option of the trunk that it was recorded with.
+ROUNDED = "bf16_rounded_rope_angles"
+
+
+class VggtParity(TrunkParity):
+    """Reads fixtures of the model ``VGGT aggregator``.
+
+    ``config``: ``embed_dim``, ``num_heads``, ``depth``, ``dino_num_heads``, ``dino_depth``, ``patch``, ``img_size`` and
+    ``patch_start``. Input: ``images (b, s, 3, h, w)`` in [0, 1]. Outputs: ``layer<i>``, counted from 0, all tokens and
+    both halves, ``(b, s, p, 2 * embed_dim)``. A case whose name holds ``bf16_rounded_rope_angles`` has these.
+    """
+
+    prefix = VggtTeacher.prefix
+    ignored = VggtTeacher.ignored
+
+    def build(self, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Aggregator:
+        try:
+            sizes = VggtConfig(
+                dim=config["embed_dim"],
+                heads=config["num_heads"],
+                depth=config["depth"],
+                hidden=shapes[f"{self.prefix}frame_blocks.0.mlp.fc1.weight"][0],
+                registers=shapes[f"{self.prefix}register_token"][2],
+                embed_heads=config["dino_num_heads"],
+                embed_depth=config["dino_depth"],
+                embed_hidden=shapes.get(f"{_EMBEDDER}blocks.0.mlp.fc1.weight", (4 * config["embed_dim"],))[0],
+                embed_registers=shapes[f"{_EMBEDDER}register_tokens"][1],
+                patch=config["patch"],
+                native=config["img_size"],
+            )
+            if config.get("patch_start", 1 + sizes.registers) != 1 + sizes.registers:
+                raise ValueError(f"patch_start {config['patch_start']} does not fit {sizes.registers} registers")
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"The fixture describes no VGGT aggregator: {type(error).__name__}: {error}.",
+                "See the documentation of sfkit_vggt.parity.VggtParity for what its config must hold.",
+            ) from error
+        return Aggregator(sizes)
+
+    def run(
+        self, trunk: nn.Module, case: str, inputs: Mapping[str, Tensor], wanted: Sequence[str]
+    ) -> dict[str, Tensor]:
+        assert isinstance(trunk, Aggregator)
+        numbers = {name: int(found[1]) + 1 for name in wanted if (found := re.fullmatch(r"layer(\d+)", name))}
+        layers = {name: layer for name, layer in numbers.items() if layer <= trunk.config.depth}
+        if "images" not in inputs or not layers:
+            return {}
+        images = inputs["images"]
+        trunk.round_angles = ROUNDED in case
+        outputs = trunk(images if images.ndim == 5 else images.unsqueeze(0), list(layers.values()))
+        return dict(zip(layers, outputs, strict=True))
+
+    def describe(self, config: VggtConfig) -> dict[str, Any]:
+        return {
+            "embed_dim": config.dim,
+            "num_heads": config.heads,
+            "depth": config.depth,
+            "dino_num_heads": config.embed_heads,
+            "dino_depth": config.embed_depth,
+            "patch": config.patch,
+            "img_size": config.native,
+            "patch_start": 1 + config.registers,
+        }
+
+    def examples(self, config: VggtConfig) -> dict[str, tuple[dict[str, Tensor], list[str]]]:
+        side, every = config.native_side, [f"layer{i}" for i in range(config.depth)]
+        rows = next(rows for rows in (2, 3, 1) if side * side % rows == 0 and (rows != side or rows == 1))
+
+        def case(b: int, s: int, rows: int, columns: int) -> tuple[dict[str, Tensor], list[str]]:
+            return {"images": torch.rand(b, s, 3, rows * config.patch, columns * config.patch)}, every
+
+        return {
+            "native": case(1, 2, side, side),
+            "single_view_on_a_larger_grid": case(1, 1, side + 2, side + 2),
+            "batch_on_a_smaller_landscape": case(2, 3, max(side - 2, 1), max(side - 2, 1) + 1),
+            "as_many_patches_but_not_square": case(1, 1, rows, side * side // rows),
+            ROUNDED: case(1, 1, side, side),
+        }

@@ -1,0 +1,116 @@
+"""The teachers ``vggt`` and ``vggt-commercial``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from sfkit.config import Options
+from sfkit.teachers.network import NetworkOptions, NetworkTeacher
+from sfkit.trunks.hub import Source
+from sfkit.trunks.memory import block_bytes
+from sfkit_vggt.aggregator import Aggregator, Half
+from sfkit_vggt.config import FULL, TINY, VggtConfig
+
+
+class VggtOptions(NetworkOptions):
+    """Options of the VGGT teachers."""
+
+    half: Half = Field(
+        default="both", description="Of a layer: what left its frame block, its global block, or both side by side."
+    )
+    tokens: Literal["patch", "camera", "register"] = Field(
+        default="patch", description="Which tokens: the patches, or one vector a view: its camera token or registers."
+    )
+    round_rope_angles: bool = Field(
+        default=False, description="Round the rotary angles to bfloat16, as published CUDA pipelines do by accident."
+    )
+
+
+class VggtTeacher(NetworkTeacher):
+    """What both have in common: the trunk and how its features become maps.
+
+    All views of a sample are seen together, and the first one (see ``view_order``) is the reference. ``camera`` and
+    ``register`` give a 1 x 1 grid for each view: the camera token, or the registers side by side.
+    """
+
+    prefix = "aggregator."
+    ignored = ("camera_head.*", "point_head.*", "depth_head.*", "track_head.*")
+    configs: ClassVar[dict[str, VggtConfig]] = {"full": FULL, "tiny": TINY}
+    patch = 14
+    default_size = 518
+    family = "VGGT aggregator"
+
+    Options: ClassVar[type[Options]] = VggtOptions
+    options: VggtOptions
+
+    @property
+    def side(self) -> int:
+        return self.options.size or cast("VggtConfig", self.trunk_config).native
+
+    @property
+    def num_layers(self) -> int:
+        return cast("VggtConfig", self.trunk_config).depth
+
+    def dim(self, layer: int) -> int:
+        config: VggtConfig = self.trunk_config
+        tokens = config.registers if self.options.tokens == "register" else 1
+        return config.dim * tokens * (2 if self.options.half == "both" else 1)
+
+    def build(self) -> Aggregator:
+        residual = torch.bfloat16 if self.options.residual == "bfloat16" else torch.float32
+        return Aggregator(self.trunk_config, residual=residual, round_angles=self.options.round_rope_angles)
+
+    def features(self, trunk: nn.Module, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        b, v, _, h, w = images.shape
+        single = self.options.tokens != "patch"
+        grid = (1, 1) if single else (h // self.patch, w // self.patch)
+        found: list[Tensor] = trunk(images, layers, half=self.options.half, tokens=self.options.tokens)
+        return [tokens.reshape(b, v, *grid, -1) for tokens in found]
+
+    def working_bytes(self, trunk: nn.Module, shape: tuple[int, int, int, int], layers: Sequence[int]) -> int:
+        b, v, h, w = shape
+        config: VggtConfig = self.trunk_config
+        assert isinstance(trunk, Aggregator)
+        patches = (h // self.patch) * (w // self.patch)
+        product = trunk.patch_embed.patch_embed.proj.weight.element_size()
+        residual = trunk.residual.itemsize
+        embedder = block_bytes(
+            b * v * (patches + 1 + config.embed_registers), config.dim, config.embed_hidden,
+            product=product, residual=residual,
+        )  # fmt: skip
+        alternating = block_bytes(
+            b * v * (patches + 1 + config.registers), config.dim, config.hidden, product=product, residual=residual
+        )
+        cells = patches if self.options.tokens == "patch" else 1
+        handed_out = sum(b * v * cells * self.dim(layer) * residual for layer in set(layers))
+        pictures = b * v * 3 * h * w * 4
+        return pictures + max(embedder, alternating + handed_out)
+
+
+class Vggt(VggtTeacher):
+    """VGGT-1B."""
+
+    name = "vggt"
+    license = "CC-BY-NC-4.0"
+    source = Source(
+        repo="facebook/VGGT-1B",
+        files=("model.safetensors", "model.pt"),
+        revision="860abec7937da0a4c03c41d3c269c366e82abdf9",
+        sha256={"model.pt": "d15bf50a8615c8225ed48b51ea5cac673d82442ec0309036df555a053253afe0"},
+    )
+
+
+class VggtCommercial(VggtTeacher):
+    """VGGT-1B-Commercial: the same architecture under a licence that admits commercial use."""
+
+    name = "vggt-commercial"
+    license = "VGGT License"
+    source = Source(
+        repo="facebook/VGGT-1B-Commercial",
+        gate="Accept the VGGT License (commercial use, but no military use and no weapons) and wait for access",
+    )

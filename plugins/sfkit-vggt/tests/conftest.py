@@ -1,0 +1,85 @@
+"""The tiny trunk and what the tests share (as fixtures: test folders are no packages here)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from sfkit_vggt.aggregator import Aggregator
+from sfkit_vggt.config import TINY
+from torch import nn
+
+from sfkit.testing.policies import TinyAdapter, TinyPolicy
+from sfkit.trunks.randomise import randomise
+from sfkit.types import Views
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+SHARED = Path(__file__).parents[4] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of facts and fixtures beside the repository, where there is one."""
+    if not SHARED.is_dir():
+        pytest.skip("no folder of shared fixtures beside the repository")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def new_trunk() -> Callable[..., Aggregator]:
+    """``new_trunk(**settings)``: the tiny trunk, always with the same weights."""
+
+    def new(**settings: Any) -> Aggregator:
+        with torch.inference_mode(False):  # as teachers are loaded
+            trunk = randomise(Aggregator(TINY, **settings)).eval().requires_grad_(False)
+        assert isinstance(trunk, Aggregator)
+        return trunk
+
+    return new
+
+
+@pytest.fixture(scope="session")
+def trunk(new_trunk: Callable[..., Aggregator]) -> Aggregator:
+    return new_trunk()
+
+
+@pytest.fixture(scope="session")
+def make_views() -> Callable[..., Views]:
+    """``make_views(present, size)``: random pictures, of which those that are not present are invalid."""
+
+    def make(present: list[list[bool]], size: tuple[int, int] = (56, 56), seed: int = 0) -> Views:
+        b, v = len(present), len(present[0])
+        images = torch.rand(b, v, 3, *size, generator=torch.Generator().manual_seed(seed))
+        valid = torch.tensor(present)[:, :, None, None].expand(b, v, *size)
+        return Views(images, valid, tuple(f"cam{i}" for i in range(v)))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory, trunk: Aggregator) -> Path:
+    """A file with the tiny trunk's weights under the official keys, and heads beside them."""
+    state = {f"aggregator.{key}": value for key, value in trunk.state_dict().items()}
+    heads = {f"{head}_head.layers.0.weight": torch.zeros(3) for head in ("camera", "point", "depth", "track")}
+    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    save_file({**state, **heads}, path)
+    return path
+
+
+@pytest.fixture
+def tiny_policy() -> Callable[..., nn.Module]:
+    """``tiny_policy(teacher, **settings)``: a policy wrapped with a teacher, always with the same weights."""
+    from sfkit import SpatialForcing
+
+    def build(teacher: Any, **settings: Any) -> nn.Module:
+        torch.manual_seed(0)
+        policy = TinyPolicy()
+        return SpatialForcing.wrap(policy, teacher, adapter=TinyAdapter(policy), **settings)
+
+    return build
