@@ -72,7 +72,7 @@ def test_a_wrong_constant_shows(what: str, monkeypatch: pytest.MonkeyPatch) -> N
         return original(self, trunk, *arguments)
 
     monkeypatch.setattr(DepthAnythingParity, "run", run)
-    assert worst(OWN / "gated_small_stream.safetensors") > 1e-6
+    assert worst(OWN / "gated_small_stream.safetensors") > 5e-6
 
 
 @pytest.mark.parametrize("config", [TINY, TINY_GATED, TINY.model_copy(update={"alt_start": 0, "depth": 4})])
@@ -89,7 +89,7 @@ def test_recording_and_comparing_go_round(tmp_path: Path) -> None:
     for teacher in (DA3Small({"config": "tiny"}), DA3Giant({"config": "tiny"})):
         path = tmp_path / f"{teacher.name}.safetensors"
         record(teacher, path, seed=5)
-        assert worst(path) <= 1e-6
+        assert worst(path) <= 5e-6
 
 
 def damaged(tmp_path: Path, drop: str) -> Path:

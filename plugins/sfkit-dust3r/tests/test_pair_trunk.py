@@ -180,7 +180,7 @@ def test_tables_made_under_inference_mode_serve_training_too(make_trunk: Callabl
     trunk, views = make_trunk(), pictures(1, 2, 3, 32, 32)
     with torch.inference_mode():
         (inferred,) = trunk(views, [3])
-    assert not any(table.is_inference() for tables in trunk._tables.values() for table in tables)
+    assert not any(table.is_inference() for tables in trunk._ropes._made.values() for table in tables)
     (trained,) = trunk(views, [3])
     trained.square().mean().backward()
     assert trunk.dec_blocks2[0].cross_attn.projk.weight.grad.abs().max() > 0

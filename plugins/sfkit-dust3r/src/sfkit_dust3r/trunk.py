@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sfkit.trunks.blocks import Block, LayerNorm, Linear
 from sfkit.trunks.patches import PatchEmbed, patch_grid
 from sfkit.trunks.rope import Rope, grid_positions, rope_table
+from sfkit.trunks.tables import Tables
 from sfkit_dust3r.blocks import DecoderBlock
 from sfkit_dust3r.config import Target, TrunkConfig
 
@@ -35,7 +36,7 @@ class PairTrunk(nn.Module):
     def __init__(self, config: TrunkConfig) -> None:
         super().__init__()
         self.config = config
-        self._tables: dict[tuple[Grid, int, torch.device], Rope] = {}
+        self._ropes: Tables[Rope] = Tables()
         self.patch_embed = PatchEmbed(config.patch, config.enc_dim)
         self.enc_blocks = nn.ModuleList(
             Block(config.enc_dim, config.enc_heads, config.enc_hidden, eps=_EPS, layer_scale=False)
@@ -175,13 +176,11 @@ class PairTrunk(nn.Module):
         return decoded
 
     def _table(self, grid: Grid, head_dim: int, device: torch.device) -> Rope:
-        key = (grid, head_dim, device)
-        if key not in self._tables:
-            # Ordinary tensors also when first met under inference mode: a later run may record gradients.
-            with torch.inference_mode(False):
-                cos, sin = rope_table(grid_positions(grid), head_dim)
-                self._tables[key] = (cos.to(device), sin.to(device))
-        return self._tables[key]
+        def make() -> Rope:
+            cos, sin = rope_table(grid_positions(grid), head_dim)
+            return cos.to(device), sin.to(device)
+
+        return self._ropes.get((grid, head_dim, device), make)
 
 
 def _mean(outputs: Tensor) -> Tensor:
