@@ -94,7 +94,9 @@ class TeacherHost:
             estimate = self.teacher.memory((b, v, h, w), layers, device)
             if estimate is not None:
                 notice(f"loading teacher {self.teacher.name!r}: {estimate} (for {b} samples of {v} views)")
-            self._model = self.teacher.load(device)
+            # Weights that are drawn at random are the same ones in every run, and after a resume.
+            with own_rng(device, seed=0):
+                self._model = self.teacher.load(device)
             self._loaded = True
         if self._model is not None and self._placed != (device, id(self._model)):
             self._model.to(device).eval().requires_grad_(False)

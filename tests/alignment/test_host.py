@@ -73,6 +73,17 @@ def test_fault_51_teachers_leave_the_random_state_alone() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_a_teacher_of_random_weights_is_the_same_in_every_run() -> None:
+    class Drawn(PatchTeacher):
+        def load(self, device: torch.device) -> nn.Module:
+            return nn.Linear(3, 12)
+
+    seen = views([[True]])
+    first = TeacherHost(Drawn()).features(seen, [1], (2, 2))[0]
+    torch.rand(3)
+    assert torch.equal(TeacherHost(Drawn()).features(seen, [1], (2, 2))[0].values, first.values)
+
+
 @pytest.mark.parametrize("layout", [[[True, True]], [[True, False]]])
 def test_fault_52_the_teacher_sees_float32_whatever_the_student_trains_in(layout: list[list[bool]]) -> None:
     host, seen = TeacherHost(PatchTeacher()), views(layout)

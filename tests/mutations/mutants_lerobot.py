@@ -7,13 +7,13 @@ from mutant import Edit, Mutant, in_file
 HERE = "plugins/sfkit-lerobot/src/sfkit_lerobot"
 BASE, CAMERAS, DATASET = f"{HERE}/base.py", f"{HERE}/cameras.py", f"{HERE}/dataset.py"
 FEATURES, LETTERBOX, NORMALIZATION = f"{HERE}/features.py", f"{HERE}/letterbox.py", f"{HERE}/normalization.py"
-PI0, SMOLVLA = f"{HERE}/pi0.py", f"{HERE}/smolvla.py"
+PI0, PI05, SMOLVLA = (f"{HERE}/{name}.py" for name in ("pi0", "pi05", "smolvla"))
 ALIGNER, ATTACH, CHECKS = "sfkit/aligner.py", "sfkit/attach.py", "sfkit/alignment/checks.py"
 
 _TESTS = "plugins/sfkit-lerobot/tests"
 T_DATASET, T_FAULTS, T_GEOMETRY = (f"{_TESTS}/test_{name}.py" for name in ("dataset", "faults", "geometry"))
 T_LORA, T_REGISTRATION, T_SAVING = (f"{_TESTS}/test_{name}.py" for name in ("lora", "registration", "saving"))
-T_TAPS, T_TRAINING, T_VIEWS = (f"{_TESTS}/test_{name}.py" for name in ("taps", "training", "views"))
+T_PI05, T_TAPS, T_TRAINING, T_VIEWS = (f"{_TESTS}/test_{name}.py" for name in ("pi05", "taps", "training", "views"))
 
 _INPUT_NORM = "return TapPoint(decoder.layers[depth].input_layernorm, path)"
 _PRESENT_FIRST = "(batch[key].shape[-2], batch[key].shape[-1])) for key in keys if key in batch\n"
@@ -49,6 +49,7 @@ LEROBOT = (
         tests=(
             f"{T_TAPS}::test_fault_02_alignment_runs_whether_forward_is_called_directly_or_not[smolvla-forward]",
             f"{T_TAPS}::test_fault_02_alignment_runs_whether_forward_is_called_directly_or_not[pi0-forward]",
+            f"{T_TAPS}::test_fault_02_alignment_runs_whether_forward_is_called_directly_or_not[pi05-forward]",
         ),
         ends_in=("KeyError",),
         says="action_loss",
@@ -59,7 +60,10 @@ LEROBOT = (
         file=ALIGNER,
         old="                tap.disarm()\n",
         new="                pass\n",
-        tests=in_file(T_TAPS, ["test_fault_04_checkpointing_pi0_changes_no_gradient"]),
+        tests=(
+            f"{T_TAPS}::test_fault_04_checkpointing_pi0_changes_no_gradient[pi0]",
+            f"{T_TAPS}::test_fault_04_checkpointing_pi0_changes_no_gradient[pi05]",
+        ),
     ),
     Mutant(
         fault=5,
@@ -165,6 +169,15 @@ LEROBOT = (
     ),
     Mutant(
         fault=16,
+        what="tokens of past states are not counted",
+        file=PI05,
+        old="return None if length is None else length + self._past_states(batch)",
+        new="return length",
+        tests=in_file(T_PI05, ["test_fault_16_past_states_have_tokens_of_their_own"]),
+        ends_in=("ShapeError",),
+    ),
+    Mutant(
+        fault=16,
         what="markers before a picture are counted as tokens of it",
         file=SMOLVLA,
         old="markers = (2, 1) if",
@@ -210,7 +223,10 @@ LEROBOT = (
         file="sfkit/types.py",
         old=".all(5).all(3)",
         new=".any(5).any(3)",
-        tests=(f"{T_VIEWS}::test_fault_24_letterbox_tokens_are_masked[pi0-size2-expected2]",),
+        tests=(
+            f"{T_VIEWS}::test_fault_24_letterbox_tokens_are_masked[pi0-size2-expected2]",
+            f"{T_VIEWS}::test_fault_24_letterbox_tokens_are_masked[pi05-size4-expected4]",
+        ),
     ),
     Mutant(
         fault=24,
@@ -218,7 +234,10 @@ LEROBOT = (
         file=LETTERBOX,
         old="((view[0] - resized[0]) // 2, (view[1] - resized[1]) // 2)",
         new="(0, 0)",
-        tests=(f"{T_VIEWS}::test_fault_24_the_letterbox_is_where_the_policy_puts_it[pi0-size0]",),
+        tests=(
+            f"{T_VIEWS}::test_fault_24_the_letterbox_is_where_the_policy_puts_it[pi0-size0]",
+            f"{T_VIEWS}::test_fault_24_the_letterbox_is_where_the_policy_puts_it[pi05-size0]",
+        ),
     ),
     Mutant(
         fault=24,
@@ -284,6 +303,8 @@ LEROBOT = (
         tests=(
             f"{T_VIEWS}::test_fault_26_pictures_outside_0_to_1_are_an_error[pi0-255.0]",
             f"{T_VIEWS}::test_fault_26_pictures_outside_0_to_1_are_an_error[pi0--1.0]",
+            f"{T_VIEWS}::test_fault_26_pictures_outside_0_to_1_are_an_error[pi05-255.0]",
+            f"{T_VIEWS}::test_fault_26_pictures_outside_0_to_1_are_an_error[pi05--1.0]",
         ),
     ),
     Mutant(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-KINDS = ("smolvla", "pi0")
+KINDS = ("smolvla", "pi0", "pi05")
 
 
 @pytest.fixture(scope="session")
@@ -25,11 +26,13 @@ def vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def build(vlm: Path) -> Callable[..., Any]:
     """``build(kind, **options)``: a tiny policy, always with the same weights."""
-    from sfkit_lerobot.tiny import tiny_pi0, tiny_smolvla
+    from sfkit_lerobot.tiny import tiny_pi0, tiny_pi05, tiny_smolvla
+
+    builders = {"smolvla": functools.partial(tiny_smolvla, vlm), "pi0": tiny_pi0, "pi05": tiny_pi05}
 
     def build(kind: str, **options: Any) -> Any:
         torch.manual_seed(0)
-        return tiny_smolvla(vlm, **options) if kind == "smolvla" else tiny_pi0(**options)
+        return builders[kind](**options)
 
     return build
 
@@ -56,12 +59,13 @@ def wrap() -> Callable[..., Any]:
 @pytest.fixture
 def adapter_of() -> Callable[..., Any]:
     """``adapter_of(policy, **options)``: its adapter, with the cameras of ``tiny_rig``."""
-    from sfkit_lerobot import PI0Adapter, SmolVLAAdapter
+    from sfkit_lerobot import PI0Adapter, PI05Adapter, SmolVLAAdapter
     from sfkit_lerobot.tiny import tiny_rig
 
+    adapters = {"smolvla": SmolVLAAdapter, "pi0": PI0Adapter, "pi05": PI05Adapter}
+
     def adapter_of(policy: Any, **options: Any) -> Any:
-        cls = SmolVLAAdapter if type(policy).__name__ == "SmolVLAPolicy" else PI0Adapter
-        adapter = cls(policy, options)
+        adapter = adapters[policy.config.type](policy, options)
         adapter.cameras = tiny_rig(policy)
         return adapter
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 
@@ -18,21 +19,23 @@ def test_import_is_light() -> None:
     assert found.stdout.strip() == "set()"
 
 
-def test_registers_both_policies_and_the_demo() -> None:
+def test_registers_the_policies_and_the_demo() -> None:
     registry = Registry()
     registry.add_plugin(sfkit_lerobot, "sfkit-lerobot")
-    assert [entry.name for entry in registry.of_kind("policy")] == ["pi0", "smolvla"]
+    assert [entry.name for entry in registry.of_kind("policy")] == ["pi0", "pi05", "smolvla"]
     assert [entry.name for entry in registry.of_kind("command")] == ["demo"]
 
 
 def test_the_patterns_name_the_real_classes() -> None:
     from lerobot.policies.pi0.modeling_pi0 import PI0Policy
+    from lerobot.policies.pi05.modeling_pi05 import PI05Policy
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
     registry = Registry()
     registry.add_plugin(sfkit_lerobot, "sfkit-lerobot")
     assert [entry.load() for entry in registry.adapters_for(SmolVLAPolicy)] == [sfkit_lerobot.SmolVLAAdapter]
     assert [entry.load() for entry in registry.adapters_for(PI0Policy)] == [sfkit_lerobot.PI0Adapter]
+    assert [entry.load() for entry in registry.adapters_for(PI05Policy)] == [sfkit_lerobot.PI05Adapter]
 
 
 def test_every_public_name_resolves() -> None:
@@ -50,10 +53,10 @@ def test_a_policy_without_pictures_is_refused(build, adapter_of) -> None:
         adapter_of(policy)
 
 
-def test_building_a_tiny_policy_needs_no_network_and_leaves_the_original_names(build) -> None:
-    from lerobot.policies.pi0 import modeling_pi0
-
-    before = modeling_pi0.get_gemma_config
-    build("pi0")
-    assert modeling_pi0.get_gemma_config is before
-    assert modeling_pi0.get_gemma_config("gemma_2b").width == 2048
+@pytest.mark.parametrize("pi", ["pi0", "pi05"])
+def test_building_a_tiny_policy_needs_no_network_and_leaves_the_original_names(pi, build) -> None:
+    module = importlib.import_module(f"lerobot.policies.{pi}.modeling_{pi}")
+    before = module.get_gemma_config
+    build(pi)
+    assert module.get_gemma_config is before
+    assert module.get_gemma_config("gemma_2b").width == 2048

@@ -121,16 +121,18 @@ def test_fault_06_a_trainable_backbone_of_smolvla_is_fine(options, build, wrap) 
     assert policy.spatial_forcing.status().reaches_policy
 
 
-def test_fault_06_a_frozen_backbone_of_pi0_is_an_error(build, wrap) -> None:
-    policy = wrap(build("pi0", train_expert_only=True))
+@pytest.mark.parametrize("pi", ["pi0", "pi05"])
+def test_fault_06_a_frozen_backbone_of_pi0_is_an_error(pi, build, wrap) -> None:
+    policy = wrap(build(pi, train_expert_only=True))
     with pytest.raises(GradientError):
         policy(tiny_lerobot_batch(policy, geometry=True))
 
 
-def test_fault_04_checkpointing_pi0_changes_no_gradient(build, wrap) -> None:
+@pytest.mark.parametrize("pi", ["pi0", "pi05"])
+def test_fault_04_checkpointing_pi0_changes_no_gradient(pi, build, wrap) -> None:
     gradients = []
     for checkpointing in (False, True):
-        policy = wrap(build("pi0", gradient_checkpointing=checkpointing), depth=2)
+        policy = wrap(build(pi, gradient_checkpointing=checkpointing), depth=2)
         torch.manual_seed(5)
         loss, _ = policy(tiny_lerobot_batch(policy, geometry=True))
         (tap,) = policy.spatial_forcing.taps.values()

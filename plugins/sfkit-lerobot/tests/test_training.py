@@ -91,9 +91,9 @@ def test_a_camera_that_is_missing_from_the_whole_batch(kind, build, wrap) -> Non
     loss.backward()
     assert torch.isfinite(loss)
     assert info["sf_loss"] > 0
-    # pi0 keeps a view for it, SmolVLA does not.
+    # pi0 and pi0.5 keep a view for it, SmolVLA does not.
     valid = policy.spatial_forcing.metrics()["valid_tokens"]
-    assert valid == pytest.approx({"pi0": 0.5, "smolvla": 1.0}[kind])
+    assert valid == pytest.approx(1.0 if kind == "smolvla" else 0.5)
 
 
 def test_a_batch_in_which_nothing_is_valid_trains_the_actions_alone(kind, build, wrap) -> None:
@@ -207,8 +207,9 @@ def test_fault_52_smolvla_in_bfloat16_keeps_alignment_in_float32(build, wrap) ->
     _check_precision(policy, loss, info)
 
 
-def test_fault_52_pi0_in_its_own_bfloat16_mode_keeps_alignment_in_float32(build, wrap) -> None:
-    policy = wrap(build("pi0", dtype="bfloat16"))
+@pytest.mark.parametrize("pi", ["pi0", "pi05"])
+def test_fault_52_pi0_in_its_own_bfloat16_mode_keeps_alignment_in_float32(pi, build, wrap) -> None:
+    policy = wrap(build(pi, dtype="bfloat16"))
     loss, info = policy(tiny_lerobot_batch(policy, geometry=True))
     _check_precision(policy, loss, info)
 

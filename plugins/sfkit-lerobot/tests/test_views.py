@@ -49,6 +49,8 @@ def test_fault_24_the_letterbox_is_where_the_policy_puts_it(kind, size, build, a
         ("smolvla", (64, 48), [[0, 1, 1, 1]] * 4),
         ("pi0", (48, 64), [[0] * 4, [1] * 4, [1] * 4, [0] * 4]),  # 7 rows above and below: half a token each
         ("pi0", (64, 48), [[0, 1, 1, 0]] * 4),
+        ("pi05", (48, 64), [[0] * 4, [1] * 4, [1] * 4, [0] * 4]),
+        ("pi05", (64, 48), [[0, 1, 1, 0]] * 4),
     ],
 )
 def test_fault_24_letterbox_tokens_are_masked(kind_, size, expected, build, adapter_of, tapped) -> None:
@@ -76,8 +78,9 @@ def test_fault_25_views_are_in_the_order_of_the_policy_not_of_the_batch(kind, bu
     torch.testing.assert_close(views.images[:, 1], batch[WRIST])
 
 
-def test_fault_25_pi0_puts_a_missing_camera_after_the_present_ones(build, adapter_of, tapped) -> None:
-    policy = build("pi0", cameras=(*CAMERAS, SIDE))
+@pytest.mark.parametrize("pi", ["pi0", "pi05"])
+def test_fault_25_pi0_puts_a_missing_camera_after_the_present_ones(pi, build, adapter_of, tapped) -> None:
+    policy = build(pi, cameras=(*CAMERAS, SIDE))
     batch = tiny_lerobot_batch(policy, missing=[FRONT], geometry=True)
     _, views, student = tapped(adapter_of(policy), batch, 0)
     assert views.names == (WRIST, SIDE, FRONT)
@@ -160,9 +163,10 @@ def test_smolvla_pictures_that_pixel_shuffle_would_scramble_are_refused(build, a
         adapter_of(build("smolvla", resize_imgs_with_padding=(64, 48)))
 
 
-def test_pi0_views_that_do_not_divide_into_patches_are_refused(build, adapter_of) -> None:
-    with pytest.raises(AdapterError, match="patches of 14"):
-        adapter_of(build("pi0", image_resolution=(60, 60)))
+@pytest.mark.parametrize("pi", ["pi0", "pi05"])
+def test_pi0_views_that_do_not_divide_into_patches_are_refused(pi, build, adapter_of) -> None:
+    with pytest.raises(AdapterError, match=f"{pi} gets views of 60x60 .* patches of 14"):
+        adapter_of(build(pi, image_resolution=(60, 60)))
 
 
 def test_views_of_different_sizes_are_refused(build, adapter_of, views_of) -> None:

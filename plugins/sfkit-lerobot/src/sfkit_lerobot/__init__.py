@@ -1,4 +1,4 @@
-"""LeRobot policies for sfkit: adapters for SmolVLA and pi0, and the way from a dataset's cameras to a teacher.
+"""LeRobot policies for sfkit: adapters for SmolVLA, pi0 and pi0.5, and the way from a dataset's cameras to a teacher.
 
 Importing this package imports neither torch nor lerobot: it is the plugin module that sfkit's registry loads, and its
 public names are resolved on first use (PEP 562).
@@ -15,6 +15,7 @@ SFKIT_API = 1
 
 _EXPORTS = {
     "LeRobotAdapter": "sfkit_lerobot.base",
+    "PI05Adapter": "sfkit_lerobot.pi05",
     "PI0Adapter": "sfkit_lerobot.pi0",
     "SmolVLAAdapter": "sfkit_lerobot.smolvla",
     "camera_rig": "sfkit_lerobot.dataset",
@@ -27,6 +28,7 @@ __all__ = [
     "SFKIT_API",
     "LeRobotAdapter",
     "PI0Adapter",
+    "PI05Adapter",
     "SmolVLAAdapter",
     "camera_rig",
     "image_stats",
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from sfkit_lerobot.features import policy_features as policy_features
     from sfkit_lerobot.features import strip_geometry as strip_geometry
     from sfkit_lerobot.pi0 import PI0Adapter as PI0Adapter
+    from sfkit_lerobot.pi05 import PI05Adapter as PI05Adapter
     from sfkit_lerobot.smolvla import SmolVLAAdapter as SmolVLAAdapter
 
 
@@ -57,6 +60,12 @@ def register_policies(register: Register) -> None:
         name="pi0",
         summary="pi0 of LeRobot",
         handles=("lerobot.policies.pi0.modeling_pi0.PI0Policy",),
+    )
+    register(
+        "sfkit_lerobot.pi05:PI05Adapter",
+        name="pi05",
+        summary="pi0.5 of LeRobot",
+        handles=("lerobot.policies.pi05.modeling_pi05.PI05Policy",),
     )
 
 

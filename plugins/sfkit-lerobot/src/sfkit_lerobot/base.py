@@ -19,6 +19,7 @@ from sfkit.policies.loss import replace_loss
 from sfkit.types import FeatureMap, Views
 from sfkit_lerobot.cameras import explain_missing, view_geometry
 from sfkit_lerobot.letterbox import Letterbox, Size
+from sfkit_lerobot.logs import LogWindow
 from sfkit_lerobot.normalization import denormalized, visual_mode
 
 LANGUAGE_TOKENS = "observation.language.tokens"
@@ -69,6 +70,7 @@ class LeRobotAdapter(PolicyAdapter):
         super().__init__(policy, options)
         self._refuse_unusable_features()
         self._sequence_length: int | None = None
+        self._log = LogWindow()
 
     # ------------------------------------------------------------------------- what a family of policies defines
 
@@ -203,10 +205,20 @@ class LeRobotAdapter(PolicyAdapter):
         output = replace_loss(output, loss)
         if not logs:
             return output
-        # One wait for the device for all of them; LeRobot logs plain numbers only.
-        values = torch.stack([value.detach().float().to(loss.device) for value in logs.values()]).tolist()
-        info = {**(output[1] or {}), **dict(zip(logs, values, strict=True))}
+        self._log.add({key: value.detach().float().to(loss.device) for key, value in logs.items()})
+        info = {**(output[1] or {}), **self._log.due()}
         return (output[0], info, *output[2:])
+
+    def log_every(self, steps: int, first: int = 0) -> None:
+        """Log means over so many steps, at each step whose number they divide, instead of the figures of every step.
+
+        LeRobot logs plain numbers only, and to make one waits for the device: not needed where they are not shown.
+
+        Args:
+            steps: As the trainer's ``log_freq``.
+            first: Steps that the trainer has done before.
+        """
+        self._log = LogWindow(steps, first)
 
     # -------------------------------------------------------------------------------------------------- checks
 

@@ -1,4 +1,4 @@
-"""pi0 (``lerobot.policies.pi0``): pictures in the middle of the view, a missing camera is always a view."""
+"""pi0 (``lerobot.policies.pi0``) and its family: pictures in the middle of the view, a missing camera is a view too."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class PI0Adapter(LeRobotAdapter):
         patch = int(paligemma.config.vision_config.patch_size)
         if view[0] % patch or view[1] % patch:
             raise AdapterError(
-                f"pi0 gets views of {view[0]}x{view[1]} pixels, which do not divide into patches of {patch}.",
+                f"{self.name} gets views of {view[0]}x{view[1]} pixels, which do not divide into patches of {patch}.",
                 f"Set image_resolution to multiples of {patch}.",
             )
         return TokenLayout((view[0] // patch, view[1] // patch))
@@ -54,13 +54,14 @@ class PI0Adapter(LeRobotAdapter):
         return int(h), int(w)
 
     def _check_range(self, batch: Mapping[str, Any]) -> None:
-        """Look at the pictures before pi0 clamps them: afterwards the core's check cannot see what is wrong."""
+        """Look at the pictures before the policy clamps them: afterwards the core's check cannot see what is wrong."""
         for key in self.policy.config.image_features:
             if key not in batch:
                 continue
             low, high = float(batch[key].min()), float(batch[key].max())
             if low < -_TOLERANCE or high > 1 + _TOLERANCE:
                 raise ViewsError(
-                    f"{key} ranges from {low:.3g} to {high:.3g}, expected [0, 1]; pi0 would clamp it without a word.",
+                    f"{key} ranges from {low:.3g} to {high:.3g}, expected [0, 1]; {self.name} would clamp it without a "
+                    "word.",
                     "Give float pictures in [0, 1]; check the preprocessor and its VISUAL normalisation.",
                 )

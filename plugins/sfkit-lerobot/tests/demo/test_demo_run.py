@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import contextlib
-import functools
-import io
 import multiprocessing
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +11,7 @@ from typing import Any
 import pytest
 import torch
 from sfkit_lerobot.demo.arms import ArmError, _portable, _receive, _Running, run_jobs
-from sfkit_lerobot.demo.data import Frames
-from sfkit_lerobot.demo.run import ArmResult, run_arm
+from sfkit_lerobot.demo.run import ArmResult
 from sfkit_lerobot.demo.settings import Arm, Job, Settings
 from sfkit_lerobot.demo.train import batches, learning_rate
 
@@ -27,44 +24,15 @@ def silent(_: Any) -> None:
     pass
 
 
-@dataclass(frozen=True)
-class DemoRun:
-    """One call of ``sfkit demo --steps 4``."""
-
-    code: int
-    printed: str
-    page: str
-    arms: dict[str, ArmResult]
-
-
 @pytest.fixture(scope="module")
-def demo_run(frames: Frames, data: Path, tmp_path_factory: pytest.TempPathFactory) -> DemoRun:
-    """Through the command line, in this process, with fewer frames to measure on and no study beside it."""
-    folder, arms, printed = tmp_path_factory.mktemp("demo"), {}, io.StringIO()
-
-    def recorded(*arguments: Any) -> ArmResult:
-        result = run_arm(*arguments)
-        arms[result.arm] = result
-        return result
-
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
-        patch.setattr("sfkit_lerobot.demo.run.load_frames", lambda root: frames)
-        patch.setattr("sfkit_lerobot.demo.arms.run_arm", recorded)
-        shorter = functools.partial(Settings, stride=12, noise_draws=1, checkpoints=2)
-        patch.setattr("sfkit_lerobot.demo.settings.Settings", shorter)
-        patch.setattr("sfkit_lerobot.demo.cli._ROOT", folder)
-        patch.chdir(folder)
-        with pytest.raises(SystemExit) as ended:
-            main(
-                ["demo", "--steps", "4", "--seed", "1", "--jobs", "0", "--data", str(data), "--out", "result",
-                 "--teacher-options", "position_mean=true, bands=2"]
-            )  # fmt: skip
-    page = (folder / "result" / "report.html").read_text(encoding="utf-8")
-    return DemoRun(int(ended.value.code or 0), printed.getvalue(), page, arms)
+def demo_run(run_demo: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """``sfkit demo`` of its own policy and teacher."""
+    options = ("--steps", "4", "--teacher-options", "position_mean=true, bands=2")
+    return run_demo(tmp_path_factory.mktemp("demo"), *options)
 
 
 @pytest.fixture
-def both(demo_run: DemoRun) -> dict[str, ArmResult]:
+def both(demo_run: Any) -> dict[str, ArmResult]:
     return demo_run.arms
 
 
@@ -141,13 +109,14 @@ def test_other_errors_come_with_their_traceback() -> None:
     assert "test_demo_run.py" in str(told)
 
 
-def test_the_command_prints_the_table_and_where_the_report_is(demo_run: DemoRun) -> None:
+def test_the_command_prints_the_table_and_where_the_report_is(demo_run: Any) -> None:
     assert demo_run.code == 0
+    assert "SmolVLA from scratch, plain and aligned with geometry, bands=2, position_mean=True: 4 " in demo_run.printed
     for words in ("held-out action loss", "object position", "mean predictor", "seconds per step", "report.html"):
         assert words in demo_run.printed
 
 
-def test_the_report_has_every_section(demo_run: DemoRun) -> None:
+def test_the_report_has_every_section(demo_run: Any) -> None:
     for heading in (
         "Everything that was measured",
         "What the tokens look like",
@@ -161,7 +130,7 @@ def test_the_report_has_every_section(demo_run: DemoRun) -> None:
     assert "bands=2, position_mean=True" in demo_run.page
 
 
-def test_the_report_needs_no_network_and_has_no_hole(demo_run: DemoRun) -> None:
+def test_the_report_needs_no_network_and_has_no_hole(demo_run: Any) -> None:
     # One figure of curves, and six rows of five pictures.
     assert demo_run.page.count("data:image/png;base64,") == 1 + 6 * 5
     text = re.sub(r"data:image/png;base64,[^\"]*", "", demo_run.page)
@@ -172,6 +141,8 @@ def test_the_report_needs_no_network_and_has_no_hole(demo_run: DemoRun) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["--policy", "pi5"], "Did you mean 'pi05'"),
+        (["--policy", "resnet"], "Policies: smolvla, pi0, pi05"),
         (["--teacher", "geometri"], "Did you mean 'geometry'"),
         (["--teacher-options", "band=2"], "Did you mean 'bands'"),
         (["--teacher-options", "bands"], "key=value"),

@@ -1,1 +1,1 @@
-"""``sfkit demo``: a small SmolVLA trained twice from one seed, plain and aligned, and an honest comparison."""
+"""``sfkit demo``: a small policy trained twice from one seed, plain and aligned, and an honest comparison."""

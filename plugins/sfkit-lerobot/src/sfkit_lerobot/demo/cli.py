@@ -21,6 +21,9 @@ def demo(  # noqa: PLR0917 - Typer makes an option of each parameter
         Path | None,
         typer.Option(help="LeRobot dataset with depth, calibration and labels; the shipped one by default."),
     ] = None,
+    policy: Annotated[
+        str, typer.Option(help="smolvla, pi0 or pi05: LeRobot's own classes, small, from scratch.")
+    ] = "smolvla",
     teacher: Annotated[str, typer.Option(help="The aligned arm's teacher; `sfkit teachers` lists them.")] = "geometry",
     teacher_options: Annotated[
         str, typer.Option(help="Options of the teacher as k=v,k=v; `sfkit teachers NAME` lists them.")
@@ -29,12 +32,12 @@ def demo(  # noqa: PLR0917 - Typer makes an option of each parameter
     depth: Annotated[int, typer.Option(min=0, max=6, help="Residual stream after this many of the six blocks.")] = 4,
     jobs: Annotated[int, typer.Option(min=0, help="Processes at a time (0: everything in this process).")] = 2,
 ) -> None:
-    """Train a small SmolVLA twice from one seed, plain and aligned, and compare on held-out episodes.
+    """Train a small policy twice from one seed, plain and aligned, and compare on held-out episodes.
 
     Both arms see the same batches and draw the same noise. Prints a table and writes one HTML file that needs no
-    network. Takes about four minutes on two cores.
+    network. Takes some minutes on two cores.
     """
-    from sfkit_lerobot.demo.options import find_data, parse_teacher, require_extras
+    from sfkit_lerobot.demo.options import find_data, parse_policy, parse_teacher, require_extras
 
     require_extras()
     from sfkit_lerobot.demo.compare import compare
@@ -43,6 +46,7 @@ def demo(  # noqa: PLR0917 - Typer makes an option of each parameter
     roots = [Path.cwd(), _ROOT]
     settings = Settings(
         data=find_data(data, [root / _DATA for root in roots]),
+        policy=parse_policy(policy),
         steps=steps,
         seed=seed,
         weight=weight,

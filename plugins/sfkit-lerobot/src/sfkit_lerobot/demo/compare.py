@@ -15,6 +15,7 @@ from sfkit_lerobot.demo.run import ArmResult
 from sfkit_lerobot.demo.settings import Arm, Job, Settings
 from sfkit_lerobot.demo.study import read_results
 from sfkit_lerobot.demo.table import print_table
+from sfkit_lerobot.demo.wording import settings_line
 
 PLAIN, ALIGNED = "plain", "aligned"
 
@@ -33,6 +34,7 @@ def compare(settings: Settings, out: Path, jobs: int, study: Path) -> Path:
     """
     console = Console()
     precomputed = read_results(study)
+    console.print(settings_line(settings), highlight=False)
     start = time.monotonic()
     arms = [Arm(PLAIN, untrained=True, pictures=True), Arm(ALIGNED, settings.teacher, pictures=True)]
     with Live([arm.name for arm in arms], settings.steps, console) as live:

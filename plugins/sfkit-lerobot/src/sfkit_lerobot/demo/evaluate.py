@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor, nn
 
-from sfkit import SpatialForcing
 from sfkit.alignment.host import TeacherHost
 from sfkit.alignment.resample import resample
 from sfkit.building import build_adapter, build_teacher
@@ -183,8 +182,7 @@ class Evaluator:
 
     def _views(self, policy: nn.Module, rows: Tensor) -> Iterator[Views]:
         """Views alone, without running the policy."""
-        handle = SpatialForcing.of(policy)
-        adapter = build_adapter(policy, None) if handle is None else handle.adapter
+        adapter = build_adapter(policy, None)
         adapter.cameras = self.frames.cameras
         for batch in self._batches(rows):
             yield adapter.views(ForwardCall({"batch": batch}, None))

@@ -9,26 +9,32 @@ from statistics import median
 
 from sfkit.building import build_teacher
 from sfkit_lerobot.demo.comparison import Comparison
+from sfkit_lerobot.demo.settings import BLOCKS, POLICIES
 
 
 def meaning(comparison: Comparison) -> str:
     """What the figures mean."""
     constant = comparison.plain.mean.cosine
-    teacher = escape(build_teacher(comparison.settings.teacher).name)
+    teacher = build_teacher(comparison.settings.teacher)
+    depth = (
+        "Where the teacher is made of depth this is a check that alignment arrives, and no more: the target was "
+        "trained for."
+        if "depth" in teacher.requires
+        else "This teacher is not given any depth."
+    )
     points = [
         "<strong>Object and goal position</strong>: from all visual tokens at the tapped depth, a linear map reads "
         "where the object is. The map is fitted on the training episodes, its strength picked among them, and its "
         "error measured on the others. The positions were never shown to the policy nor to the teacher, so this tells "
         "whether tokens carry usable 3D information. It does not tell whether the policy uses it.",
         "<strong>Residual depth</strong>: a linear map from each token to how far away its patch is, beyond what its "
-        "position in the picture tells. For a fixed camera the position alone tells most. Where the teacher is made of "
-        "depth this is a check that alignment arrives, and no more: the target was trained for.",
+        "position in the picture tells. For a fixed camera the position alone tells most. " + depth,
         "<strong>Held-out action loss</strong>: the policy's own flow-matching loss on episodes not trained on, "
         "with noise and times that are the same for both arms. It is the nearest thing here to the policy's task, and "
         "it is not success: nothing was run in the simulator. At this size, success rates would be noise.",
-        f"<strong>Cosine to the teacher</strong>: how near a linear read-out of the tokens comes to the {teacher} "
-        f"features. Knowing nothing but a patch's position already gives {constant:.2f}, so the figure is "
-        "no evidence by itself.",
+        f"<strong>Cosine to the teacher</strong>: how near a linear read-out of the tokens comes to the "
+        f"{escape(teacher.name)} features. Knowing nothing but a patch's position already gives {constant:.2f}, so the "
+        "figure is no evidence by itself.",
         "<strong>Untrained</strong>: random weights keep much of a picture, which a linear map can read. Training for "
         "actions alone may lose some of it; compare with that column, not with zero.",
         "<strong>Scale</strong>: about a million parameters, from scratch, on some two thousand frames of three "
@@ -46,8 +52,12 @@ def details(comparison: Comparison) -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in ("sfkit", "lerobot", "torch"))
     rows = [
         ("teacher", f"{teacher.name} (licence {teacher.license}), {options}; present in training only"),
-        ("alignment", f"weight {settings.weight:g} at depth {settings.depth} of 6, cosine objective"),
-        ("policy", f"LeRobot's SmolVLA classes, {plain.parameters:,} parameters, 4 x 4 tokens for each camera"),
+        ("alignment", f"weight {settings.weight:g} at depth {settings.depth} of {BLOCKS}, cosine objective"),
+        (
+            "policy",
+            f"LeRobot's {POLICIES[settings.policy]} classes, {plain.parameters:,} parameters, 4 x 4 tokens for each "
+            "camera",
+        ),
         (
             "training",
             f"{settings.steps} steps of {settings.batch_size} frames, AdamW, peak learning rate {settings.lr:g}, "

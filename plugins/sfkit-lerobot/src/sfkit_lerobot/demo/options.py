@@ -7,7 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sfkit.errors import ConfigError, PluginError
+from sfkit.errors import ConfigError, PluginError, UnknownNameError, did_you_mean
+from sfkit_lerobot.demo.settings import POLICIES
 
 _EXTRAS = ("datasets", "lerobot", "matplotlib", "transformers")
 
@@ -42,19 +43,27 @@ def find_data(given: Path | None, places: Sequence[Path]) -> Path:
     )
 
 
+def parse_policy(name: str) -> str:
+    """The name of one of the demonstration's policies.
+
+    Raises:
+        UnknownNameError: It is none of them.
+    """
+    if name not in POLICIES:
+        raise UnknownNameError(
+            f"The demo has no policy {name!r}.{did_you_mean(name, POLICIES)}", f"Policies: {', '.join(POLICIES)}."
+        )
+    return name
+
+
 def parse_teacher(name: str, options: str) -> tuple[str, dict[str, Any]]:
-    """A teacher with the options of ``"k=v,k=v"``, converted to their types by the teacher's own options model.
+    """A teacher with its options from one word of the command line (see :func:`sfkit.cli.options.parse_options`).
 
     Raises:
         ConfigError: An unknown teacher or option, a bad value, or text that is not ``k=v``.
     """
+    from sfkit.cli.options import parse_options
     from sfkit.registry import default_registry
 
-    values: dict[str, str] = {}
-    for part in filter(None, (part.strip() for part in options.split(","))):
-        key, equals, value = part.partition("=")
-        if not equals:
-            raise ConfigError(f"Cannot read the teacher option {part!r}.", "Write key=value, separated by commas.")
-        values[key.strip()] = value.strip()
     model = default_registry().get("teacher", name).load().Options
-    return name, model.parse(name, values).model_dump(mode="json", exclude_defaults=True)
+    return name, model.parse(name, parse_options(options)).model_dump(mode="json", exclude_defaults=True)

@@ -14,6 +14,8 @@ from sfkit_lerobot.demo.comparison import Comparison, Line, table_lines
 from sfkit_lerobot.demo.meaning import details, meaning
 from sfkit_lerobot.demo.pictures import Pictures
 from sfkit_lerobot.demo.report_study import study_section, tracked
+from sfkit_lerobot.demo.settings import POLICIES
+from sfkit_lerobot.demo.teacher import teacher_note
 from sfkit_lerobot.demo.wording import live_sentence
 
 FILE = "report.html"
@@ -73,11 +75,12 @@ def _lead(comparison: Comparison) -> str:
     teacher = build_teacher(settings.teacher)
     tasks = len(plain.pictures.tasks) if plain.pictures else 0
     return (
-        f"A small SmolVLA ({plain.parameters / 1e6:.1f} M parameters, random weights) was trained twice on {tasks} "
-        f"Meta-World tasks from seed {settings.seed}, for {settings.steps} steps: "
+        f"A small {POLICIES[settings.policy]} ({plain.parameters / 1e6:.1f} M parameters, random weights) was trained "
+        f"twice on {tasks} Meta-World tasks from seed {settings.seed}, for {settings.steps} steps: "
         '<strong class="plain">plain</strong>, and <strong class="aligned">aligned</strong> with the '
         f"<em>{escape(teacher.name)}</em> teacher at depth {settings.depth} with weight {settings.weight:g}. "
-        f"Everything else is the same. Both arms together took {comparison.seconds / 60:.1f} minutes."
+        f"Everything else is the same. Both arms together took {comparison.seconds / 60:.1f} minutes. "
+        f"{escape(teacher_note(teacher))}"
     )
 
 

@@ -6,10 +6,12 @@ import math
 from dataclasses import dataclass, field, replace
 from html import escape
 
+from sfkit.building import build_teacher
 from sfkit.config import ComponentSpec
 from sfkit_lerobot.demo import plots
 from sfkit_lerobot.demo.comparison import Comparison
-from sfkit_lerobot.demo.study import UNTRAINED, Row, spread
+from sfkit_lerobot.demo.settings import POLICIES
+from sfkit_lerobot.demo.study import STUDIED, UNTRAINED, Row, is_studied, spread
 from sfkit_lerobot.demo.wording import Paired, paired_sentence
 
 COMMAND = "python -m benchmarks.seeds"
@@ -62,11 +64,20 @@ def _same_run(row: Row, comparison: Comparison) -> bool:
     """Whether a row of the study was made as this run was, but for the seed, so that the two may be compared."""
     settings = comparison.settings
     alike = all(row.get(name) == getattr(settings, name) for name in ("steps", "depth", "weight"))
-    return alike and ComponentSpec.of(settings.teacher) == ComponentSpec(name="geometry")
+    default_teacher = ComponentSpec.of(settings.teacher) == ComponentSpec(name="geometry")
+    return alike and is_studied(settings) and default_teacher
 
 
 def study_section(comparison: Comparison) -> str:
     """Dots for each seed, a table of means, and sentences computed from them."""
+    settings = comparison.settings
+    if not is_studied(settings):
+        teacher = build_teacher(settings.teacher).name
+        return (
+            f"<p>A single run can land either way. The precomputed seeds are of {POLICIES[STUDIED]} with the geometry "
+            f"teacher, so they tell nothing about this run, of {POLICIES[settings.policy]} with the "
+            f"<em>{escape(teacher)}</em> teacher: run it with several <code>--seed</code>.</p>"
+        )
     rows = _longest(comparison.study)
     arms = [arm for arm in _ARMS if any(row["arm"] == arm for row in rows)]
     if not {"plain", "geometry"} <= set(arms):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfkit import SpatialForcing
+from sfkit.building import build_teacher
 from sfkit_lerobot.demo.data import load_frames, split_episodes
 from sfkit_lerobot.demo.evaluate import Evaluator, Metrics
 from sfkit_lerobot.demo.model import build_policy
@@ -78,10 +79,12 @@ def run_arm(arm: Arm, settings: Settings, tell: Callable[[Progress], None]) -> A
         policy, preprocess = build_policy(frames, split.train, settings, Path(folder))
         parameters = sum(parameter.numel() for parameter in policy.parameters())
         if arm.teacher is not None:
+            teacher = build_teacher(arm.teacher)
+            # Depth and calibration are for the teachers that ask for them; the probes have their own.
+            cameras = frames.cameras if teacher.requires else None
             policy = SpatialForcing.wrap(
-                policy, arm.teacher, depth=settings.depth, weight=settings.weight, cameras=frames.cameras,
-                seed=settings.seed,
-            )  # fmt: skip
+                policy, teacher, depth=settings.depth, weight=settings.weight, cameras=cameras, seed=settings.seed
+            )
         evaluator = Evaluator(policy, preprocess, frames, split, settings)
         untrained = evaluator.measure(policy)[0] if arm.untrained else None
         curves = train(

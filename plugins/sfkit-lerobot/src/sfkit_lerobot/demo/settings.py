@@ -6,6 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+#: Policies that can be trained, by the names of their adapters, and what the report calls them.
+POLICIES = {"smolvla": "SmolVLA", "pi0": "pi0", "pi05": "pi0.5"}
+#: Decoder blocks of each.
+BLOCKS = 6
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -13,6 +18,7 @@ class Settings:
 
     Attributes:
         data: Folder of the LeRobot dataset.
+        policy: One of :data:`POLICIES`.
         steps: Optimizer steps.
         seed: Of weights, batches, noise and times.
         depth: Tapped depth, for the alignment and for every probe.
@@ -31,6 +37,7 @@ class Settings:
     """
 
     data: Path
+    policy: str = "smolvla"
     steps: int = 800
     seed: int = 0
     depth: int = 4

@@ -15,9 +15,12 @@ from sfkit.errors import ConfigError
 from sfkit_lerobot.demo.evaluate import Metrics
 from sfkit_lerobot.demo.run import ArmResult
 from sfkit_lerobot.demo.settings import Settings
+from sfkit_lerobot.demo.teacher import is_geometry
 
 CURVES = "curves.csv"
 UNTRAINED = "untrained"
+#: The policy of the study. Its teacher is geometry.
+STUDIED = "smolvla"
 _NAMES = ("arm", "torch", "lerobot")
 _REQUIRED = ("seed", "arm", "steps", "flow_loss", "object_cm", "goal_cm", "cosine", "seconds_per_step")
 #: Points of a curve in the csv file; each is the mean over the steps since the point before.
@@ -80,6 +83,11 @@ def read_results(path: Path) -> list[Row]:
     if missing:
         raise ConfigError(f"{path} has no column {', '.join(missing)}.", "Run the study again with this version.")
     return rows
+
+
+def is_studied(settings: Settings) -> bool:
+    """Whether the study is of the policy and the teacher of this run."""
+    return settings.policy == STUDIED and is_geometry(settings.teacher)
 
 
 def append_result(path: Path, result: ArmResult, settings: Settings) -> None:

@@ -6,14 +6,20 @@ from rich.console import Console
 from rich.table import Table
 
 from sfkit_lerobot.demo.comparison import Comparison, table_lines
+from sfkit_lerobot.demo.study import is_studied
+from sfkit_lerobot.demo.teacher import teacher_note
 
 
 def print_table(comparison: Comparison, console: Console) -> None:
     """Print every quantity for the mean predictor, the untrained policy and both arms."""
     settings, plain = comparison.settings, comparison.plain
+    caption = "arrows point to the better side; one seed proves nothing"
+    if is_studied(settings):
+        caption += ": the report shows the spread over seeds"
+    note = teacher_note(settings.teacher)
     table = Table(
         title=f"{settings.steps} steps, seed {settings.seed}, {plain.frames[1]} frames of held-out episodes",
-        caption="arrows point to the better side; one seed proves nothing: the report shows the spread over seeds",
+        caption=f"{caption}. {note}" if note else caption,
         title_justify="left",
         caption_justify="left",
     )

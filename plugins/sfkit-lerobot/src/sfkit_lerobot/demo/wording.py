@@ -7,7 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+from sfkit.building import build_teacher
+from sfkit_lerobot.demo.settings import BLOCKS, POLICIES, Settings
 from sfkit_lerobot.demo.study import Row, spread
+
+#: Wall time of both arms in minutes, on two cores with nothing else to do, with any of the policies and geometry.
+_MINUTES, _MINUTES_PER_STEP = 1.0, 3 / 800
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,18 @@ class Paired:
     def same_sign(self) -> bool:
         """Whether all seeds point the same way."""
         return all(d < 0 for d in self.differences) or all(d > 0 for d in self.differences)
+
+
+def settings_line(settings: Settings) -> str:
+    """What is about to be run, in a line."""
+    teacher = build_teacher(settings.teacher)
+    options = "".join(f", {key}={value}" for key, value in teacher.spec.options.items())
+    minutes = round(_MINUTES + _MINUTES_PER_STEP * settings.steps)
+    return (
+        f"{POLICIES[settings.policy]} from scratch, plain and aligned with {teacher.name}{options}: {settings.steps} "
+        f"steps of {settings.batch_size} frames, seed {settings.seed}, weight {settings.weight:g} at depth "
+        f"{settings.depth} of {BLOCKS}. On two cores this takes about {minutes} min, and more with a large teacher."
+    )
 
 
 def paired_sentence(what: str, paired: Paired, *, second: str, first: str, unit: str = "", digits: int = 2) -> str:

@@ -1,14 +1,18 @@
-"""A tiny pi0."""
+"""A tiny pi0 and a tiny pi0.5: one family, whose sizes are hard-coded in LeRobot."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from types import ModuleType
 from typing import Any
+from unittest import mock
 
 from sfkit_lerobot.tiny.settings import CAMERAS, common_settings
 
-_PI0_VOCABULARY = 512
+_VOCABULARY = 512
+_CLASSES = {"pi0": "PI0", "pi05": "PI05"}
 
 
 @contextmanager
@@ -20,51 +24,28 @@ def tiny_pi0_sizes(
     head_dim: int = 16,
     vision_hidden: int = 32,
     vision_layers: int = 2,
+    vision_heads: int = 2,
     patch_size: int = 14,
 ) -> Iterator[None]:
-    """Within the block, pi0 policies are built tiny; ``PI0Policy.from_pretrained`` of a tiny one needs it again.
+    """Within the block, pi0 and pi0.5 are built tiny; ``from_pretrained`` of a tiny one needs it again.
 
-    Three names of ``lerobot.policies.pi0.modeling_pi0`` are replaced, for the whole process: not for use while another
-    thread builds a real pi0. The number of attention heads stays 8, which pi0's forward takes for granted.
+    Three names of LeRobot's modules of each are replaced, for the whole process: not for use while another thread
+    builds a real one. The number of attention heads stays 8, which the forward of both takes for granted.
     """
-    from lerobot.policies.pi0 import modeling_pi0
-
-    def sizes(variant: str) -> Any:
-        width = {"gemma_2b": hidden, "gemma_300m": expert_hidden}[variant]
-        return modeling_pi0.GemmaConfig(
-            width=width, depth=layers, mlp_dim=2 * width, num_heads=8, num_kv_heads=1, head_dim=head_dim
-        )
-
-    def shrunk_paligemma(config: Any) -> Any:
-        text, vision = config.text_config, config.vision_config
-        text.vocab_size, text.pad_token_id = _PI0_VOCABULARY, 0
-        config._vocab_size = _PI0_VOCABULARY
-        config.image_token_index = config.image_token_id = _PI0_VOCABULARY - 1
-        vision.hidden_size, vision.intermediate_size = vision_hidden, 2 * vision_hidden
-        vision.num_hidden_layers, vision.num_attention_heads = vision_layers, 2
-        vision.patch_size = patch_size
-        vision.projection_dim = config.projection_dim = text.hidden_size
-        return build_paligemma(config=config)
-
-    def shrunk_expert(config: Any) -> Any:
-        config.vocab_size, config.pad_token_id = _PI0_VOCABULARY, 0
-        return build_expert(config=config)
-
-    replacements: dict[str, Callable[..., Any]] = {
-        "get_gemma_config": sizes,
-        "PaliGemmaForConditionalGenerationWithPiGemma": shrunk_paligemma,
-        "PiGemmaForCausalLM": shrunk_expert,
+    vision = {
+        "hidden_size": vision_hidden,
+        "intermediate_size": 2 * vision_hidden,
+        "num_hidden_layers": vision_layers,
+        "num_attention_heads": vision_heads,
+        "patch_size": patch_size,
     }
-    originals = {name: getattr(modeling_pi0, name) for name in replacements}
-    build_paligemma = originals["PaliGemmaForConditionalGenerationWithPiGemma"]
-    build_expert = originals["PiGemmaForCausalLM"]
-    try:
-        for name, replacement in replacements.items():
-            setattr(modeling_pi0, name, replacement)
+    with ExitStack() as stack:
+        for kind in _CLASSES:
+            module = _module(kind, "modeling")
+            replacements = _shrunk(module, {"gemma_2b": hidden, "gemma_300m": expert_hidden}, layers, head_dim, vision)
+            for name, replacement in replacements.items():
+                stack.enter_context(mock.patch.object(module, name, replacement))
         yield
-    finally:
-        for name, original in originals.items():
-            setattr(modeling_pi0, name, original)
 
 
 def tiny_pi0(
@@ -74,11 +55,10 @@ def tiny_pi0(
     action_dim: int = 4,
     chunk_size: int = 8,
     image_shape: tuple[int, int, int] = (3, 56, 56),
+    sizes: Mapping[str, int] | None = None,
     **overrides: Any,
 ) -> Any:
     """A ``PI0Policy`` with 56-pixel pictures (4 x 4 tokens each), on the CPU, in training mode.
-
-    For other sizes, build within :func:`tiny_pi0_sizes` with LeRobot's own classes.
 
     Args:
         cameras: Batch keys of the pictures, in the policy's order.
@@ -86,16 +66,95 @@ def tiny_pi0(
         action_dim: Size of an action.
         chunk_size: Actions for each prediction.
         image_shape: Channels, height and width of the pictures in the dataset.
+        sizes: Arguments of :func:`tiny_pi0_sizes`.
         overrides: Further fields of ``PI0Config``, such as ``dtype="bfloat16"``.
     """
-    from lerobot.policies.pi0.configuration_pi0 import PI0Config
-    from lerobot.policies.pi0.modeling_pi0 import PI0Policy
+    common = common_settings(cameras, state_dim, action_dim, chunk_size, image_shape)
+    return _build("pi0", {**common, **overrides}, sizes)
 
-    settings: dict[str, Any] = {
-        "image_resolution": (56, 56),
-        **common_settings(cameras, state_dim, action_dim, chunk_size, image_shape),
-        **overrides,
+
+def tiny_pi05(
+    *,
+    cameras: Sequence[str] = CAMERAS,
+    state_dim: int = 4,
+    action_dim: int = 4,
+    chunk_size: int = 8,
+    image_shape: tuple[int, int, int] = (3, 56, 56),
+    sizes: Mapping[str, int] | None = None,
+    **overrides: Any,
+) -> Any:
+    """A ``PI05Policy`` of the same sizes; the arguments are those of :func:`tiny_pi0`."""
+    common = common_settings(cameras, state_dim, action_dim, chunk_size, image_shape)
+    return _build("pi05", {**common, **overrides}, sizes)
+
+
+def tiny_pi0_processors(policy: Any, stats: Mapping[str, Any], texts: Sequence[str]) -> tuple[Any, Any]:
+    """LeRobot's own processors of a pi0 or pi0.5 policy, with a tokenizer that is made here.
+
+    They would download PaliGemma's, whose 257,000 tokens a tiny policy has no embeddings for.
+
+    Args:
+        policy: A tiny policy.
+        stats: The dataset's statistics, as LeRobot takes them: pi0 asks for mean and std, pi0.5 for q01 and q99.
+        texts: What the tokenizer is trained on.
+
+    Returns:
+        Preprocessor and postprocessor.
+    """
+    from functools import partial
+
+    from sfkit_lerobot.tiny.tokenizer import byte_tokenizer
+
+    kind = policy.config.type
+    module = _module(kind, "processor")
+    # pi0.5 writes the state into the prompt, as numbers from 0 to 255.
+    numbers = " ".join(str(number) for number in range(256))
+    tokenizer = byte_tokenizer([*texts, f"Task: , State: {numbers};\nAction: "])
+    step = partial(module.TokenizerProcessorStep, tokenizer=tokenizer)
+    with mock.patch.object(module, "TokenizerProcessorStep", step):
+        processors: tuple[Any, Any] = getattr(module, f"make_{kind}_pre_post_processors")(policy.config, stats)
+    return processors
+
+
+def _build(kind: str, settings: Mapping[str, Any], sizes: Mapping[str, int] | None) -> Any:
+    config = getattr(_module(kind, "configuration"), f"{_CLASSES[kind]}Config")
+    policy = getattr(_module(kind, "modeling"), f"{_CLASSES[kind]}Policy")
+    with tiny_pi0_sizes(**(sizes or {})):
+        return policy(config(**{"image_resolution": (56, 56), **settings})).train()
+
+
+def _module(kind: str, part: str) -> Any:
+    return importlib.import_module(f"lerobot.policies.{kind}.{part}_{kind}")
+
+
+def _shrunk(
+    module: ModuleType, widths: Mapping[str, int], layers: int, head_dim: int, vision: Mapping[str, int]
+) -> dict[str, Callable[..., Any]]:
+    """What takes the place of three names of ``modeling_pi0`` or ``modeling_pi05``."""
+    original: Any = module
+    gemma, paligemma = original.GemmaConfig, original.PaliGemmaForConditionalGenerationWithPiGemma
+    expert = original.PiGemmaForCausalLM
+
+    def sizes(variant: str) -> Any:
+        width = widths[variant]
+        return gemma(width=width, depth=layers, mlp_dim=2 * width, num_heads=8, num_kv_heads=1, head_dim=head_dim)
+
+    def shrunk_paligemma(config: Any) -> Any:
+        text = config.text_config
+        text.vocab_size, text.pad_token_id = _VOCABULARY, 0
+        config._vocab_size = _VOCABULARY
+        config.image_token_index = config.image_token_id = _VOCABULARY - 1
+        for name, value in vision.items():
+            setattr(config.vision_config, name, value)
+        config.vision_config.projection_dim = config.projection_dim = text.hidden_size
+        return paligemma(config=config)
+
+    def shrunk_expert(config: Any) -> Any:
+        config.vocab_size, config.pad_token_id = _VOCABULARY, 0
+        return expert(config=config)
+
+    return {
+        "get_gemma_config": sizes,
+        "PaliGemmaForConditionalGenerationWithPiGemma": shrunk_paligemma,
+        "PiGemmaForCausalLM": shrunk_expert,
     }
-    with tiny_pi0_sizes():
-        policy = PI0Policy(PI0Config(**settings))
-    return policy.train()

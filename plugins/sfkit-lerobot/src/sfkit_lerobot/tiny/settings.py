@@ -13,7 +13,7 @@ CAMERAS = ("observation.images.front", "observation.images.wrist")
 def common_settings(
     cameras: Sequence[str], state_dim: int, action_dim: int, chunk_size: int, image_shape: tuple[int, int, int]
 ) -> dict[str, Any]:
-    """Fields that both configurations have, by the arguments that both builders take."""
+    """Fields that all configurations have, by the arguments that all builders take."""
     return {
         "chunk_size": chunk_size,
         "n_action_steps": chunk_size,

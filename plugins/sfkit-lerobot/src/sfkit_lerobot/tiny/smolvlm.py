@@ -4,22 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-TEXTS = ("pick up the red cube and place it in the bowl\n", "push the block to the target\n")
-
-_SPECIAL = {
-    "unk_token": "<|endoftext|>",
-    "bos_token": "<|im_start|>",
-    "pad_token": "<|im_end|>",
-    "eos_token": "<end_of_utterance>",
-}
-_IMAGE_TOKENS = {
-    "fake_image_token": "<fake_token_around_image>",
-    "global_image_token": "<global-img>",
-    "image_token": "<image>",
-    "end_of_utterance_token": "<end_of_utterance>",
-}
+from sfkit_lerobot.tiny.tokenizer import IMAGE_TOKENS, TEXTS, byte_tokenizer
 
 
 def tiny_smolvlm(
@@ -62,14 +48,14 @@ def tiny_smolvlm(
 
     directory = Path(directory).absolute()
     directory.mkdir(parents=True, exist_ok=True)
-    tokenizer = _byte_tokenizer(texts)
+    tokenizer = byte_tokenizer(texts)
     special_ids = {
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
     }
     SmolVLMConfig(
-        image_token_id=tokenizer.convert_tokens_to_ids(_IMAGE_TOKENS["image_token"]),
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKENS["image_token"]),
         scale_factor=scale_factor,
         tie_word_embeddings=False,
         pad_token_id=tokenizer.pad_token_id,
@@ -98,21 +84,3 @@ def tiny_smolvlm(
         image_processor=SmolVLMImageProcessor(), tokenizer=tokenizer, video_processor=SmolVLMVideoProcessor()
     ).save_pretrained(directory)
     return directory
-
-
-def _byte_tokenizer(texts: Sequence[str]) -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # type: ignore[import-untyped]
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = list(dict.fromkeys([*_SPECIAL.values(), *_IMAGE_TOKENS.values()]))
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, extra_special_tokens=_IMAGE_TOKENS, model_max_length=512, **_SPECIAL
-    )

@@ -1,0 +1,58 @@
+"""What LeRobot's log shows: means over its window, and nothing read back from the device in between."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from sfkit_lerobot.logs import LogWindow
+from sfkit_lerobot.tiny import tiny_lerobot_batch
+
+from sfkit import SpatialForcing
+
+
+def test_means_over_the_window_leave_out_what_is_not_known() -> None:
+    window = LogWindow(3, done=2)
+    window.add({"a": torch.tensor(1.0), "b": torch.tensor(math.nan)})
+    assert window.due() == {"a": 1.0, "b": pytest.approx(math.nan, nan_ok=True)}
+    for step, value in enumerate((1.0, 2.0, 6.0), start=1):
+        window.add({"a": torch.tensor(value), "b": torch.tensor(math.nan if step == 2 else value)})
+        found = window.due()
+        assert bool(found) == (step == 3)
+    assert found == {"a": 3.0, "b": 3.5}
+
+
+def test_between_two_logs_nothing_is_read_back(kind, build, wrap, monkeypatch) -> None:
+    policy = wrap(build(kind))
+    policy.spatial_forcing.adapter.log_every(2)
+    batch = tiny_lerobot_batch(policy, geometry=True)
+    policy.forward(dict(batch))
+    reads = []
+    tolist = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: reads.append(tuple(self.shape)) or tolist(self))
+    _, second = policy.forward(dict(batch))
+    assert (4,) in reads
+    reads.clear()
+    _, third = policy.forward(dict(batch))
+    assert (4,) not in reads
+    figures = {"action_loss", "sf_loss", "sf_cosine", "sf_weight"}
+    assert figures <= set(second)
+    assert not figures & set(third)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_between_two_logs_the_gpu_is_not_waited_for(build, wrap) -> None:
+    policy = wrap(build("smolvla")).cuda()
+    adapter = SpatialForcing.of(policy).adapter
+    adapter.log_every(2)
+    loss = torch.ones((), device="cuda", requires_grad=True)
+    logs = {"sf_loss": torch.ones((), device="cuda")}
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        _, info = adapter.with_loss((loss, {}), loss, logs)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert info == {}
+    assert adapter.with_loss((loss, {}), loss, logs)[1] == {"sf_loss": 1.0}
