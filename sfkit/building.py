@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar, cast
 
 from torch import nn
@@ -12,9 +12,11 @@ from sfkit.errors import AdapterError, ConfigError, WrapError
 from sfkit.objectives.base import Objective
 from sfkit.policies.base import PolicyAdapter
 from sfkit.projectors.base import Projector
-from sfkit.registry import default_registry
+from sfkit.registry import Entry, default_registry, split_name
 from sfkit.rng import own_rng
 from sfkit.teachers.base import Teacher
+from sfkit.transforms.base import Transform
+from sfkit.transforms.resample import ResampleTransform
 
 Kind = TypeVar("Kind")
 
@@ -27,8 +29,8 @@ def build_teacher(value: Named | Teacher) -> Teacher:
     if isinstance(value, Teacher):
         return value
     spec = ComponentSpec.of(value)
-    teacher = default_registry().get("teacher", spec.name).load()(spec.options)
-    return _expect(teacher, Teacher, spec.name)
+    entry = default_registry().get("teacher", spec.name)
+    return _expect(entry.load()(_options(entry, spec)), Teacher, spec.name)
 
 
 def build_objective(value: Named | Objective) -> Objective:
@@ -36,8 +38,8 @@ def build_objective(value: Named | Objective) -> Objective:
     if isinstance(value, Objective):
         return value
     spec = ComponentSpec.of(value)
-    objective = default_registry().get("objective", spec.name).load()(spec.options)
-    return _expect(objective, Objective, spec.name)
+    entry = default_registry().get("objective", spec.name)
+    return _expect(entry.load()(_options(entry, spec)), Objective, spec.name)
 
 
 def build_projector(value: Named | Projector, student_dim: int, teacher_dim: int, seed: int) -> Projector:
@@ -55,10 +57,43 @@ def build_projector(value: Named | Projector, student_dim: int, teacher_dim: int
             )
         return value
     spec = ComponentSpec.of(value)
-    factory = default_registry().get("projector", spec.name).load()
+    entry = default_registry().get("projector", spec.name)
+    factory, options = entry.load(), _options(entry, spec)
     with own_rng(seed=seed):
-        projector = factory(student_dim, teacher_dim, spec.options)
+        projector = factory(student_dim, teacher_dim, options)
     return _expect(projector, Projector, spec.name)
+
+
+def build_transforms(values: Sequence[Named | Transform], teacher_dim: int) -> list[Transform]:
+    """The transforms of one pair, for features of ``teacher_dim`` channels; empty if none are asked for.
+
+    Resampling comes first if the sequence does not say where it belongs.
+
+    Raises:
+        ConfigError: One name or mapping instead of a sequence, or an instance for another width.
+    """
+    if isinstance(values, str | Mapping | Transform):
+        raise ConfigError(f"transforms is {values!r}, not a list.", "Write transforms=[...], even for a single one.")
+    built: list[Transform] = []
+    for value in values:
+        width = built[-1].out_dim if built else teacher_dim
+        built.append(_build_transform(value, width))
+    if built and not any(transform.resamples for transform in built):
+        built.insert(0, ResampleTransform(teacher_dim))
+    return built
+
+
+def _build_transform(value: Named | Transform, dim: int) -> Transform:
+    if isinstance(value, Transform):
+        if value.dim != dim:
+            raise ConfigError(
+                f"Transform {value.name!r} takes {value.dim} channels, there are {dim} where it stands.",
+                "Build it for that width, or give its name and let sfkit build it.",
+            )
+        return value
+    spec = ComponentSpec.of(value)
+    entry = default_registry().get("transform", spec.name)
+    return _expect(entry.load()(dim, _options(entry, spec)), Transform, spec.name)
 
 
 def build_adapter(policy: nn.Module, value: Named | PolicyAdapter | None) -> PolicyAdapter:
@@ -73,7 +108,7 @@ def build_adapter(policy: nn.Module, value: Named | PolicyAdapter | None) -> Pol
     if value is not None:
         spec = ComponentSpec.of(value)
         entry = default_registry().get("policy", spec.name)
-        return _expect(entry.load()(inner, spec.options), PolicyAdapter, spec.name)
+        return _expect(entry.load()(inner, _options(entry, spec)), PolicyAdapter, spec.name)
     entries = default_registry().adapters_for(type(inner))
     if not entries:
         installed = default_registry().of_kind("policy")
@@ -94,6 +129,29 @@ def inside_peft(policy: nn.Module) -> nn.Module:
             base: nn.Module = cast("Any", policy).get_base_model()
             return base
     return policy
+
+
+def _options(entry: Entry, spec: ComponentSpec) -> dict[str, Any]:
+    """The options of a spec, with what follows the colon of its name among them.
+
+    Raises:
+        ConfigError: The argument is missing, empty, or given twice with different values.
+    """
+    if not entry.argument:
+        return spec.options
+    _, argument = split_name(spec.name)
+    given = spec.options.get(entry.argument)
+    if not (argument or given):
+        raise ConfigError(
+            f"{entry.kind.capitalize()} {entry.name!r} needs to know which: its name has the form {entry.form}.",
+            f'Write "{entry.form}", or give the option {entry.argument}.',
+        )
+    if argument and given not in (None, argument):
+        raise ConfigError(
+            f"{spec.name!r} has the option {entry.argument}={given!r} beside it: which of the two?",
+            f"Leave the option {entry.argument} out.",
+        )
+    return {**spec.options, entry.argument: argument or given}
 
 
 def _nearest(qualified: str) -> str:

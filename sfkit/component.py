@@ -15,7 +15,7 @@ AnyOptions: TypeAlias = Options | Mapping[str, Any] | None
 class Configured:
     """A named thing with options. Subclasses set ``name`` and, if they have any, ``Options``."""
 
-    name: ClassVar[str]
+    name: str
     Options: ClassVar[type[Options]] = Options
     options: Any
 

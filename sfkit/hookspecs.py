@@ -16,7 +16,7 @@ hookimpl = pluggy.HookimplMarker("sfkit")
 
 
 class Register(Protocol):
-    """``register(target, name=..., summary=..., license=..., handles=...)``; see :class:`sfkit.registry.Entry`."""
+    """``register(target, name=..., summary=..., ...)``; the rest is in :class:`sfkit.registry.Entry`."""
 
     def __call__(self, target: str | type[Any], **metadata: Any) -> None: ...
 
@@ -39,6 +39,11 @@ def register_objectives(register: Register) -> None:
 @hookspec
 def register_projectors(register: Register) -> None:
     """Register projectors (subclasses of :class:`sfkit.Projector`)."""
+
+
+@hookspec
+def register_transforms(register: Register) -> None:
+    """Register target transforms (subclasses of :class:`sfkit.transforms.base.Transform`)."""
 
 
 @hookspec

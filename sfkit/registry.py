@@ -18,13 +18,14 @@ import pluggy
 from sfkit import SFKIT_API, hookspecs
 from sfkit.errors import PluginError, UnknownNameError, did_you_mean
 
-Kind = Literal["teacher", "policy", "objective", "projector", "parity", "command"]
+Kind = Literal["teacher", "policy", "objective", "projector", "transform", "parity", "command"]
 
 _HOOKS: Mapping[Kind, str] = {
     "teacher": "register_teachers",
     "policy": "register_policies",
     "objective": "register_objectives",
     "projector": "register_projectors",
+    "transform": "register_transforms",
     "parity": "register_parity",
     "command": "register_commands",
 }
@@ -43,6 +44,8 @@ class Entry:
         summary: One line for listings.
         license: For teachers: the licence of the weights.
         handles: For policies: patterns on qualified class names, such as ``"lerobot.*.PI0Policy"``.
+        argument: For names that are used as ``name:argument``: the option that takes what follows the colon.
+        placeholder: What stands for the argument in listings, such as ``"repo or folder"``.
     """
 
     kind: Kind
@@ -52,6 +55,13 @@ class Entry:
     summary: str = ""
     license: str = ""
     handles: tuple[str, ...] = ()
+    argument: str = ""
+    placeholder: str = ""
+
+    @property
+    def form(self) -> str:
+        """What users write: the name, with a placeholder where it takes an argument."""
+        return f"{self.name}:<{self.placeholder or self.argument}>" if self.argument else self.name
 
     def load(self) -> Any:
         """Import the target.
@@ -70,6 +80,12 @@ class Entry:
                 f"from {self.target!r}: {type(error).__name__}: {error}",
                 f"Install what is missing, or reinstall {self.distribution}.",
             ) from error
+
+
+def split_name(text: str) -> tuple[str, str | None]:
+    """``"name:argument"`` in its parts, at the first colon; the argument is None where there is no colon."""
+    name, colon, argument = text.partition(":")
+    return name, argument if colon else None
 
 
 @dataclass(frozen=True)
@@ -134,12 +150,13 @@ class Registry:
         return sorted((entry for entry in self.entries if entry.kind == kind), key=lambda entry: entry.name)
 
     def get(self, kind: Kind, name: str) -> Entry:
-        """Look a name up.
+        """Look a name up; what follows its first colon is the argument, see :func:`split_name`.
 
         Raises:
             UnknownNameError: Nothing of that name; says what is installed, the nearest match and what is broken.
             PluginError: Two distributions registered the name.
         """
+        name, argument = split_name(name)
         found = [entry for entry in self.of_kind(kind) if entry.name == name]
         if len(found) > 1:
             owners = " and ".join(entry.distribution for entry in found)
@@ -147,12 +164,16 @@ class Registry:
                 f"{kind.capitalize()} {name!r} is registered by {owners}.",
                 "Uninstall one of them, or name the ones to load in SFKIT_PLUGINS.",
             )
+        if found and argument is not None and not found[0].argument:
+            raise UnknownNameError(
+                f"{kind.capitalize()} {name!r} takes nothing after a colon, got {argument!r}.", f"Write {name!r}."
+            )
         if found:
             return found[0]
-        installed = [entry.name for entry in self.of_kind(kind)]
+        installed = self.of_kind(kind)
         raise UnknownNameError(
-            f"Unknown {kind} {name!r}.{did_you_mean(name, installed)}{self._broken_note()}",
-            f"Installed: {', '.join(installed) or 'none'}.",
+            f"Unknown {kind} {name!r}.{did_you_mean(name, [e.name for e in installed])}{self._broken_note()}",
+            f"Installed: {', '.join(entry.form for entry in installed) or 'none'}.",
         ) from (self.broken[0].error if self.broken else None)
 
     def adapters_for(self, cls: type) -> list[Entry]:

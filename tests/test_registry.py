@@ -9,7 +9,7 @@ import pytest
 
 from sfkit import builtin, hookimpl
 from sfkit.errors import PluginError, UnknownNameError
-from sfkit.registry import Registry, discover
+from sfkit.registry import Registry, discover, split_name
 
 
 def plugin(**hooks: Any) -> SimpleNamespace:
@@ -118,3 +118,21 @@ def test_policies_are_matched_by_class_name_most_derived_first() -> None:
     registry = discover_fakes([FakePoint("p", plugin(register_policies=register_policies))], None)
     assert [entry.name for entry in registry.adapters_for(Derived)] == ["derived", "base"]
     assert registry.adapters_for(int) == []
+
+
+def test_a_name_with_an_argument_is_found_by_what_stands_before_the_colon() -> None:
+    def register_teachers(register: Any) -> None:
+        register("math:pi", name="hf", argument="model", placeholder="repo or folder")
+        register("math:pi", name="plain")
+
+    registry = discover_fakes([FakePoint("p", plugin(register_teachers=register_teachers))], None)
+    entry = registry.get("teacher", "hf:owner/model:with-colon")
+    assert (entry.name, entry.argument, entry.form) == ("hf", "model", "hf:<repo or folder>")
+    assert registry.get("teacher", "hf") is entry
+    assert split_name("hf:owner/model:with-colon") == ("hf", "owner/model:with-colon")
+    assert split_name("plain") == ("plain", None)
+    with pytest.raises(UnknownNameError, match="'plain' takes nothing after a colon, got 'x'"):
+        registry.get("teacher", "plain:x")
+    with pytest.raises(UnknownNameError, match=r"Unknown teacher 'hff'\. Did you mean 'hf'") as caught:
+        registry.get("teacher", "hff:owner/model")
+    assert caught.value.remedy == "Installed: hf:<repo or folder>, plain."

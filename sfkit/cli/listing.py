@@ -10,7 +10,7 @@ from rich.table import Table
 from sfkit.errors import PluginError
 from sfkit.registry import Entry, Registry
 
-_KINDS = ("teacher", "policy", "objective", "projector", "parity", "command")
+_KINDS = ("teacher", "policy", "objective", "projector", "transform", "parity", "command")
 
 
 def plugins_json(registry: Registry) -> str:
@@ -28,7 +28,7 @@ def print_plugins(registry: Registry) -> None:
     """A table of everything that is registered; what is broken below it."""
     table = _table("distribution", "kind", "name", "summary")
     for entry in _sorted(registry):
-        table.add_row(entry.distribution, entry.kind, entry.name, entry.summary)
+        table.add_row(entry.distribution, entry.kind, entry.form, entry.summary)
     console = Console()
     console.print(table)
     for plugin in registry.broken:
@@ -40,7 +40,7 @@ def print_teachers(registry: Registry) -> None:
     """A table of the teachers."""
     table = _table("name", "licence", "from", "summary")
     for entry in registry.of_kind("teacher"):
-        table.add_row(entry.name, entry.license, entry.distribution, entry.summary)
+        table.add_row(entry.form, entry.license, entry.distribution, entry.summary)
     Console().print(table)
 
 
@@ -54,7 +54,7 @@ def print_teacher(entry: Entry) -> None:
     if not hasattr(options, "model_fields"):
         raise PluginError(f"Teacher {entry.name!r} of {entry.distribution} has no Options class.")
     console = Console()
-    console.print(f"[bold]{entry.name}[/] ({entry.distribution}, licence {entry.license}): {entry.summary}")
+    console.print(f"[bold]{entry.form}[/] ({entry.distribution}, licence {entry.license}): {entry.summary}")
     table = _table("option", "default", "meaning")
     for name, field in options.model_fields.items():  # type: ignore[union-attr]
         table.add_row(name, "required" if field.is_required() else repr(field.default), field.description or "")

@@ -65,7 +65,7 @@ def explain_out_of_memory(what: str, advice: str) -> Iterator[None]:
         raise TeacherMemoryError(f"Out of memory while {what}: {_first_line(error)}", advice) from error
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory ran out."""
     # The CPU's allocator raises a bare RuntimeError.
     return isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error)

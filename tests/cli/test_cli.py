@@ -151,3 +151,14 @@ def test_a_broken_plugin_is_named_by_the_command_that_it_would_bring(
     installed.broken.append(BrokenPlugin("sfkit-lerobot", "lerobot", ImportError("no lerobot")))
     assert run("demo") == 1
     assert "no lerobot" in capsys.readouterr().err
+
+
+def test_a_teacher_that_takes_an_argument_is_listed_with_its_form(
+    installed: Registry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sfkit.testing.teachers import PatchTeacher
+
+    installed.entries.append(Entry("teacher", "hf", PatchTeacher, "acme", argument="model", placeholder="repo"))
+    for arguments in (("teachers",), ("plugins",), ("teachers", "hf"), ("teachers", "hf:owner/model")):
+        assert run(*arguments) == 0
+        assert "hf:<repo>" in capsys.readouterr().out

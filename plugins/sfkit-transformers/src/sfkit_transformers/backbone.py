@@ -1,0 +1,202 @@
+"""A transformers model, reduced to what gives patch tokens of chosen layers."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sfkit.errors import ShapeError
+from sfkit.trunks.memory import is_out_of_memory
+from sfkit_transformers.families import Family, Shape
+
+Norms = Literal["last", "all", "none"]
+
+#: Parts behind or beside the patch tokens, which are taken out.
+UNUSED = ("head", "pooler", "pool", "predictor")
+
+
+class _EnoughError(Exception):
+    """The deepest layer that is wanted has been computed."""
+
+
+class Backbone(nn.Module):
+    """Runs the model's own forward until the deepest layer wanted, and keeps nothing but the layers wanted.
+
+    Args:
+        model: A vision model of transformers. It is changed: parts that patch tokens do not need are taken out.
+        family: What is known of it.
+        shape: Its sizes.
+        mean: Of the model's normalisation, for pictures in [0, 1].
+        std: Likewise.
+        norms: Where the model's final norm is applied: to its last layer, to all, or nowhere.
+        prefix: Tokens before the patches.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        family: Family,
+        shape: Shape,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        norms: Norms,
+        prefix: int,
+    ) -> None:
+        super().__init__()
+        for name in UNUSED:
+            _take_out(model, name)
+        self.model = model
+        self.shape, self.feed, self.norms, self.prefix = shape, family.feed, norms, prefix
+        # A tuple is no submodule: the blocks are the model's already.
+        self.blocks = tuple(_blocks(model, len(shape.widths)))
+        self._norm = (None if family.norm is None else _find(model, family.norm),)
+        # float32, and outside inference mode: ordinary tensors that move with the module.
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        self._flexible = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+        self._wanted: frozenset[int] = frozenset()
+        self._found: dict[int, Tensor] = {}
+        self.blocks[0].register_forward_pre_hook(_in_float32)
+        for number, block in enumerate(self.blocks, 1):
+            # Outside of what torch.compile sees: only a block's forward is compiled.
+            block.register_forward_hook(functools.partial(self._take, number))
+
+    def forward(self, pictures: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """Patch tokens.
+
+        Args:
+            pictures: ``(n, 3, h, w)`` in [0, 1], sides multiples of the patch.
+            layers: Layers wanted, from 1.
+
+        Returns:
+            For each layer ``(n, rows, columns, d)``.
+
+        Raises:
+            ShapeError: The model gives another number of tokens than patches and prefix, or takes no such grid.
+        """
+        rows, columns = (side // self.shape.patch for side in pictures.shape[-2:])
+        self._wanted, self._found = frozenset(layers), {}
+        try:
+            self.model(**self._inputs((pictures - self.mean) / self.std, rows, columns))
+        except _EnoughError:
+            return [self._grid(self._found[layer], layer, rows, columns) for layer in layers]
+        except (RuntimeError, ValueError) as error:
+            own = getattr(self.model.config, "image_size", None)
+            if tuple(pictures.shape[-2:]) in ((own, own), own) or is_out_of_memory(error):
+                raise
+            raise ShapeError(
+                f"{type(self.model).__name__} takes no pictures of {tuple(pictures.shape[-2:])} pixels: {error}",
+                f"It is made for {own}: set size={own} and fit=pad or fit=stretch.",
+            ) from error
+        finally:
+            self._wanted, self._found = frozenset(), {}
+        raise ShapeError(
+            f"{type(self.model).__name__} ended before its layer {max(layers)} ran.",
+            "This kind of model does not run its blocks in order: it cannot be a teacher.",
+        )
+
+    def compile_blocks(self) -> None:
+        """Compile the forward of each block; they share one compiled program."""
+        for block in self.blocks:
+            block.forward = torch.compile(block.forward)
+
+    # ------------------------------------------------------------------------------------------------------------ in
+
+    def _inputs(self, pictures: Tensor, rows: int, columns: int) -> dict[str, Any]:
+        if self.feed == "clip":
+            self._set_positions(rows, columns)
+            frames = int(self.model.config.tubelet_size)  # type: ignore[union-attr, arg-type]
+            return {"pixel_values_videos": pictures.unsqueeze(1).expand(-1, frames, -1, -1, -1), "skip_predictor": True}
+        if self.feed == "patches":
+            side = self.shape.patch
+            cut = pictures.reshape(len(pictures), 3, rows, side, columns, side)
+            # Where the model reads them, on the CPU, it need not wait for the device.
+            sizes = torch.tensor([[rows, columns]]).expand(len(pictures), 2)
+            flat = cut.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+            return {"pixel_values": flat, "pixel_attention_mask": None, "spatial_shapes": sizes}
+        return {"pixel_values": pictures, **({"interpolate_pos_encoding": True} if self._flexible else {})}
+
+    def _set_positions(self, rows: int, columns: int) -> None:
+        """Tell V-JEPA 2's rotary attention the grid; by itself it takes that of its configuration for any picture."""
+        if rows > columns:
+            raise ShapeError(
+                f"{type(self.model).__name__} cannot look at a picture of {rows}x{columns} patches: "
+                "its position of a patch wraps at a square.",
+                "Set fit=pad or fit=stretch.",
+            )
+        turning: list[Any] = [m for block in self.blocks for m in block.modules() if hasattr(m, "grid_size")]
+        for module in turning:
+            module.grid_size = columns
+
+    # ----------------------------------------------------------------------------------------------------------- out
+
+    def _take(self, number: int, block: nn.Module, arguments: Any, output: Any) -> None:
+        if number in self._wanted:
+            self._found[number] = output[0] if isinstance(output, tuple) else output
+            if number == max(self._wanted):
+                raise _EnoughError
+
+    def _grid(self, tokens: Tensor, layer: int, rows: int, columns: int) -> Tensor:
+        if tokens.ndim == 4:  # a convolutional stage: (n, d, rows, columns) of its own grid
+            return self._normed(tokens.permute(0, 2, 3, 1), layer)
+        before = tokens.shape[1] - rows * columns
+        if before != self.prefix:
+            raise ShapeError(
+                f"{type(self.model).__name__} gives {tokens.shape[1]} tokens for a picture of {rows}x{columns} patches,"
+                f" that is {before} more, where {self.prefix} were expected before the first patch.",
+                f"If they do stand before the patches, set prefix_tokens={before}."
+                if before >= 0
+                else "This kind of model merges or drops patches: it cannot be a teacher.",
+            )
+        return self._normed(tokens[:, self.prefix :], layer).reshape(len(tokens), rows, columns, -1)
+
+    def _normed(self, tokens: Tensor, layer: int) -> Tensor:
+        (norm,) = self._norm
+        if norm is None or self.norms == "none" or (self.norms == "last" and layer < len(self.blocks)):
+            return tokens
+        normed: Tensor = norm(tokens)
+        return normed
+
+
+def _in_float32(block: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Begin the residual stream in float32, which it then keeps, also where autocast made the embeddings bfloat16."""
+    return (arguments[0].float(), *arguments[1:]) if arguments else None
+
+
+def _take_out(model: nn.Module, name: str) -> None:
+    for owner in model.modules():
+        if owner._modules.get(name) is not None:
+            owner._modules[name] = None
+
+
+def _blocks(model: nn.Module, count: int) -> Any:
+    found = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    if not found:
+        raise ShapeError(
+            f"{type(model).__name__} has no list of {count} blocks.",
+            "This kind of model does not run its blocks in order: it cannot be a teacher.",
+        )
+    return _outermost(found)
+
+
+def _find(model: nn.Module, name: str) -> Any:
+    found = [(path, m) for path, m in model.named_modules() if path.rpartition(".")[2] == name]
+    if not found:
+        raise ShapeError(
+            f"{type(model).__name__} has no module {name!r}, its final norm.",
+            "This release of transformers names it differently: set norm=none, or try another release.",
+        )
+    return _outermost(found)
+
+
+def _outermost(found: list[tuple[str, Any]]) -> Any:
+    return min(found, key=lambda item: item[0].count("."))[1]

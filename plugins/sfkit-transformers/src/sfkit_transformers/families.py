@@ -1,0 +1,100 @@
+"""What sfkit knows of each family of vision models: where its patch tokens stand, and which norm they pass at the end.
+
+The names are those of transformers' configurations (``model_type``). A family that is not listed still works where its
+tokens are those of the patches alone, or where the option ``prefix_tokens`` says how many stand before them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sfkit.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of vision models.
+
+    Attributes:
+        norm: Name of the module that the model itself applies to its patch tokens at the end; None where there is none.
+        prefix: From a configuration to the number of tokens before the first patch; None where that is not known.
+        feed: What the model takes: a picture, a clip of equal frames, or the flattened patches of a picture.
+    """
+
+    norm: str | None = "layernorm"
+    prefix: Callable[[Any], int] | None = lambda config: 0
+    feed: Literal["picture", "clip", "patches"] = "picture"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes that follow from a configuration.
+
+    Attributes:
+        patch: Side in pixels of the patches of the last layer.
+        widths: Channels of each layer.
+        hidden: Widest channels inside the MLP of a block.
+    """
+
+    patch: int
+    widths: tuple[int, ...]
+    hidden: int
+
+
+def _class_token(config: Any) -> int:
+    return 1
+
+
+def _class_and_registers(config: Any) -> int:
+    return 1 + int(config.num_register_tokens)
+
+
+FAMILIES: dict[str, Family] = {
+    "dinov2": Family(prefix=_class_token),
+    "dinov2_with_registers": Family(prefix=_class_and_registers),
+    "dinov3_vit": Family(norm="norm", prefix=_class_and_registers),
+    "dinov3_convnext": Family(norm="layer_norm"),
+    "siglip_vision_model": Family(norm="post_layernorm"),
+    "siglip2_vision_model": Family(norm="post_layernorm", feed="patches"),
+    # CLIP's post_layernorm is for its class token alone: the model gives its patch tokens without it.
+    "clip_vision_model": Family(norm=None, prefix=_class_token),
+    "vjepa2": Family(feed="clip"),
+    "ijepa": Family(),
+    "vit": Family(prefix=_class_token),
+    "vit_msn": Family(prefix=_class_token),
+    "deit": Family(prefix=lambda config: 2),
+}
+
+#: A family of which nothing is known.
+UNKNOWN = Family(norm=None, prefix=None)
+
+
+def shape_of(config: Any) -> Shape:
+    """Sizes of a vision model.
+
+    Raises:
+        ConfigError: The configuration is not that of a model with patch tokens.
+    """
+    if config.model_type == "dinov3_convnext":
+        widths = tuple(config.hidden_sizes)
+        # A stem of stride 4, then each stage halves the grid.
+        return Shape(4 * 2 ** (len(widths) - 1), widths, 4 * max(widths))
+    try:
+        patch, layers, width = config.patch_size, config.num_hidden_layers, config.hidden_size
+    except AttributeError as error:
+        raise ConfigError(
+            f"A model of type {config.model_type!r} has no patch tokens: its configuration has no "
+            f"{str(error).rsplit(' ', 1)[-1]}.",
+            f"Vision models known to work: {', '.join(FAMILIES)}.",
+        ) from None
+    sides = set(patch) if isinstance(patch, (list, tuple)) else {patch}
+    if len(sides) != 1 or not isinstance(width, int):
+        raise ConfigError(
+            f"A model of type {config.model_type!r} with patches of {patch} and widths of {width} is not supported.",
+            "Its patches must be square, and its layers of one width.",
+        )
+    ratio = getattr(config, "mlp_ratio", 4)
+    hidden = getattr(config, "intermediate_size", None) or int(width * ratio)
+    return Shape(sides.pop(), (width,) * layers, hidden)

@@ -1,0 +1,172 @@
+"""The teacher ``hf:<repo or folder>``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from sfkit.component import AnyOptions
+from sfkit.config import ComponentSpec, Options
+from sfkit.errors import ConfigError
+from sfkit.teachers.pictures import PictureOptions, PictureTeacher
+from sfkit.trunks.memory import block_bytes
+from sfkit_transformers.backbone import Backbone, Norms
+from sfkit_transformers.checkpoint import Checkpoint, commit_of, vision_config
+from sfkit_transformers.families import FAMILIES, UNKNOWN, shape_of
+from sfkit_transformers.licence import licence_of
+from sfkit_transformers.preprocessing import read_preprocessing
+
+_NAME = "hf"
+
+
+class TransformersOptions(PictureOptions):
+    """Options of :class:`TransformersTeacher`."""
+
+    model: str = Field(description="Repository of the Hub, or a local folder; also written hf:<model>.")
+    revision: str | None = Field(default=None, description="Commit, tag or branch of the repository.")
+    norm: Norms = Field(
+        default="last", description="Where the model's final norm is applied: to its last layer, to all, or nowhere."
+    )
+    license: str | None = Field(default=None, description="Licence of the weights, if the model's card does not say.")
+    mean: tuple[float, float, float] | None = Field(
+        default=None, description="Mean of pictures in [0, 1], instead of the image processor's."
+    )
+    std: tuple[float, float, float] | None = Field(
+        default=None, description="Deviation of pictures in [0, 1], instead of the image processor's."
+    )
+    prefix_tokens: int | None = Field(
+        default=None, ge=0, description="Tokens before the patches, for a kind of model that sfkit does not know."
+    )
+    ignore: tuple[str, ...] = Field(
+        default=(), description="Parts of the checkpoint that patch tokens do not need, beside those known."
+    )
+    trust_remote_code: bool = Field(default=False, description="Run code of the repository's own.")
+
+
+class TransformersTeacher(PictureTeacher):
+    """Patch tokens of any vision model of transformers.
+
+    Layer k is the stream after k blocks, as ``hidden_states[k]`` is in transformers (the k-th stage for a convolutional
+    model), without class and register tokens. The last layer, which is the default, passes the model's final norm as
+    well, so that it is ``last_hidden_state``; the option ``norm`` changes that.
+
+    Views are looked at one by one. Pictures are resized to the option ``size`` (by default what the model's image
+    processor gives), never cropped unless ``fit`` says so, and normalised as the image processor says.
+    """
+
+    name = _NAME
+    license = "the model's own"
+    Options: ClassVar[type[Options]] = TransformersOptions
+    options: TransformersOptions
+
+    def __init__(self, options: AnyOptions = None) -> None:
+        super().__init__(options)
+        chosen = self.options
+        self.name = f"{_NAME}:{chosen.model}"
+        self._checkpoint = Checkpoint(chosen.model, chosen.revision, chosen.trust_remote_code)
+        self._config = self._checkpoint.config()
+        seen = vision_config(self._config)
+        self._family = FAMILIES.get(seen.model_type, UNKNOWN)
+        self._shape = shape_of(seen)
+        if chosen.norm == "all" and (self._family.norm is None or len(set(self._shape.widths)) > 1):
+            raise ConfigError(
+                f"A model of type {seen.model_type!r} has no norm that fits the patch tokens of every layer.",
+                "Set norm=last or norm=none.",
+            )
+        settings = self._checkpoint.processor(self._family.feed)
+        self._preprocessing = read_preprocessing(settings, chosen.model, chosen.mean, chosen.std)
+        self._prefix = chosen.prefix_tokens
+        if self._prefix is None:
+            self._prefix = 0 if self._family.prefix is None else self._family.prefix(seen)
+        self.patch = self._shape.patch
+        self.default_size = self._default_size(seen)
+        # Grey that is zero for the network.
+        self.default_fill = min(1.0, max(0.0, sum(self._preprocessing.mean) / 3))
+        self.license = chosen.license or licence_of(chosen.model, self._checkpoint.folder, chosen.revision)
+        self._check_side()
+
+    @property
+    def num_layers(self) -> int:
+        return len(self._shape.widths)
+
+    def dim(self, layer: int) -> int:
+        return self._shape.widths[layer - 1]
+
+    @property
+    def spec(self) -> ComponentSpec:
+        options = {key: value for key, value in super().spec.options.items() if key != "model"}
+        return ComponentSpec(name=self.name, options=options)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        revision = commit_of(self._config) or self.options.revision
+        model = self.options.model
+        return {**super().identity, "weights": f"{model}@{revision}" if revision else model}
+
+    # --------------------------------------------------------------------------------------------------------- loading
+
+    def load(self, device: torch.device) -> nn.Module:
+        backbone = self._backbone(self._checkpoint.network(self._config, self.options.ignore))
+        _cast_linear(backbone, self._product_dtype(device))
+        backbone.to(device).eval().requires_grad_(False)
+        if self.options.compile:
+            backbone.compile_blocks()
+        return backbone
+
+    def _meta_trunk(self, product: torch.dtype) -> nn.Module:
+        backbone = self._backbone(self._checkpoint.skeleton(self._config))
+        _cast_linear(backbone, product)
+        return backbone
+
+    def _backbone(self, model: nn.Module) -> Backbone:
+        assert self._prefix is not None
+        return Backbone(
+            model,
+            self._family,
+            self._shape,
+            mean=self._preprocessing.mean,
+            std=self._preprocessing.std,
+            norms=self.options.norm,
+            prefix=self._prefix,
+        )
+
+    def _default_size(self, seen: Any) -> int:
+        size: Any = self._preprocessing.size
+        for name in ("image_size", "crop_size"):
+            size = size or getattr(seen, name, None)
+        if isinstance(size, (list, tuple)):
+            size = max(size)
+        # A processor's size may be no multiple of the patch: the model itself drops the rest.
+        return max(1, (size or 224) // self.patch) * self.patch
+
+    # -------------------------------------------------------------------------------------------------------- features
+
+    def features(self, trunk: nn.Module, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        product = self._product_dtype(images.device)
+        # Norms, tables and the residual stream stay in float32: only products and what lies inside a branch are cast.
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=product == torch.bfloat16):
+            found: list[Tensor] = trunk(images.flatten(0, 1), layers)
+        return [tokens.reshape(*images.shape[:2], *tokens.shape[1:]) for tokens in found]
+
+    def working_bytes(self, trunk: nn.Module, shape: tuple[int, int, int, int], layers: Sequence[int]) -> int:
+        b, v, h, w = shape
+        product = 2 if any(p.dtype == torch.bfloat16 for p in trunk.parameters()) else 4
+        pictures = b * v * 3 * h * w * 4
+        # A convolutional model is at its largest in its first stage.
+        stages = len(set(self._shape.widths)) > 1
+        stride, dim = (4, self._shape.widths[0]) if stages else (self.patch, self._shape.widths[0])
+        tokens = b * v * ((h // stride) * (w // stride) + (self._prefix or 0))
+        kept = len(layers) * tokens * dim * 4
+        hidden = 4 * dim if stages else self._shape.hidden
+        return 2 * pictures + kept + block_bytes(tokens, dim, hidden, product=product)
+
+
+def _cast_linear(module: nn.Module, dtype: torch.dtype) -> None:
+    """Cast the weights of linear layers, once: under autocast that is what they are cast to in each run anyway."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            layer.to(dtype)
