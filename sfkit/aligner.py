@@ -44,6 +44,7 @@ class Aligner(nn.Module):
         self.weight = plan.config.weight
         self.grad_accumulation = grad_accumulation
         self.enabled = True
+        self.companions: list[Callable[[Any], None]] = []
         self.steps = 0
         self._check = SelfCheck(enabled=plan.config.self_check)
         self._last: dict[str, Tensor] = {}

@@ -35,6 +35,10 @@ class Handle(Protocol):
     def save(self, directory: str) -> None:
         """Write the projector and config beside the policy's own files."""
 
+    @property
+    def companions(self) -> list[Callable[[Any], None]]:
+        """Called with the folder after each save, for what an integration keeps there."""
+
 
 def base_of(policy: object) -> type[nn.Module] | None:
     """The class that a wrapped object had before, or None for an object that is not wrapped.
@@ -137,6 +141,8 @@ def _save_pretrained(base: Any) -> Callable[..., Any]:
         with detached(self) as handle:
             result = base.save_pretrained(self, save_directory, *args, **kwargs)
         handle.save(save_directory)
+        for companion in handle.companions:
+            companion(save_directory)
         return result
 
     return save_pretrained

@@ -20,16 +20,105 @@ def register_teachers(register: Register) -> None:
 @hookimpl
 def register_objectives(register: Register) -> None:
     register(
+        "sfkit.objectives.angular_scale:AngularScaleObjective",
+        name="angular-scale",
+        summary="cosine, and the error in the feature regressed from the normalised projection (Geometry Forcing)",
+    )
+    register(
         "sfkit.objectives.cosine:CosineObjective",
         name="cosine",
         summary="one minus the cosine similarity, averaged over the valid tokens of each sample",
+    )
+    register(
+        "sfkit.objectives.info_nce:InfoNCEObjective",
+        name="info-nce",
+        summary="each patch told from the others of its view, sample, batch, or of all ranks",
+    )
+    register(
+        "sfkit.objectives.mse:MSEObjective",
+        name="mse",
+        summary="mean squared error between normalised features",
+    )
+    register(
+        "sfkit.objectives.relational:RelationalObjective",
+        name="relational",
+        summary="difference of the Gram matrices of patch similarities, within views or across them",
+    )
+    register(
+        "sfkit.objectives.smooth_l1:SmoothL1Objective",
+        name="smooth-l1",
+        summary="smooth L1 distance between normalised features",
+    )
+    register(
+        "sfkit.objectives.weighted_sum:SumObjective",
+        name="sum",
+        summary="several objectives, each with a weight",
     )
 
 
 @hookimpl
 def register_projectors(register: Register) -> None:
     register(
+        "sfkit.projectors.conv:ConvProjector",
+        name="conv",
+        summary="3 x 3 convolution over the grid of each view (iREPA)",
+    )
+    register(
+        "sfkit.projectors.identity:IdentityProjector",
+        name="identity",
+        summary="none: student and target have one width",
+    )
+    register(
+        "sfkit.projectors.linear:LinearProjector",
+        name="linear",
+        summary="one linear map, token by token",
+    )
+    register(
         "sfkit.projectors.mlp:MLPProjector",
         name="mlp",
         summary="LayerNorm, linear, GELU, linear, token by token (Spatial Forcing)",
+    )
+    register(
+        "sfkit.projectors.mlp_silu:SiLUMLPProjector",
+        name="mlp-silu",
+        summary="three linear layers with SiLU, token by token (REPA)",
+    )
+    register(
+        "sfkit.projectors.nested:NestedProjector",
+        name="nested",
+        summary="as mlp, on a share of the hidden units (ROCKET)",
+    )
+
+
+@hookimpl
+def register_transforms(register: Register) -> None:
+    register(
+        "sfkit.transforms.normalising:LayerNormTransform",
+        name="layer-norm",
+        summary="each patch to mean 0 and variance 1 over its channels",
+    )
+    register(
+        "sfkit.transforms.pca:PCATransform",
+        name="pca",
+        summary="the first principal components",
+    )
+    register(
+        "sfkit.transforms.position:PositionCode",
+        name="position-code",
+        summary="add sines and cosines of each patch's place (Spatial Forcing)",
+    )
+    register(
+        "sfkit.transforms.random_projection:RandomProjection",
+        name="random-projection",
+        summary="fewer channels, by a fixed random matrix",
+    )
+    register(
+        "sfkit.transforms.resample:ResampleTransform",
+        name="resample",
+        summary="to the student's grid, where in the sequence it stands",
+    )
+    register(
+        "sfkit.transforms.normalising:SpatialNorm",
+        name="spatial-norm",
+        summary="each channel standardised over the patches of a view (iREPA)",
     )

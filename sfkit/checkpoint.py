@@ -6,8 +6,10 @@ never written: its identity and licence are recorded.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -26,6 +28,8 @@ from sfkit.teachers.base import Teacher, licence_note
 FOLDER = "spatial_forcing"
 _CONFIG, _PROJECTOR, _README = "config.json", "projector.safetensors", "README.md"
 _FORMAT = "sfkit.checkpoint/1"
+#: Where the folder that is being replaced is kept meanwhile.
+_OLD = f".{FOLDER}.old-"
 
 
 def save(
@@ -40,7 +44,8 @@ def save(
         "config": config.model_dump(mode="json"),
         "teachers": [teacher.identity for teacher in teachers],
     }
-    fresh = Path(tempfile.mkdtemp(prefix=f".{FOLDER}-", dir=directory))
+    _tidy(directory)
+    fresh = Path(tempfile.mkdtemp(prefix=_prefix(), dir=directory))
     try:
         save_file({key: value.detach().contiguous().cpu() for key, value in state.items()}, fresh / _PROJECTOR)
         (fresh / _CONFIG).write_text(json.dumps(record, indent=2) + "\n")
@@ -74,12 +79,47 @@ def _readme(config: SpatialForcingConfig, teachers: Sequence[Teacher]) -> str:
 
 def _replace(fresh: Path, target: Path) -> None:
     if target.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{FOLDER}-old-", dir=target.parent))
+        old = Path(tempfile.mkdtemp(prefix=_OLD, dir=target.parent))
         os.replace(target, old / FOLDER)  # noqa: PTH105 - directories are replaced by renaming
         os.replace(fresh, target)  # noqa: PTH105
         shutil.rmtree(old)
     else:
         os.replace(fresh, target)  # noqa: PTH105
+
+
+def _prefix() -> str:
+    """What the temporary folders of this process are called."""
+    return f".{FOLDER}-{platform.node()}-{os.getpid()}-"
+
+
+def _tidy(directory: Path) -> None:
+    """Clear away what a process that was killed while it saved has left behind."""
+    _recover(directory)
+    for old in directory.glob(f"{_OLD}*"):
+        shutil.rmtree(old, ignore_errors=True)
+    for fresh in directory.glob(f".{FOLDER}-{glob.escape(platform.node())}-*"):
+        pid = fresh.name.rsplit("-", 2)[-2]
+        if pid.isdigit() and not _is_alive(int(pid)):
+            shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _recover(directory: Path) -> None:
+    """Take back the earlier folder, where somebody was killed between moving it away and moving the new one in."""
+    if (directory / FOLDER).exists():
+        return
+    for old in sorted(directory.glob(f"{_OLD}*/{FOLDER}")):
+        os.replace(old, directory / FOLDER)  # noqa: PTH105 - directories are replaced by renaming
+        return
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def locate(source: str | Path, revision: str | None = None) -> Path:
@@ -89,6 +129,8 @@ def locate(source: str | Path, revision: str | None = None) -> Path:
         CheckpointError: There is none.
     """
     local = Path(source)
+    if local.is_dir():
+        _recover(local)
     for folder in (local / FOLDER, local):
         if (folder / _CONFIG).is_file() and (folder / _PROJECTOR).is_file():
             return folder
@@ -134,6 +176,7 @@ def wrap_arguments(config: SpatialForcingConfig) -> dict[str, Any]:
         "pairs": list(config.pairs),
         "objective": config.objective,
         "projector": config.projector,
+        "transforms": list(config.transforms),
         "adapter": config.adapter,
         "weight": config.weight,
         "seed": config.seed,

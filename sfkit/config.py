@@ -81,6 +81,9 @@ class SpatialForcingConfig(Options):
     pairs: tuple[PairConfig, ...] = Field(min_length=1, description="What is aligned with what.")
     objective: ComponentSpec = Field(default=ComponentSpec(name="cosine"), description="The alignment objective.")
     projector: ComponentSpec = Field(default=ComponentSpec(name="mlp"), description="Student width to teacher width.")
+    transforms: tuple[ComponentSpec, ...] = Field(
+        default=(), description="What is done to the teacher's features before the comparison, in order."
+    )
     weight: float = Field(default=0.5, ge=0, description="Weight of the alignment loss beside the action loss.")
     seed: int = Field(default=0, ge=0, description="Seed of the projector's own random generator.")
     self_check: bool = Field(default=True, description="Check on the first batches that alignment really trains.")
@@ -89,6 +92,11 @@ class SpatialForcingConfig(Options):
     @classmethod
     def _read_component(cls, value: Any) -> Any:
         return ComponentSpec.of(value)
+
+    @field_validator("transforms", mode="before")
+    @classmethod
+    def _read_components(cls, value: Any) -> Any:
+        return tuple(ComponentSpec.of(item) for item in value)
 
     @model_validator(mode="after")
     def _no_duplicate_pairs(self) -> Self:

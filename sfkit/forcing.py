@@ -23,6 +23,7 @@ from sfkit.pairing import Pair, make_plan
 from sfkit.policies.base import PolicyAdapter
 from sfkit.projectors.base import Projector
 from sfkit.teachers.base import Teacher, licence_note
+from sfkit.transforms.base import Transform
 
 logger = logging.getLogger("sfkit")
 
@@ -44,6 +45,7 @@ class SpatialForcing(Aligner):
         weight: float = 0.5,
         objective: Named | Objective = "cosine",
         projector: Named | Projector = "mlp",
+        transforms: Sequence[Named | Transform] = (),
         pairs: Sequence[Any] | None = None,
         adapter: Named | PolicyAdapter | None = None,
         cameras: CameraRig | None = None,
@@ -64,6 +66,9 @@ class SpatialForcing(Aligner):
             weight: Weight of the alignment loss.
             objective: Name, name with options, or instance.
             projector: Name, name with options, or (for a single pair) an instance.
+            transforms: What to do to the teacher's features before the comparison, in order: names, names with options,
+                or (for a single pair) instances. Applied on the student's grid, unless ``"resample"`` is among them:
+                then what stands before it sees the teacher's own.
             pairs: Instead of ``teacher``, ``depth`` and ``layer``: several ``(depth, teacher, layer, weight)`` tuples
                 or mappings with those keys; ``layer`` and ``weight`` may be left out.
             adapter: Only needed when the policy's class is not recognised, or to give options.
@@ -90,7 +95,7 @@ class SpatialForcing(Aligner):
         plan = make_plan(
             build_adapter(policy, adapter),
             teacher=teacher, depth=depth, layer=layer, weight=weight, objective=objective,
-            projector=projector, pairs=pairs, seed=seed, self_check=self_check,
+            projector=projector, transforms=transforms, pairs=pairs, seed=seed, self_check=self_check,
         )  # fmt: skip
         if cameras is not None:
             plan.adapter.cameras = cameras

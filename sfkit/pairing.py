@@ -6,14 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from sfkit.alignment.host import TeacherHost
-from sfkit.building import Named, build_objective, build_projector, build_teacher
+from sfkit.building import Named, build_objective, build_projector, build_teacher, build_transforms
 from sfkit.config import ComponentSpec, PairConfig, SpatialForcingConfig
 from sfkit.errors import ConfigError
 from sfkit.objectives.base import Objective
 from sfkit.policies.base import PolicyAdapter
 from sfkit.projectors.base import Projector
+from sfkit.rng import own_rng
 from sfkit.teachers.base import Teacher
+from sfkit.transforms.base import Transform
+
+#: Keeps the first weights of an objective's head apart from those of the projectors, which count up from the seed.
+_HEAD_SEEDS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,7 @@ def make_plan(
     weight: float,
     objective: Named | Objective,
     projector: Named | Projector,
+    transforms: Sequence[Named | Transform] = (),
     pairs: Sequence[Any] | None,
     seed: int,
     self_check: bool,
@@ -67,6 +75,8 @@ def make_plan(
     wishes = _wishes(teacher, depth, layer, pairs)
     if isinstance(projector, Projector) and len(wishes) > 1:
         raise ConfigError("A projector instance serves one pair only.", "Give its name: each pair gets its own.")
+    if any(isinstance(transform, Transform) for transform in transforms) and len(wishes) > 1:
+        raise ConfigError("A transform instance serves one pair only.", "Give its name: each pair gets its own.")
     built_objective = build_objective(objective)
     hosts: list[TeacherHost] = []
     resolved: list[Pair] = []
@@ -75,9 +85,12 @@ def make_plan(
         chosen = hosts[host].teacher
         resolved.append(Pair(_depth(adapter, wish.depth), host, _layer(chosen, wish.layer), wish.weight))
     projectors = tuple(
-        build_projector(projector, adapter.dim(p.depth), hosts[p.host].teacher.dim(p.layer), seed + i)
+        _projector(
+            projector, transforms, built_objective,
+            dims=(adapter.dim(p.depth), hosts[p.host].teacher.dim(p.layer)), seed=seed + i,
+        )
         for i, p in enumerate(resolved)
-    )
+    )  # fmt: skip
     config = SpatialForcingConfig.parse(
         "SpatialForcing",
         {
@@ -88,12 +101,40 @@ def make_plan(
             ],
             "objective": built_objective.spec,
             "projector": projectors[0].spec,
+            "transforms": [transform.spec for transform in projectors[0].target_transforms],
             "weight": weight,
             "seed": seed,
             "self_check": self_check,
         },
     )
     return Plan(config, adapter, built_objective, tuple(resolved), tuple(hosts), projectors)
+
+
+def _projector(
+    projector: Named | Projector,
+    transforms: Sequence[Named | Transform],
+    objective: Objective,
+    *,
+    dims: tuple[int, int],
+    seed: int,
+) -> Projector:
+    """The projector of one pair, with the transforms of its target and what the objective trains.
+
+    Args:
+        projector: As in :func:`make_plan`, and likewise the next.
+        transforms: Of the target.
+        objective: Whose head is kept with the projector.
+        dims: Channels of the student's tokens and of the teacher's features.
+        seed: Of the first weights.
+    """
+    student_dim, teacher_dim = dims
+    steps = build_transforms(transforms, teacher_dim)
+    target_dim = steps[-1].out_dim if steps else teacher_dim
+    built = build_projector(projector, student_dim, target_dim, seed)
+    built.target_transforms = nn.ModuleList(steps)
+    with own_rng(seed=seed + _HEAD_SEEDS):
+        built.objective_head = objective.head(target_dim)
+    return built
 
 
 def _wishes(teacher: Any, depth: int | None, layer: int | None, pairs: Sequence[Any] | None) -> list[_Wish]:

@@ -36,7 +36,7 @@ def align(student: FeatureMap, teacher: FeatureMap, projector: Projector, object
     Args:
         student: Visual tokens with gradient, ``(b, v, gh, gw, d_student)``.
         teacher: Features without gradient on any grid, ``(b, v, *, *, d_teacher)``.
-        projector: From ``d_student`` to ``d_teacher``.
+        projector: From ``d_student`` to the width of the target, with the target's transforms, if any.
         objective: Compares them for each sample.
 
     Raises:
@@ -47,20 +47,52 @@ def align(student: FeatureMap, teacher: FeatureMap, projector: Projector, object
             f"Student tokens have (batch, views) {tuple(student.values.shape[:2])}, "
             f"the teacher's features {tuple(teacher.values.shape[:2])}."
         )
-    if (student.dim, teacher.dim) != (projector.student_dim, projector.teacher_dim):
-        raise ShapeError(
-            f"The projector maps {projector.student_dim} to {projector.teacher_dim} channels, "
-            f"but the student has {student.dim} and the teacher {teacher.dim}."
-        )
     with torch.autocast(student.values.device.type, enabled=False):
-        target = resample(FeatureMap(teacher.values.detach(), teacher.mask), student.grid)
+        target = prepare_target(teacher, projector, student.mask)
+        _check_widths(student, target, projector)
         mask = student.mask & target.mask
         # Selected, not multiplied: a NaN in a masked token must reach neither the loss nor any gradient.
         tokens = torch.where(mask.unsqueeze(-1), student.values.float(), 0.0)
         goal = torch.where(mask.unsqueeze(-1), target.values, 0.0)
         projected = projector(tokens, mask)
-        loss = objective(projected, goal, mask)
+        loss = objective.with_head(projected, goal, mask, projector.objective_head)
     return Alignment(loss, _mean_cosine(projected.detach(), goal, mask), mask.float().mean())
+
+
+@torch.no_grad()
+def prepare_target(teacher: FeatureMap, projector: Projector, wanted: Tensor) -> FeatureMap:
+    """From the teacher's features to the target: the projector's transforms, or resampling alone.
+
+    Args:
+        teacher: Features on any grid, ``(b, v, *, *, d_teacher)``.
+        projector: Whose target it is to be.
+        wanted: ``(b, v, gh, gw)`` bool, the student's tokens that may be aligned.
+
+    Returns:
+        ``(b, v, gh, gw, projector.teacher_dim)`` float32.
+
+    Raises:
+        ShapeError: The transforms do not end on the student's grid.
+    """
+    features, grid = FeatureMap(teacher.values.detach(), teacher.mask), (wanted.shape[2], wanted.shape[3])
+    if not projector.target_transforms:
+        return resample(features, grid)
+    for transform in projector.target_transforms:
+        features = transform(features, wanted)
+    if features.grid != grid:
+        raise ShapeError(
+            f"After its transforms the target has a grid of {features.grid}, the student {grid}.",
+            'Add the transform "resample".',
+        )
+    return features
+
+
+def _check_widths(student: FeatureMap, target: FeatureMap, projector: Projector) -> None:
+    if (student.dim, target.dim) != (projector.student_dim, projector.teacher_dim):
+        raise ShapeError(
+            f"The projector maps {projector.student_dim} to {projector.teacher_dim} channels, "
+            f"but the student has {student.dim} and the target {target.dim}."
+        )
 
 
 @torch.no_grad()

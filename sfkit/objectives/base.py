@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from torch import Tensor
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from torch import Tensor, nn
 
 from sfkit.component import AnyOptions, Configured
 
@@ -27,6 +29,31 @@ class Objective(Configured, ABC):
         Returns:
             ``(b,)`` losses; 0 with zero gradient for a sample without a valid token.
         """
+
+    def head(self, dim: int) -> nn.Module | None:
+        """What this objective has to train itself, for targets of ``dim`` channels; None for most.
+
+        The core builds it once for each pair, under its own random generator, and keeps it with the pair's projector:
+        so it is in the optimizer, in DDP's graph and in checkpoints.
+        """
+        return None
+
+    def with_head(self, student: Tensor, teacher: Tensor, mask: Tensor, head: nn.Module | None) -> Tensor:
+        """Compare the maps, given what :meth:`head` made for this pair; otherwise as a plain call."""
+        return self(student, teacher, mask)
+
+    def sit_out(self) -> None:
+        """Take part in what all ranks do together, for one pair that this rank does not align in this step."""
+
+
+def precise(x: Tensor) -> Tensor:
+    """``x`` in float32; float64 stays what it is."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def unit(x: Tensor) -> Tensor:
+    """``x`` over its Euclidean norm in the last dimension; the gradient at 0 is finite."""
+    return F.normalize(precise(x), dim=-1, eps=1e-6)
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
 
-from sfkit.objectives.base import Objective, masked_mean
+from sfkit.objectives.base import Objective, masked_mean, precise
 
 
 class CosineObjective(Objective):
@@ -17,4 +17,5 @@ class CosineObjective(Objective):
     name = "cosine"
 
     def __call__(self, student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-        return masked_mean(1.0 - F.cosine_similarity(student, teacher, dim=-1, eps=1e-6), mask)
+        similarity = F.cosine_similarity(precise(student), precise(teacher), dim=-1, eps=1e-6)
+        return masked_mean(1.0 - similarity, mask)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from sfkit.component import AnyOptions, Configured
+
+Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 
 class Projector(Configured, nn.Module, ABC):
@@ -14,11 +17,21 @@ class Projector(Configured, nn.Module, ABC):
 
     It is given grids, so that convolutional projectors work view by view. The core builds it under its own random
     generator and keeps its parameters in float32 when the policy is cast.
+
+    Attributes:
+        target_transforms: What turns the teacher's features into this projector's target, in order (modules of
+            ``sfkit.transforms``); filled by the core. They live here because their state belongs to the pair.
+        objective_head: What the objective trains for this pair, see :meth:`sfkit.Objective.head`; set by the core.
     """
+
+    target_transforms: nn.ModuleList
+    objective_head: nn.Module | None
 
     def __init__(self, student_dim: int, teacher_dim: int, options: AnyOptions = None) -> None:
         super().__init__()
         self.student_dim, self.teacher_dim = student_dim, teacher_dim
+        self.target_transforms = nn.ModuleList()
+        self.objective_head = None
         self.configure(options)
 
     @abstractmethod
@@ -32,3 +45,11 @@ class Projector(Configured, nn.Module, ABC):
         Returns:
             ``(b, v, gh, gw, teacher_dim)`` float32.
         """
+
+
+def xavier(layer: Layer) -> Layer:
+    """The layer with Xavier-uniform weights and a zero bias, if it has one."""
+    nn.init.xavier_uniform_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer

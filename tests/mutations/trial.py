@@ -22,7 +22,8 @@ from typing import Any, NoReturn
 import pytest
 from mutant import Mutant, StaleMutantError, function_of
 
-PACKAGES = ("sfkit", "sfkit_lerobot", "sfkit_depth_anything", "sfkit_dust3r", "sfkit_vggt")
+PACKAGES = ("sfkit", "sfkit_lerobot", "sfkit_depth_anything", "sfkit_dust3r", "sfkit_transformers", "sfkit_vggt")
+PACKAGES += ("lerobot_policy_spatial_forcing",)
 #: How a test fails that noticed: a failed assertion, or an expected error or warning that did not come.
 _NOTICED = ("AssertionError", "Failed")
 #: Seconds after which a trial hangs for sure, even on a busy machine.
@@ -146,6 +147,7 @@ def copy_sources(root: Path, to: Path) -> None:
     for part in (Path("sfkit"), Path("tests"), *plugins):
         shutil.copytree(root / part, to / part, ignore=ignore)
     shutil.copy(root / "pyproject.toml", to)
+    (to / "examples").symlink_to(root / "examples")
 
 
 def _run_and_exit(folder: Path, tests: Sequence[str], mutant: Mutant | None) -> NoReturn:

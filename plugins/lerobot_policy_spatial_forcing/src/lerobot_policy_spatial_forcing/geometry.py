@@ -1,0 +1,123 @@
+"""Cameras and picture statistics of the dataset that is trained on, as its metadata tell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sfkit_lerobot import camera_rig, image_stats
+from sfkit_lerobot.normalization import visual_mode
+
+from lerobot_policy_spatial_forcing.trainer import Trainer
+from sfkit.cameras import CameraRig
+from sfkit.errors import ConfigError
+
+_GEOMETRY = ("depth", "intrinsics", "world_from_camera")
+
+
+def cameras_of(meta: Any, trainer: Trainer, path: str | None) -> CameraRig | None:
+    """The calibrated cameras under the names that the policy has for them; None for a dataset without calibration.
+
+    Args:
+        meta: LeRobot's metadata of the dataset; None when a policy is built without one.
+        trainer: Settings of the run.
+        path: The calibration file; ``meta/cameras.json`` of the dataset by default.
+
+    Raises:
+        ConfigError: The file named is not there, or does not fit the dataset.
+    """
+    if meta is None:
+        return None
+    file = Path(path) if path is not None else Path(meta.root) / "meta" / "cameras.json"
+    if not file.is_file():
+        if path is not None:
+            raise ConfigError(f"--policy.sf.cameras={path} does not exist.", "Name a file of format sfkit.cameras/1.")
+        return None
+    dataset = _Dataset(meta, trainer.depth_output_unit, trainer.image_transforms)
+    return _renamed(camera_rig(dataset, file), trainer)
+
+
+def picture_stats(meta: Any, config: Any) -> dict[str, Any] | None:
+    """Statistics by which the policy normalises pictures; None where it leaves them as they are."""
+    if meta is None or visual_mode(config) == "IDENTITY":
+        return None
+    return image_stats(_Dataset(meta))
+
+
+def require_cameras(handle: Any, rig: CameraRig | None, meta: Any) -> None:
+    """Say at once, and not on the first batch, that a teacher needs what the dataset does not have.
+
+    Raises:
+        ConfigError: A teacher needs depth or calibration, and there is none.
+    """
+    for host in handle.hosts:
+        wanted = sorted(set(host.teacher.requires) & set(_GEOMETRY))
+        if not wanted:
+            continue
+        where = f"{meta.root}/meta/cameras.json" if meta is not None else "meta/cameras.json of the dataset"
+        if rig is None:
+            raise ConfigError(
+                f"Teacher {host.teacher.name!r} needs {', '.join(wanted)}, and there is no calibration at {where}.",
+                "Write that file (format sfkit.cameras/1), name one with --policy.sf.cameras=, or choose a teacher "
+                "that needs pictures alone.",
+            )
+        names = list(handle.adapter.policy.config.image_features)
+        if not set(names) & set(rig.cameras):
+            raise ConfigError(
+                f"None of the policy's cameras ({', '.join(names)}) is calibrated; {where} has "
+                f"{', '.join(rig.cameras)}.",
+                'If the checkpoint has other names for them, map them: --rename_map=\'{"<dataset>": "<policy>"}\'.',
+            )
+        if "depth" in wanted and not any(camera.depth_key for camera in rig.cameras.values()):
+            raise ConfigError(
+                f"Teacher {host.teacher.name!r} needs depth, and no camera in {where} names a depth map.",
+                'Record depth maps and name them there as "depth_key", or choose a teacher that needs pictures alone.',
+            )
+
+
+@dataclass(frozen=True)
+class _Dataset:
+    """As much of a LeRobot dataset as its cameras need. The trainer hands the policy metadata only."""
+
+    meta: Any
+    depth_output_unit: str = "mm"
+    image_transforms: Any = None
+
+    @property
+    def root(self) -> Path:
+        return Path(self.meta.root)
+
+    @cached_property
+    def hf_dataset(self) -> _Columns:
+        return _Columns(self.root / "data")
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The table of a dataset, of which only the columns asked for are read."""
+
+    folder: Path
+
+    def select_columns(self, columns: list[str]) -> Any:
+        import pyarrow.dataset  # type: ignore[import-untyped]
+        from datasets import Dataset  # type: ignore[import-untyped]
+
+        if not self.folder.is_dir():
+            raise ConfigError(
+                f"The poses of the cameras are columns of the dataset, and {self.folder} is not on this machine.",
+                "Do not stream this dataset, or choose a teacher that needs no poses.",
+            )
+        return Dataset(pyarrow.dataset.dataset(self.folder, format="parquet").to_table(columns))
+
+
+def _renamed(rig: CameraRig, trainer: Trainer) -> CameraRig:
+    names = trainer.rename_map
+    cameras = {
+        names.get(key, key): camera
+        if camera.depth_key is None
+        else camera.model_copy(update={"depth_key": names.get(camera.depth_key, camera.depth_key)})
+        for key, camera in rig.cameras.items()
+    }
+    return replace(rig, cameras=cameras)

@@ -1,0 +1,120 @@
+"""The ``sf`` block of the command line, generated from sfkit's own configuration so that nothing is written twice."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+from pydantic.fields import FieldInfo
+
+from sfkit import SpatialForcing
+from sfkit.config import ComponentSpec, PairConfig, SpatialForcingConfig
+from sfkit.errors import ConfigError
+
+_SCALARS = (bool, int, float, str)
+
+
+class SfOptions:
+    """Base of the generated block: how its values become arguments of :meth:`sfkit.SpatialForcing.wrap`.
+
+    Fields are those of :class:`sfkit.config.SpatialForcingConfig`, and ``teacher``, ``depth`` and ``layer`` of a single
+    pair. What is no number is text: a name, or JSON such as ``{"name": "geometry", "frame": "world"}``.
+
+    Attributes:
+        cameras: Calibration file; ``meta/cameras.json`` of the dataset by default.
+        base_config: Written by the program: the checkpoint whose ``config.json`` has been read.
+    """
+
+    cameras: str | None
+    base_config: str | None
+
+    def wrap_arguments(self) -> dict[str, Any]:
+        """The arguments of ``wrap`` that the block stands for; what was not given is left to sfkit.
+
+        Raises:
+            ConfigError: A text that looks like JSON is not readable, or no teacher was given.
+        """
+        known = set(inspect.signature(SpatialForcing.wrap).parameters) - {"cameras"}
+        arguments = {}
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if field.name not in known or value is None:
+                continue
+            if isinstance(value, str):
+                value = read_text(value, f"--policy.sf.{field.name}")
+            one_of_many = field.metadata.get("many") and isinstance(value, str | Mapping)
+            arguments[field.name] = [value] if one_of_many else value
+        if "teacher" not in arguments and "pairs" not in arguments:
+            raise ConfigError("No teacher.", "Give one, for instance --policy.sf.teacher=geometry.")
+        return arguments
+
+
+def read_text(value: str, option: str) -> Any:
+    """A name as it is; anything with brackets as data.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
+    text = value.strip()
+    if not text.startswith(("{", "[", "(")):
+        return text
+    # draccus hands over what it has read as JSON already, printed as Python prints it.
+    for read in (ast.literal_eval, yaml.safe_load):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, yaml.YAMLError):
+            continue
+    raise ConfigError(f"{option} cannot be read: {value}", 'Give a name, or JSON: \'{"name": "geometry"}\'.')
+
+
+def _is_scalar(annotation: Any) -> bool:
+    parts = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    return all(part in (*_SCALARS, types.NoneType) for part in parts)
+
+
+def _as_field(name: str, info: FieldInfo) -> tuple[str, Any, Any]:
+    """Name, type and default of a field as draccus understands it."""
+    default = None if info.is_required() else info.get_default(call_default_factory=True)
+    kept = _is_scalar(info.annotation)
+    annotation: Any = info.annotation if kept else str
+    if default is None:
+        annotation = annotation | None
+    elif not kept:
+        default = _as_text(default)
+    return (
+        name,
+        annotation,
+        dataclasses.field(default=default, metadata={"help": info.description, "many": _is_many(info)}),
+    )
+
+
+def _is_many(info: FieldInfo) -> bool:
+    return typing.get_origin(info.annotation) in (tuple, list)
+
+
+def _as_text(default: Any) -> str:
+    if isinstance(default, ComponentSpec) and not default.options:
+        return default.name
+    return str(default.model_dump(mode="json") if hasattr(default, "model_dump") else default)
+
+
+def _generate() -> type[SfOptions]:
+    single: Mapping[str, FieldInfo] = {name: PairConfig.model_fields[name] for name in ("teacher", "depth", "layer")}
+    found = {**single, **SpatialForcingConfig.model_fields}
+    own = [
+        ("cameras", str | None, dataclasses.field(default=None)),
+        ("base_config", str | None, dataclasses.field(default=None)),
+    ]
+    members = [_as_field(name, info) for name, info in found.items()]
+    made = dataclasses.make_dataclass("SpatialForcingOptions", [*members, *own], bases=(SfOptions,), module=__name__)
+    made.__doc__ = "Spatial forcing: what is aligned with what."
+    return made
+
+
+SpatialForcingOptions = _generate()

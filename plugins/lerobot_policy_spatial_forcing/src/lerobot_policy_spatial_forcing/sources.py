@@ -1,0 +1,86 @@
+"""Where a run starts from: a local checkpoint or a repository of the Hub, and its configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from sfkit import checkpoint
+from sfkit.errors import CheckpointError, ConfigError
+
+_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+
+
+def fetch(source: str | Path, revision: str | None) -> Path:
+    """The folder of a checkpoint: local as it is, or downloaded. Only the files that training needs are fetched.
+
+    Raises:
+        CheckpointError: It is neither.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = [_CONFIG, _WEIGHTS, f"{checkpoint.FOLDER}/*"]
+    try:
+        return Path(snapshot_download(str(source), revision=revision, allow_patterns=wanted))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise CheckpointError(
+            f"--policy.pretrained_path={source} is neither a local folder nor a repository that could be fetched: "
+            f"{error}",
+            "Name the folder that holds config.json and model.safetensors (of a LeRobot run: "
+            "checkpoints/<step>/pretrained_model), or check the repository and the network.",
+        ) from error
+
+
+def adopt_base_config(config: Any) -> None:
+    """Take over the fields of the checkpoint's ``config.json``, except those that the user has set.
+
+    So that nothing of the checkpoint need be repeated on the command line, as with LeRobot's ``--policy.path``.
+
+    Raises:
+        CheckpointError: The configuration is missing or unreadable.
+        ConfigError: The checkpoint is of another policy.
+    """
+    folder = fetch(config.pretrained_path, config.pretrained_revision)
+    stored = _read_config(folder, config.base)
+    given = _given_on_the_command_line()
+    for field in dataclasses.fields(stored):
+        if field.name in ("pretrained_path", "pretrained_revision") or field.name in given:
+            continue
+        if getattr(config, field.name) == _default(field):
+            setattr(config, field.name, getattr(stored, field.name))
+
+
+def _read_config(folder: Path, base: Any) -> Any:
+    from lerobot.configs import PreTrainedConfig
+
+    path = folder / _CONFIG
+    try:
+        kind = json.loads(path.read_text()).get("type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} could not be read: {error}", "Name the folder that LeRobot calls pretrained_model."
+        ) from error
+    if kind != base.name:
+        raise ConfigError(
+            f"{folder} holds a policy of type {kind!r}, but the type asked for is {base.type!r}.",
+            f"Use --policy.type=sf_{kind}, if there is one, or another checkpoint.",
+        )
+    return PreTrainedConfig.from_pretrained(folder)
+
+
+def _given_on_the_command_line() -> set[str]:
+    from lerobot.configs import parser
+
+    overrides = parser.get_cli_overrides("policy") or []
+    return {item[2:].partition("=")[0].partition(".")[0] for item in overrides if item.startswith("--")}
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default

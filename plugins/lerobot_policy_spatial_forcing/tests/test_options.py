@@ -1,0 +1,101 @@
+"""The ``sf`` block: generated, read by draccus, turned into arguments of ``wrap``."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+
+import draccus
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lerobot_policy_spatial_forcing import CONFIGS, SpatialForcingOptions
+from lerobot_policy_spatial_forcing.options import read_text
+
+from sfkit import SpatialForcing
+from sfkit.config import SpatialForcingConfig
+from sfkit.errors import ConfigError
+
+
+def parse(*flags: str):
+    return draccus.parse(SpatialForcingOptions, args=list(flags))
+
+
+def test_every_field_of_sfkits_configuration_is_there_with_its_default() -> None:
+    made = {field.name: field for field in dataclasses.fields(SpatialForcingOptions)}
+    for name, info in SpatialForcingConfig.model_fields.items():
+        assert made[name].metadata["help"] == info.description
+    assert {"teacher", "depth", "layer"} <= set(made)
+    for name in ("weight", "seed", "self_check"):
+        assert made[name].default == SpatialForcingConfig.model_fields[name].default
+    assert made["objective"].default == "cosine"
+    assert {*made} - {"base_config"} <= set(inspect.signature(SpatialForcing.wrap).parameters)
+
+
+def test_flags_become_arguments() -> None:
+    flags = ["--teacher=geometry", "--depth=8", "--weight=0.25", "--self_check=false", "--objective=cosine"]
+    arguments = parse(*flags).wrap_arguments()
+    chosen = {"teacher": "geometry", "depth": 8, "weight": 0.25, "self_check": False, "objective": "cosine"}
+    assert {key: arguments[key] for key in chosen} == chosen
+    assert not {"layer", "pairs", "adapter", "cameras", "base_config"} & set(arguments)
+
+
+@pytest.mark.parametrize(
+    ("flag", "name", "value"),
+    [
+        ('--teacher={"name": "geometry", "frame": "world"}', "teacher", {"name": "geometry", "frame": "world"}),
+        ('--teacher={"name": "x", "a": true, "b": null}', "teacher", {"name": "x", "a": True, "b": None}),
+        ("--teacher={name: geometry, cells: 3}", "teacher", {"name": "geometry", "cells": 3}),
+        (
+            '--pairs=[[4, "geometry"], [8, {"name": "x"}, 1, 0.5]]',
+            "pairs",
+            [[4, "geometry"], [8, {"name": "x"}, 1, 0.5]],
+        ),
+    ],
+)
+def test_options_of_components_are_json(flag, name, value) -> None:
+    assert parse(flag).wrap_arguments()[name] == value
+
+
+def test_a_single_name_stands_for_a_list_of_one() -> None:
+    assert parse("--teacher=x", "--transforms=one").wrap_arguments()["transforms"] == ["one"]
+    assert parse("--teacher=x", "--transforms=[one, two]").wrap_arguments()["transforms"] == ["one", "two"]
+    assert parse('--pairs={"depth": 2, "teacher": "x"}').wrap_arguments()["pairs"] == [{"depth": 2, "teacher": "x"}]
+    assert not parse("--teacher=x").wrap_arguments()["transforms"]
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from("abc"),
+        st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.none(),
+    )
+)
+def test_what_is_saved_reads_back(options) -> None:
+    block = SpatialForcingOptions(teacher=str({"name": "geometry", **options}))
+    again = draccus.decode(SpatialForcingOptions, draccus.encode(block))
+    assert again.wrap_arguments() == block.wrap_arguments()
+    assert again.wrap_arguments()["teacher"] == {"name": "geometry", **options}
+
+
+def test_bad_input_is_explained() -> None:
+    with pytest.raises(ConfigError, match=r"No teacher.*\n.*--policy\.sf\.teacher=geometry"):
+        parse().wrap_arguments()
+    with pytest.raises(ConfigError, match=r"--policy\.sf\.teacher cannot be read"):
+        read_text("{'name': ", "--policy.sf.teacher")
+
+
+def test_an_unknown_teacher_is_an_error_that_says_what_there_is(make, plain) -> None:
+    with pytest.raises(ConfigError, match="geometry"):
+        make("sf_smolvla", {"teacher": "geometri"}, pretrained_path=plain)
+
+
+@pytest.mark.parametrize("kind", ["sf_smolvla", "sf_pi0", "sf_pi05"])
+def test_the_configuration_is_lerobots_and_the_block(kind) -> None:
+    config = CONFIGS[kind](device="cpu", chunk_size=7, n_action_steps=7)
+    assert config.type == kind
+    plain = config.plain()
+    assert plain.type == kind.removeprefix("sf_")
+    assert plain.chunk_size == 7
+    base = {field.name for field in dataclasses.fields(plain)}
+    assert {field.name for field in dataclasses.fields(config)} - base == {"sf"}
+    assert "sf" not in draccus.encode(plain)

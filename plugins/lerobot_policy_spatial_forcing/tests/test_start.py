@@ -1,0 +1,155 @@
+"""Where a run starts: a plain checkpoint, local or on the Hub, read by itself and strictly."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import shutil
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sfkit.errors import CheckpointError, ConfigError
+
+
+@pytest.fixture
+def copied(plain: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(plain, tmp_path / "checkpoint")
+
+
+def _change_weights(folder: Path, change) -> None:
+    state = load_file(folder / "model.safetensors")
+    change(state)
+    save_file(state, folder / "model.safetensors")
+
+
+def test_a_plain_checkpoint_needs_no_field_repeated(make, plain) -> None:
+    policy = make("sf_smolvla", pretrained_path=plain)
+    config = policy.config
+    assert (config.type, config.chunk_size, config.num_vlm_layers) == ("sf_smolvla", 8, 4)
+    assert config.sf.base_config == str(plain)
+    stored, state = load_file(plain / "model.safetensors"), policy.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in stored.items())
+    assert policy.spatial_forcing.steps == 0
+
+
+def test_a_policy_is_copied_and_pickled_with_its_alignment(make, plain) -> None:
+    policy = make("sf_smolvla", pretrained_path=plain)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pickling LeRobot's metadata
+        copies = (copy.deepcopy(policy), pickle.loads(pickle.dumps(policy)))
+    for other in copies:
+        assert type(other) is type(policy)
+        assert other.config == policy.config
+        assert other.spatial_forcing.describe() == policy.spatial_forcing.describe()
+
+
+def test_what_the_user_sets_wins_over_the_checkpoint(make, plain, monkeypatch) -> None:
+    assert make("sf_smolvla", pretrained_path=plain, n_action_steps=4).config.n_action_steps == 4
+    # A value that is LeRobot's default, but given: only the command line can tell.
+    monkeypatch.setattr("sys.argv", ["lerobot-train", "--policy.tokenizer_max_length=48", "--policy.num_steps", "10"])
+    stored = json.loads((plain / "config.json").read_text())
+    (plain / "config.json").write_text(json.dumps({**stored, "tokenizer_max_length": 20, "num_steps": 3}))
+    try:
+        config = make("sf_smolvla", pretrained_path=plain).config
+    finally:
+        (plain / "config.json").write_text(json.dumps(stored, indent=4))
+    assert (config.tokenizer_max_length, config.num_steps) == (48, 10)
+
+
+def test_a_repository_of_the_hub_is_fetched_with_its_revision(make, plain, tmp_path, monkeypatch) -> None:
+    cache = tmp_path / "hub" / "models--somebody--policy"
+    shutil.copytree(plain, cache / "snapshots" / "0123abcd")
+    (cache / "refs").mkdir()
+    (cache / "refs" / "v2").write_text("0123abcd")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    policy = make("sf_smolvla", pretrained_path=Path("somebody/policy"), pretrained_revision="v2")
+    assert policy.config.chunk_size == 8
+    stored = load_file(plain / "model.safetensors")
+    assert all(torch.equal(policy.state_dict()[key], value) for key, value in stored.items())
+    with pytest.raises(CheckpointError, match=r"somebody/policy is neither a local folder nor a repository"):
+        make("sf_smolvla", pretrained_path=Path("somebody/policy"), pretrained_revision="v3")
+
+
+@pytest.mark.parametrize("what", ["missing", "unexpected"])
+def test_fault_29_keys_that_do_not_fit_are_an_error(what, make, copied) -> None:
+    key = "model.state_proj.weight"
+
+    def change(state):
+        tensor = state[key].clone()
+        if what == "missing":
+            del state[key]
+        else:
+            state["model.another.weight"] = tensor
+
+    _change_weights(copied, change)
+    with pytest.raises(CheckpointError, match=rf"1 {what} \(model\.(state_proj|another)\.weight\)"):
+        make("sf_smolvla", pretrained_path=copied)
+
+
+def test_fault_29_damaged_or_misshapen_weights_are_an_error(make, copied) -> None:
+    _change_weights(copied, lambda state: state.update({"model.state_proj.weight": torch.zeros(3, 3)}))
+    with pytest.raises(CheckpointError, match="could not be loaded"):
+        make("sf_smolvla", pretrained_path=copied)
+    whole = (copied / "model.safetensors").read_bytes()
+    (copied / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match="cut off"):
+        make("sf_smolvla", pretrained_path=copied)
+    (copied / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="could not be loaded"):
+        make("sf_smolvla", pretrained_path=copied)
+
+
+@pytest.mark.parametrize("what", ["missing", "unexpected", "absent"])
+@pytest.mark.parametrize("kind", ["pi0", "pi05"])
+def test_fault_29_what_pi0_only_prints_is_an_error(kind, what, make, tiny_pi) -> None:
+    folder = tiny_pi(kind)
+    if what == "absent":
+        (folder / "model.safetensors").unlink()
+    else:
+        extra, key = {"model.another.weight": torch.zeros(2)}, "model.action_in_proj.weight"
+        _change_weights(folder, lambda state: state.update(extra) if what == "unexpected" else state.pop(key))
+    with pytest.raises(CheckpointError, match="were not loaded" if what == "absent" else f"1 {what}"):
+        make(f"sf_{kind}", pretrained_path=folder)
+
+
+@pytest.mark.parametrize("kind", ["pi0", "pi05"])
+def test_pi0_and_pi05_start_from_a_plain_checkpoint_and_align(kind, make, tiny_pi) -> None:
+    from sfkit_lerobot.tiny import tiny_lerobot_batch
+
+    folder = tiny_pi(kind)
+    policy = make(f"sf_{kind}", pretrained_path=folder).train()
+    stored, state = load_file(folder / "model.safetensors"), policy.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in stored.items())
+    batch = tiny_lerobot_batch(policy, image_size=(96, 96))
+    depth = {f"{key}_depth": torch.full((2, 1, 48, 48), 700.0) for key in policy.config.image_features}
+    _, logs = policy.forward({**batch, **depth, "index": torch.zeros(2, dtype=torch.long)})
+    assert logs["sf_loss"] > 0
+
+
+def test_a_checkpoint_of_another_policy_names_the_right_type(make, copied) -> None:
+    with pytest.raises(ConfigError, match=r"type 'smolvla', but the type asked for is 'sf_pi0'"):
+        make("sf_pi0", pretrained_path=copied)
+    (copied / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"config\.json could not be read"):
+        make("sf_smolvla", pretrained_path=copied)
+
+
+def test_fault_29_a_projector_of_another_teacher_is_an_error(make, trained) -> None:
+    folder = trained[1] / "checkpoints" / "000003" / "pretrained_model"
+    assert make("sf_smolvla", pretrained_path=folder).spatial_forcing.steps == 3
+    with pytest.raises(CheckpointError, match=r"depth 2 -> geometry layer 1.*this run asks for depth 3"):
+        make("sf_smolvla", {"depth": 3}, pretrained_path=folder)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        make("sf_smolvla", {"teacher": {"name": "geometry", "cells": 3}}, pretrained_path=folder)
+
+
+def test_from_pretrained_without_a_config_points_to_the_way_from_python(plain) -> None:
+    from lerobot.policies.factory import get_policy_class
+
+    with pytest.raises(ConfigError, match=r"SpatialForcing\.from_pretrained"):
+        get_policy_class("sf_smolvla").from_pretrained(plain)

@@ -1,0 +1,120 @@
+"""From scratch, logged, evaluated, weighted, saved and resumed."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+_SEEN = ("loss", "action_loss", "sf_loss", "sf_cosine", "grad_norm", "lr")
+
+
+def test_fault_02_the_trainer_calls_forward_and_alignment_runs_in_every_step(trained) -> None:
+    run, _ = trained
+    assert run.teacher_runs == len(run.curve) == 6
+    for window in run.curve:
+        total = window["action_loss"] + window["sf_weight"] * window["sf_loss"]
+        assert window["loss"] == pytest.approx(total, rel=1e-4)
+    assert run.warnings == []
+
+
+def test_fault_10_the_projector_is_in_the_optimizer_and_moves(trained) -> None:
+    run, folder = trained
+    known = {id(parameter) for group in run.optimizer.param_groups for parameter in group["params"]}
+    projector = list(run.policy.spatial_forcing.projectors.parameters())
+    assert {id(parameter) for parameter in projector} <= known
+    first, last = (
+        load_file(folder / "checkpoints" / step / "pretrained_model/spatial_forcing/projector.safetensors")
+        for step in ("000003", "000006")
+    )
+    assert any(not torch.equal(first[key], last[key]) for key in first if key.startswith("projectors"))
+
+
+def test_fault_53_54_depth_and_calibration_are_for_the_teacher_alone(trained) -> None:
+    run, folder = trained
+    model = folder / "checkpoints" / "last" / "pretrained_model"
+    inputs = set(json.loads((model / "config.json").read_text())["input_features"])
+    assert inputs == {"observation.state", "observation.images.corner2", "observation.images.wrist"}
+    steps = {
+        step["registry_name"]: step for step in json.loads((model / "policy_preprocessor.json").read_text())["steps"]
+    }
+    assert set(steps["normalizer_processor"]["config"]["features"]) == inputs | {"action"}
+    cameras = run.policy.spatial_forcing.adapter.cameras.cameras
+    assert {camera.depth_unit for camera in cameras.values()} == {"mm"}  # LeRobot's default, not a guess
+
+
+def test_fault_31_32_a_resumed_run_continues_the_uninterrupted_one(trained, resume) -> None:
+    run, folder = trained
+    resumed = resume(folder / "checkpoints" / "000003")
+    assert [window["steps"] for window in resumed.curve] == [4, 5, 6]
+    for before, after in zip(run.curve[3:], resumed.curve, strict=True):
+        assert {key: after[key] for key in _SEEN} == pytest.approx({key: before[key] for key in _SEEN}, rel=1e-4)
+    assert resumed.policy.spatial_forcing.steps == 6
+
+
+@pytest.fixture(scope="module")
+def evaluated(lerobot_train, common, shape, aligned, tmp_path_factory):
+    """A run in mixed precision with a huge weight, which looks at held-out episodes after each step."""
+    folder = tmp_path_factory.mktemp("evaluated") / "run"
+    flags = ["--steps=2", "--policy.sf.weight=1000", "--policy.use_amp=true", f"--output_dir={folder}"]
+    evaluation = ["--eval_steps=1", "--dataset.eval_split=0.5", "--max_eval_samples=2"]
+    return lerobot_train(*common, *shape, *aligned, *flags, *evaluation), folder
+
+
+def test_a_resumed_run_that_does_not_align_draws_new_noise_in_every_step(trained, resume) -> None:
+    resumed = resume(trained[1] / "checkpoints" / "000003", "--policy.sf.weight=0")
+    assert resumed.teacher_runs == 0
+    assert resumed.policy._random is None
+    assert [window["steps"] for window in resumed.curve] == [4, 5, 6]
+
+
+def test_fault_30_evaluation_neither_runs_the_teacher_nor_counts_its_loss(evaluated) -> None:
+    run, _ = evaluated
+    assert run.curve[-1]["loss"] > 500
+    assert len(run.eval_losses) == 2
+    assert max(run.eval_losses) < 10
+    assert run.teacher_runs == 2
+
+
+def test_mixed_precision_leaves_the_projector_exact(evaluated) -> None:
+    run, folder = evaluated
+    assert {parameter.dtype for parameter in run.policy.spatial_forcing.projectors.parameters()} == {torch.float32}
+    assert all(math.isfinite(window["loss"]) and window["sf_loss"] > 0 for window in run.curve)
+    saved = load_file(folder / "checkpoints/last/pretrained_model/spatial_forcing/projector.safetensors")
+    assert {value.dtype for key, value in saved.items() if key.startswith("projectors")} == {torch.float32}
+
+
+def test_the_log_shows_means_over_its_window_and_samples_are_weighted(
+    trained, lerobot_train, common, shape, aligned, tmp_path
+) -> None:
+    flags = [flag for flag in common if not flag.startswith("--log_freq")]
+    run = lerobot_train(
+        *(*flags, *shape, *aligned, "--steps=3", "--log_freq=3", f"--output_dir={tmp_path / 'run'}"),
+        *("--sample_weighting.type=uniform", "--save_checkpoint=false"),
+    )
+    steps, (window,) = trained[0].curve[:3], run.curve
+    for key in ("action_loss", "sf_loss", "sf_cosine"):  # weighted samples are averaged otherwise, so only nearly
+        assert window[key] == pytest.approx(sum(step[key] for step in steps) / 3, rel=0.05, abs=0.005)
+    assert window["loss"] == pytest.approx(window["action_loss"] + window["sf_weight"] * window["sf_loss"], rel=1e-4)
+    assert any(key.startswith("sample_weight_") for key in window)
+
+
+def test_checkpoints_are_those_of_plain_lerobot_byte_by_byte(trained, plain, tmp_path) -> None:
+    from lerobot.configs import PreTrainedConfig
+    from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+
+    model = trained[1] / "checkpoints" / "000003" / "pretrained_model"
+    ours = {path.relative_to(model).as_posix() for path in model.rglob("*") if path.is_file()}
+    lerobots = {path.name for path in plain.iterdir()} | {"train_config.json"}
+    files = ("README.md", "config.json", "projector.safetensors")
+    assert ours == lerobots | {f"spatial_forcing/{name}" for name in files}
+    assert "pip install lerobot_policy_spatial_forcing" in (model / "spatial_forcing/README.md").read_text()
+    config = PreTrainedConfig.from_pretrained(model)
+    assert config.type == "smolvla"
+    SmolVLAPolicy.from_pretrained(model, config=config, strict=True).save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
+    # Read once, LeRobot writes 10.0 where it wrote 10.
+    assert json.loads((tmp_path / "config.json").read_text()) == json.loads((model / "config.json").read_text())

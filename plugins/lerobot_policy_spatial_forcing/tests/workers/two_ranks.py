@@ -1,0 +1,49 @@
+"""One rank of lerobot-train under torchrun; writes what it saw to ``$RANK_FILE.<rank>``."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from lerobot.scripts import lerobot_train
+
+from sfkit import SpatialForcing
+
+seen: dict[str, Any] = {"gradients": [], "own": [], "logged": []}
+make, update, reset = (
+    lerobot_train.make_optimizer_and_scheduler,
+    lerobot_train.update_policy,
+    lerobot_train.MetricsTracker.reset_averages,
+)
+
+
+def made(cfg: Any, policy: Any) -> Any:
+    seen["policy"] = policy
+    optimizer, scheduler = make(cfg, policy)
+    parameters = list(SpatialForcing.of(policy).projectors.parameters())
+    optimizer.register_step_pre_hook(
+        lambda *_: seen["gradients"].append(torch.cat([p.grad.flatten() for p in parameters]).clone())
+    )
+    return optimizer, scheduler
+
+
+def updated(*args: Any, **kwargs: Any) -> Any:
+    tracker, figures = update(*args, **kwargs)
+    seen["own"].append(dict(figures))
+    return tracker, figures
+
+
+def noted(tracker: Any) -> None:
+    seen["logged"].append(tracker.to_dict())
+    reset(tracker)
+
+
+lerobot_train.make_optimizer_and_scheduler = made
+lerobot_train.update_policy = updated
+lerobot_train.MetricsTracker.reset_averages = noted
+lerobot_train.main()
+policy = seen.pop("policy")
+seen["parameters"] = {name: value.detach().clone() for name, value in policy.named_parameters()}
+seen["steps"] = SpatialForcing.of(policy).steps
+torch.save(seen, f"{os.environ['RANK_FILE']}.{os.environ['RANK']}")

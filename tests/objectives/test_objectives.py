@@ -1,0 +1,363 @@
+"""What all objectives promise, and the values of each on cases small enough for pencil and paper."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from sfkit.alignment.step import align
+from sfkit.building import build_objective
+from sfkit.errors import ConfigError, ShapeError
+from sfkit.objectives.base import Objective
+from sfkit.projectors.mlp import MLPProjector
+from sfkit.types import FeatureMap
+
+ALL: dict[str, Any] = {
+    "cosine": "cosine",
+    "mse": "mse",
+    "mse length": ("mse", {"normalise": "length"}),
+    "mse none": ("mse", {"normalise": "none"}),
+    "smooth-l1": "smooth-l1",
+    "info-nce view": ("info-nce", {"negatives": "view"}),
+    "info-nce sample": "info-nce",
+    "info-nce batch": ("info-nce", {"negatives": "batch"}),
+    "info-nce devices": ("info-nce", {"negatives": "devices"}),
+    "relational within": "relational",
+    "relational across": ("relational", {"scope": "across", "distance": "l1", "margin": 0.05}),
+    "relational all": ("relational", {"scope": "all"}),
+    "angular-scale": "angular-scale",
+    "angular-scale absolute": ("angular-scale", {"relative": False}),
+    "sum": ("sum", {"terms": [("cosine", 1.0), (("relational", {"scope": "all"}), 0.5), ("angular-scale", 0.2)]}),
+}
+TEACHER_SCALE_MATTERS = {"mse none", "angular-scale absolute"}
+STUDENT_SCALE_MATTERS = {"mse none"}
+OTHER_SAMPLES_MATTER = {"info-nce batch", "info-nce devices"}
+ZERO_AT_EQUALITY = [
+    name for name in ALL if not name.startswith(("info-nce", "angular-scale", "sum"))
+]  # the others have a head that must be trained first, or a minimum above 0
+
+few = settings(max_examples=10, deadline=None)
+every = pytest.mark.parametrize("name", ALL)
+
+
+def case(seed: int = 0, b: int = 3, dim: int = 6, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, features and a mask, which leaves the second sample nothing, and the third a single token."""
+    g = torch.Generator().manual_seed(seed)
+    student, teacher = (torch.randn(b, 2, 2, 3, dim, generator=g, dtype=torch.float64).to(dtype) for _ in range(2))
+    mask = torch.rand(b, 2, 2, 3, generator=g) > 0.3
+    mask[:, 0, 0, :2] = True
+    mask[:, 1, 0, 0] = True
+    if b > 1:
+        mask[1] = False
+    if b > 2:
+        mask[2] = False
+        mask[2, 1, 1, 2] = True
+    return student, teacher, mask
+
+
+def head_of(objective: Objective, dim: int = 6, dtype: torch.dtype = torch.float64) -> nn.Module | None:
+    torch.manual_seed(5)
+    head = objective.head(dim)
+    return None if head is None else head.to(dtype)
+
+
+def loss_of(name: str, student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    objective = build_objective(ALL[name])
+    return objective.with_head(student, teacher, mask, head_of(objective, student.shape[-1], student.dtype))
+
+
+@every
+def test_one_loss_for_each_sample_and_at_least_0(name: str) -> None:
+    loss = loss_of(name, *case())
+    assert loss.shape == (3,)
+    assert (loss >= -1e-9).all()
+    assert loss[0] > 0
+
+
+@every
+@few
+@given(seed=st.integers(0, 1000))
+def test_what_stands_in_masked_tokens_does_not_matter(name: str, seed: int) -> None:
+    student, teacher, mask = case(seed)
+    wanted = loss_of(name, student, teacher, mask)
+    other = case(seed + 1)
+    student, teacher = (
+        torch.where(mask.unsqueeze(-1), x, 9 * y) for x, y in zip((student, teacher), other, strict=False)
+    )
+    assert torch.allclose(loss_of(name, student, teacher, mask), wanted, rtol=1e-9, atol=1e-12)
+
+
+@every
+@few
+@given(order=st.permutations(range(3)), seed=st.integers(0, 1000))
+def test_samples_may_come_in_any_order(name: str, order: list[int], seed: int) -> None:
+    student, teacher, mask = case(seed)
+    moved = loss_of(name, student[order], teacher[order], mask[order])
+    assert torch.allclose(moved, loss_of(name, student, teacher, mask)[order], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", sorted(ALL.keys() - OTHER_SAMPLES_MATTER))
+@few
+@given(seed=st.integers(0, 1000))
+def test_a_sample_alone_has_the_loss_that_it_has_in_a_batch(name: str, seed: int) -> None:
+    student, teacher, mask = case(seed)
+    alone = [loss_of(name, student[i : i + 1], teacher[i : i + 1], mask[i : i + 1]) for i in range(3)]
+    assert torch.allclose(loss_of(name, student, teacher, mask), torch.cat(alone), rtol=1e-9, atol=1e-12)
+
+
+@every
+@few
+@given(power=st.integers(-4, 6), seed=st.integers(0, 1000))
+def test_the_scale_of_features_matters_only_where_it_is_meant_to(name: str, power: int, seed: int) -> None:
+    student, teacher, mask = case(seed)
+    wanted, factor = loss_of(name, student, teacher, mask), 2.0**power
+    if name not in STUDENT_SCALE_MATTERS:
+        assert torch.allclose(loss_of(name, factor * student, teacher, mask), wanted, rtol=1e-3, atol=1e-5)
+    if name not in TEACHER_SCALE_MATTERS | {"angular-scale", "sum"}:
+        assert torch.allclose(loss_of(name, student, factor * teacher, mask), wanted, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ZERO_AT_EQUALITY)
+@few
+@given(seed=st.integers(0, 1000))
+def test_equal_features_have_no_loss(name: str, seed: int) -> None:
+    student, _, mask = case(seed)
+    assert loss_of(name, student, student.clone(), mask).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("name", ["info-nce view", "info-nce sample", "info-nce batch", "info-nce devices"])
+@few
+@given(seed=st.integers(0, 1000))
+def test_info_nce_is_smaller_for_the_teachers_own_features_than_for_others(name: str, seed: int) -> None:
+    student, teacher, mask = case(seed, b=1)
+    assert loss_of(name, teacher, teacher, mask) < loss_of(name, student, teacher, mask)
+
+
+@every
+def test_gradients_are_those_of_the_formula(name: str) -> None:
+    student, teacher, mask = case(b=2)
+    objective = build_objective(ALL[name])
+    head = head_of(objective)
+    student.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: objective.with_head(x, teacher, mask, head), (student,))
+    for parameter in head.parameters() if head is not None else ():
+        objective.with_head(student, teacher, mask, head).sum().backward()
+        assert parameter.grad is not None
+        assert parameter.grad.abs().max() > 0
+
+
+@every
+def test_half_precision_is_computed_in_float32(name: str) -> None:
+    student, teacher, mask = case(dtype=torch.bfloat16)
+    objective = build_objective(ALL[name])
+    head = head_of(objective, dtype=torch.float32)
+    found = objective.with_head(student, teacher, mask, head)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, objective.with_head(student.float(), teacher.float(), mask, head))
+
+
+def aligned(name: str, student: FeatureMap, teacher: FeatureMap) -> tuple[Tensor, MLPProjector]:
+    objective = build_objective(ALL[name])
+    torch.manual_seed(3)
+    projector = MLPProjector(6, 6)
+    for bias in (projector.fc1.bias, projector.fc2.bias):
+        nn.init.normal_(bias)  # a projected zero is then no zero
+    projector.objective_head = objective.head(6)
+    return align(student, teacher, projector, objective).loss, projector
+
+
+@every
+def test_fault_21_nan_in_masked_tokens_reaches_no_objective(name: str) -> None:
+    values, teacher, mask = case(dtype=torch.float32)
+    whole = FeatureMap(teacher, torch.ones_like(mask))
+    wanted, _ = aligned(name, FeatureMap(values, mask), whole)
+    poisoned = values.clone()
+    poisoned[~mask] = torch.nan
+    teacher = teacher.clone()
+    teacher[~mask] = torch.inf
+    poisoned.requires_grad_()
+    loss, projector = aligned(name, FeatureMap(poisoned, mask), FeatureMap(teacher, mask))
+    assert torch.equal(loss, wanted)
+    loss.sum().backward()
+    assert poisoned.grad is not None
+    assert (poisoned.grad[~mask] == 0).all()
+    assert poisoned.grad.isfinite().all()
+    assert poisoned.grad[0].abs().max() > 0
+    for parameter in projector.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.isfinite().all()
+
+
+@every
+def test_fault_21_masked_tokens_get_no_gradient_of_an_objective(name: str) -> None:
+    student, teacher, mask = case()
+    student.requires_grad_()
+    loss_of(name, student, teacher, mask).sum().backward()
+    assert student.grad is not None
+    assert (student.grad[~mask] == 0).all()
+
+
+@every
+def test_fault_22_no_valid_token_is_a_loss_of_0_with_a_gradient_of_0(name: str) -> None:
+    student, teacher, mask = case()
+    for valid in (mask, torch.zeros_like(mask)):
+        tokens = student.clone().requires_grad_()
+        loss = loss_of(name, tokens, teacher, valid)
+        assert loss[1] == 0
+        loss.sum().backward()
+        assert tokens.grad is not None
+        assert (tokens.grad[1] == 0).all()
+        assert tokens.grad.isfinite().all()
+    assert (loss == 0).all()
+
+
+@every
+def test_fault_22_tokens_that_are_exactly_0_have_finite_gradients(name: str) -> None:
+    student, teacher, mask = case(dtype=torch.float32)
+    student[0, 0, 0, 0] = 0
+    teacher[0, 0, 0, 1] = 0
+    student.requires_grad_()
+    loss = loss_of(name, student, teacher, mask)
+    loss.sum().backward()
+    assert loss.isfinite().all()
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
+
+
+# ------------------------------------------------------------------------------------------------ values by hand
+
+
+def tokens(*rows: tuple[float, ...], views: int = 1) -> tuple[Tensor, Tensor]:
+    """``(1, views, 1, n, d)`` and a mask of ones."""
+    values = torch.tensor(rows, dtype=torch.float64).reshape(1, views, 1, len(rows) // views, -1)
+    return values, torch.ones(values.shape[:-1], dtype=torch.bool)
+
+
+def test_mse_by_hand() -> None:
+    student, mask = tokens((3, 4), (1, -1))
+    teacher, _ = tokens((1, 0), (2, 4))
+    # Plain: ((3-1)^2 + 4^2) / 2 = 10 and (1 + 25) / 2 = 13.
+    assert build_objective(("mse", {"normalise": "none"}))(student, teacher, mask).item() == 11.5
+    # Length: 2 (1 - cos), with cosines 3/5 and (2 - 4) / sqrt(2 * 20).
+    wanted = ((2 - 6 / 5) + (2 + 4 / math.sqrt(40))) / 2
+    assert build_objective(("mse", {"normalise": "length"}))(student, teacher, mask).item() == pytest.approx(wanted)
+    # Layer: two channels become (-1, 1) or (1, -1); the first token agrees in neither channel, nor does the second.
+    assert build_objective("mse")(student, teacher, mask).item() == pytest.approx(4, rel=1e-5)
+
+
+def test_smooth_l1_by_hand() -> None:
+    student, mask = tokens((0.5, 3.0))
+    teacher, _ = tokens((0.0, 0.0))
+    for beta, wanted in ((1.0, (0.125 + 2.5) / 2), (0.25, (0.375 + 2.875) / 2), (4.0, (0.03125 + 1.125) / 2)):
+        objective = build_objective(("smooth-l1", {"normalise": "none", "beta": beta}))
+        assert objective(student, teacher, mask).item() == pytest.approx(wanted)
+
+
+def test_info_nce_by_hand() -> None:
+    student, mask = tokens((1, 0), (0, 2), (-1, 0))
+    teacher, _ = tokens((3, 0), (0, 1), (5, 5))
+    mask[0, 0, 0, 2] = False
+    objective = build_objective(("info-nce", {"temperature": 0.5}))
+    # Two valid tokens, cosines 1 with the own and 0 with the other feature: log(e^2 + e^0) - 2 for each.
+    assert objective(student, teacher, mask).item() == pytest.approx(math.log(math.exp(2) + 1) - 2)
+
+
+def test_info_nce_seeks_negatives_where_it_is_told_to() -> None:
+    same, mask = tokens(*[(1.0, 2.0)] * 12, views=2)
+    pair, valid = same.expand(3, -1, -1, -1, -1), mask.expand(3, -1, -1, -1)
+    # All features alike: each token is told from the others no better than by chance.
+    for negatives, count in (("view", 6), ("sample", 12), ("batch", 36), ("devices", 36)):
+        loss = build_objective(("info-nce", {"negatives": negatives}))(pair, pair, valid)
+        assert torch.allclose(loss, torch.full((3,), math.log(count), dtype=torch.float64))
+
+
+def test_relational_by_hand() -> None:
+    student, mask = tokens((1, 0), (0, 1), (1, 1), (2, 0), views=2)
+    teacher, _ = tokens((0, 3), (0, 1), (1, 0), (1, 1), views=2)
+    half = math.sqrt(0.5)
+    # Cosines of the pairs 01, 23 (within views), 02, 03, 12, 13 (across); student, then teacher.
+    one = torch.tensor([0, half, half, 1, half, 0])
+    two = torch.tensor([1, half, 0, half, 0, half])
+    gaps = (one - two).abs().double()
+    for scope, part in (("within", gaps[:2]), ("across", gaps[2:]), ("all", gaps)):
+        for distance, wanted in (("l1", part.mean()), ("mse", part.square().mean())):
+            objective = build_objective(("relational", {"scope": scope, "distance": distance}))
+            assert objective(student, teacher, mask).item() == pytest.approx(wanted.item(), abs=1e-6)
+    margin = build_objective(("relational", {"scope": "all", "distance": "l1", "margin": 0.5}))
+    assert margin(student, teacher, mask).item() == pytest.approx((gaps - 0.5).clamp(min=0).mean().item(), abs=1e-6)
+
+
+@few
+@given(seed=st.integers(0, 1000))
+def test_relational_does_not_see_a_common_rotation(seed: int) -> None:
+    student, teacher, mask = case(seed)
+    turn = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)))[0]
+    objective = build_objective(("relational", {"scope": "all"}))
+    turned, plain = objective(student @ turn, teacher, mask), objective(student, teacher, mask)
+    assert torch.allclose(turned, plain, atol=1e-9)
+
+
+def test_angular_scale_by_hand() -> None:
+    student, mask = tokens((3, 4), (0, 2))
+    teacher, _ = tokens((2, 0), (0, 1))
+    objective = build_objective(("angular-scale", {"scale_weight": 0.5}))
+    head = objective.head(2)
+    assert isinstance(head, nn.Linear)
+    with torch.no_grad():
+        head.weight.copy_(2 * torch.eye(2))
+        head.bias.zero_()
+    # Directions (.6, .8) and (0, 1), doubled (1.2, 1.6) and (0, 2): squared errors .64 + 2.56 and 1, of 4 and 1.
+    wanted = 0.4 / 2 + 0.5 * (3.2 + 1) / (4 + 1)
+    assert objective.with_head(student, teacher, mask, head.double()).item() == pytest.approx(wanted)
+    absolute = build_objective(("angular-scale", {"scale_weight": 0.5, "relative": False}))
+    assert absolute.with_head(student, teacher, mask, head).item() == pytest.approx(0.2 + 0.5 * 4.2 / 4)
+    with pytest.raises(ConfigError, match="without the head"):
+        objective(student, teacher, mask)
+
+
+@few
+@given(seed=st.integers(0, 1000), weights=st.lists(st.floats(0, 10), min_size=2, max_size=2).filter(any))
+def test_a_sum_is_the_sum(seed: int, weights: list[float]) -> None:
+    student, teacher, mask = case(seed)
+    total = build_objective(("sum", {"terms": [("cosine", weights[0]), ("mse", weights[1])]}))(student, teacher, mask)
+    parts = (build_objective(name)(student, teacher, mask) for name in ("cosine", "mse"))
+    assert torch.allclose(total, sum(w * part for w, part in zip(weights, parts, strict=True)), rtol=1e-6, atol=1e-12)
+
+
+def test_a_sum_is_written_out_and_built_again() -> None:
+    spec = build_objective(ALL["sum"]).spec
+    assert spec.options["terms"][1] == {"objective": {"name": "relational", "options": {"scope": "all"}}, "weight": 0.5}
+    assert build_objective(spec).spec == spec
+
+
+@pytest.mark.parametrize(
+    "terms", [[], [("cosine", -1.0)], [("cosine", math.nan)], [("cosine", 0.0)], [("cosinus", 1.0)], ["cosine"]]
+)
+def test_bad_sums_are_refused(terms: list[Any]) -> None:
+    with pytest.raises(ConfigError):
+        build_objective(("sum", {"terms": terms}))
+
+
+def test_what_cannot_be_compared_is_refused() -> None:
+    student, mask = tokens((1, 2))
+    with pytest.raises(ShapeError, match="finds no negative: 1 token"):
+        build_objective("info-nce")(student, student, mask)
+    with pytest.raises(ShapeError, match="no pair of patches"):
+        build_objective("relational")(student, student, mask)
+    student, mask = tokens((1, 2), (3, 4))
+    with pytest.raises(ShapeError, match="no pair of patches in 1 views"):
+        build_objective(("relational", {"scope": "across"}))(student, student, mask)
+
+
+def test_cosine_is_what_it_was() -> None:
+    student, teacher, mask = case(dtype=torch.float32)
+    wanted = (1 - F.cosine_similarity(student, teacher, dim=-1, eps=1e-6)).masked_fill(~mask, 0)
+    wanted = wanted.flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1)
+    assert torch.equal(build_objective("cosine")(student, teacher, mask), wanted)

@@ -1,0 +1,198 @@
+"""What all projectors promise, and what each of them is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sfkit.alignment.step import align
+from sfkit.building import build_objective, build_projector
+from sfkit.errors import ConfigError
+from sfkit.projectors.base import Projector
+from sfkit.projectors.conv import ConvProjector
+from sfkit.projectors.nested import NestedProjector, nested_widths
+from sfkit.types import FeatureMap
+
+ALL: dict[str, Any] = {
+    "mlp": "mlp",
+    "linear": "linear",
+    "linear normed": ("linear", {"norm": True, "bias": False}),
+    "mlp-silu": ("mlp-silu", {"hidden": 7}),
+    "conv": "conv",
+    "conv normed": ("conv", {"norm": True, "kernel": 5}),
+    "nested": "nested",
+    "nested share": ("nested", {"hidden": 10, "share": 0.25, "norm": False}),
+    "identity": "identity",
+}
+every = pytest.mark.parametrize("name", ALL)
+
+
+def build(name: str, student: int = 4, teacher: int = 4) -> Projector:
+    projector = build_projector(ALL[name], student, teacher, seed=0)
+    g = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        for parameter in projector.parameters():  # biases and norms too, which start at nothing
+            parameter.copy_(torch.randn(parameter.shape, generator=g) / 2)
+    return projector
+
+
+def case(seed: int = 0, dim: int = 4) -> tuple[Tensor, Tensor]:
+    """Tokens ``(2, 2, 3, 4, dim)``, 0 where masked, and the mask."""
+    g = torch.Generator().manual_seed(seed)
+    mask = torch.rand(2, 2, 3, 4, generator=g) > 0.3
+    return torch.randn(2, 2, 3, 4, dim, generator=g) * mask.unsqueeze(-1), mask
+
+
+@every
+def test_the_teachers_width_on_the_same_grid(name: str) -> None:
+    tokens, mask = case()
+    width = 4 if name == "identity" else 6
+    projected = build(name, 4, width)(tokens, mask)
+    assert projected.shape == (2, 2, 3, 4, width)
+    assert projected.dtype == torch.float32
+
+
+@every
+def test_views_and_samples_do_not_mix(name: str) -> None:
+    tokens, mask = case()
+    projector = build(name)
+    whole = projector(tokens, mask)
+    for sample in range(2):
+        for view in range(2):
+            at = (slice(sample, sample + 1), slice(view, view + 1))
+            assert torch.allclose(projector(tokens[at], mask[at]), whole[at], atol=1e-6)
+
+
+@every
+def test_gradients_are_those_of_the_formula(name: str) -> None:
+    tokens, mask = case()
+    projector = build(name).double()
+    part = tokens[:1, :1, :2, :2].double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: projector(x, mask[:1, :1, :2, :2]), (part,))
+
+
+@every
+def test_fault_21_masked_tokens_reach_no_projector(name: str) -> None:
+    values, mask = case()
+    goal = FeatureMap(torch.randn(2, 2, 3, 4, 4), torch.ones_like(mask))
+    projector, objective = build(name), build_objective("cosine")
+    wanted = align(FeatureMap(values, mask), goal, projector, objective).loss
+    poisoned = torch.where(mask.unsqueeze(-1), values, torch.nan).requires_grad_()
+    loss = align(FeatureMap(poisoned, mask), goal, projector, objective).loss
+    assert torch.equal(loss, wanted)
+    loss.sum().backward()
+    assert poisoned.grad is not None
+    assert (poisoned.grad[~mask] == 0).all()
+    assert poisoned.grad.isfinite().all()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in projector.parameters())
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000))
+def test_fault_21_a_convolution_sees_nothing_of_masked_neighbours(norm: bool, seed: int) -> None:
+    tokens, mask = case(seed)
+    projector = build("conv normed" if norm else "conv")
+    wanted = projector(tokens, mask)
+    noise = torch.where(mask.unsqueeze(-1), tokens, torch.nan)
+    assert torch.equal(projector(noise, mask), wanted)
+    # As if the picture ended there: the same as a crop whose border is the mask.
+    inside = torch.zeros_like(mask)
+    inside[:, :, 1:, 1:3] = True
+    crop = projector(tokens[:, :, 1:, 1:3], inside[:, :, 1:, 1:3])
+    assert torch.allclose(projector(tokens, inside)[:, :, 1:, 1:3], crop, atol=1e-6)
+
+
+def test_a_convolution_by_hand() -> None:
+    projector = ConvProjector(1, 1)
+    with torch.no_grad():
+        projector.conv.weight.copy_(torch.arange(9.0).reshape(1, 1, 3, 3))
+        projector.conv.bias.fill_(0.5)
+    tokens, mask = torch.zeros(1, 1, 3, 3, 1), torch.ones(1, 1, 3, 3, dtype=torch.bool)
+    tokens[0, 0, 0, 1] = 1.0  # row 0, column 1: its right neighbour sees it at the kernel's row 1, column 0
+    found = projector(tokens, mask)[0, 0, ..., 0]
+    assert found.tolist() == [[5.5, 4.5, 3.5], [2.5, 1.5, 0.5], [0.5, 0.5, 0.5]]
+
+
+def test_the_mlp_of_repa_by_its_formula() -> None:
+    tokens, mask = case()
+    projector = build("mlp-silu")
+    x = F.silu(F.linear(tokens, projector.fc1.weight, projector.fc1.bias))  # type: ignore[arg-type]
+    x = F.silu(F.linear(x, projector.fc2.weight, projector.fc2.bias))  # type: ignore[arg-type]
+    wanted = F.linear(x, projector.fc3.weight, projector.fc3.bias)  # type: ignore[arg-type]
+    assert torch.allclose(projector(tokens, mask), wanted)
+    assert build_projector("mlp-silu", 4, 6, 0).fc2.weight.shape == (2048, 2048)  # type: ignore[union-attr]
+
+
+def test_identity_is_refused_where_widths_differ() -> None:
+    tokens, mask = case()
+    assert build("identity")(tokens, mask) is tokens
+    with pytest.raises(ConfigError, match="student has 4 channels and the target 6"):
+        build_projector("identity", 4, 6, 0)
+
+
+@pytest.mark.parametrize("kernel", [0, 2])
+def test_a_kernel_without_a_centre_is_refused(kernel: int) -> None:
+    with pytest.raises(ConfigError, match="kernel"):
+        build_projector(("conv", {"kernel": kernel}), 4, 4, 0)
+
+
+# ------------------------------------------------------------------------------------------------ nested widths
+
+
+def test_the_widths_of_rocket() -> None:
+    assert nested_widths(10, 2048) == (409, 591, 773, 955, 1137, 1319, 1501, 1683, 1865, 2048)
+    with pytest.raises(ConfigError):
+        nested_widths(0, 2048)
+
+
+@settings(max_examples=50, deadline=None)
+@given(pairs=st.integers(2, 40), hidden=st.integers(1, 5000), smallest=st.floats(0.01, 1))
+def test_widths_rise_to_the_full_one(pairs: int, hidden: int, smallest: float) -> None:
+    widths = nested_widths(pairs, hidden, smallest)
+    assert len(widths) == pairs
+    assert list(widths) == sorted(widths)
+    assert widths[-1] in (hidden, hidden - 1)  # a share of 0.999... of them
+    assert 1 <= widths[0] <= max(1, smallest * hidden)
+
+
+@pytest.mark.parametrize("hidden", [7, 2048])
+def test_fault_34_a_single_pair_has_the_full_width(hidden: int) -> None:
+    assert nested_widths(1, hidden) == (hidden,)
+
+
+@pytest.mark.parametrize("name", ["mlp", "nested"])
+def test_fault_34_by_default_every_hidden_unit_works(name: str) -> None:
+    tokens, mask = case()
+    projector = build(name, 4, 10)
+    assert projector.fc1.weight.shape == (10, 4)  # type: ignore[union-attr]
+    projector(tokens, mask).square().sum().backward()
+    moved = projector.fc1.weight.grad.abs().sum(1)  # type: ignore[union-attr]
+    assert (moved > 0).all()
+
+
+def test_nested_is_mlp_at_full_width() -> None:
+    tokens, mask = case()
+    nested, mlp = build("nested"), build("mlp")
+    nested.load_state_dict(mlp.state_dict())
+    assert torch.equal(nested(tokens, mask), mlp(tokens, mask))
+
+
+def test_a_prefix_is_a_projector_of_its_own() -> None:
+    tokens, mask = case()
+    projector = build("nested share")
+    assert isinstance(projector, NestedProjector)
+    found = projector(tokens, mask)
+    assert torch.equal(found, projector.project(tokens, 2))
+    with torch.no_grad():
+        projector.fc1.weight[2:] = torch.nan
+        projector.fc2.weight[:, 2:] = torch.nan
+    assert torch.equal(projector(tokens, mask), found)
+    with pytest.raises(ConfigError, match="11 of 10 hidden units"):
+        projector.project(tokens, 11)
