@@ -81,6 +81,8 @@ def test_python_blocks_run(
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_shell_lines_are_run_somewhere(page: Path, tmp_path: Path) -> None:
+    if page.parent != ROOT:
+        pytest.importorskip("sfkit_lerobot", reason="the plugins are not installed")
     for folder in ("docs", "examples", "plugins"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     sfkit = Path(sys.executable).parent / "sfkit"

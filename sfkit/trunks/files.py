@@ -114,7 +114,7 @@ def open_tensors(path: Path) -> SafeTensorFile | TorchFile:
 def _torch_load(path: Path) -> Any:
     try:
         try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)  # no Path in torch 2.2
         except RuntimeError as error:
             if "mmap" not in str(error):
                 raise

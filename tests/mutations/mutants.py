@@ -7,6 +7,7 @@ from mutants_core import CORE
 from mutants_depth_anything import DEPTH_ANYTHING
 from mutants_dust3r import DUST3R
 from mutants_lerobot import LEROBOT
+from mutants_objectives import OBJECTIVES
 from mutants_train import TRAIN
 from mutants_transformers import TRANSFORMERS
 from mutants_trunks import TRUNKS
@@ -23,4 +24,14 @@ __all__ = [
     "numbers_of",
 ]
 
-MUTANTS: tuple[Mutant, ...] = (*CORE, *LEROBOT, *TRANSFORMERS, *TRUNKS, *DEPTH_ANYTHING, *DUST3R, *VGGT, *TRAIN)
+MUTANTS: tuple[Mutant, ...] = (
+    *CORE,
+    *LEROBOT,
+    *TRANSFORMERS,
+    *TRUNKS,
+    *DEPTH_ANYTHING,
+    *DUST3R,
+    *VGGT,
+    *TRAIN,
+    *OBJECTIVES,
+)
