@@ -20,9 +20,12 @@ WORKERS = Path(__file__).parent / "workers"
 pytestmark = pytest.mark.skipif(not PAGE.is_file(), reason="the docs are not beside these tests")
 
 
+def _blocks(page: Path) -> list[str]:
+    return re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
 def _commands() -> list[list[str]]:
-    blocks = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    return [shlex.split(block.replace("\\\n", " ")) for block in blocks]
+    return [shlex.split(block.replace("\\\n", " ")) for block in _blocks(PAGE)]
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +68,10 @@ def test_train_kill_resume_and_evaluate_without_sfkit(folder) -> None:
     done = _run(folder, sys.executable, str(WORKERS / "without_sfkit.py"), *evaluate[1:])
     assert done.returncode == 0, done.stderr[-3000:]
     assert re.search(r"smolvla, 8 frames: mean error of the next action \d+\.\d+", done.stdout)
+
+
+def test_the_readme_of_the_repository_shows_the_same_commands() -> None:
+    assert _blocks(ROOT / "README.md") == _blocks(PAGE)
 
 
 def test_the_readme_repeats_no_command_that_is_not_on_the_page() -> None:
