@@ -26,6 +26,7 @@ _EXPORTS = {
     "SpatialForcingConfig": "sfkit.config",
     "TapPoint": "sfkit.policies.base",
     "Teacher": "sfkit.teachers.base",
+    "Transform": "sfkit.transforms.base",
     "Views": "sfkit.types",
     "SfkitError": "sfkit.errors",
     "SfkitWarning": "sfkit.errors",
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from sfkit.policies.base import TapPoint as TapPoint
     from sfkit.projectors.base import Projector as Projector
     from sfkit.teachers.base import Teacher as Teacher
+    from sfkit.transforms.base import Transform as Transform
     from sfkit.types import FeatureMap as FeatureMap
     from sfkit.types import Views as Views
 

@@ -155,6 +155,8 @@ class Aligner(nn.Module):
             return output
         for host in self.hosts:
             host.sit_out()
+        for _ in self.pairs:
+            self.objective.sit_out()
         loss = self.adapter.loss(output)
         if loss is None or not loss.requires_grad:
             return output

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from sfkit import SpatialForcing
+from sfkit import SpatialForcing, builtin
+from sfkit.cli.listing import plugins_json
 from sfkit.errors import ConfigError
 from sfkit.objectives.cosine import CosineObjective
+from sfkit.registry import Registry
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.testing.teachers import PatchTeacher
 from sfkit.transforms.position import PositionCode
@@ -118,3 +120,19 @@ def test_instances_are_taken_as_they_are(wrapped: Callable[..., TinyPolicy]) -> 
     for unreadable in ("layer-norm", {"name": "layer-norm"}):
         with pytest.raises(ConfigError, match="not a list"):
             wrapped(PatchTeacher(), transforms=unreadable)
+
+
+def test_what_is_built_in_bears_the_name_under_which_it_is_listed() -> None:
+    registry = Registry()
+    registry.add_plugin(builtin, "sfkit")
+    found = {kind: [entry.name for entry in registry.of_kind(kind)] for kind in ("objective", "projector", "transform")}
+    assert found == {
+        "objective": ["angular-scale", "cosine", "info-nce", "mse", "relational", "smooth-l1", "sum"],
+        "projector": ["conv", "identity", "linear", "mlp", "mlp-silu", "nested"],
+        "transform": ["layer-norm", "pca", "position-code", "random-projection", "resample", "spatial-norm"],
+    }
+    listed = {(entry["kind"], entry["name"]) for entry in json.loads(plugins_json(registry))["entries"]}
+    for kind, names in found.items():
+        for name in names:
+            assert registry.get(kind, name).load().name == name  # type: ignore[arg-type]
+            assert (kind, name) in listed

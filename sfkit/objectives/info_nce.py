@@ -33,8 +33,8 @@ class InfoNCEObjective(Objective):
     too, so prefer few and distinct patches. With ``batch`` and ``devices`` a sample's loss depends on the others.
     Memory goes with the square of the tokens among which negatives are sought. ``(b, v, gh, gw, d)`` twice to ``(b,)``.
 
-    With ``devices``, ranks exchange the teacher's tokens, which carry no gradient; every rank must align in the same
-    steps, for as many pairs.
+    With ``devices``, ranks exchange the teacher's tokens, which carry no gradient; a rank that does not align in a
+    training step takes part with none.
 
     Source: CPC, arXiv 1807.03748, equation 4; temperature 0.07 as in MoCo, arXiv 1911.05722, section 3.3.
 
@@ -59,7 +59,7 @@ class InfoNCEObjective(Objective):
             )
         p, t = (unit(x).reshape(groups, count, -1) for x in (student, teacher))
         others = ~mask.reshape(groups, 1, count)
-        # The lowest finite number, not -inf: a sample without a valid token would else be inf - inf.
+        # The lowest finite number, not -inf: the gradient of a sample without a valid token would pass through NaN.
         similarity = (p @ t.transpose(1, 2) / self.options.temperature).masked_fill(others, torch.finfo(p.dtype).min)
         own = (p * t).sum(-1) / self.options.temperature
         if negatives == "devices":

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+import torch.distributed as dist
 from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -75,7 +76,7 @@ class PCATransform(Transform):
             self._ready = True
         elif self.options.file is not None:
             self._read(Path(self.options.file))
-        elif torch.distributed.is_available() and torch.distributed.is_initialized():
+        elif dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             raise ConfigError(
                 f"Transform {self.name!r} would fit other components on each rank.",
                 "Fit them in one process (PCATransform.fit and save), and give the option file.",

@@ -510,6 +510,7 @@ CORE = (
         file=HOST,
         old="            own_rng(device),\n",
         new="",
+        also=(Edit(HOST, "            with own_rng(device, seed=0):\n", "            if True:\n"),),
         tests=(
             f"{T_HOST}::test_fault_51_teachers_leave_the_random_state_alone",
             f"{T_WRAP}::test_fault_51_wrapping_leaves_the_random_state_alone",

@@ -226,7 +226,10 @@ VGGT = (
         file=NETWORK,
         old="            with own_rng():\n",
         new="            if True:\n",
-        also=(Edit(HOST, "            own_rng(device),\n", ""),),
+        also=(
+            Edit(HOST, "            own_rng(device),\n", ""),
+            Edit(HOST, "            with own_rng(device, seed=0):\n", "            if True:\n"),
+        ),
         tests=(f"{T_FAULTS}::test_fault_51_neither_loading_nor_encoding_draws_random_numbers[False]",),
     ),
 )

@@ -297,6 +297,7 @@ def test_pca_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(CheckpointError, match="expected"):
         PCATransform(DIM, {"dim": 3, "file": str(tmp_path / "two")})(features, one)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     with pytest.raises(ConfigError, match="other components on each rank"):
         PCATransform(DIM, {"dim": 2})(features, one)
 
