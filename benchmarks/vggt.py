@@ -134,4 +134,4 @@ def about(config: VggtConfig) -> str:
 
 
 REDUCED = VggtCost("vggt", REDUCED_CONFIG, pairs=5, judged=False)
-AT_FULL_SIZE = VggtCost("vggt-full", FULL, pairs=3, judged=True)
+AT_FULL_SIZE = VggtCost("vggt-full", FULL, pairs=2, judged=True)
