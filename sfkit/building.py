@@ -12,7 +12,7 @@ from sfkit.errors import AdapterError, ConfigError, WrapError
 from sfkit.objectives.base import Objective
 from sfkit.policies.base import PolicyAdapter
 from sfkit.projectors.base import Projector
-from sfkit.registry import Entry, default_registry, split_name
+from sfkit.registry import default_registry
 from sfkit.rng import own_rng
 from sfkit.teachers.base import Teacher
 from sfkit.transforms.base import Transform
@@ -30,7 +30,7 @@ def build_teacher(value: Named | Teacher) -> Teacher:
         return value
     spec = ComponentSpec.of(value)
     entry = default_registry().get("teacher", spec.name)
-    return _expect(entry.load()(_options(entry, spec)), Teacher, spec.name)
+    return _expect(entry.load()(entry.options_of(spec.name, spec.options)), Teacher, spec.name)
 
 
 def build_objective(value: Named | Objective) -> Objective:
@@ -39,7 +39,7 @@ def build_objective(value: Named | Objective) -> Objective:
         return value
     spec = ComponentSpec.of(value)
     entry = default_registry().get("objective", spec.name)
-    return _expect(entry.load()(_options(entry, spec)), Objective, spec.name)
+    return _expect(entry.load()(entry.options_of(spec.name, spec.options)), Objective, spec.name)
 
 
 def build_projector(value: Named | Projector, student_dim: int, teacher_dim: int, seed: int) -> Projector:
@@ -58,7 +58,7 @@ def build_projector(value: Named | Projector, student_dim: int, teacher_dim: int
         return value
     spec = ComponentSpec.of(value)
     entry = default_registry().get("projector", spec.name)
-    factory, options = entry.load(), _options(entry, spec)
+    factory, options = entry.load(), entry.options_of(spec.name, spec.options)
     with own_rng(seed=seed):
         projector = factory(student_dim, teacher_dim, options)
     return _expect(projector, Projector, spec.name)
@@ -93,7 +93,7 @@ def _build_transform(value: Named | Transform, dim: int) -> Transform:
         return value
     spec = ComponentSpec.of(value)
     entry = default_registry().get("transform", spec.name)
-    return _expect(entry.load()(dim, _options(entry, spec)), Transform, spec.name)
+    return _expect(entry.load()(dim, entry.options_of(spec.name, spec.options)), Transform, spec.name)
 
 
 def build_adapter(policy: nn.Module, value: Named | PolicyAdapter | None) -> PolicyAdapter:
@@ -108,7 +108,7 @@ def build_adapter(policy: nn.Module, value: Named | PolicyAdapter | None) -> Pol
     if value is not None:
         spec = ComponentSpec.of(value)
         entry = default_registry().get("policy", spec.name)
-        return _expect(entry.load()(inner, _options(entry, spec)), PolicyAdapter, spec.name)
+        return _expect(entry.load()(inner, entry.options_of(spec.name, spec.options)), PolicyAdapter, spec.name)
     entries = default_registry().adapters_for(type(inner))
     if not entries:
         installed = default_registry().of_kind("policy")
@@ -129,29 +129,6 @@ def inside_peft(policy: nn.Module) -> nn.Module:
             base: nn.Module = cast("Any", policy).get_base_model()
             return base
     return policy
-
-
-def _options(entry: Entry, spec: ComponentSpec) -> dict[str, Any]:
-    """The options of a spec, with what follows the colon of its name among them.
-
-    Raises:
-        ConfigError: The argument is missing, empty, or given twice with different values.
-    """
-    if not entry.argument:
-        return spec.options
-    _, argument = split_name(spec.name)
-    given = spec.options.get(entry.argument)
-    if not (argument or given):
-        raise ConfigError(
-            f"{entry.kind.capitalize()} {entry.name!r} needs to know which: its name has the form {entry.form}.",
-            f'Write "{entry.form}", or give the option {entry.argument}.',
-        )
-    if argument and given not in (None, argument):
-        raise ConfigError(
-            f"{spec.name!r} has the option {entry.argument}={given!r} beside it: which of the two?",
-            f"Leave the option {entry.argument} out.",
-        )
-    return {**spec.options, entry.argument: argument or given}
 
 
 def _nearest(qualified: str) -> str:

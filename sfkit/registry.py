@@ -16,7 +16,7 @@ from typing import Any, Literal
 import pluggy
 
 from sfkit import SFKIT_API, hookspecs
-from sfkit.errors import PluginError, UnknownNameError, did_you_mean
+from sfkit.errors import ConfigError, PluginError, UnknownNameError, did_you_mean
 
 Kind = Literal["teacher", "policy", "objective", "projector", "transform", "parity", "command"]
 
@@ -62,6 +62,32 @@ class Entry:
     def form(self) -> str:
         """What users write: the name, with a placeholder where it takes an argument."""
         return f"{self.name}:<{self.placeholder or self.argument}>" if self.argument else self.name
+
+    def options_of(self, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of a component, with what follows the colon of its name among them.
+
+        Args:
+            name: As the user wrote it.
+            options: Those given beside it.
+
+        Raises:
+            ConfigError: The argument is missing, empty, or given twice with different values.
+        """
+        if not self.argument:
+            return dict(options)
+        _, argument = split_name(name)
+        given = options.get(self.argument)
+        if not (argument or given):
+            raise ConfigError(
+                f"{self.kind.capitalize()} {self.name!r} needs to know which: its name has the form {self.form}.",
+                f'Write "{self.form}", or give the option {self.argument}.',
+            )
+        if argument and given not in (None, argument):
+            raise ConfigError(
+                f"{name!r} has the option {self.argument}={given!r} beside it: which of the two?",
+                f"Leave the option {self.argument} out.",
+            )
+        return {**options, self.argument: argument or given}
 
     def load(self) -> Any:
         """Import the target.

@@ -29,13 +29,13 @@ class TeacherHost:
         self.runs = 0
         self._model: nn.Module | None = None
         self._loaded = False
-        self._placed: tuple[torch.device, int] | None = None
+        self._device: torch.device | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TeacherHost:
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_model": None, "_loaded": False, "_placed": None}
+        return {**self.__dict__, "_model": None, "_loaded": False, "_device": None}
 
     @torch.no_grad()
     def features(
@@ -98,9 +98,9 @@ class TeacherHost:
             with own_rng(device, seed=0):
                 self._model = self.teacher.load(device)
             self._loaded = True
-        if self._model is not None and self._placed != (device, id(self._model)):
+        if self._model is not None and self._device != device:
             self._model.to(device).eval().requires_grad_(False)
-            self._placed = (device, id(self._model))
+            self._device = device
         return self._model
 
     def _encode_present(

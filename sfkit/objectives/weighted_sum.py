@@ -14,7 +14,7 @@ from sfkit.component import AnyOptions
 from sfkit.config import ComponentSpec, Options
 from sfkit.errors import ConfigError
 from sfkit.objectives.base import Objective
-from sfkit.registry import default_registry, split_name
+from sfkit.registry import default_registry
 
 
 class Term(Options):
@@ -89,10 +89,8 @@ class SumObjective(Objective):
 
 def _build(spec: ComponentSpec) -> Objective:
     entry = default_registry().get("objective", spec.name)
-    argument = split_name(spec.name)[1]
-    options = {**spec.options, entry.argument: argument} if argument else spec.options
     factory: Callable[[Any], Any] = entry.load()
-    objective = factory(options)
+    objective = factory(entry.options_of(spec.name, spec.options))
     if not isinstance(objective, cast("type[Any]", Objective)):
         raise ConfigError(
             f"{spec.name!r} was registered as an objective but is a {type(objective).__name__}.",

@@ -20,7 +20,7 @@ _BLANK = "test_fault_23_a_blank_camera_never_touches_real_ones"
 _FROZEN = "test_fault_28_the_teacher_is_frozen_and_nowhere_in_the_policy"
 _TABLES = "test_fault_36_rotary_tables_do_not_depend_on_what_was_called_before"
 _GRID = "grid = (1, 1) if single else (h // self.patch, w // self.patch)"
-_NORMALISED = "(images.flatten(0, 1).float() - mean) / deviation"
+_NORMALISED = "imagenet_normalised(images.flatten(0, 1).float())"
 _RANGE = "if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):"
 
 VGGT = (
@@ -122,7 +122,7 @@ VGGT = (
         what="the trunk normalises twice",
         file=AGGREGATOR,
         old=_NORMALISED,
-        new="((images.flatten(0, 1).float() - mean) / deviation - mean) / deviation",
+        new="imagenet_normalised(imagenet_normalised(images.flatten(0, 1).float()))",
         tests=in_file(T_FAULTS, ["test_fault_26_the_trunk_normalises_exactly_once"]),
     ),
     # ---------------------------------------------------------------------------------------------------- weights

@@ -16,14 +16,13 @@ from sfkit.notices import notice
 from sfkit.teachers.network import NetworkOptions, NetworkTeacher
 from sfkit.trunks.hub import Source
 from sfkit.trunks.memory import block_bytes
+from sfkit.trunks.patches import imagenet_normalised
 from sfkit.types import Views
 from sfkit_depth_anything import config
 from sfkit_depth_anything.config import TrunkConfig
 from sfkit_depth_anything.reference import SELECT_FROM
 from sfkit_depth_anything.trunk import DepthAnythingTrunk, Half, Reference
 from sfkit_depth_anything.weights import IGNORED, PREFIXES, find_prefix
-
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class DepthAnythingOptions(NetworkOptions):
@@ -94,7 +93,7 @@ class DepthAnything3(NetworkTeacher):
     def features(self, trunk: nn.Module, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
         residual = torch.bfloat16 if self.options.residual == "bfloat16" else torch.float32
         found = trunk(
-            normalised(images),
+            imagenet_normalised(images),
             layers,
             half=self.options.half,
             reference=self.options.reference,
@@ -116,15 +115,6 @@ class DepthAnything3(NetworkTeacher):
         # The last feature is made when its block is through.
         last = max(block, tokens * dim * (2 * residual + 4) + feature)
         return max(3 * pictures, 2 * pictures + last + (len(set(layers)) - 1) * feature)
-
-
-def normalised(images: Tensor) -> Tensor:
-    """Pictures ``(..., 3, h, w)`` in [0, 1], less ImageNet's mean, over its deviation.
-
-    By scalars: a tensor of constants would have to be sent to the device, and waited for.
-    """
-    channels = zip(images.unbind(-3), _MEAN, _STD, strict=True)
-    return torch.stack([(channel - mean) / std for channel, mean, std in channels], -3)
 
 
 def _configs(full: TrunkConfig, tiny: TrunkConfig = config.TINY) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sfkit.errors import ShapeError
 from sfkit.trunks.blocks import Block
-from sfkit.trunks.patches import patch_grid
+from sfkit.trunks.patches import imagenet_normalised, patch_grid
 from sfkit.trunks.rope import Rope, grid_positions, rope_table
 from sfkit.trunks.tables import Tables
 from sfkit_vggt.config import VggtConfig
@@ -25,7 +25,6 @@ Tokens = Literal["all", "patch", "camera", "register"]
 Grid = tuple[int, int]
 
 _EPS = 1e-5
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Aggregator(nn.Module):
@@ -56,7 +55,6 @@ class Aggregator(nn.Module):
         self.frame_blocks = nn.ModuleList(_block(config) for _ in range(config.depth))
         self.global_blocks = nn.ModuleList(_block(config) for _ in range(config.depth))
         self._ropes: Tables[Rope] = Tables()
-        self._pixels: Tables[tuple[Tensor, Tensor]] = Tables()
 
     def forward(
         self, images: Tensor, layers: Sequence[int], *, half: Half = "both", tokens: Tokens = "all"
@@ -98,8 +96,7 @@ class Aggregator(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         """Tokens of each view, ``(b * s, 1 + registers + rows * columns, dim)``: camera, registers, patches."""
         b, s = images.shape[:2]
-        mean, deviation = self._pixels.get(images.device, lambda: _pixel_statistics(images.device))
-        patches = self.patch_embed((images.flatten(0, 1).float() - mean) / deviation, self.residual)
+        patches = self.patch_embed(imagenet_normalised(images.flatten(0, 1).float()), self.residual)
         specials = torch.cat((self.camera_token, self.register_token), 2)
         of_views = torch.cat((specials[:, :1], specials[:, 1:].expand(-1, s - 1, -1, -1)), 1)
         of_views = of_views.expand(b, -1, -1, -1).flatten(0, 1)
@@ -124,9 +121,3 @@ class Aggregator(nn.Module):
 
 def _block(config: VggtConfig) -> Block:
     return Block(config.dim, config.heads, config.hidden, eps=_EPS, qk_norm=_EPS)
-
-
-def _pixel_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    """ImageNet's, which are no part of the checkpoint."""
-    mean, deviation = torch.tensor(_MEAN), torch.tensor(_STD)
-    return mean.reshape(3, 1, 1).to(device), deviation.reshape(3, 1, 1).to(device)
