@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from mutant import REQUIRED, Edit, Mutant, StaleMutantError, function_of, numbered_tests, numbers_of
-from mutants_core import CORE
 from mutants_depth_anything import DEPTH_ANYTHING
 from mutants_dust3r import DUST3R
-from mutants_lerobot import LEROBOT
+from mutants_lerobot_steps import LEROBOT_STEPS
+from mutants_lerobot_taps import LEROBOT_TAPS
+from mutants_lerobot_views import LEROBOT_VIEWS
+from mutants_masks import MASKS
 from mutants_objectives import OBJECTIVES
+from mutants_saving import SAVING
+from mutants_steps import STEPS
+from mutants_taps import TAPS
+from mutants_teachers import TEACHERS
 from mutants_train import TRAIN
 from mutants_transformers import TRANSFORMERS
 from mutants_trunks import TRUNKS
@@ -25,8 +31,14 @@ __all__ = [
 ]
 
 MUTANTS: tuple[Mutant, ...] = (
-    *CORE,
-    *LEROBOT,
+    *TAPS,
+    *MASKS,
+    *STEPS,
+    *TEACHERS,
+    *SAVING,
+    *LEROBOT_TAPS,
+    *LEROBOT_VIEWS,
+    *LEROBOT_STEPS,
     *TRANSFORMERS,
     *TRUNKS,
     *DEPTH_ANYTHING,
