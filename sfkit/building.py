@@ -111,6 +111,7 @@ def build_adapter(policy: nn.Module, value: Named | PolicyAdapter | None) -> Pol
         return _expect(entry.load()(inner, entry.options_of(spec.name, spec.options)), PolicyAdapter, spec.name)
     entries = default_registry().adapters_for(type(inner))
     if not entries:
+        _refuse_unsupported(type(inner))
         installed = default_registry().of_kind("policy")
         listing = ", ".join(f"{entry.name} ({', '.join(entry.handles)})" for entry in installed) or "none"
         qualified = f"{type(inner).__module__}.{type(inner).__qualname__}"
@@ -120,6 +121,14 @@ def build_adapter(policy: nn.Module, value: Named | PolicyAdapter | None) -> Pol
             "Install the plugin for this policy (for LeRobot: sfkit-lerobot), or pass adapter=YourAdapter(policy).",
         )
     return _expect(entries[0].load()(inner), PolicyAdapter, entries[0].name)
+
+
+def _refuse_unsupported(cls: type) -> None:
+    for entry in default_registry().unsupported_for(cls):
+        raise AdapterError(
+            f"{entry.name} ({cls.__module__}.{cls.__qualname__}) cannot be aligned: {entry.reason}.",
+            "If that no longer holds, pass adapter=YourAdapter(policy). `sfkit policies` lists what can be aligned.",
+        )
 
 
 def inside_peft(policy: nn.Module) -> nn.Module:

@@ -18,7 +18,7 @@ hookimpl = pluggy.HookimplMarker("sfkit")
 class Register(Protocol):
     """``register(target, name=..., summary=..., ...)``; the rest is in :class:`sfkit.registry.Entry`."""
 
-    def __call__(self, target: str | type[Any], **metadata: Any) -> None: ...
+    def __call__(self, target: str | type[Any] | None, **metadata: Any) -> None: ...
 
 
 @hookspec
@@ -28,7 +28,11 @@ def register_teachers(register: Register) -> None:
 
 @hookspec
 def register_policies(register: Register) -> None:
-    """Register policy adapters (subclasses of :class:`sfkit.PolicyAdapter`), with ``handles`` class-name patterns."""
+    """Register policy adapters (subclasses of :class:`sfkit.PolicyAdapter`), with ``handles`` class-name patterns.
+
+    ``aligned``, ``verified`` and ``trains`` fill its line in the support table. A policy that cannot be aligned is
+    registered with None as its target, and ``reason``.
+    """
 
 
 @hookspec

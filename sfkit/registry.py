@@ -39,24 +39,40 @@ class Entry:
     Attributes:
         kind: What it is.
         name: What users write.
-        target: ``"package.module:Class"``, or the class itself.
+        target: ``"package.module:Class"``, or the class itself; None for a policy that has no adapter.
         distribution: The installed distribution that registered it.
         summary: One line for listings.
         license: For teachers: the licence of the weights.
         handles: For policies: patterns on qualified class names, such as ``"lerobot.*.PI0Policy"``.
         argument: For names that are used as ``name:argument``: the option that takes what follows the colon.
         placeholder: What stands for the argument in listings, such as ``"repo or folder"``.
+        aligned: For policies: which tokens are aligned, in a few words.
+        verified: For policies: on what the adapter was tried.
+        trains: For policies: what the framework trains by default, as far as alignment is concerned.
+        reason: For policies without an adapter: why there is none. Such an entry is found by its class alone.
     """
 
     kind: Kind
     name: str
-    target: str | type[Any]
+    target: str | type[Any] | None
     distribution: str
     summary: str = ""
     license: str = ""
     handles: tuple[str, ...] = ()
     argument: str = ""
     placeholder: str = ""
+    aligned: str = ""
+    verified: str = ""
+    trains: str = ""
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.target is None) != bool(self.reason):
+            raise PluginError(
+                f"{self.kind.capitalize()} {self.name!r} of {self.distribution} is registered with "
+                f"{'neither a target nor a reason' if self.target is None else 'a target and a reason'}.",
+                'Register "package.module:Class", or None and the reason why there is nothing.',
+            )
 
     @property
     def form(self) -> str:
@@ -93,8 +109,10 @@ class Entry:
         """Import the target.
 
         Raises:
-            PluginError: The import failed; the original error is chained.
+            PluginError: There is none, or the import failed; the original error is chained.
         """
+        if self.target is None:
+            raise PluginError(f"{self.kind.capitalize()} {self.name!r} cannot be used: {self.reason}.")
         if not isinstance(self.target, str):
             return self.target
         module, _, attribute = self.target.partition(":")
@@ -172,8 +190,13 @@ class Registry:
             self.broken.append(BrokenPlugin(distribution, entry_point.name, error))
 
     def of_kind(self, kind: Kind) -> list[Entry]:
-        """All entries of a kind, by name."""
-        return sorted((entry for entry in self.entries if entry.kind == kind), key=lambda entry: entry.name)
+        """All entries of a kind, by name, without those that say that there is nothing."""
+        found = (entry for entry in self.entries if entry.kind == kind and entry.target is not None)
+        return sorted(found, key=lambda entry: entry.name)
+
+    def unsupported(self) -> list[Entry]:
+        """The policies that are known and have no adapter, by name; each says why."""
+        return sorted((entry for entry in self.entries if entry.target is None), key=lambda entry: entry.name)
 
     def get(self, kind: Kind, name: str) -> Entry:
         """Look a name up; what follows its first colon is the argument, see :func:`split_name`.
@@ -204,20 +227,28 @@ class Registry:
 
     def adapters_for(self, cls: type) -> list[Entry]:
         """Policy adapters whose patterns match ``cls``, those for its most derived matching base first."""
-        found: list[Entry] = []
-        for base in cls.__mro__:
-            qualified = f"{base.__module__}.{base.__qualname__}"
-            for entry in self.of_kind("policy"):
-                if entry not in found and any(fnmatchcase(qualified, pattern) for pattern in entry.handles):
-                    found.append(entry)
-        return found
+        return _matching(cls, self.of_kind("policy"))
+
+    def unsupported_for(self, cls: type) -> list[Entry]:
+        """Entries without an adapter whose patterns match ``cls``."""
+        return _matching(cls, self.unsupported())
 
     def _broken_note(self) -> str:
         return " Broken plugins: " + "; ".join(map(str, self.broken)) + "." if self.broken else ""
 
 
+def _matching(cls: type, entries: list[Entry]) -> list[Entry]:
+    found: list[Entry] = []
+    for base in cls.__mro__:
+        qualified = f"{base.__module__}.{base.__qualname__}"
+        for entry in entries:
+            if entry not in found and any(fnmatchcase(qualified, pattern) for pattern in entry.handles):
+                found.append(entry)
+    return found
+
+
 def _collect(
-    into: list[Entry], kind: Kind, distribution: str, target: str | type[Any], *, name: str, **metadata: Any
+    into: list[Entry], kind: Kind, distribution: str, target: str | type[Any] | None, *, name: str, **metadata: Any
 ) -> None:
     handles = metadata.pop("handles", ())
     into.append(Entry(kind, name, target, distribution, handles=tuple(handles), **metadata))

@@ -29,8 +29,9 @@ def build_app() -> typer.Typer:
     app.callback(invoke_without_command=True)(_root)
     app.command("plugins")(plugins)
     app.command("teachers")(teachers)
+    app.command("policies")(policies)
     app.command("parity")(parity)
-    own = {"plugins", "teachers", "parity"}
+    own = {"plugins", "teachers", "policies", "parity"}
     offered = {entry.name: entry for entry in default_registry().of_kind("command") if entry.name not in own}
     for name in sorted(offered):
         _add_plugin_command(app, offered[name])
@@ -69,6 +70,18 @@ def teachers(
         print_teachers(default_registry())
     else:
         print_teacher(default_registry().get("teacher", name))
+
+
+def policies(
+    markdown: Annotated[bool, typer.Option("--markdown", help="As the table of the documentation.")] = False,
+) -> None:
+    """Which policies can be aligned, what of them, and which cannot."""
+    from sfkit.cli.support import print_policies, support_tables
+
+    if markdown:
+        typer.echo(support_tables(default_registry()), nl=False)
+    else:
+        print_policies(default_registry())
 
 
 def _add_plugin_command(app: typer.Typer, entry: Entry) -> None:

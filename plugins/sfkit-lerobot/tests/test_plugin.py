@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import sfkit_lerobot
@@ -22,7 +24,7 @@ def test_import_is_light() -> None:
 def test_registers_the_policies_and_the_demo() -> None:
     registry = Registry()
     registry.add_plugin(sfkit_lerobot, "sfkit-lerobot")
-    assert [entry.name for entry in registry.of_kind("policy")] == ["pi0", "pi05", "smolvla"]
+    assert {"pi0", "pi05", "smolvla"} <= {entry.name for entry in registry.of_kind("policy")}
     assert [entry.name for entry in registry.of_kind("command")] == ["demo"]
 
 
@@ -36,6 +38,20 @@ def test_the_patterns_name_the_real_classes() -> None:
     assert [entry.load() for entry in registry.adapters_for(SmolVLAPolicy)] == [sfkit_lerobot.SmolVLAAdapter]
     assert [entry.load() for entry in registry.adapters_for(PI0Policy)] == [sfkit_lerobot.PI0Adapter]
     assert [entry.load() for entry in registry.adapters_for(PI05Policy)] == [sfkit_lerobot.PI05Adapter]
+
+
+def test_every_policy_of_lerobot_has_an_adapter_or_a_reason() -> None:
+    import lerobot.policies
+
+    registry = Registry()
+    registry.add_plugin(sfkit_lerobot, "sfkit-lerobot")
+    entries = {entry.name: entry for entry in [*registry.of_kind("policy"), *registry.unsupported()]}
+    (folder,) = lerobot.policies.__path__
+    for source in Path(folder).glob("*/modeling_*.py"):
+        kind = source.parent.name
+        classes = re.findall(r"^class (\w+Policy)\(\s*PreTrainedPolicy", source.read_text(), re.MULTILINE)
+        for name in classes:
+            assert entries[kind].handles == (f"lerobot.policies.{kind}.modeling_{kind}.{name}",)
 
 
 def test_every_public_name_resolves() -> None:

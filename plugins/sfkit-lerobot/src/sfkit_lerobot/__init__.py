@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from sfkit.hookspecs import Register, hookimpl
+from sfkit_lerobot.support import POLICIES, WITHOUT, class_pattern
 
 SFKIT_API = 1
 
@@ -49,24 +50,10 @@ if TYPE_CHECKING:
 
 @hookimpl
 def register_policies(register: Register) -> None:
-    register(
-        "sfkit_lerobot.smolvla:SmolVLAAdapter",
-        name="smolvla",
-        summary="SmolVLA of LeRobot",
-        handles=("lerobot.policies.smolvla.modeling_smolvla.SmolVLAPolicy",),
-    )
-    register(
-        "sfkit_lerobot.pi0:PI0Adapter",
-        name="pi0",
-        summary="pi0 of LeRobot",
-        handles=("lerobot.policies.pi0.modeling_pi0.PI0Policy",),
-    )
-    register(
-        "sfkit_lerobot.pi05:PI05Adapter",
-        name="pi05",
-        summary="pi0.5 of LeRobot",
-        handles=("lerobot.policies.pi05.modeling_pi05.PI05Policy",),
-    )
+    for target, metadata in POLICIES.items():
+        register(target, **metadata)
+    for kind, name, reason in WITHOUT:
+        register(None, name=kind, handles=(class_pattern(kind, name),), reason=reason)
 
 
 @hookimpl

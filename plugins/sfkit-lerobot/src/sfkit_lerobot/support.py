@@ -1,0 +1,73 @@
+"""LeRobot's policies, as sfkit's registry lists them: those with an adapter, and why the others have none.
+
+Plain data: the registry reads it without importing torch or lerobot.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+_TINY = "a tiny instance of LeRobot's class: registration, gradients, training, saving"
+
+#: Adapter, and what it is registered with.
+POLICIES: dict[str, dict[str, Any]] = {
+    "sfkit_lerobot.smolvla:SmolVLAAdapter": {
+        "name": "smolvla",
+        "summary": "SmolVLA of LeRobot",
+        "handles": ("lerobot.policies.smolvla.modeling_smolvla.SmolVLAPolicy",),
+        "aligned": "pictures' tokens in the language model, after pixel shuffle",
+        "trains": "the action expert alone: set `train_expert_only=False`, or use LoRA",
+        "verified": f"{_TINY}, `lerobot-train`",
+    },
+    "sfkit_lerobot.pi0:PI0Adapter": {
+        "name": "pi0",
+        "summary": "pi0 of LeRobot",
+        "handles": ("lerobot.policies.pi0.modeling_pi0.PI0Policy",),
+        "aligned": "pictures' tokens in PaliGemma's language model",
+        "trains": "everything",
+        "verified": _TINY,
+    },
+    "sfkit_lerobot.pi05:PI05Adapter": {
+        "name": "pi05",
+        "summary": "pi0.5 of LeRobot",
+        "handles": ("lerobot.policies.pi05.modeling_pi05.PI05Policy",),
+        "aligned": "pictures' tokens in PaliGemma's language model",
+        "trains": "everything",
+        "verified": _TINY,
+    },
+}
+
+_NOT_YET = "nobody has written one yet"
+
+#: LeRobot's type, its class, and why it has no adapter.
+WITHOUT: tuple[tuple[str, str, str], ...] = (
+    ("pi0_fast", "PI0FastPolicy", _NOT_YET),
+    ("groot", "GrootPolicy", _NOT_YET),
+    ("xvla", "XVLAPolicy", _NOT_YET),
+    ("evo1", "Evo1Policy", _NOT_YET),
+    ("molmoact2", "MolmoAct2Policy", _NOT_YET),
+    ("vla_jepa", "VLAJEPAPolicy", _NOT_YET),
+    ("wall_x", "WallXPolicy", _NOT_YET),
+    ("act", "ACTPolicy", _NOT_YET),
+    ("diffusion", "DiffusionPolicy", _NOT_YET),
+    ("eo1", "EO1Policy", f"{_NOT_YET}; its Qwen2.5-VL has visual tokens"),
+    (
+        "multi_task_dit",
+        "MultiTaskDiTPolicy",
+        f"{_NOT_YET}; of each picture only CLIP's class token reaches the actions, so only its trunk could be aligned",
+    ),
+    ("vqbet", "VQBeTPolicy", f"{_NOT_YET}; its picture encoder is built like Diffusion's"),
+    ("tdmpc", "TDMPCPolicy", "reinforcement learning on one vector for each picture"),
+    (
+        "gaussian_actor",
+        "GaussianActorPolicy",
+        "an actor of reinforcement learning: its forward returns actions, and no loss that alignment could join",
+    ),
+    ("fastwam", "FastWAMPolicy", "a world model: its tokens are noisy latents of video, made by a frozen encoder"),
+    ("lingbot_va", "LingBotVAPolicy", "a world model: its tokens are noisy latents of video, made by a frozen encoder"),
+)
+
+
+def class_pattern(kind: str, name: str) -> str:
+    """Qualified name of a policy's class."""
+    return f"lerobot.policies.{kind}.modeling_{kind}.{name}"
