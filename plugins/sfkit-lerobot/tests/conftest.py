@@ -13,7 +13,7 @@ import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-KINDS = ("smolvla", "pi0", "pi05")
+KINDS = ("smolvla", "pi0", "pi05", "pi0_fast")
 
 
 @pytest.fixture(scope="session")
@@ -26,9 +26,14 @@ def vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def build(vlm: Path) -> Callable[..., Any]:
     """``build(kind, **options)``: a tiny policy, always with the same weights."""
-    from sfkit_lerobot.tiny import tiny_pi0, tiny_pi05, tiny_smolvla
+    from sfkit_lerobot.tiny import tiny_pi0, tiny_pi0_fast, tiny_pi05, tiny_smolvla
 
-    builders = {"smolvla": functools.partial(tiny_smolvla, vlm), "pi0": tiny_pi0, "pi05": tiny_pi05}
+    builders = {
+        "smolvla": functools.partial(tiny_smolvla, vlm),
+        "pi0": tiny_pi0,
+        "pi05": tiny_pi05,
+        "pi0_fast": tiny_pi0_fast,
+    }
 
     def build(kind: str, **options: Any) -> Any:
         torch.manual_seed(0)
@@ -59,10 +64,15 @@ def wrap() -> Callable[..., Any]:
 @pytest.fixture
 def adapter_of() -> Callable[..., Any]:
     """``adapter_of(policy, **options)``: its adapter, with the cameras of ``tiny_rig``."""
-    from sfkit_lerobot import PI0Adapter, PI05Adapter, SmolVLAAdapter
+    from sfkit_lerobot import PI0Adapter, PI0FastAdapter, PI05Adapter, SmolVLAAdapter
     from sfkit_lerobot.tiny import tiny_rig
 
-    adapters = {"smolvla": SmolVLAAdapter, "pi0": PI0Adapter, "pi05": PI05Adapter}
+    adapters = {
+        "smolvla": SmolVLAAdapter,
+        "pi0": PI0Adapter,
+        "pi05": PI05Adapter,
+        "pi0_fast": PI0FastAdapter,
+    }
 
     def adapter_of(policy: Any, **options: Any) -> Any:
         adapter = adapters[policy.config.type](policy, options)

@@ -24,12 +24,13 @@ def test_import_is_light() -> None:
 def test_registers_the_policies_and_the_demo() -> None:
     registry = Registry()
     registry.add_plugin(sfkit_lerobot, "sfkit-lerobot")
-    assert {"pi0", "pi05", "smolvla"} <= {entry.name for entry in registry.of_kind("policy")}
+    assert {"pi0", "pi05", "pi0_fast", "smolvla"} <= {entry.name for entry in registry.of_kind("policy")}
     assert [entry.name for entry in registry.of_kind("command")] == ["demo"]
 
 
 def test_the_patterns_name_the_real_classes() -> None:
     from lerobot.policies.pi0.modeling_pi0 import PI0Policy
+    from lerobot.policies.pi0_fast.modeling_pi0_fast import PI0FastPolicy
     from lerobot.policies.pi05.modeling_pi05 import PI05Policy
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
@@ -37,6 +38,7 @@ def test_the_patterns_name_the_real_classes() -> None:
     registry.add_plugin(sfkit_lerobot, "sfkit-lerobot")
     assert [entry.load() for entry in registry.adapters_for(SmolVLAPolicy)] == [sfkit_lerobot.SmolVLAAdapter]
     assert [entry.load() for entry in registry.adapters_for(PI0Policy)] == [sfkit_lerobot.PI0Adapter]
+    assert [entry.load() for entry in registry.adapters_for(PI0FastPolicy)] == [sfkit_lerobot.PI0FastAdapter]
     assert [entry.load() for entry in registry.adapters_for(PI05Policy)] == [sfkit_lerobot.PI05Adapter]
 
 

@@ -20,10 +20,11 @@ def _files(folder: Path) -> dict[str, bytes]:
 def _load(kind: str, folder: Path, **arguments):
     """With LeRobot alone. Its pi0 and pi0.5 only print what strict loading finds, so the tests compare the keys."""
     from lerobot.policies.pi0.modeling_pi0 import PI0Policy
+    from lerobot.policies.pi0_fast.modeling_pi0_fast import PI0FastPolicy
     from lerobot.policies.pi05.modeling_pi05 import PI05Policy
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
-    cls = {"smolvla": SmolVLAPolicy, "pi0": PI0Policy, "pi05": PI05Policy}[kind]
+    cls = {"smolvla": SmolVLAPolicy, "pi0": PI0Policy, "pi05": PI05Policy, "pi0_fast": PI0FastPolicy}[kind]
     with tiny_pi0_sizes():
         return cls.from_pretrained(folder, strict=True, **arguments)
 

@@ -9,6 +9,8 @@ from sfkit_lerobot.tiny import tiny_lerobot_batch
 from sfkit.alignment.tap import Tap
 from sfkit.errors import GradientError
 
+WORDS = "action.tokens"
+
 
 def _prefix(policy, kind, batch):
     text = batch["observation.language.tokens"], batch["observation.language.attention_mask"]
@@ -16,6 +18,8 @@ def _prefix(policy, kind, batch):
         pictures, masks = policy.prepare_images(batch)
         return policy.model.embed_prefix(pictures, masks, *text, state=policy.prepare_state(batch))
     pictures, masks = policy._preprocess_images(batch)
+    if kind == "pi0_fast":
+        return policy.model.embed_prefix_fast(pictures, masks, *text, batch[WORDS], batch["action.token_mask"])[:3]
     return policy.model.embed_prefix(pictures, masks, *text)
 
 
@@ -24,11 +28,13 @@ def _hidden_states(policy, kind, decoder, batch):
     from lerobot.policies.common.vla_utils import make_att_2d_masks, prepare_attention_masks_4d
 
     embeddings, pad, attend = _prefix(policy, kind, batch)
+    # pi0-FAST says for each pair of tokens who sees whom, the others for each token where a block begins.
+    seen = attend if attend.ndim == 3 else make_att_2d_masks(pad, attend)
     decoder.config._attn_implementation = "eager"
     with torch.no_grad():
         output = decoder(
             inputs_embeds=embeddings,
-            attention_mask=prepare_attention_masks_4d(make_att_2d_masks(pad, attend)),
+            attention_mask=prepare_attention_masks_4d(seen),
             position_ids=pad.cumsum(1) - 1,
             output_hidden_states=True,
             use_cache=False,
@@ -67,7 +73,9 @@ def test_fault_01_and_02_taps_fire_once_where_hooks_on_blocks_or_policy_are_sile
     batch = tiny_lerobot_batch(policy)
     policy(batch) if how == "call" else policy.forward(batch)
     assert [tap.fired for tap in taps] == [1] * len(taps)
-    assert fired == (["policy"] if how == "call" else [])
+    assert ("policy" in fired) is (how == "call")
+    # pi0-FAST has no action expert beside its decoder, and calls the decoder as a whole.
+    assert fired.count("block") == (adapter.num_layers if kind == "pi0_fast" else 0)
 
 
 @pytest.mark.parametrize("how", ["call", "forward"])
@@ -128,7 +136,18 @@ def test_fault_06_a_frozen_backbone_of_pi0_is_an_error(pi, build, wrap) -> None:
         policy(tiny_lerobot_batch(policy, geometry=True))
 
 
-@pytest.mark.parametrize("pi", ["pi0", "pi05"])
+def test_fault_06_pi0_fast_trains_its_backbone_by_default_and_says_so_when_frozen(build, wrap) -> None:
+    policy = wrap(build("pi0_fast"))
+    policy(tiny_lerobot_batch(policy, geometry=True))
+    assert policy.spatial_forcing.status().reaches_policy
+    policy = build("pi0_fast")
+    policy.model.paligemma_with_expert.paligemma.model.requires_grad_(False)
+    policy.model.paligemma_with_expert.paligemma.model.language_model.layers[-1].requires_grad_(True)
+    with pytest.raises(GradientError):
+        wrap(policy, depth=2)(tiny_lerobot_batch(policy, geometry=True))
+
+
+@pytest.mark.parametrize("pi", ["pi0", "pi05", "pi0_fast"])
 def test_fault_04_checkpointing_pi0_changes_no_gradient(pi, build, wrap) -> None:
     gradients = []
     for checkpointing in (False, True):

@@ -78,7 +78,7 @@ def test_fault_25_views_are_in_the_order_of_the_policy_not_of_the_batch(kind, bu
     torch.testing.assert_close(views.images[:, 1], batch[WRIST])
 
 
-@pytest.mark.parametrize("pi", ["pi0", "pi05"])
+@pytest.mark.parametrize("pi", ["pi0", "pi05", "pi0_fast"])
 def test_fault_25_pi0_puts_a_missing_camera_after_the_present_ones(pi, build, adapter_of, tapped) -> None:
     policy = build(pi, cameras=(*CAMERAS, SIDE))
     batch = tiny_lerobot_batch(policy, missing=[FRONT], geometry=True)
@@ -163,7 +163,7 @@ def test_smolvla_pictures_that_pixel_shuffle_would_scramble_are_refused(build, a
         adapter_of(build("smolvla", resize_imgs_with_padding=(64, 48)))
 
 
-@pytest.mark.parametrize("pi", ["pi0", "pi05"])
+@pytest.mark.parametrize("pi", ["pi0", "pi05", "pi0_fast"])
 def test_pi0_views_that_do_not_divide_into_patches_are_refused(pi, build, adapter_of) -> None:
     with pytest.raises(AdapterError, match=f"{pi} gets views of 60x60 .* patches of 14"):
         adapter_of(build(pi, image_resolution=(60, 60)))

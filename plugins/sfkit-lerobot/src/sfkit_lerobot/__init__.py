@@ -18,6 +18,7 @@ _EXPORTS = {
     "LeRobotAdapter": "sfkit_lerobot.base",
     "PI05Adapter": "sfkit_lerobot.pi05",
     "PI0Adapter": "sfkit_lerobot.pi0",
+    "PI0FastAdapter": "sfkit_lerobot.pi0_fast",
     "SmolVLAAdapter": "sfkit_lerobot.smolvla",
     "camera_rig": "sfkit_lerobot.dataset",
     "image_stats": "sfkit_lerobot.dataset",
@@ -29,6 +30,7 @@ __all__ = [
     "SFKIT_API",
     "LeRobotAdapter",
     "PI0Adapter",
+    "PI0FastAdapter",
     "PI05Adapter",
     "SmolVLAAdapter",
     "camera_rig",
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from sfkit_lerobot.features import policy_features as policy_features
     from sfkit_lerobot.features import strip_geometry as strip_geometry
     from sfkit_lerobot.pi0 import PI0Adapter as PI0Adapter
+    from sfkit_lerobot.pi0_fast import PI0FastAdapter as PI0FastAdapter
     from sfkit_lerobot.pi05 import PI05Adapter as PI05Adapter
     from sfkit_lerobot.smolvla import SmolVLAAdapter as SmolVLAAdapter
 

@@ -35,13 +35,20 @@ POLICIES: dict[str, dict[str, Any]] = {
         "trains": "everything",
         "verified": _TINY,
     },
+    "sfkit_lerobot.pi0_fast:PI0FastAdapter": {
+        "name": "pi0_fast",
+        "summary": "pi0-FAST of LeRobot",
+        "handles": ("lerobot.policies.pi0_fast.modeling_pi0_fast.PI0FastPolicy",),
+        "aligned": "pictures' tokens in PaliGemma's language model",
+        "trains": "everything",
+        "verified": _TINY,
+    },
 }
 
 _NOT_YET = "nobody has written one yet"
 
 #: LeRobot's type, its class, and why it has no adapter.
 WITHOUT: tuple[tuple[str, str, str], ...] = (
-    ("pi0_fast", "PI0FastPolicy", _NOT_YET),
     ("groot", "GrootPolicy", _NOT_YET),
     ("xvla", "XVLAPolicy", _NOT_YET),
     ("evo1", "Evo1Policy", _NOT_YET),

@@ -1,14 +1,14 @@
 """Tiny real policies, built offline: LeRobot's own classes with random weights and a few hundred thousand parameters.
 
 For tests, benchmarks and demonstrations. Nothing is downloaded. The vision-language model that SmolVLA is built around
-is written to a local folder first (:func:`tiny_smolvlm`); pi0's and pi0.5's are hard-coded in LeRobot, so three names
-of their modules are replaced while one is built (:func:`tiny_pi0_sizes`).
+is written to a local folder first (:func:`tiny_smolvlm`); the sizes of pi0's family are hard-coded in LeRobot, so some
+names of its modules are replaced while one is built (:func:`tiny_pi0_sizes`).
 """
 
 from __future__ import annotations
 
 from sfkit_lerobot.tiny.data import tiny_lerobot_batch, tiny_rig
-from sfkit_lerobot.tiny.pi0 import tiny_pi0, tiny_pi0_processors, tiny_pi0_sizes, tiny_pi05
+from sfkit_lerobot.tiny.pi0 import tiny_pi0, tiny_pi0_fast, tiny_pi0_processors, tiny_pi0_sizes, tiny_pi05
 from sfkit_lerobot.tiny.settings import CAMERAS
 from sfkit_lerobot.tiny.smolvla import tiny_smolvla
 from sfkit_lerobot.tiny.smolvlm import tiny_smolvlm
@@ -17,6 +17,7 @@ __all__ = [
     "CAMERAS",
     "tiny_lerobot_batch",
     "tiny_pi0",
+    "tiny_pi0_fast",
     "tiny_pi0_processors",
     "tiny_pi0_sizes",
     "tiny_pi05",

@@ -48,6 +48,10 @@ def tiny_lerobot_batch(
     tokens = torch.randint(20, 200, (batch_size, _TEXT_LENGTH), generator=generator)
     batch["observation.language.tokens"] = tokens
     batch["observation.language.attention_mask"] = torch.ones_like(tokens, dtype=torch.bool)
+    words = getattr(config, "max_action_tokens", None)  # pi0-FAST's actions are words
+    if words is not None:
+        batch["action.tokens"] = torch.randint(20, 200, (batch_size, words), generator=generator)
+        batch["action.token_mask"] = torch.arange(words).expand(batch_size, -1) < words - 2
     if geometry:
         batch["index"] = torch.arange(batch_size)
     return batch

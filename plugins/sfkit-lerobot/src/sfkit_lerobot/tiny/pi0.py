@@ -1,4 +1,4 @@
-"""A tiny pi0 and a tiny pi0.5: one family, whose sizes are hard-coded in LeRobot."""
+"""Tiny pi0, pi0.5 and pi0-FAST: one family, whose sizes are hard-coded in LeRobot."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from types import ModuleType
 from typing import Any
 from unittest import mock
 
+from sfkit_lerobot.tiny.fast import VOCABULARY, offline_tokenizers
 from sfkit_lerobot.tiny.settings import CAMERAS, common_settings
 
-_VOCABULARY = 512
-_CLASSES = {"pi0": "PI0", "pi05": "PI05"}
+_CLASSES = {"pi0": "PI0", "pi05": "PI05", "pi0_fast": "PI0Fast"}
 
 
 @contextmanager
@@ -26,11 +26,13 @@ def tiny_pi0_sizes(
     vision_layers: int = 2,
     vision_heads: int = 2,
     patch_size: int = 14,
+    image_size: int = 56,
 ) -> Iterator[None]:
-    """Within the block, pi0 and pi0.5 are built tiny; ``from_pretrained`` of a tiny one needs it again.
+    """Within the block, pi0, pi0.5 and pi0-FAST are built tiny; ``from_pretrained`` of a tiny one needs it again.
 
-    Three names of LeRobot's modules of each are replaced, for the whole process: not for use while another thread
-    builds a real one. The number of attention heads stays 8, which the forward of both takes for granted.
+    A few names of LeRobot's modules of each are replaced, for the whole process: not for use while another thread
+    builds a real one. The number of attention heads stays 8, which the forward of pi0 and pi0.5 takes for granted.
+    ``image_size`` is pi0-FAST's alone, which has no option for it; the others take their ``image_resolution``.
     """
     vision = {
         "hidden_size": vision_hidden,
@@ -42,9 +44,12 @@ def tiny_pi0_sizes(
     with ExitStack() as stack:
         for kind in _CLASSES:
             module = _module(kind, "modeling")
-            replacements = _shrunk(module, {"gemma_2b": hidden, "gemma_300m": expert_hidden}, layers, head_dim, vision)
+            widths = {"gemma_2b": hidden, "gemma_300m": expert_hidden}
+            fixed = {"image_size": image_size} if kind == "pi0_fast" else {}
+            replacements = _shrunk(module, widths, layers, head_dim, vision | fixed)
             for name, replacement in replacements.items():
                 stack.enter_context(mock.patch.object(module, name, replacement))
+        stack.enter_context(offline_tokenizers(_module("pi0_fast", "modeling")))
         yield
 
 
@@ -88,10 +93,34 @@ def tiny_pi05(
     return _build("pi05", {**common, **overrides}, sizes)
 
 
-def tiny_pi0_processors(policy: Any, stats: Mapping[str, Any], texts: Sequence[str]) -> tuple[Any, Any]:
-    """LeRobot's own processors of a pi0 or pi0.5 policy, with a tokenizer that is made here.
+def tiny_pi0_fast(
+    *,
+    cameras: Sequence[str] = CAMERAS,
+    state_dim: int = 4,
+    action_dim: int = 4,
+    chunk_size: int = 8,
+    image_shape: tuple[int, int, int] = (3, 56, 56),
+    sizes: Mapping[str, int] | None = None,
+    **overrides: Any,
+) -> Any:
+    """A ``PI0FastPolicy`` of the same sizes; the arguments are those of :func:`tiny_pi0`.
 
-    They would download PaliGemma's, whose 257,000 tokens a tiny policy has no embeddings for.
+    It predicts actions as words. Those of a model with random weights are nonsense, so they are not checked.
+    """
+    common = common_settings(cameras, state_dim, action_dim, chunk_size, image_shape)
+    words = {
+        "max_action_tokens": 32,
+        "max_decoding_steps": 4,
+        "fast_skip_tokens": 8,
+        "validate_action_token_prefix": False,
+    }
+    return _build("pi0_fast", {**common, **words, **overrides}, sizes)
+
+
+def tiny_pi0_processors(policy: Any, stats: Mapping[str, Any], texts: Sequence[str]) -> tuple[Any, Any]:
+    """LeRobot's own processors of a pi0, pi0.5 or pi0-FAST policy, with tokenizers that are made here.
+
+    They would download PaliGemma's, whose 257,000 tokens a tiny policy has no embeddings for, and pi0-FAST's.
 
     Args:
         policy: A tiny policy.
@@ -111,7 +140,8 @@ def tiny_pi0_processors(policy: Any, stats: Mapping[str, Any], texts: Sequence[s
     numbers = " ".join(str(number) for number in range(256))
     tokenizer = byte_tokenizer([*texts, f"Task: , State: {numbers};\nAction: "])
     step = partial(module.TokenizerProcessorStep, tokenizer=tokenizer)
-    with mock.patch.object(module, "TokenizerProcessorStep", step):
+    tokens = importlib.import_module("lerobot.processor.tokenizer_processor")
+    with mock.patch.object(module, "TokenizerProcessorStep", step), offline_tokenizers(tokens):
         processors: tuple[Any, Any] = getattr(module, f"make_{kind}_pre_post_processors")(policy.config, stats)
     return processors
 
@@ -130,10 +160,10 @@ def _module(kind: str, part: str) -> Any:
 def _shrunk(
     module: ModuleType, widths: Mapping[str, int], layers: int, head_dim: int, vision: Mapping[str, int]
 ) -> dict[str, Callable[..., Any]]:
-    """What takes the place of three names of ``modeling_pi0`` or ``modeling_pi05``."""
+    """What takes the place of names of a ``modeling_`` module."""
     original: Any = module
     gemma, paligemma = original.GemmaConfig, original.PaliGemmaForConditionalGenerationWithPiGemma
-    expert = original.PiGemmaForCausalLM
+    expert = getattr(original, "PiGemmaForCausalLM", None)  # pi0-FAST has none: its words are the language model's
 
     def sizes(variant: str) -> Any:
         width = widths[variant]
@@ -141,20 +171,23 @@ def _shrunk(
 
     def shrunk_paligemma(config: Any) -> Any:
         text = config.text_config
-        text.vocab_size, text.pad_token_id = _VOCABULARY, 0
-        config._vocab_size = _VOCABULARY
-        config.image_token_index = config.image_token_id = _VOCABULARY - 1
+        text.vocab_size, text.pad_token_id = VOCABULARY, 0
+        config._vocab_size = VOCABULARY
+        config.image_token_index = config.image_token_id = VOCABULARY - 1
         for name, value in vision.items():
             setattr(config.vision_config, name, value)
         config.vision_config.projection_dim = config.projection_dim = text.hidden_size
         return paligemma(config=config)
 
-    def shrunk_expert(config: Any) -> Any:
-        config.vocab_size, config.pad_token_id = _VOCABULARY, 0
-        return expert(config=config)
-
-    return {
+    replacements: dict[str, Callable[..., Any]] = {
         "get_gemma_config": sizes,
         "PaliGemmaForConditionalGenerationWithPiGemma": shrunk_paligemma,
-        "PiGemmaForCausalLM": shrunk_expert,
     }
+    if expert is None:
+        return replacements
+
+    def shrunk_expert(config: Any) -> Any:
+        config.vocab_size, config.pad_token_id = VOCABULARY, 0
+        return expert(config=config)
+
+    return {**replacements, "PiGemmaForCausalLM": shrunk_expert}
