@@ -8,6 +8,7 @@ from mutants_dust3r import DUST3R
 from mutants_lerobot_steps import LEROBOT_STEPS
 from mutants_lerobot_taps import LEROBOT_TAPS
 from mutants_lerobot_views import LEROBOT_VIEWS
+from mutants_lerobot_vlms import LEROBOT_VLMS
 from mutants_masks import MASKS
 from mutants_objectives import OBJECTIVES
 from mutants_saving import SAVING
@@ -38,6 +39,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *SAVING,
     *LEROBOT_TAPS,
     *LEROBOT_VIEWS,
+    *LEROBOT_VLMS,
     *LEROBOT_STEPS,
     *TRANSFORMERS,
     *TRUNKS,
