@@ -120,7 +120,7 @@ class Aligner(nn.Module):
         if self._check.first_batch:
             check_views(views)
             if any(bool(student.mask.any()) for student in students.values()):
-                self._check.tokens(students, self.projectors)
+                self._check.tokens(students, self.projectors, self.adapter.how_to_unfreeze())
         targets = self._targets(call, views, students)
         results = [
             align(students[pair.depth], target, projector, self.objective)

@@ -140,8 +140,13 @@ class SelfCheck:
         if self.projector_moved:
             self._watch = None
 
-    def tokens(self, students: Mapping[int, FeatureMap], projectors: nn.Module) -> None:
+    def tokens(self, students: Mapping[int, FeatureMap], projectors: nn.Module, unfreeze: str = "") -> None:
         """On the first batch with valid tokens: does gradient reach trainable parameters from every depth?
+
+        Args:
+            students: Visual tokens by depth.
+            projectors: The projectors, watched from then on.
+            unfreeze: What this policy calls the options that unfreeze what is below a tap.
 
         Raises:
             GradientError: It does not.
@@ -159,8 +164,8 @@ class SelfCheck:
                 raise GradientError(
                     f"The gradient of the visual tokens at depth {depth} reaches no trainable parameter of the policy: "
                     "alignment would train the projector alone.",
-                    "Unfreeze what lies before that depth (SmolVLA: train_expert_only=False or "
-                    "freeze_vision_encoder=False), put LoRA on those layers, or choose a depth after trainable layers.",
+                    f"Unfreeze what lies before that depth{f' ({unfreeze})' if unfreeze else ''}, put LoRA on those "
+                    "layers, or choose a depth after trainable layers.",
                 )
             parameter = next((p for p in projectors.parameters() if p.requires_grad), None)
             if self._watch is None and parameter is not None:

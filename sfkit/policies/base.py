@@ -94,6 +94,13 @@ class PolicyAdapter(Configured, ABC):
         """
         return ""
 
+    def how_to_unfreeze(self) -> str:
+        """Options of the policy that let gradient reach what is below a tap, such as ``"tune_llm=True"``.
+
+        Shown in the error that stops a run whose backbone is frozen.
+        """
+        return ""
+
     def loss(self, output: Any) -> Tensor | None:
         """The policy's own loss in what forward returned; None where it computes none."""
         return find_loss(output)

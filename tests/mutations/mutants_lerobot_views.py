@@ -5,6 +5,7 @@ from __future__ import annotations
 from mutant import Mutant, in_file
 
 BASE = "plugins/sfkit-lerobot/src/sfkit_lerobot/base.py"
+PREFIX = "plugins/sfkit-lerobot/src/sfkit_lerobot/prefix.py"
 CAMERAS = "plugins/sfkit-lerobot/src/sfkit_lerobot/cameras.py"
 DATASET = "plugins/sfkit-lerobot/src/sfkit_lerobot/dataset.py"
 LETTERBOX = "plugins/sfkit-lerobot/src/sfkit_lerobot/letterbox.py"
@@ -26,7 +27,7 @@ LEROBOT_VIEWS = (
     Mutant(
         fault=16,
         what="the length of the sequence is not looked at",
-        file=BASE,
+        file=PREFIX,
         old="(expected is not None and hidden.shape[1] != expected)",
         new="False",
         tests=in_file(T_VIEWS, ["test_fault_16_a_sequence_of_another_length_is_an_error"]),
@@ -51,7 +52,7 @@ LEROBOT_VIEWS = (
     Mutant(
         fault=20,
         what="the grid of tokens has rows and columns exchanged",
-        file=BASE,
+        file=PREFIX,
         old="FeatureMap(visual.reshape(len(hidden), v, *layout.grid, -1),",
         new="FeatureMap(visual.reshape(len(hidden), v, *layout.grid, -1).transpose(2, 3),",
         tests=(
@@ -74,8 +75,8 @@ LEROBOT_VIEWS = (
         fault=24,
         what="padding counts as picture",
         file=BASE,
-        old="return inside.to(images.device) & samples[:, :, None, None]",
-        new="return torch.ones_like(inside).to(images.device) & samples[:, :, None, None]",
+        old="return inside.to(images.device) & present.to(images.device)[:, :, None, None]",
+        new="return torch.ones_like(inside).to(images.device) & present.to(images.device)[:, :, None, None]",
         tests=in_file(
             T_VIEWS,
             ["test_fault_24_the_letterbox_is_where_the_policy_puts_it", "test_fault_24_letterbox_tokens_are_masked"],
@@ -114,7 +115,7 @@ LEROBOT_VIEWS = (
     Mutant(
         fault=25,
         what="views are named in the order of the batch",
-        file=BASE,
+        file=PREFIX,
         old="        keys = list(self.policy.config.image_features)\n",
         new="        keys = sorted(self.policy.config.image_features, key=list(batch).index)\n",
         tests=in_file(T_VIEWS, ["test_fault_25_views_are_in_the_order_of_the_policy_not_of_the_batch"]),
@@ -122,7 +123,7 @@ LEROBOT_VIEWS = (
     Mutant(
         fault=25,
         what="a missing camera keeps its place in the sequence",
-        file=BASE,
+        file=PREFIX,
         old=f"key: self.letterbox({_PRESENT_FIRST}",
         new=f"key: self.letterbox({_PRESENT_FIRST}".replace(" for key in keys if key in batch", "").replace(
             "batch[key].shape[-1]))", "batch[key].shape[-1])) if key in batch else None for key in keys"
@@ -142,7 +143,7 @@ LEROBOT_VIEWS = (
     Mutant(
         fault=26,
         what="the teacher is shown normalised pictures",
-        file=BASE,
+        file=PREFIX,
         old='        if mode == "IDENTITY":\n',
         new="        if True:\n",
         tests=(

@@ -12,7 +12,7 @@ from torch import Tensor
 from sfkit.cameras import CameraRig
 from sfkit.errors import ViewsError
 from sfkit.geometry import resize_matrix, warp_intrinsics, warp_nearest
-from sfkit_lerobot.letterbox import Letterbox
+from sfkit_lerobot.letterbox import Placement
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,11 @@ class ViewGeometry:
 
 
 def view_geometry(
-    rig: CameraRig | None, batch: Mapping[str, Any], boxes: Mapping[str, Letterbox | None], like: Tensor
+    rig: CameraRig | None,
+    batch: Mapping[str, Any],
+    boxes: Mapping[str, Placement | None],
+    like: Tensor,
+    frame: int = -1,
 ) -> ViewGeometry:
     """Depth, intrinsics and poses of the views.
 
@@ -37,12 +41,15 @@ def view_geometry(
         batch: The batch of the policy's forward.
         boxes: How each camera's picture became a view, in the order of the views; None for a camera that is missing.
         like: ``(b, v, 3, h, w)`` pictures, for sizes and device.
+        frame: Which of several time steps of a depth map is the present one.
     """
     if rig is None:
         return ViewGeometry(None, None, None)
     calibrated = {key: box for key, box in boxes.items() if box is not None and key in rig.cameras}
     b, (h, w) = like.shape[0], like.shape[-2:]
-    depth = {key: found for key, box in calibrated.items() if (found := _depth(rig, batch, key, box)) is not None}
+    depth = {
+        key: found for key, box in calibrated.items() if (found := _depth(rig, batch, key, box, frame)) is not None
+    }
     intrinsics = {
         key: warp_intrinsics(rig.intrinsics(key, box.source), box.matrix).to(like.device).expand(b, 3, 3)
         for key, box in calibrated.items()
@@ -62,19 +69,19 @@ def _stack(boxes: Mapping[str, Any], found: Mapping[str, Tensor], otherwise: Ten
     return torch.stack([found.get(key, otherwise) for key in boxes], 1) if found else None
 
 
-def _depth(rig: CameraRig, batch: Mapping[str, Any], key: str, box: Letterbox) -> Tensor | None:
+def _depth(rig: CameraRig, batch: Mapping[str, Any], key: str, box: Placement, frame: int) -> Tensor | None:
     """``(b, h, w)`` metres in the view, or None where the batch has no map for this camera."""
     depth_key = rig.cameras[key].depth_key
     if depth_key is None or depth_key not in batch:
         return None
-    depth = depth_map(batch[depth_key], depth_key)
+    depth = depth_map(batch[depth_key], depth_key, frame)
     # The map may be of another size than the picture, of the same field of view.
     to_view = box.matrix @ resize_matrix((depth.shape[-2], depth.shape[-1]), box.source)
     return warp_nearest(depth, to_view, box.view).float() * rig.depth_scale(key)
 
 
-def depth_map(value: Tensor, key: str) -> Tensor:
-    """``(b, h, w)`` from what a batch holds: with or without a channel, the last of several time steps.
+def depth_map(value: Tensor, key: str, frame: int = -1) -> Tensor:
+    """``(b, h, w)`` from what a batch holds: with or without a channel, the present one of several time steps.
 
     Raises:
         ViewsError: Another shape, or a precision in which depth is too coarse.
@@ -85,7 +92,7 @@ def depth_map(value: Tensor, key: str) -> Tensor:
             "Keep the batch in float32: cast the model, not its inputs (FSDP2: cast_forward_inputs=False).",
         )
     if value.ndim == 5 and value.shape[2] == 1:
-        return value[:, -1, 0]
+        return value[:, frame, 0]
     if value.ndim == 4 and value.shape[1] == 1:
         return value[:, 0]
     if value.ndim == 3:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,6 +11,26 @@ from torch import Tensor
 from sfkit.geometry import resize_matrix
 
 Size = tuple[int, int]
+
+
+class Placement(Protocol):
+    """Where the pixels of a picture are in the view. Sizes are height and width."""
+
+    @property
+    def source(self) -> Size:
+        """Size of the picture in the batch."""
+
+    @property
+    def view(self) -> Size:
+        """Size of the view."""
+
+    @property
+    def matrix(self) -> Tensor:
+        """``(3, 3)`` float32: pixel of the picture to pixel of the view."""
+
+    @property
+    def valid(self) -> Tensor:
+        """``(h, w)`` bool: False where the view shows nothing of the picture."""
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from sfkit.component import AnyOptions
 from sfkit.errors import AdapterError, ViewsError
-from sfkit_lerobot.base import LeRobotAdapter, TokenLayout
 from sfkit_lerobot.letterbox import Letterbox, Size, pad_around
+from sfkit_lerobot.prefix import PrefixAdapter, TokenLayout
 
 _TOLERANCE = 1e-3
 
 
-class PI0Adapter(LeRobotAdapter):
+class PI0Adapter(PrefixAdapter):
     """Sequence: the views that are there, then the missing ones (masked), then text."""
 
     name = "pi0"
@@ -32,6 +32,9 @@ class PI0Adapter(LeRobotAdapter):
             self._range_is_checked = True
         images, masks = self.policy._preprocess_images(batch)
         return images, masks
+
+    def how_to_unfreeze(self) -> str:
+        return "train_expert_only=False" if hasattr(self.policy.config, "train_expert_only") else ""
 
     def letterbox(self, source: Size) -> Letterbox:
         return pad_around(source, self._view_size())

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from sfkit.component import AnyOptions
 from sfkit.errors import AdapterError
-from sfkit_lerobot.base import LeRobotAdapter, TokenLayout
 from sfkit_lerobot.letterbox import Letterbox, Size, pad_top_left, unchanged
+from sfkit_lerobot.prefix import PrefixAdapter, TokenLayout
 
 
-class SmolVLAAdapter(LeRobotAdapter):
+class SmolVLAAdapter(PrefixAdapter):
     """Sequence: the views, each with its markers if ``add_image_special_tokens``, then text, then the state.
 
     A missing camera is a view only for the first ``empty_cameras`` of them; the others are not in the sequence.
@@ -31,6 +31,9 @@ class SmolVLAAdapter(LeRobotAdapter):
     def prepare(self, batch: Mapping[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
         images, masks = self.policy.prepare_images(batch)
         return images, masks
+
+    def how_to_unfreeze(self) -> str:
+        return "train_expert_only=False or freeze_vision_encoder=False"
 
     def letterbox(self, source: Size) -> Letterbox:
         view = self._view_size()
