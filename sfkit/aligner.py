@@ -15,6 +15,7 @@ from sfkit.alignment.checks import SelfCheck, check_views
 from sfkit.alignment.step import Alignment, align
 from sfkit.alignment.tap import Tap
 from sfkit.errors import LossError, SfkitWarning
+from sfkit.notices import notice
 from sfkit.pairing import Plan
 from sfkit.policies.base import ForwardCall
 from sfkit.policies.loss import add_per_sample
@@ -42,6 +43,7 @@ class Aligner(nn.Module):
         self.hosts = plan.hosts
         self.projectors = nn.ModuleList(plan.projectors)
         self.weight = plan.config.weight
+        self.schedule = plan.schedule
         self.grad_accumulation = grad_accumulation
         self.enabled = True
         self.companions: list[Callable[[Any], None]] = []
@@ -49,6 +51,7 @@ class Aligner(nn.Module):
         self._check = SelfCheck(enabled=plan.config.self_check)
         self._last: dict[str, Tensor] = {}
         self._warned: set[str] = set()
+        self._ended = False
         self.taps = {depth: Tap(depth, self.adapter.tap(depth)) for depth in sorted({p.depth for p in self.pairs})}
 
     def around(
@@ -58,6 +61,10 @@ class Aligner(nn.Module):
         if not (self.enabled and self.weight and policy.training and torch.is_grad_enabled()):
             self._warn_if_left_in_eval(policy)
             return self._anchored(forward(*args, **kwargs), training=policy.training)
+        factor = self.schedule.factor(self.step)
+        if not factor:
+            return self._resting(forward(*args, **kwargs))
+        self._ended = False
         for tap in self.taps.values():
             tap.arm()
         try:
@@ -67,9 +74,16 @@ class Aligner(nn.Module):
             # Before backward, where activation checkpointing fires the taps again.
             for tap in self.taps.values():
                 tap.disarm()
-        return self._join(args, kwargs, output, hidden)
+        return self._join(args, kwargs, output, hidden, factor * self.weight)
 
-    def _join(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, hidden: Mapping[int, Tensor]) -> Any:
+    @property
+    def step(self) -> int:
+        """The schedule's step: training calls of ``forward`` so far, in groups of ``grad_accumulation``."""
+        return self.steps // (self.grad_accumulation or 1)
+
+    def _join(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, hidden: Mapping[int, Tensor], weight: float
+    ) -> Any:
         bound = _signature(type(self.adapter.policy).forward).bind(self.adapter.policy, *args, **kwargs)
         bound.apply_defaults()
         call = ForwardCall(bound.arguments, output)
@@ -82,18 +96,43 @@ class Aligner(nn.Module):
             )
         share = self._share_of_the_step({**bound.arguments, **kwargs})
         result: Alignment = self(call, hidden)
-        self.steps += 1
-        joined = add_per_sample(loss, self.weight * share * result.loss)
+        self._count_step()
+        joined = add_per_sample(loss, weight * share * result.loss)
         self._last = {
             "action_loss": loss.detach().float().mean(),
             "sf_loss": result.loss.detach().mean(),
             "sf_cosine": result.cosine,
-            "sf_weight": torch.tensor(self.weight),
+            "sf_weight": torch.tensor(weight),
             "valid_tokens": result.valid,
         }
         if self.steps % _LOOK_EVERY == 1:
             self._warn_if_nothing_valid(result.valid)
         return self.adapter.with_loss(call.output, joined, {key: self._last[key] for key in _LOGGED})
+
+    def _count_step(self) -> None:
+        # Also where nothing is aligned: ranks that sit out, and the steps of a schedule, must not fall behind.
+        self.steps += 1
+
+    def _resting(self, output: Any) -> Any:
+        """A training step at which the schedule's factor is 0: no teacher runs, and the logs say so."""
+        if self.schedule.over(self.step):
+            self._free_teachers()
+        output = self._anchored(output, training=True)
+        loss = self.adapter.loss(output)
+        if loss is None:
+            return output
+        action = loss.detach().float().mean()
+        logs = {"action_loss": action, "sf_weight": torch.tensor(0.0)}
+        return self.adapter.with_loss(output, loss, logs)
+
+    def _free_teachers(self) -> None:
+        """The weight is 0 for good: the memory of the teachers is of use to somebody else."""
+        if self._ended:
+            return
+        self._ended = True
+        for host in self.hosts:
+            host.release()
+        notice(f"At step {self.step} the schedule ({self.schedule.describe()}) has ended: nothing is aligned any more.")
 
     def _share_of_the_step(self, arguments: Mapping[str, Any]) -> float:
         """What part of an optimizer step this call is, as far as the policy's own loss already accounts for it.
@@ -150,13 +189,17 @@ class Aligner(nn.Module):
         DDP otherwise stops with "expected to have finished reduction", or hangs when only some ranks skip. Adding
         zero times a parameter leaves the loss bit-identical. A single process needs none of it.
         """
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if not (distributed and training and torch.is_grad_enabled()):
+        if not (training and torch.is_grad_enabled()):
             return output
-        for host in self.hosts:
-            host.sit_out()
-        for _ in self.pairs:
-            self.objective.sit_out()
+        ended = self.schedule.over(self.step)
+        self._count_step()
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return output
+        if not ended:
+            for host in self.hosts:
+                host.sit_out()
+            for _ in self.pairs:
+                self.objective.sit_out()
         loss = self.adapter.loss(output)
         if loss is None or not loss.requires_grad:
             return output
@@ -196,6 +239,8 @@ class Aligner(nn.Module):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[f"{prefix}step"] = torch.tensor(self.steps)
+        for key, figure in self.schedule.state().items():
+            destination[f"{prefix}schedule.{key}"] = torch.tensor(figure, dtype=torch.float64)
         for index, host in enumerate(self.hosts):
             for key, value in host.teacher.state().items():
                 destination[f"{prefix}teachers.{index}.{key}"] = value
@@ -209,6 +254,9 @@ class Aligner(nn.Module):
                 "sfkit: the checkpoint has no projector; the present one was kept.", SfkitWarning, stacklevel=2
             )
         self.steps = int(state_dict.pop(f"{prefix}step", self.steps))
+        own = f"{prefix}schedule."
+        kept = [key for key in state_dict if key.startswith(own)]
+        self.schedule.load_state({key[len(own) :]: float(state_dict.pop(key)) for key in kept})
         for index, host in enumerate(self.hosts):
             own = f"{prefix}teachers.{index}."
             state = {key[len(own) :]: state_dict.pop(key) for key in ours if key.startswith(own)}

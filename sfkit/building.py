@@ -7,13 +7,14 @@ from typing import Any, TypeAlias, TypeVar, cast
 
 from torch import nn
 
-from sfkit.config import ComponentSpec
+from sfkit.config import ComponentSpec, one_or_several
 from sfkit.errors import AdapterError, ConfigError, WrapError
 from sfkit.objectives.base import Objective
 from sfkit.policies.base import PolicyAdapter
 from sfkit.projectors.base import Projector
 from sfkit.registry import default_registry
 from sfkit.rng import own_rng
+from sfkit.schedules.base import Product, Schedule
 from sfkit.teachers.base import Teacher
 from sfkit.transforms.base import Transform
 from sfkit.transforms.resample import ResampleTransform
@@ -94,6 +95,23 @@ def _build_transform(value: Named | Transform, dim: int) -> Transform:
     spec = ComponentSpec.of(value)
     entry = default_registry().get("transform", spec.name)
     return _expect(entry.load()(dim, entry.options_of(spec.name, spec.options)), Transform, spec.name)
+
+
+def build_schedule(value: Named | Schedule | Sequence[Named | Schedule]) -> Product:
+    """The schedules that apply together, from one or several names, names with options, or instances.
+
+    Raises:
+        ConfigError: An unknown name or bad option, or they leave no step to align.
+    """
+    built = []
+    for item in one_or_several(value):
+        if isinstance(item, Schedule):
+            built.append(item)
+            continue
+        spec = ComponentSpec.of(item)
+        entry = default_registry().get("schedule", spec.name)
+        built.append(_expect(entry.load()(entry.options_of(spec.name, spec.options)), Schedule, spec.name))
+    return Product(built)
 
 
 def build_adapter(policy: nn.Module, value: Named | PolicyAdapter | None) -> PolicyAdapter:

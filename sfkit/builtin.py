@@ -122,3 +122,43 @@ def register_transforms(register: Register) -> None:
         name="spatial-norm",
         summary="each channel standardised over the patches of a view (iREPA)",
     )
+
+
+@hookimpl
+def register_schedules(register: Register) -> None:
+    register(
+        "sfkit.schedules.constant:ConstantSchedule",
+        name="constant",
+        summary="the same weight throughout (Spatial Forcing)",
+    )
+    register(
+        "sfkit.schedules.cosine:CosineSchedule",
+        name="cosine",
+        summary="falls along half a cosine",
+        argument="steps",
+    )
+    register(
+        "sfkit.schedules.every:EverySchedule",
+        name="every",
+        summary="align at one step of n; the teacher rests in between",
+        argument="n",
+    )
+    register(
+        "sfkit.schedules.linear:LinearSchedule",
+        name="linear",
+        summary="falls linearly",
+        argument="steps",
+    )
+    register(
+        "sfkit.schedules.stop:StopSchedule",
+        name="stop",
+        summary="full weight until a step, none from there on (HASTE)",
+        argument="at",
+        placeholder="step",
+    )
+    register(
+        "sfkit.schedules.warm_up:WarmUpSchedule",
+        name="warm-up",
+        summary="rises linearly from the first step",
+        argument="steps",
+    )

@@ -179,6 +179,7 @@ def wrap_arguments(config: SpatialForcingConfig) -> dict[str, Any]:
         "transforms": list(config.transforms),
         "adapter": config.adapter,
         "weight": config.weight,
+        "schedule": list(config.schedule),
         "seed": config.seed,
         "self_check": config.self_check,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -60,6 +60,14 @@ class ComponentSpec(Options):
         )
 
 
+def one_or_several(value: Any) -> tuple[Any, ...]:
+    """A list of components as it is, and a single one (a name, or a name with options) as a list of one."""
+    named = isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], Mapping)
+    if named or isinstance(value, (str, Mapping, BaseModel)) or not isinstance(value, Iterable):
+        return (value,)
+    return tuple(value)
+
+
 class PairConfig(Options):
     """One alignment: a student depth, and the teacher features that it is aligned with."""
 
@@ -85,6 +93,9 @@ class SpatialForcingConfig(Options):
         default=(), description="What is done to the teacher's features before the comparison, in order."
     )
     weight: float = Field(default=0.5, ge=0, description="Weight of the alignment loss beside the action loss.")
+    schedule: tuple[ComponentSpec, ...] = Field(
+        default=(), description="Factors on the weight, step by step: cosine:10000, or several that multiply."
+    )
     seed: int = Field(default=0, ge=0, description="Seed of the projector's own random generator.")
     self_check: bool = Field(default=True, description="Check on the first batches that alignment really trains.")
 
@@ -97,6 +108,17 @@ class SpatialForcingConfig(Options):
     @classmethod
     def _read_components(cls, value: Any) -> Any:
         return tuple(ComponentSpec.of(item) for item in value)
+
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _read_schedule(cls, value: Any) -> Any:
+        return tuple(ComponentSpec.of(item) for item in one_or_several(value))
+
+    @model_validator(mode="after")
+    def _a_schedule_needs_a_weight(self) -> Self:
+        if self.weight == 0 and any(item.name != "constant" for item in self.schedule):
+            raise ValueError("weight is 0, so a schedule has nothing to scale; give a weight, or no schedule")
+        return self
 
     @model_validator(mode="after")
     def _no_duplicate_pairs(self) -> Self:

@@ -22,6 +22,7 @@ from sfkit.objectives.base import Objective
 from sfkit.pairing import Pair, make_plan
 from sfkit.policies.base import PolicyAdapter
 from sfkit.projectors.base import Projector
+from sfkit.schedules.base import Schedule
 from sfkit.teachers.base import Teacher, licence_note
 from sfkit.transforms.base import Transform
 
@@ -43,6 +44,7 @@ class SpatialForcing(Aligner):
         depth: int | None = None,
         layer: int | None = None,
         weight: float = 0.5,
+        schedule: Named | Schedule | Sequence[Named | Schedule] = "constant",
         objective: Named | Objective = "cosine",
         projector: Named | Projector = "mlp",
         transforms: Sequence[Named | Transform] = (),
@@ -64,6 +66,9 @@ class SpatialForcing(Aligner):
             depth: Residual stream after this many blocks; None takes the adapter's default.
             layer: The teacher's layer, 1 to its number of layers; None takes the teacher's default.
             weight: Weight of the alignment loss.
+            schedule: Factors on the weight, step by step: a name (``"stop:5000"``), a name with options
+                (``("cosine", {"steps": 10000})``), an instance, or a list of several, whose factors multiply. Steps
+                are training calls of ``forward``, or with ``grad_accumulation`` groups of that many.
             objective: Name, name with options, or instance.
             projector: Name, name with options, or (for a single pair) an instance.
             transforms: What to do to the teacher's features before the comparison, in order: names, names with options,
@@ -73,8 +78,9 @@ class SpatialForcing(Aligner):
                 or mappings with those keys; ``layer`` and ``weight`` may be left out.
             adapter: Only needed when the policy's class is not recognised, or to give options.
             cameras: Calibration and poses, for teachers that need geometry.
-            grad_accumulation: Batches for each optimizer step; only needed where the trainer hands the policy
-                ``num_items_in_batch`` (HF Trainer), by which the policy's own loss is scaled already.
+            grad_accumulation: Batches for each optimizer step; needed where the trainer hands the policy
+                ``num_items_in_batch`` (HF Trainer), by which the policy's own loss is scaled already, and for a
+                schedule in optimizer steps.
             seed: Seed of the projector's own generator; the global random state is left alone.
             self_check: Verify on the first batches that alignment really trains.
 
@@ -94,7 +100,8 @@ class SpatialForcing(Aligner):
         leave_to_python()
         plan = make_plan(
             build_adapter(policy, adapter),
-            teacher=teacher, depth=depth, layer=layer, weight=weight, objective=objective,
+            teacher=teacher, depth=depth, layer=layer, weight=weight, schedule=schedule,
+            objective=objective,
             projector=projector, transforms=transforms, pairs=pairs, seed=seed, self_check=self_check,
         )  # fmt: skip
         if cameras is not None:
@@ -192,8 +199,10 @@ class SpatialForcing(Aligner):
         inner = f"({inner})" if len(terms) > 1 else inner
         licences = ", ".join(sorted({f"{host.teacher.name}: {host.teacher.license}" for host in self.hosts}))
         size = sum(parameter.numel() for parameter in self.projectors.parameters()) / 1e6
+        schedule = "" if self.schedule.describe() == "constant" else f" × {self.schedule.describe()}"
         return (
-            f"loss = action + {self.weight:g} × {inner}, projector {size:.1f} M parameters, teacher licence {licences}"
+            f"loss = action + {self.weight:g}{schedule} × {inner}, projector {size:.1f} M parameters, "
+            f"teacher licence {licences}"
         )
 
     def licence_notes(self) -> list[str]:
@@ -219,6 +228,8 @@ class SpatialForcing(Aligner):
             pairs=tuple(self._pair_status(pair) for pair in self.pairs),
             objective=self.objective.name,
             weight=self.weight,
+            schedule=self.schedule.describe(),
+            factor=self.schedule.factor(self.step),
             enabled=self.enabled,
             training=self.training,
             projector_parameters=sum(parameter.numel() for parameter in self.projectors.parameters()),

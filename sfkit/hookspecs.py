@@ -51,6 +51,11 @@ def register_transforms(register: Register) -> None:
 
 
 @hookspec
+def register_schedules(register: Register) -> None:
+    """Register schedules of the weight (subclasses of :class:`sfkit.schedules.base.Schedule`)."""
+
+
+@hookspec
 def register_parity(register: Register) -> None:
     """Register readers of fixtures (subclasses of :class:`sfkit.parity.TrunkParity`), by the ``model`` they name."""
 

@@ -9,13 +9,21 @@ from typing import Any
 from torch import nn
 
 from sfkit.alignment.host import TeacherHost
-from sfkit.building import Named, build_objective, build_projector, build_teacher, build_transforms
+from sfkit.building import (
+    Named,
+    build_objective,
+    build_projector,
+    build_schedule,
+    build_teacher,
+    build_transforms,
+)
 from sfkit.config import ComponentSpec, PairConfig, SpatialForcingConfig
 from sfkit.errors import ConfigError
 from sfkit.objectives.base import Objective
 from sfkit.policies.base import PolicyAdapter
 from sfkit.projectors.base import Projector
 from sfkit.rng import own_rng
+from sfkit.schedules.base import Product, Schedule
 from sfkit.teachers.base import Teacher
 from sfkit.transforms.base import Transform
 
@@ -43,6 +51,7 @@ class Plan:
     pairs: tuple[Pair, ...]
     hosts: tuple[TeacherHost, ...]
     projectors: tuple[Projector, ...]
+    schedule: Product
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,7 @@ def make_plan(
     objective: Named | Objective,
     projector: Named | Projector,
     transforms: Sequence[Named | Transform] = (),
+    schedule: Named | Schedule | Sequence[Named | Schedule] = (),
     pairs: Sequence[Any] | None,
     seed: int,
     self_check: bool,
@@ -78,6 +88,7 @@ def make_plan(
     if any(isinstance(transform, Transform) for transform in transforms) and len(wishes) > 1:
         raise ConfigError("A transform instance serves one pair only.", "Give its name: each pair gets its own.")
     built_objective = build_objective(objective)
+    built_schedule = build_schedule(schedule)
     hosts: list[TeacherHost] = []
     resolved: list[Pair] = []
     for wish in wishes:
@@ -103,11 +114,12 @@ def make_plan(
             "projector": projectors[0].spec,
             "transforms": [transform.spec for transform in projectors[0].target_transforms],
             "weight": weight,
+            "schedule": [item.spec for item in built_schedule],
             "seed": seed,
             "self_check": self_check,
         },
     )
-    return Plan(config, adapter, built_objective, tuple(resolved), tuple(hosts), projectors)
+    return Plan(config, adapter, built_objective, tuple(resolved), tuple(hosts), projectors, built_schedule)
 
 
 def _projector(

@@ -18,7 +18,7 @@ import pluggy
 from sfkit import SFKIT_API, hookspecs
 from sfkit.errors import ConfigError, PluginError, UnknownNameError, did_you_mean
 
-Kind = Literal["teacher", "policy", "objective", "projector", "transform", "parity", "command"]
+Kind = Literal["teacher", "policy", "objective", "projector", "transform", "schedule", "parity", "command"]
 
 _HOOKS: Mapping[Kind, str] = {
     "teacher": "register_teachers",
@@ -26,6 +26,7 @@ _HOOKS: Mapping[Kind, str] = {
     "objective": "register_objectives",
     "projector": "register_projectors",
     "transform": "register_transforms",
+    "schedule": "register_schedules",
     "parity": "register_parity",
     "command": "register_commands",
 }
@@ -93,7 +94,7 @@ class Entry:
             return dict(options)
         _, argument = split_name(name)
         given = options.get(self.argument)
-        if not (argument or given):
+        if not argument and given in (None, ""):
             raise ConfigError(
                 f"{self.kind.capitalize()} {self.name!r} needs to know which: its name has the form {self.form}.",
                 f'Write "{self.form}", or give the option {self.argument}.',

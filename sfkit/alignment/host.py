@@ -87,6 +87,10 @@ class TeacherHost:
         """Take part in what all ranks do together, in a training step in which this rank does not align."""
         self.teacher.observe(None)
 
+    def release(self) -> None:
+        """Let go of the network; it is loaded again if it is asked for again."""
+        self._model, self._loaded, self._device = None, False, None
+
     def _place(self, views: Views, layers: Sequence[int]) -> nn.Module | None:
         device = views.images.device
         if not self._loaded:

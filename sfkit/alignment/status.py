@@ -29,11 +29,13 @@ class Status:
         adapter: Adapter name.
         pairs: What is aligned with what, and how often each tap fired in the last forward.
         objective: Objective name.
-        weight: Weight of the alignment loss.
+        weight: Weight of the alignment loss, before its schedule.
+        schedule: The schedule, in words.
+        factor: By which the schedule multiplies the weight at the coming step.
         enabled: False inside ``SpatialForcing.disabled``.
         training: Whether the policy is in training mode.
         projector_parameters: Trainable values that are added for training.
-        steps: Aligned steps so far.
+        steps: Training calls of ``forward`` so far, aligned or not.
         teacher_runs: How often teachers ran.
         metrics: ``action_loss``, ``sf_loss``, ``sf_cosine``, ``sf_weight``, ``valid_tokens`` of the last aligned step.
         reaches_policy: Whether gradient reaches trainable parameters of the policy; None: not known yet.
@@ -45,6 +47,8 @@ class Status:
     pairs: tuple[PairStatus, ...]
     objective: str
     weight: float
+    schedule: str
+    factor: float
     enabled: bool
     training: bool
     projector_parameters: int
@@ -59,7 +63,7 @@ class Status:
         return asdict(self)
 
     def __str__(self) -> str:
-        state = "aligning" if self.enabled and self.training and self.weight else "idle"
+        state = "aligning" if self.enabled and self.training and self.weight * self.factor else "idle"
         why = "" if state == "aligning" else f" ({self._idle_reason()})"
         lines = [f"{self.policy}, adapter {self.adapter}: {state}{why}, {self.steps} steps so far"]
         for pair in self.pairs:
@@ -68,6 +72,8 @@ class Status:
                 f"weight {pair.weight:g}, tap {pair.tap} fired {pair.fired}x in the last forward"
             )
         lines.append(f"  objective {self.objective}, weight {self.weight:g}, {_count(self.projector_parameters)} extra")
+        if self.schedule != "constant":
+            lines.append(f"  schedule {self.schedule}: weight {self.weight * self.factor:.4g} at the coming step")
         if self.metrics:
             shown = ", ".join(f"{key} {_number(value)}" for key, value in self.metrics.items())
             lines.append(f"  last step: {shown}")
@@ -78,7 +84,9 @@ class Status:
     def _idle_reason(self) -> str:
         if not self.enabled:
             return "disabled"
-        return "weight 0" if not self.weight else "the policy is in eval mode"
+        if not self.training:
+            return "the policy is in eval mode"
+        return "the schedule rests" if self.weight else "weight 0"
 
 
 def _known(value: bool | None) -> str:

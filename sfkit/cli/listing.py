@@ -10,7 +10,7 @@ from rich.table import Table
 from sfkit.errors import PluginError
 from sfkit.registry import Entry, Registry
 
-_KINDS = ("teacher", "policy", "objective", "projector", "transform", "parity", "command")
+_KINDS = ("teacher", "policy", "objective", "projector", "transform", "schedule", "parity", "command")
 
 
 def plugins_json(registry: Registry) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mutant import REQUIRED, Edit, Mutant, StaleMutantError, function_of, numbered_tests, numbers_of
 from mutants_depth_anything import DEPTH_ANYTHING
 from mutants_dust3r import DUST3R
+from mutants_health import HEALTH
 from mutants_lerobot_steps import LEROBOT_STEPS
 from mutants_lerobot_taps import LEROBOT_TAPS
 from mutants_lerobot_views import LEROBOT_VIEWS
@@ -48,4 +49,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *VGGT,
     *TRAIN,
     *OBJECTIVES,
+    *HEALTH,
 )

@@ -13,6 +13,7 @@ from lerobot_policy_spatial_forcing import CONFIGS, SpatialForcingOptions
 from lerobot_policy_spatial_forcing.options import read_text
 
 from sfkit import SpatialForcing
+from sfkit.building import build_schedule
 from sfkit.config import SpatialForcingConfig
 from sfkit.errors import ConfigError
 
@@ -62,6 +63,22 @@ def test_a_single_name_stands_for_a_list_of_one() -> None:
     assert parse("--teacher=x", "--transforms=[one, two]").wrap_arguments()["transforms"] == ["one", "two"]
     assert parse('--pairs={"depth": 2, "teacher": "x"}').wrap_arguments()["pairs"] == [{"depth": 2, "teacher": "x"}]
     assert not parse("--teacher=x").wrap_arguments()["transforms"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ([], "constant"),
+        (["--schedule=cosine:100"], "cosine(steps=100)"),
+        (['--schedule={"name": "linear", "steps": 9, "to": 0.1}'], "linear(steps=9, to=0.1)"),
+        (['--schedule=["warm-up:5", {"name": "stop", "at": 50}]'], "warm-up(steps=5) × stop(at=50)"),
+        (["--schedule=[warm-up:5, every:2]"], "warm-up(steps=5) × every(n=2)"),
+    ],
+)
+def test_a_schedule_is_a_name_or_json_and_reads_back(flags, told) -> None:
+    block = parse("--teacher=x", *flags)
+    for made in (block, draccus.decode(SpatialForcingOptions, draccus.encode(block))):
+        assert build_schedule(made.wrap_arguments()["schedule"]).describe() == told
 
 
 @given(

@@ -1,0 +1,1 @@
+"""Schedules: how the weight of the alignment loss changes over a run."""
