@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from sfkit.alignment.checks import SelfCheck, check_views
 from sfkit.alignment.step import Alignment, align
-from sfkit.alignment.tap import Tap
+from sfkit.alignment.tap import Captured, tap_at, tokens_at
+from sfkit.config import Depth
 from sfkit.errors import LossError, SfkitWarning
 from sfkit.notices import notice
 from sfkit.pairing import Plan
@@ -52,7 +53,7 @@ class Aligner(nn.Module):
         self._last: dict[str, Tensor] = {}
         self._warned: set[str] = set()
         self._ended = False
-        self.taps = {depth: Tap(depth, self.adapter.tap(depth)) for depth in sorted({p.depth for p in self.pairs})}
+        self.taps = {depth: tap_at(self.adapter, depth) for depth in dict.fromkeys(p.depth for p in self.pairs)}
 
     def around(
         self, policy: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -82,7 +83,12 @@ class Aligner(nn.Module):
         return self.steps // (self.grad_accumulation or 1)
 
     def _join(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, hidden: Mapping[int, Tensor], weight: float
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Any,
+        hidden: Mapping[Depth, Captured],
+        weight: float,
     ) -> Any:
         bound = _signature(type(self.adapter.policy).forward).bind(self.adapter.policy, *args, **kwargs)
         bound.apply_defaults()
@@ -150,35 +156,38 @@ class Aligner(nn.Module):
             )
         return 1.0 / self.grad_accumulation
 
-    def forward(self, call: ForwardCall, hidden: Mapping[int, Tensor]) -> Alignment:
-        """Align one batch: the sum over pairs of ``pair weight * objective``, for each sample."""
+    def forward(self, call: ForwardCall, hidden: Mapping[Depth, Captured]) -> Alignment:
+        """Align one batch: the sum (or mean) over pairs of ``pair weight * objective``, for each sample."""
         self._check.before(self.projectors)
         with torch.no_grad():
             views = self.adapter.views(call)
-        students = {depth: self.adapter.visual_tokens(state, views) for depth, state in hidden.items()}
+        students = {depth: tokens_at(self.adapter, depth, state, views) for depth, state in hidden.items()}
         if self._check.first_batch:
             check_views(views)
             if any(bool(student.mask.any()) for student in students.values()):
                 self._check.tokens(students, self.projectors, self.adapter.how_to_unfreeze())
         targets = self._targets(call, views, students)
         results = [
-            align(students[pair.depth], target, projector, self.objective)
+            align(students[pair.depth], target, projector, pair.objective)
             for pair, target, projector in zip(self.pairs, targets, self._projectors(), strict=True)
         ]
-        loss = torch.stack([pair.weight * result.loss for pair, result in zip(self.pairs, results, strict=True)]).sum(0)
+        losses = torch.stack([pair.weight * result.loss for pair, result in zip(self.pairs, results, strict=True)])
+        loss = losses.mean(0) if self.config.pair_reduction == "mean" else losses.sum(0)
         cosine = torch.stack([result.cosine for result in results]).mean()
         return Alignment(loss, cosine, torch.stack([result.valid for result in results]).mean())
 
-    def _targets(self, call: ForwardCall, views: Views, students: Mapping[int, FeatureMap]) -> list[FeatureMap]:
-        """One target for each pair, from one run of each teacher."""
+    def _targets(self, call: ForwardCall, views: Views, students: Mapping[Depth, FeatureMap]) -> list[FeatureMap]:
+        """One target for each pair, from one run of each teacher on each moment that is asked for."""
         explain = functools.partial(self.adapter.explain_missing, call=call)
-        found: dict[tuple[int, int], FeatureMap] = {}
-        for index, host in enumerate(self.hosts):
-            mine = [pair for pair in self.pairs if pair.host == index]
+        found: dict[tuple[int, int, int], FeatureMap] = {}
+        for index, future in dict.fromkeys((pair.host, pair.future) for pair in self.pairs):
+            mine = [pair for pair in self.pairs if (pair.host, pair.future) == (index, future)]
             layers = sorted({pair.layer for pair in mine})
-            maps = host.features(views, layers, students[mine[0].depth].grid, explain)
-            found.update({(index, layer): features for layer, features in zip(layers, maps, strict=True)})
-        return [found[pair.host, pair.layer] for pair in self.pairs]
+            with torch.no_grad():
+                seen = self.adapter.future_views(call, future) if future else views
+            maps = self.hosts[index].features(seen, layers, students[mine[0].depth].grid, explain)
+            found.update({(index, future, layer): one for layer, one in zip(layers, maps, strict=True)})
+        return [found[pair.host, pair.future, pair.layer] for pair in self.pairs]
 
     def _projectors(self) -> Iterable[Projector]:
         return self.projectors  # type: ignore[return-value]
@@ -196,10 +205,10 @@ class Aligner(nn.Module):
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return output
         if not ended:
-            for host in self.hosts:
-                host.sit_out()
-            for _ in self.pairs:
-                self.objective.sit_out()
+            for index, _ in dict.fromkeys((pair.host, pair.future) for pair in self.pairs):
+                self.hosts[index].sit_out()
+            for pair in self.pairs:
+                pair.objective.sit_out()
         loss = self.adapter.loss(output)
         if loss is None or not loss.requires_grad:
             return output

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sfkit import __version__
+from sfkit.alignment.tap import depth_name
 from sfkit.config import SpatialForcingConfig
 from sfkit.errors import CheckpointError, ConfigError
 from sfkit.teachers.base import Teacher, licence_note
@@ -59,7 +60,7 @@ def save(
 def _readme(config: SpatialForcingConfig, teachers: Sequence[Teacher]) -> str:
     """What a reader of the published folder must know."""
     pairs = "\n".join(
-        f"- depth {pair.depth} of the policy with layer {pair.layer} of teacher `{pair.teacher.name}`"
+        f"- {depth_name(pair.depth)} of the policy with layer {pair.layer} of teacher `{pair.teacher.name}`"
         for pair in config.pairs
     )
     sources = "\n".join(
@@ -176,6 +177,8 @@ def wrap_arguments(config: SpatialForcingConfig) -> dict[str, Any]:
         "pairs": list(config.pairs),
         "objective": config.objective,
         "projector": config.projector,
+        "shared_projector": config.shared_projector,
+        "pair_reduction": config.pair_reduction,
         "transforms": list(config.transforms),
         "adapter": config.adapter,
         "weight": config.weight,

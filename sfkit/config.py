@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from typing_extensions import Self
 
 from sfkit.errors import ConfigError, did_you_mean
+
+#: Where the student is tapped: after so many decoder blocks, or at :data:`ENCODER`.
+Depth: TypeAlias = "int | str"
+
+#: Instead of a depth: what the policy's vision tower gives, before the language model.
+ENCODER = "encoder"
 
 
 class Options(BaseModel):
@@ -71,15 +77,38 @@ def one_or_several(value: Any) -> tuple[Any, ...]:
 class PairConfig(Options):
     """One alignment: a student depth, and the teacher features that it is aligned with."""
 
-    depth: int = Field(ge=0, description="Residual stream after this many blocks (0: the embeddings).")
+    depth: int | str = Field(
+        description="Residual stream after this many blocks (0: the embeddings), or 'encoder': what the vision tower "
+        "gives to the language model."
+    )
     teacher: ComponentSpec = Field(description="The teacher of this pair.")
     layer: int = Field(description="The teacher's layer, 1 to its number of layers.")
     weight: float = Field(default=1.0, ge=0, description="Weight of this pair within the alignment loss.")
+    future: int = Field(default=0, ge=0, description="The teacher sees the frame so many steps ahead.")
+    objective: ComponentSpec | None = Field(default=None, description="Of this pair alone, instead of the run's.")
+    projector: ComponentSpec | None = Field(default=None, description="Of this pair alone, instead of the run's.")
+    transforms: tuple[ComponentSpec, ...] | None = Field(
+        default=None, description="Of this pair alone, instead of the run's."
+    )
 
-    @field_validator("teacher", mode="before")
+    @field_validator("depth")
     @classmethod
-    def _read_teacher(cls, value: Any) -> Any:
-        return ComponentSpec.of(value)
+    def _known_depth(cls, value: int | str) -> int | str:
+        if isinstance(value, str) and value != ENCODER:
+            raise ValueError(f"a depth is a number of blocks, or {ENCODER!r}")
+        if not isinstance(value, str) and value < 0:
+            raise ValueError("depths count from 0, the embeddings; none is counted from the end")
+        return value
+
+    @field_validator("teacher", "objective", "projector", mode="before")
+    @classmethod
+    def _read_component(cls, value: Any) -> Any:
+        return None if value is None else ComponentSpec.of(value)
+
+    @field_validator("transforms", mode="before")
+    @classmethod
+    def _read_components(cls, value: Any) -> Any:
+        return None if value is None else tuple(ComponentSpec.of(item) for item in value)
 
 
 class SpatialForcingConfig(Options):
@@ -89,8 +118,15 @@ class SpatialForcingConfig(Options):
     pairs: tuple[PairConfig, ...] = Field(min_length=1, description="What is aligned with what.")
     objective: ComponentSpec = Field(default=ComponentSpec(name="cosine"), description="The alignment objective.")
     projector: ComponentSpec = Field(default=ComponentSpec(name="mlp"), description="Student width to teacher width.")
+    shared_projector: bool = Field(
+        default=False,
+        description="One projector for all pairs, instead of one for each; 'nested' then grows with depth.",
+    )
     transforms: tuple[ComponentSpec, ...] = Field(
         default=(), description="What is done to the teacher's features before the comparison, in order."
+    )
+    pair_reduction: Literal["sum", "mean"] = Field(
+        default="sum", description="Whether the weighted losses of the pairs are added or averaged."
     )
     weight: float = Field(default=0.5, ge=0, description="Weight of the alignment loss beside the action loss.")
     schedule: tuple[ComponentSpec, ...] = Field(
@@ -122,7 +158,9 @@ class SpatialForcingConfig(Options):
 
     @model_validator(mode="after")
     def _no_duplicate_pairs(self) -> Self:
-        seen = [(pair.depth, pair.teacher, pair.layer) for pair in self.pairs]
+        seen = [(pair.depth, pair.teacher, pair.layer, pair.future, pair.objective) for pair in self.pairs]
         if any(seen.count(item) > 1 for item in seen):
             raise ValueError("the same (depth, teacher, layer) is listed twice; give it once with the summed weight")
+        if not any(pair.weight for pair in self.pairs):
+            raise ValueError("the weights of all pairs are 0: nothing would be aligned")
         return self

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from sfkit.alignment.status import PairStatus, Status
 from sfkit.attach import attach, base_of, detach, detached, handle_of, refuse_unwrappable
 from sfkit.building import Named, build_adapter
 from sfkit.cameras import CameraRig
+from sfkit.config import Depth
 from sfkit.errors import GradientError, WrapError
 from sfkit.objectives.base import Objective
 from sfkit.pairing import Pair, make_plan
@@ -41,7 +42,7 @@ class SpatialForcing(Aligner):
         policy: Policy,
         teacher: Named | Teacher | None = None,
         *,
-        depth: int | None = None,
+        depth: Depth | None = None,
         layer: int | None = None,
         weight: float = 0.5,
         schedule: Named | Schedule | Sequence[Named | Schedule] = "constant",
@@ -49,6 +50,8 @@ class SpatialForcing(Aligner):
         projector: Named | Projector = "mlp",
         transforms: Sequence[Named | Transform] = (),
         pairs: Sequence[Any] | None = None,
+        shared_projector: bool = False,
+        pair_reduction: Literal["sum", "mean"] = "sum",
         adapter: Named | PolicyAdapter | None = None,
         cameras: CameraRig | None = None,
         grad_accumulation: int | None = None,
@@ -63,7 +66,8 @@ class SpatialForcing(Aligner):
         Args:
             policy: The policy; inside PEFT, the PeftModel. Changed in place.
             teacher: A registered name, a name with options (``("geometry", {"frame": "world"})``), or an instance.
-            depth: Residual stream after this many blocks; None takes the adapter's default.
+            depth: Residual stream after this many blocks, or ``"encoder"``: what the vision tower gives to the language
+                model. None takes the adapter's default.
             layer: The teacher's layer, 1 to its number of layers; None takes the teacher's default.
             weight: Weight of the alignment loss.
             schedule: Factors on the weight, step by step: a name (``"stop:5000"``), a name with options
@@ -75,7 +79,11 @@ class SpatialForcing(Aligner):
                 or (for a single pair) instances. Applied on the student's grid, unless ``"resample"`` is among them:
                 then what stands before it sees the teacher's own.
             pairs: Instead of ``teacher``, ``depth`` and ``layer``: several ``(depth, teacher, layer, weight)`` tuples
-                or mappings with those keys; ``layer`` and ``weight`` may be left out.
+                or mappings with those keys; ``layer`` and ``weight`` may be left out. A mapping may also hold an
+                ``objective``, a ``projector`` and ``transforms`` of its own, and ``future``: the teacher then sees the
+                frame so many steps ahead. Each teacher runs once for all pairs (and once for each ``future``).
+            shared_projector: One projector for all pairs. ``"nested"`` then grows from pair to pair.
+            pair_reduction: Whether the weighted losses of the pairs are added or averaged.
             adapter: Only needed when the policy's class is not recognised, or to give options.
             cameras: Calibration and poses, for teachers that need geometry.
             grad_accumulation: Batches for each optimizer step; needed where the trainer hands the policy
@@ -100,9 +108,9 @@ class SpatialForcing(Aligner):
         leave_to_python()
         plan = make_plan(
             build_adapter(policy, adapter),
-            teacher=teacher, depth=depth, layer=layer, weight=weight, schedule=schedule,
-            objective=objective,
-            projector=projector, transforms=transforms, pairs=pairs, seed=seed, self_check=self_check,
+            teacher=teacher, depth=depth, layer=layer, weight=weight, schedule=schedule, objective=objective,
+            projector=projector, transforms=transforms, pairs=pairs, shared_projector=shared_projector,
+            pair_reduction=pair_reduction, seed=seed, self_check=self_check,
         )  # fmt: skip
         if cameras is not None:
             plan.adapter.cameras = cameras
@@ -193,10 +201,14 @@ class SpatialForcing(Aligner):
         for pair in self.pairs:
             teacher = self.hosts[pair.host].teacher
             layer = f"@{pair.layer}" if teacher.num_layers > 1 else ""
+            ahead = f"+{pair.future}" if pair.future else ""
             factor = f"{pair.weight:g} × " if pair.weight != 1 else ""
-            terms.append(f"{factor}{self.objective.name}({self.adapter.name}@{pair.depth} → {teacher.name}{layer})")
+            terms.append(
+                f"{factor}{pair.objective.name}({self.adapter.name}@{pair.depth} → {teacher.name}{layer}{ahead})"
+            )
         inner = " + ".join(terms)
-        inner = f"({inner})" if len(terms) > 1 else inner
+        if len(terms) > 1:
+            inner = f"mean({inner})" if self.config.pair_reduction == "mean" else f"({inner})"
         licences = ", ".join(sorted({f"{host.teacher.name}: {host.teacher.license}" for host in self.hosts}))
         size = sum(parameter.numel() for parameter in self.projectors.parameters()) / 1e6
         schedule = "" if self.schedule.describe() == "constant" else f" × {self.schedule.describe()}"
@@ -226,7 +238,7 @@ class SpatialForcing(Aligner):
             policy=type(self.adapter.policy).__name__,
             adapter=self.adapter.name,
             pairs=tuple(self._pair_status(pair) for pair in self.pairs),
-            objective=self.objective.name,
+            objective=", ".join(dict.fromkeys(pair.objective.name for pair in self.pairs)),
             weight=self.weight,
             schedule=self.schedule.describe(),
             factor=self.schedule.factor(self.step),

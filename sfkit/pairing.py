@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +18,17 @@ from sfkit.building import (
     build_teacher,
     build_transforms,
 )
-from sfkit.config import ComponentSpec, PairConfig, SpatialForcingConfig
+from sfkit.config import ComponentSpec, Depth, PairConfig, SpatialForcingConfig
 from sfkit.errors import ConfigError
 from sfkit.objectives.base import Objective
 from sfkit.policies.base import PolicyAdapter
 from sfkit.projectors.base import Projector
+from sfkit.projectors.shared import SharedProjector
 from sfkit.rng import own_rng
 from sfkit.schedules.base import Product, Schedule
 from sfkit.teachers.base import Teacher
 from sfkit.transforms.base import Transform
+from sfkit.wishes import Wish, read_wishes
 
 #: Keeps the first weights of an objective's head apart from those of the projectors, which count up from the seed.
 _HEAD_SEEDS = 1 << 20
@@ -33,17 +36,28 @@ _HEAD_SEEDS = 1 << 20
 
 @dataclass(frozen=True)
 class Pair:
-    """One alignment: a student depth, a teacher (index of its host), its layer, and a weight."""
+    """One alignment.
 
-    depth: int
+    Attributes:
+        depth: Of the student.
+        host: Index of the teacher's host.
+        layer: Of the teacher.
+        weight: Within the alignment loss, as the user gave it.
+        objective: Compares the two.
+        future: How many steps ahead the frame is that the teacher sees.
+    """
+
+    depth: Depth
     host: int
     layer: int
     weight: float
+    objective: Objective
+    future: int = 0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything ``SpatialForcing`` is made of."""
+    """Everything ``SpatialForcing`` is made of. Objectives and projectors of a pair stand at the pair's place."""
 
     config: SpatialForcingConfig
     adapter: PolicyAdapter
@@ -54,123 +68,160 @@ class Plan:
     schedule: Product
 
 
-@dataclass(frozen=True)
-class _Wish:
-    depth: int | None
-    teacher: Any
-    layer: int | None = None
-    weight: float = 1.0
-
-
 def make_plan(
     adapter: PolicyAdapter,
     *,
     teacher: Named | Teacher | None,
-    depth: int | None,
+    depth: Depth | None,
     layer: int | None,
-    weight: float,
     objective: Named | Objective,
     projector: Named | Projector,
     transforms: Sequence[Named | Transform] = (),
     schedule: Named | Schedule | Sequence[Named | Schedule] = (),
     pairs: Sequence[Any] | None,
     seed: int,
-    self_check: bool,
+    shared_projector: bool = False,
+    **settings: Any,
 ) -> Plan:
     """Resolve names and defaults, and check depths, layers and widths.
 
+    Args:
+        adapter: Of the policy.
+        teacher: This and the following are as in :meth:`sfkit.SpatialForcing.wrap`.
+        depth: Of a single pair.
+        layer: Of a single pair.
+        objective: Of the pairs that name none.
+        projector: Likewise.
+        transforms: Likewise.
+        schedule: Of the weight.
+        pairs: Several pairs.
+        seed: Of first weights.
+        shared_projector: Whether pairs share their projector.
+        settings: Further fields of :class:`~sfkit.config.SpatialForcingConfig`, kept as they are.
+
     Raises:
-        ConfigError: Neither or both of ``teacher`` and ``pairs``, or a depth or layer out of range.
+        ConfigError: Neither or both of ``teacher`` and ``pairs``, or a depth, layer, width or setting is not valid.
     """
-    wishes = _wishes(teacher, depth, layer, pairs)
-    if isinstance(projector, Projector) and len(wishes) > 1:
-        raise ConfigError("A projector instance serves one pair only.", "Give its name: each pair gets its own.")
-    if any(isinstance(transform, Transform) for transform in transforms) and len(wishes) > 1:
-        raise ConfigError("A transform instance serves one pair only.", "Give its name: each pair gets its own.")
-    built_objective = build_objective(objective)
-    built_schedule = build_schedule(schedule)
+    wishes = read_wishes(teacher, depth, layer, pairs)
+    _refuse_shared_instances(wishes, projector, transforms, shared_projector)
+    common, scheduled = build_objective(objective), build_schedule(schedule)
     hosts: list[TeacherHost] = []
-    resolved: list[Pair] = []
-    for wish in wishes:
-        host = _host_for(wish.teacher, hosts)
-        chosen = hosts[host].teacher
-        resolved.append(Pair(_depth(adapter, wish.depth), host, _layer(chosen, wish.layer), wish.weight))
-    projectors = tuple(
-        _projector(
-            projector, transforms, built_objective,
-            dims=(adapter.dim(p.depth), hosts[p.host].teacher.dim(p.layer)), seed=seed + i,
-        )
-        for i, p in enumerate(resolved)
+    resolved = [_resolve(adapter, wish, hosts, common) for wish in wishes]
+    projectors = _projectors(
+        adapter, [hosts[pair.host].teacher for pair in resolved], wishes, resolved,
+        projector=projector, transforms=transforms, seed=seed, shared=shared_projector,
     )  # fmt: skip
-    config = SpatialForcingConfig.parse(
-        "SpatialForcing",
-        {
-            "adapter": adapter.spec,
-            "pairs": [
-                PairConfig(depth=p.depth, teacher=hosts[p.host].teacher.spec, layer=p.layer, weight=p.weight)
-                for p in resolved
-            ],
-            "objective": built_objective.spec,
-            "projector": projectors[0].spec,
-            "transforms": [transform.spec for transform in projectors[0].target_transforms],
-            "weight": weight,
-            "schedule": [item.spec for item in built_schedule],
-            "seed": seed,
-            "self_check": self_check,
-        },
-    )
-    return Plan(config, adapter, built_objective, tuple(resolved), tuple(hosts), projectors, built_schedule)
+    records = [
+        _record(wish, pair, hosts[pair.host].teacher, built)
+        for wish, pair, built in zip(wishes, resolved, projectors, strict=True)
+    ]
+    usual = [built.spec for wish, built in zip(wishes, projectors, strict=True) if wish.projector is None]
+    chains: list[Any] = [
+        built.target_transforms for wish, built in zip(wishes, projectors, strict=True) if wish.transforms is None
+    ]
+    values = {
+        **settings,
+        "adapter": adapter.spec,
+        "pairs": records,
+        "objective": common.spec,
+        "projector": usual[0] if usual else projector,
+        "transforms": [step.spec for step in chains[0]] if chains else transforms,
+        "schedule": [item.spec for item in scheduled],
+        "seed": seed,
+        "shared_projector": shared_projector,
+    }
+    config = SpatialForcingConfig.parse("SpatialForcing", values)
+    return Plan(config, adapter, common, tuple(resolved), tuple(hosts), projectors, scheduled)
 
 
-def _projector(
+def _projectors(
+    adapter: PolicyAdapter,
+    teachers: Sequence[Teacher],
+    wishes: Sequence[Wish],
+    pairs: Sequence[Pair],
+    *,
     projector: Named | Projector,
     transforms: Sequence[Named | Transform],
-    objective: Objective,
-    *,
-    dims: tuple[int, int],
     seed: int,
-) -> Projector:
-    """The projector of one pair, with the transforms of its target and what the objective trains.
-
-    Args:
-        projector: As in :func:`make_plan`, and likewise the next.
-        transforms: Of the target.
-        objective: Whose head is kept with the projector.
-        dims: Channels of the student's tokens and of the teacher's features.
-        seed: Of the first weights.
-    """
-    student_dim, teacher_dim = dims
-    steps = build_transforms(transforms, teacher_dim)
-    target_dim = steps[-1].out_dim if steps else teacher_dim
-    built = build_projector(projector, student_dim, target_dim, seed)
-    built.target_transforms = nn.ModuleList(steps)
-    with own_rng(seed=seed + _HEAD_SEEDS):
-        built.objective_head = objective.head(target_dim)
+    shared: bool,
+) -> tuple[Projector, ...]:
+    """The projector of each pair, with the transforms of its target and what its objective trains."""
+    chains, widths = [], []
+    for wish, pair, teacher in zip(wishes, pairs, teachers, strict=True):
+        target = teacher.dim(pair.layer)
+        chain = build_transforms(transforms if wish.transforms is None else wish.transforms, target)
+        chains.append(chain)
+        widths.append((_width(adapter, pair.depth), chain[-1].out_dim if chain else target))
+    if shared:
+        built = _shared(projector, pairs, widths, seed)
+    else:
+        own = [projector if wish.projector is None else wish.projector for wish in wishes]
+        built = tuple(
+            build_projector(name, *width, seed + index)
+            for index, (name, width) in enumerate(zip(own, widths, strict=True))
+        )
+    for index, (one, pair) in enumerate(zip(built, pairs, strict=True)):
+        one.target_transforms = nn.ModuleList(chains[index])
+        with own_rng(seed=seed + index + _HEAD_SEEDS):
+            one.objective_head = pair.objective.head(widths[index][1])
     return built
 
 
-def _wishes(teacher: Any, depth: int | None, layer: int | None, pairs: Sequence[Any] | None) -> list[_Wish]:
-    if pairs is None:
-        if teacher is None:
-            raise ConfigError("No teacher.", 'Give one, for instance teacher="geometry", or pairs=[...].')
-        return [_Wish(depth, teacher, layer)]
-    if teacher is not None or depth is not None or layer is not None:
-        raise ConfigError("pairs=[...] names depths, teachers and layers itself.", "Give either pairs or teacher.")
-    if not pairs:
-        raise ConfigError("pairs is empty.", "List at least one (depth, teacher, layer, weight).")
-    return [_wish(pair) for pair in pairs]
+def _resolve(adapter: PolicyAdapter, wish: Wish, hosts: list[TeacherHost], common: Objective) -> Pair:
+    host = _host_for(wish.teacher, hosts)
+    layer = _layer(hosts[host].teacher, wish.layer)
+    objective = common if wish.objective is None else build_objective(wish.objective)
+    return Pair(_depth(adapter, wish.depth), host, layer, wish.weight, objective, wish.future)
 
 
-def _wish(pair: Any) -> _Wish:
-    if isinstance(pair, PairConfig):
-        return _Wish(pair.depth, pair.teacher, pair.layer, pair.weight)
-    try:
-        return _Wish(**pair) if isinstance(pair, Mapping) else _Wish(*pair)
-    except TypeError:
+def _record(wish: Wish, pair: Pair, teacher: Teacher, projector: Projector) -> dict[str, Any]:
+    """The pair as it is saved; what it shares with the others stands in the run's own fields."""
+    chain: Any = projector.target_transforms
+    return {
+        "depth": pair.depth,
+        "teacher": teacher.spec,
+        "layer": pair.layer,
+        "weight": pair.weight,
+        "future": pair.future,
+        "objective": None if wish.objective is None else pair.objective.spec,
+        "projector": None if wish.projector is None else projector.spec,
+        "transforms": None if wish.transforms is None else [step.spec for step in chain],
+    }
+
+
+def _refuse_shared_instances(wishes: Sequence[Wish], projector: Any, transforms: Any, shared: bool) -> None:
+    if shared and any(wish.projector is not None for wish in wishes):
         raise ConfigError(
-            f"Cannot read a pair from {pair!r}.",
-            "Give (depth, teacher, layer, weight), or a mapping with those keys; layer and weight may be left out.",
-        ) from None
+            "With shared_projector=True no pair can have a projector of its own.", "Take it out of the pairs."
+        )
+    if isinstance(projector, Projector) and len(wishes) > 1 and not shared:
+        raise ConfigError(
+            "A projector instance serves one pair only.",
+            "Give its name: each pair gets its own; or let all of them share it, with shared_projector=True.",
+        )
+    if len(wishes) > 1 and any(isinstance(transform, Transform) for transform in transforms):
+        raise ConfigError("A transform instance serves one pair only.", "Give its name: each pair gets its own.")
+
+
+def _shared(
+    projector: Named | Projector, pairs: Sequence[Pair], widths: Sequence[tuple[int, int]], seed: int
+) -> tuple[Projector, ...]:
+    """One projector, as each pair sees it."""
+    if len(set(widths)) > 1:
+        found = ", ".join(f"{student} to {teacher}" for student, teacher in dict.fromkeys(widths))
+        raise ConfigError(
+            f"One projector cannot serve pairs of different widths: {found} channels.",
+            "Give shared_projector=False, or bring the targets to one width with a transform.",
+        )
+    core = build_projector(projector, *widths[0], seed)
+    depths = [-1 if isinstance(pair.depth, str) else pair.depth for pair in pairs]
+    if core.shallow_first and any(a >= b for a, b in itertools.pairwise(depths)):
+        raise ConfigError(
+            f"Projector {core.name!r} gives deeper pairs more hidden units, but the depths are "
+            f"{', '.join(str(pair.depth) for pair in pairs)}.",
+            "List the pairs from shallow to deep, each depth once.",
+        )
+    return tuple(SharedProjector(core, index, len(pairs)) for index in range(len(pairs)))
 
 
 def _host_for(value: Named | Teacher, hosts: list[TeacherHost]) -> int:
@@ -187,14 +238,22 @@ def _resolved_spec(value: Named) -> ComponentSpec:
     return build_teacher(value).spec
 
 
-def _depth(adapter: PolicyAdapter, depth: int | None) -> int:
+def _depth(adapter: PolicyAdapter, depth: Depth | None) -> Depth:
     depth = adapter.default_depth if depth is None else depth
+    if isinstance(depth, str):
+        PairConfig.parse("the pair", {"depth": depth, "teacher": "", "layer": 1})
+        adapter.encoder_tap()
+        return depth
     if not 0 <= depth <= adapter.num_layers:
         raise ConfigError(
             f"Depth {depth} is out of range for {type(adapter.policy).__name__}.",
             f"Depths are 0 (embeddings) to {adapter.num_layers} (after the last block).",
         )
     return depth
+
+
+def _width(adapter: PolicyAdapter, depth: Depth) -> int:
+    return adapter.encoder_dim() if isinstance(depth, str) else adapter.dim(depth)
 
 
 def _layer(teacher: Teacher, layer: int | None) -> int:

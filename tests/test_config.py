@@ -10,7 +10,7 @@ from sfkit.errors import ConfigError
 names = st.text("abcdef", min_size=1, max_size=5)
 specs = st.builds(ComponentSpec, name=names, options=st.dictionaries(names, st.integers() | st.booleans(), max_size=3))
 pairs = st.builds(
-    PairConfig, depth=st.integers(0, 40), teacher=specs, layer=st.integers(1, 30), weight=st.floats(0, 10)
+    PairConfig, depth=st.integers(0, 40), teacher=specs, layer=st.integers(1, 30), weight=st.floats(0.1, 10)
 )
 
 

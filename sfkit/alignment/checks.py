@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sfkit.alignment.tap import depth_name
+from sfkit.config import Depth
 from sfkit.errors import GradientError, SfkitWarning, ViewsError
 from sfkit.types import FeatureMap, Views
 
@@ -140,7 +142,7 @@ class SelfCheck:
         if self.projector_moved:
             self._watch = None
 
-    def tokens(self, students: Mapping[int, FeatureMap], projectors: nn.Module, unfreeze: str = "") -> None:
+    def tokens(self, students: Mapping[Depth, FeatureMap], projectors: nn.Module, unfreeze: str = "") -> None:
         """On the first batch with valid tokens: does gradient reach trainable parameters from every depth?
 
         Args:
@@ -162,8 +164,8 @@ class SelfCheck:
             if leaf is None:
                 self.reaches_policy = False
                 raise GradientError(
-                    f"The gradient of the visual tokens at depth {depth} reaches no trainable parameter of the policy: "
-                    "alignment would train the projector alone.",
+                    f"The gradient of the visual tokens at {depth_name(depth)} reaches no trainable parameter of the "
+                    "policy: alignment would train the projector alone.",
                     f"Unfreeze what lies before that depth{f' ({unfreeze})' if unfreeze else ''}, put LoRA on those "
                     "layers, or choose a depth after trainable layers.",
                 )

@@ -6,12 +6,15 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from sfkit.alignment.tap import depth_name
+from sfkit.config import Depth
+
 
 @dataclass(frozen=True)
 class PairStatus:
     """One alignment of the step."""
 
-    depth: int
+    depth: Depth
     tap: str
     teacher: str
     layer: int
@@ -68,7 +71,7 @@ class Status:
         lines = [f"{self.policy}, adapter {self.adapter}: {state}{why}, {self.steps} steps so far"]
         for pair in self.pairs:
             lines.append(
-                f"  depth {pair.depth} -> {pair.teacher} layer {pair.layer} (licence {pair.license}), "
+                f"  {depth_name(pair.depth)} -> {pair.teacher} layer {pair.layer} (licence {pair.license}), "
                 f"weight {pair.weight:g}, tap {pair.tap} fired {pair.fired}x in the last forward"
             )
         lines.append(f"  objective {self.objective}, weight {self.weight:g}, {_count(self.projector_parameters)} extra")

@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from sfkit.config import ENCODER, Depth
 from sfkit.errors import TapError
-from sfkit.policies.base import TapPoint
+from sfkit.policies.base import PolicyAdapter, TapPoint
+from sfkit.types import FeatureMap, Views
+
+#: What a tap hands over: one tensor, or every one of a forward, where the point says so.
+Captured: TypeAlias = "Tensor | tuple[Tensor, ...]"
+
+
+def tap_at(adapter: PolicyAdapter, depth: Depth) -> Tap:
+    """A tap at a depth, or at the output of the vision tower."""
+    return Tap(depth, adapter.encoder_tap() if isinstance(depth, str) else adapter.tap(depth))
+
+
+def tokens_at(adapter: PolicyAdapter, depth: Depth, captured: Captured, views: Views) -> FeatureMap:
+    """The visual tokens in what was captured there."""
+    if isinstance(captured, Tensor):
+        return adapter.visual_tokens(captured, views)
+    return adapter.encoder_tokens(captured, views)
+
+
+def depth_name(depth: Depth) -> str:
+    """``"depth 3"``, or ``"the encoder"``, for messages."""
+    return "the encoder" if depth == ENCODER else f"depth {depth}"
 
 
 class Tap:
@@ -16,51 +38,58 @@ class Tap:
 
     It is installed once and gated by ``armed`` rather than registered for each forward: a hook that comes and goes is
     silently dead under ``torch.compile`` after the first call. It is a bound method rather than a closure, so that
-    ``deepcopy`` and pickle rebind it to the copied tap. It keeps the first firing; activation checkpointing fires it
-    again during backward, when it is disarmed.
+    ``deepcopy`` and pickle rebind it to the copied tap. It keeps the first firing, or at a point of which ``every``
+    firing counts all of them; activation checkpointing fires it again during backward, when it is disarmed.
     """
 
-    def __init__(self, depth: int, point: TapPoint) -> None:
+    def __init__(self, depth: Depth, point: TapPoint) -> None:
         self.depth = depth
         self.path = point.path
+        self.every = point.every
         self.armed = False
         self.fired = 0
         self.hidden: Tensor | None = None
+        self._later: list[Tensor] = []
         self._handle: RemovableHandle = point.module.register_forward_pre_hook(self.capture, with_kwargs=True)
 
     def capture(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The hook itself. It must return None, or torch would replace the module's input."""
         if self.armed:
             self.fired += 1
+            found = args[0] if args else next(iter(kwargs.values()))
             if self.hidden is None:
-                self.hidden = args[0] if args else next(iter(kwargs.values()))
+                self.hidden = found
+            elif self.every:
+                self._later.append(found)
 
     def arm(self) -> None:
         """Start a forward."""
-        self.armed, self.fired, self.hidden = True, 0, None
+        self.armed, self.fired, self.hidden, self._later = True, 0, None, []
 
     def disarm(self) -> None:
         """End a forward and forget what was kept: no graph stays alive between steps."""
-        self.armed, self.hidden = False, None
+        self.armed, self.hidden, self._later = False, None, []
 
-    def take(self) -> Tensor:
-        """Hand over the captured ``(b, n, d)`` tensor and forget it.
+    def take(self) -> Captured:
+        """Hand over the captured ``(b, n, d)`` tensor, or all of them, and forget them.
 
         Raises:
             TapError: The tap did not fire in this forward, or caught something that is not a 3-D tensor.
         """
-        hidden, self.hidden = self.hidden, None
+        hidden, later, self.hidden, self._later = self.hidden, self._later, None, []
         if hidden is None:
             raise TapError(
-                f"The tap at depth {self.depth} ({self.path}, input) did not fire during forward.",
+                f"The tap at {depth_name(self.depth)} ({self.path}, input) did not fire during forward.",
                 "The policy's forward does not call this module: check the framework's version against the adapter's. "
                 "If its blocks were compiled one by one, torch reuses another block's graph, which has no tap: compile "
                 "the whole policy, or set torch._dynamo.config.skip_nnmodule_hook_guards = False.",
             )
-        if not isinstance(hidden, Tensor) or hidden.ndim != 3:
-            found = tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
-            raise TapError(f"The tap at depth {self.depth} ({self.path}) caught {found}, expected (b, n, d).")
-        return hidden
+        for state in (hidden, *later):
+            if not isinstance(state, Tensor) or state.ndim != 3:
+                found = tuple(state.shape) if isinstance(state, Tensor) else type(state).__name__
+                where = depth_name(self.depth)
+                raise TapError(f"The tap at {where} ({self.path}) caught {found}, expected (b, n, d).")
+        return (hidden, *later) if self.every else hidden
 
     def remove(self) -> None:
         """Take the hook off."""

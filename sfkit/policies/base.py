@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from sfkit.cameras import CameraRig
 from sfkit.component import AnyOptions, Configured
+from sfkit.config import Options
+from sfkit.errors import ConfigError
 from sfkit.policies.loss import find_loss, replace_loss
 from sfkit.types import FeatureMap, Views
 
@@ -21,10 +24,13 @@ class TapPoint:
 
     The input of the *next* block's norm is the residual stream after k blocks. Blocks themselves make poor taps: pi0
     and SmolVLA never call them, and what their sublayers return is added to in place afterwards.
+
+    With ``every``, all its firings in one forward are read, such as those of a vision tower that runs for each camera.
     """
 
     module: nn.Module
     path: str
+    every: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,17 @@ class ForwardCall:
 
     arguments: Mapping[str, Any]
     output: Any
+
+
+class AdapterOptions(Options):
+    """Options of adapters whose visual tokens are cut out of a longer sequence (:func:`sfkit.policies.tokens.cut`)."""
+
+    token_shift: int = Field(
+        default=0,
+        ge=0,
+        description="Cut the visual tokens so many places too late, as the released OpenVLA recipe of Spatial Forcing "
+        "does (1): every patch is then aligned with its neighbour's feature. Only to reproduce it.",
+    )
 
 
 class PolicyAdapter(Configured, ABC):
@@ -80,12 +97,52 @@ class PolicyAdapter(Configured, ABC):
     def views(self, call: ForwardCall) -> Views:
         """What the student saw in this call: same pixels, same geometry, in the order of its tokens."""
 
+    def future_views(self, call: ForwardCall, steps: int) -> Views:
+        """What the cameras will see so many steps later, as :meth:`views` would show it; for the teacher alone.
+
+        A view that has no such frame, as at the end of an episode, is all invalid.
+
+        Raises:
+            ConfigError: This adapter knows of no later frames.
+            ViewsError: The batch has none.
+        """
+        raise ConfigError(
+            f"Adapter {self.name!r} cannot give a teacher the frame {steps} steps ahead.",
+            "Leave future out of the pairs, or write future_views.",
+        )
+
     @abstractmethod
     def visual_tokens(self, hidden: Tensor, views: Views) -> FeatureMap:
         """Cut the visual tokens ``(b, v, gh, gw, d)`` out of the tapped hidden state ``(b, n, d)``.
 
         The mask says which tokens may be aligned (a token is valid when all of its pixels are).
         """
+
+    def encoder_tap(self) -> TapPoint:
+        """Where to read what the vision tower gives, before the language model: ``depth="encoder"``.
+
+        Tap the input of the module that comes next (the connector), with ``every`` where the tower runs for each view.
+
+        Raises:
+            ConfigError: This adapter does not know the policy's vision tower.
+        """
+        raise ConfigError(
+            f"Adapter {self.name!r} has no tap at the vision tower's output.",
+            f"Choose a depth of 0 to {self.num_layers}, or write encoder_tap, encoder_dim and encoder_tokens.",
+        )
+
+    def encoder_dim(self) -> int:
+        """Width of the vision tower's output."""
+        raise NotImplementedError(f"{type(self).__name__} has an encoder_tap but no encoder_dim.")
+
+    def encoder_tokens(self, states: Sequence[Tensor], views: Views) -> FeatureMap:
+        """The tower's tokens ``(b, v, gh, gw, d)``, on its own grid; see :func:`sfkit.policies.tokens.tower_tokens`.
+
+        Args:
+            states: What the tap read in this forward, ``(*, n, d)`` each, in the order of its firings.
+            views: Of this call.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has an encoder_tap but no encoder_tokens.")
 
     def explain_missing(self, field: str, call: ForwardCall) -> str:
         """Why :meth:`views` left an optional field None: where it was looked for, and what was there instead.

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from sfkit.alignment.tap import Tap
+from sfkit.alignment.tap import tap_at, tokens_at
 from sfkit.attach import handle_of
 from sfkit.building import Named, build_adapter
 from sfkit.cameras import CameraRig
+from sfkit.config import Depth
 from sfkit.errors import ConfigError
 from sfkit.policies.base import ForwardCall, PolicyAdapter
 from sfkit.rng import own_rng
@@ -23,7 +24,7 @@ from sfkit.types import FeatureMap, Views
 def capture_tokens(
     policy: nn.Module,
     batch: Any,
-    depth: int,
+    depth: Depth,
     adapter: Named | PolicyAdapter | None = None,
     cameras: CameraRig | None = None,
 ) -> tuple[FeatureMap, Views]:
@@ -35,7 +36,7 @@ def capture_tokens(
     Args:
         policy: Any policy with an adapter; wrapped by ``SpatialForcing`` or not.
         batch: What its forward takes.
-        depth: Residual stream after this many blocks (0: the embeddings).
+        depth: Residual stream after this many blocks (0: the embeddings), or ``"encoder"``.
         adapter: The adapter, if it is not the wrapped policy's own or the one registered for its class.
         cameras: Calibration and poses, for views with geometry; by default those of the wrap.
 
@@ -48,21 +49,21 @@ def capture_tokens(
         TapError: The tap did not fire.
     """
     found = _adapter(policy, adapter)
-    if not 0 <= depth <= found.num_layers:
+    if not isinstance(depth, str) and not 0 <= depth <= found.num_layers:
         raise ConfigError(f"Depth {depth} is out of range.", f"Depths are 0 (embeddings) to {found.num_layers}.")
     device = next((parameter.device for parameter in policy.parameters()), torch.device("cpu"))
     with _evaluating(policy), _with_cameras(found, cameras), own_rng(device), torch.no_grad():
-        tap = Tap(depth, found.tap(depth))
+        tap = tap_at(found, depth)
         try:
             tap.arm()
             output = policy(batch)
-            hidden = tap.take().detach()
+            captured = tap.take()
         finally:
             tap.remove()
         bound = inspect.signature(type(found.policy).forward).bind(found.policy, batch)
         bound.apply_defaults()
         views = found.views(ForwardCall(bound.arguments, output))
-        return found.visual_tokens(hidden, views), views
+        return tokens_at(found, depth, captured, views), views
 
 
 def _adapter(policy: nn.Module, adapter: Named | PolicyAdapter | None) -> PolicyAdapter:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from torch import Tensor, nn
 
@@ -22,7 +22,10 @@ class Projector(Configured, nn.Module, ABC):
         target_transforms: What turns the teacher's features into this projector's target, in order (modules of
             ``sfkit.transforms``); filled by the core. They live here because their state belongs to the pair.
         objective_head: What the objective trains for this pair, see :meth:`sfkit.Objective.head`; set by the core.
+        shallow_first: Of the class: whether pairs that share it must come with ascending depths.
     """
+
+    shallow_first: ClassVar[bool] = False
 
     target_transforms: nn.ModuleList
     objective_head: nn.Module | None
@@ -45,6 +48,11 @@ class Projector(Configured, nn.Module, ABC):
         Returns:
             ``(b, v, gh, gw, teacher_dim)`` float32.
         """
+
+    def forward_shared(self, tokens: Tensor, mask: Tensor, index: int, count: int) -> Tensor:
+        """Project for one of ``count`` pairs that share this projector, ``index`` from 0; by default like any other."""
+        projected: Tensor = self(tokens, mask)
+        return projected
 
 
 def xavier(layer: Layer) -> Layer:

@@ -18,7 +18,12 @@ class NestedOptions(Options):
     """Options of :class:`NestedProjector`."""
 
     hidden: int | None = Field(default=None, ge=1, description="All hidden units; the teacher's width by default.")
-    share: float = Field(default=1.0, gt=0, le=1, description="Share of the hidden units that this pair uses.")
+    share: float = Field(
+        default=1.0, gt=0, le=1, description="Share of the hidden units that is used where each pair has its own."
+    )
+    smallest: float = Field(
+        default=0.2, gt=0, le=1, description="Share that the first of several pairs uses where they share one."
+    )
     norm: bool = Field(default=True, description="LayerNorm on the student tokens first.")
 
 
@@ -46,13 +51,15 @@ class NestedProjector(Projector):
 
     ``(b, v, gh, gw, d_student)`` to ``(..., d_teacher)``. It uses rows ``[:m]`` of the first weight and bias and
     columns ``[:m]`` of the second weight; norm and last bias are always whole. Xavier-uniform weights, zero biases.
-    With ``share=1``, the default, it is ``mlp``; :meth:`project` takes any ``m``, for several pairs on one projector.
+    With ``share=1``, the default, it is ``mlp``. Shared by several pairs, shallow first, it gives each of them the
+    width of :func:`nested_widths`; :meth:`project` takes any.
 
     Source: ROCKET, arXiv 2602.17951 (Matryoshka-style activation), after Matryoshka representations,
     arXiv 2205.13147; the widths are in :func:`nested_widths`.
     """
 
     name = "nested"
+    shallow_first: ClassVar[bool] = True
     Options: ClassVar[type[Options]] = NestedOptions
     options: NestedOptions
 
@@ -65,6 +72,9 @@ class NestedProjector(Projector):
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         return self.project(tokens, max(1, int(self.options.share * self.hidden)))
+
+    def forward_shared(self, tokens: Tensor, mask: Tensor, index: int, count: int) -> Tensor:
+        return self.project(tokens, nested_widths(count, self.hidden, self.options.smallest)[index])
 
     def project(self, tokens: Tensor, units: int) -> Tensor:
         """Project with the first ``units`` hidden units.

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sfkit.policies.base import ForwardCall, PolicyAdapter, TapPoint
+from sfkit.config import Options
+from sfkit.errors import ViewsError
+from sfkit.policies.base import AdapterOptions, ForwardCall, PolicyAdapter, TapPoint
+from sfkit.policies.tokens import cut, tower_tokens
 from sfkit.types import FeatureMap, Views
 
 
@@ -37,7 +42,8 @@ class TinyPolicy(nn.Module):
 
     Sequence: visual tokens of each view, then one state token that image tokens never attend to; the action is read
     from the state token. ``batch`` holds ``images (b, v, 3, h, w)`` in [0, 1], ``state (b, d)``, ``action (b, d)`` and
-    optionally ``present (b, v)``, ``depth``, ``intrinsics`` and ``world_from_camera``.
+    optionally ``present (b, v)``, ``depth``, ``intrinsics`` and ``world_from_camera``; for the teacher alone
+    ``future (b, t, v, 3, h, w)``, the next frames.
 
     Args:
         dim: Width.
@@ -46,15 +52,17 @@ class TinyPolicy(nn.Module):
         state_dim: Size of state and action.
         fused: Never call a block's own forward, as pi0 and SmolVLA do (hooks on blocks stay silent).
         checkpointing: ``"none"``, ``"non-reentrant"`` or ``"reentrant"`` activation checkpointing of each block.
+        tower_per_view: Run the vision tower camera by camera, as pi0 and SmolVLA do.
     """
 
     def __init__(
         self, dim: int = 16, depth: int = 3, patch: int = 8, state_dim: int = 3, *, fused: bool = True,
-        checkpointing: str = "none",
+        checkpointing: str = "none", tower_per_view: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.fused, self.checkpointing = fused, checkpointing
+        self.fused, self.checkpointing, self.tower_per_view = fused, checkpointing, tower_per_view
         self.embed = nn.Conv2d(3, dim, patch, patch)
+        self.connector = nn.Identity()
         self.state_proj = nn.Linear(state_dim, dim)
         self.blocks = nn.ModuleList(Block(dim) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
@@ -79,7 +87,9 @@ class TinyPolicy(nn.Module):
     def _embed(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         images = batch["images"] * 2 - 1
         b, v = images.shape[:2]
-        visual = self.embed(images.flatten(0, 1)).flatten(2).transpose(1, 2).reshape(b, -1, self.embed.out_channels)
+        parts = images.unbind(1) if self.tower_per_view else [images.flatten(0, 1)]
+        visual = torch.stack([self.connector(self.embed(part).flatten(2).transpose(1, 2)) for part in parts], 1)
+        visual = visual.reshape(b, -1, self.embed.out_channels)
         hidden = torch.cat([visual, self.state_proj(batch["state"])[:, None]], 1)
         n = hidden.shape[1]
         attend = torch.ones(b, n, n, dtype=torch.bool, device=hidden.device)
@@ -102,6 +112,7 @@ class TinyAdapter(PolicyAdapter):
     """Adapter of :class:`TinyPolicy`."""
 
     name = "tiny"
+    Options: ClassVar[type[Options]] = AdapterOptions
     policy: TinyPolicy
 
     @property
@@ -126,12 +137,30 @@ class TinyAdapter(PolicyAdapter):
         geometry = {key: batch.get(key) for key in ("depth", "intrinsics", "world_from_camera")}
         return Views(images, present[:, :, None, None].expand(b, v, h, w), names, **geometry)
 
+    def future_views(self, call: ForwardCall, steps: int) -> Views:
+        frames = call.arguments["batch"].get("future")
+        if frames is None or steps > frames.shape[1]:
+            raise ViewsError(f"The batch holds no frame {steps} steps ahead.", "Add it under the key 'future'.")
+        return replace(self.views(call), images=frames[:, steps - 1])
+
     def visual_tokens(self, hidden: Tensor, views: Views) -> FeatureMap:
-        side = self.policy.embed.kernel_size[0]
-        grid = (views.size[0] // side, views.size[1] // side)
+        grid = self._grid(views)
         b, v = views.images.shape[:2]
-        tokens = hidden[:, : v * grid[0] * grid[1]].reshape(b, v, *grid, -1)
+        tokens = cut(hidden, 0, v * grid[0] * grid[1], self.options.token_shift).reshape(b, v, *grid, -1)
         return FeatureMap(tokens, views.token_mask(grid))
+
+    def encoder_tap(self) -> TapPoint:
+        return TapPoint(self.policy.connector, "connector", every=True)
+
+    def encoder_dim(self) -> int:
+        return self.policy.embed.out_channels
+
+    def encoder_tokens(self, states: Sequence[Tensor], views: Views) -> FeatureMap:
+        return tower_tokens(states, views, self._grid(views))
+
+    def _grid(self, views: Views) -> tuple[int, int]:
+        side = self.policy.embed.kernel_size[0]
+        return views.size[0] // side, views.size[1] // side
 
     def with_loss(self, output: Any, loss: Tensor, logs: Any) -> Any:
         return loss, {**output[1], **{key: float(value) for key, value in logs.items()}}

@@ -149,8 +149,8 @@ OBJECTIVES = (
         fault=34,
         what="a single projector uses a fifth of its hidden units",
         file="sfkit/projectors/nested.py",
-        old="share: float = Field(default=1.0,",
-        new="share: float = Field(default=0.2,",
+        old="share: float = Field(\n        default=1.0,",
+        new="share: float = Field(\n        default=0.2,",
         tests=in_file(T_PROJECTORS, ["test_fault_34_by_default_every_hidden_unit_works[nested]"]),
     ),
     Mutant(

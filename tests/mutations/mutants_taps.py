@@ -16,9 +16,9 @@ T_TAP = "tests/alignment/test_tap.py"
 T_TRAINING = "tests/test_training.py"
 T_WRAP = "tests/test_wrap.py"
 
-_TAP_ARM = "self.armed, self.fired, self.hidden = True, 0, None"
-_TAP_DISARM = "self.armed, self.hidden = False, None"
-_TAP_TAKE = "hidden, self.hidden = self.hidden, None"
+_TAP_ARM = "self.armed, self.fired, self.hidden, self._later = True, 0, None, []"
+_TAP_DISARM = "self.armed, self.hidden, self._later = False, None, []"
+_TAP_TAKE = "hidden, later, self.hidden, self._later = self.hidden, self._later, None, []"
 
 TAPS = (
     # ------------------------------------------------------------------------------ the tap and the swapped class
@@ -121,8 +121,8 @@ TAPS = (
         fault=35,
         what="a saved configuration may hold a negative depth",
         file="sfkit/config.py",
-        old="depth: int = Field(ge=0, ",
-        new="depth: int = Field(",
+        old="if not isinstance(value, str) and value < 0:",
+        new="if False:",
         tests=("tests/test_config.py::test_fault_35_negative_depths_do_not_exist",),
     ),
     Mutant(
@@ -130,7 +130,7 @@ TAPS = (
         what="taps keep what they captured",
         file=TAP,
         old=_TAP_TAKE,
-        new="hidden = self.hidden",
+        new="hidden, later = self.hidden, self._later",
         also=(Edit(TAP, _TAP_DISARM, "self.armed = False"),),
         tests=(
             f"{T_TRAINING}::test_fault_39_no_graph_stays_alive_between_steps",
