@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sfkit.alignment.balance import Balance
 from sfkit.alignment.checks import SelfCheck, check_views
+from sfkit.alignment.gradients import GradientMeter, GradientSums
 from sfkit.alignment.step import Alignment, align
 from sfkit.alignment.tap import Captured, tap_at, tokens_at
-from sfkit.config import Depth
+from sfkit.config import Depth, balance_ratio
 from sfkit.errors import LossError, SfkitWarning
 from sfkit.notices import notice
 from sfkit.pairing import Plan
@@ -43,8 +45,12 @@ class Aligner(nn.Module):
         self.pairs = plan.pairs
         self.hosts = plan.hosts
         self.projectors = nn.ModuleList(plan.projectors)
-        self.weight = plan.config.weight
+        ratio = balance_ratio(plan.config.weight)
+        self.weight = float(plan.config.weight) if ratio is None else ratio
+        self.balance = None if ratio is None else Balance(ratio)
         self.schedule = plan.schedule
+        self._factor = 0.0
+        self._measuring: int | None = None
         self.grad_accumulation = grad_accumulation
         self.enabled = True
         self.companions: list[Callable[[Any], None]] = []
@@ -54,16 +60,18 @@ class Aligner(nn.Module):
         self._warned: set[str] = set()
         self._ended = False
         self.taps = {depth: tap_at(self.adapter, depth) for depth in dict.fromkeys(p.depth for p in self.pairs)}
+        self.meter = GradientMeter(tuple(self.taps))
 
     def around(
         self, policy: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Run the policy's own forward and, in a training step, join the alignment loss to what it returns."""
+        if policy.training and torch.is_grad_enabled():
+            self._open_step()
         if not (self.enabled and self.weight and policy.training and torch.is_grad_enabled()):
             self._warn_if_left_in_eval(policy)
             return self._anchored(forward(*args, **kwargs), training=policy.training)
-        factor = self.schedule.factor(self.step)
-        if not factor:
+        if not self._factor:
             return self._resting(forward(*args, **kwargs))
         self._ended = False
         for tap in self.taps.values():
@@ -75,7 +83,26 @@ class Aligner(nn.Module):
             # Before backward, where activation checkpointing fires the taps again.
             for tap in self.taps.values():
                 tap.disarm()
-        return self._join(args, kwargs, output, hidden, factor * self.weight)
+        return self._join(args, kwargs, output, hidden)
+
+    def _open_step(self) -> None:
+        """Take in what the last step has measured, and decide what this one is to do; the same on all ranks."""
+        if self._measuring is not None:
+            sums = GradientSums.of(self.meter.take(self._device()))
+            if self.balance is not None:
+                self.balance.update(sums)
+            if self.schedule.watches_at(self._measuring):
+                self.schedule.observe(self._measuring, float(sums.cosine))
+        self._factor = self.schedule.factor(self.step) if self.weight else 0.0
+        wanted = self._factor and (self.balance is not None or self.schedule.watches_at(self.step))
+        self._measuring = self.step if wanted else None
+
+    def weight_now(self) -> Tensor:
+        """``()``: the weight of the coming step, before its schedule."""
+        return torch.tensor(self.weight) if self.balance is None else self.balance.weight(self._device())
+
+    def _device(self) -> torch.device:
+        return next(self.adapter.policy.parameters()).device
 
     @property
     def step(self) -> int:
@@ -83,12 +110,7 @@ class Aligner(nn.Module):
         return self.steps // (self.grad_accumulation or 1)
 
     def _join(
-        self,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        output: Any,
-        hidden: Mapping[Depth, Captured],
-        weight: float,
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, hidden: Mapping[Depth, Captured]
     ) -> Any:
         bound = _signature(type(self.adapter.policy).forward).bind(self.adapter.policy, *args, **kwargs)
         bound.apply_defaults()
@@ -101,18 +123,24 @@ class Aligner(nn.Module):
                 "Call it as in training, with targets in the batch.",
             )
         share = self._share_of_the_step({**bound.arguments, **kwargs})
+        weight = self._factor * self.weight_now()
+        if self._measuring is not None:
+            hidden = self.meter.branches(hidden, weight)
+        self.meter.live = False  # the checks of the first batch send gradients of their own
         result: Alignment = self(call, hidden)
+        self.meter.live = True
         self._count_step()
-        joined = add_per_sample(loss, weight * share * result.loss)
+        joined = add_per_sample(loss, _beside(weight, result.loss) * share * result.loss)
         self._last = {
             "action_loss": loss.detach().float().mean(),
             "sf_loss": result.loss.detach().mean(),
             "sf_cosine": result.cosine,
-            "sf_weight": torch.tensor(weight),
+            "sf_weight": weight,
             "valid_tokens": result.valid,
         }
         if self.steps % _LOOK_EVERY == 1:
             self._warn_if_nothing_valid(result.valid)
+            self._warn_if_nothing_to_balance()
         return self.adapter.with_loss(call.output, joined, {key: self._last[key] for key in _LOGGED})
 
     def _count_step(self) -> None:
@@ -231,6 +259,15 @@ class Aligner(nn.Module):
                 "positions without a valid target (for the geometry teacher: depth of 0, NaN or out of range)."
             )
 
+    def _warn_if_nothing_to_balance(self) -> None:
+        if self.balance is not None and self.steps > 1 and not self.balance.measured:
+            self._warn_once(
+                f'weight="{self.config.weight}" has nothing to balance: no action gradient was seen at the tapped '
+                f"tokens, so the weight stays {self.balance.ratio:g}. Choose a smaller depth (after the last block, "
+                "what is tapped may take no part in the action), or a fixed weight; inside a graph of torch.compile "
+                "it cannot be measured."
+            )
+
     def _warn_once(self, message: str) -> None:
         if message not in self._warned:
             self._warned.add(message)
@@ -248,6 +285,10 @@ class Aligner(nn.Module):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[f"{prefix}step"] = torch.tensor(self.steps)
+        if self._measuring is not None and self.meter.table is not None:
+            destination[f"{prefix}measured"] = self.meter.table.clone()
+        if self.balance is not None and self.balance.log is not None:
+            destination[f"{prefix}balance.log"] = self.balance.log.detach().clone()
         for key, figure in self.schedule.state().items():
             destination[f"{prefix}schedule.{key}"] = torch.tensor(figure, dtype=torch.float64)
         for index, host in enumerate(self.hosts):
@@ -263,6 +304,13 @@ class Aligner(nn.Module):
                 "sfkit: the checkpoint has no projector; the present one was kept.", SfkitWarning, stacklevel=2
             )
         self.steps = int(state_dict.pop(f"{prefix}step", self.steps))
+        # What the step before the save has measured is taken in by the step after it.
+        table = state_dict.pop(f"{prefix}measured", None)
+        self.meter.table = None if table is None else table.clone().to(self._device())
+        self._measuring = None if table is None else (self.steps - 1) // (self.grad_accumulation or 1)
+        log = state_dict.pop(f"{prefix}balance.log", None)
+        if self.balance is not None and log is not None:
+            self.balance.log = log.detach().clone().float()
         own = f"{prefix}schedule."
         kept = [key for key in state_dict if key.startswith(own)]
         self.schedule.load_state({key[len(own) :]: float(state_dict.pop(key)) for key in kept})
@@ -274,6 +322,11 @@ class Aligner(nn.Module):
         for key in [key for key in state_dict if key.startswith(f"{prefix}teachers.")]:
             del state_dict[key]
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _beside(scalar: Tensor, other: Tensor) -> Tensor:
+    """A 0-d tensor where it may be multiplied with another; one on the host may be anyway, without a copy."""
+    return scalar if scalar.device.type == "cpu" else scalar.to(other.device)
 
 
 @functools.cache

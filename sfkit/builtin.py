@@ -132,6 +132,11 @@ def register_schedules(register: Register) -> None:
         summary="the same weight throughout (Spatial Forcing)",
     )
     register(
+        "sfkit.schedules.conflict:ConflictSchedule",
+        name="conflict",
+        summary="ends when the alignment gradient has opposed the action gradient for a while",
+    )
+    register(
         "sfkit.schedules.cosine:CosineSchedule",
         name="cosine",
         summary="falls along half a cosine",

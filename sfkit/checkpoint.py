@@ -70,7 +70,7 @@ def _readme(config: SpatialForcingConfig, teachers: Sequence[Teacher]) -> str:
     notes = "".join(f"\n**Note:** {licence_note(teacher.identity)}\n" for teacher in teachers if teacher.noncommercial)
     return (
         "# Spatial forcing\n\n"
-        f"This policy was trained with an alignment loss of weight {config.weight:g} by sfkit {__version__}:\n\n"
+        f"This policy was trained with an alignment loss of weight {config.weight} by sfkit {__version__}:\n\n"
         f"{pairs}\n\n"
         "The policy beside this folder is complete without it and runs without sfkit. To go on training, install "
         f"`sfkit` and call `SpatialForcing.from_pretrained(policy, folder)`.\n\n"

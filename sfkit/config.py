@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeAlias
 
@@ -15,6 +16,9 @@ Depth: TypeAlias = "int | str"
 
 #: Instead of a depth: what the policy's vision tower gives, before the language model.
 ENCODER = "encoder"
+
+#: What a weight that follows the gradients begins with.
+BALANCE = "balance"
 
 
 class Options(BaseModel):
@@ -74,6 +78,39 @@ def one_or_several(value: Any) -> tuple[Any, ...]:
     return tuple(value)
 
 
+def read_weight(value: Any) -> float | str:
+    """A weight: a number, or ``"balance:R"`` with its number in the shortest form.
+
+    Raises:
+        ValueError: It is neither, negative or not finite; or the ratio is not above 0.
+    """
+    if isinstance(value, str) and value.partition(":")[0].strip() == BALANCE:
+        return f"{BALANCE}:{_ratio(value):g}"
+    number = _number(value)
+    if number is None or not (math.isfinite(number) and number >= 0):
+        raise ValueError(f'{value!r} is no weight: give a number that is not negative, or "balance:0.1"')
+    return number
+
+
+def balance_ratio(weight: float | str) -> float | None:
+    """The ratio of a weight ``"balance:R"``; None for a number."""
+    return _ratio(weight) if isinstance(weight, str) else None
+
+
+def _ratio(text: str) -> float:
+    number = _number(text.partition(":")[2])
+    if number is None or not (math.isfinite(number) and number > 0):
+        raise ValueError(f'{text!r} needs a ratio above 0 after the colon, as in "balance:0.1"')
+    return number
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return None if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return None
+
+
 class PairConfig(Options):
     """One alignment: a student depth, and the teacher features that it is aligned with."""
 
@@ -128,7 +165,10 @@ class SpatialForcingConfig(Options):
     pair_reduction: Literal["sum", "mean"] = Field(
         default="sum", description="Whether the weighted losses of the pairs are added or averaged."
     )
-    weight: float = Field(default=0.5, ge=0, description="Weight of the alignment loss beside the action loss.")
+    weight: float | str = Field(
+        default=0.5,
+        description="Weight of the alignment loss beside the action loss; balance:0.1 keeps the ratio of gradients.",
+    )
     schedule: tuple[ComponentSpec, ...] = Field(
         default=(), description="Factors on the weight, step by step: cosine:10000, or several that multiply."
     )
@@ -144,6 +184,11 @@ class SpatialForcingConfig(Options):
     @classmethod
     def _read_components(cls, value: Any) -> Any:
         return tuple(ComponentSpec.of(item) for item in value)
+
+    @field_validator("weight", mode="before")
+    @classmethod
+    def _read_weight(cls, value: Any) -> float | str:
+        return read_weight(value)
 
     @field_validator("schedule", mode="before")
     @classmethod

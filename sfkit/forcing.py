@@ -44,7 +44,7 @@ class SpatialForcing(Aligner):
         *,
         depth: Depth | None = None,
         layer: int | None = None,
-        weight: float = 0.5,
+        weight: float | str = 0.5,
         schedule: Named | Schedule | Sequence[Named | Schedule] = "constant",
         objective: Named | Objective = "cosine",
         projector: Named | Projector = "mlp",
@@ -69,7 +69,8 @@ class SpatialForcing(Aligner):
             depth: Residual stream after this many blocks, or ``"encoder"``: what the vision tower gives to the language
                 model. None takes the adapter's default.
             layer: The teacher's layer, 1 to its number of layers; None takes the teacher's default.
-            weight: Weight of the alignment loss.
+            weight: Weight of the alignment loss, 0 or more; or ``"balance:0.1"``: whatever weight keeps the alignment
+                gradient at the tapped tokens at that ratio to the action gradient.
             schedule: Factors on the weight, step by step: a name (``"stop:5000"``), a name with options
                 (``("cosine", {"steps": 10000})``), an instance, or a list of several, whose factors multiply. Steps
                 are training calls of ``forward``, or with ``grad_accumulation`` groups of that many.
@@ -213,7 +214,7 @@ class SpatialForcing(Aligner):
         size = sum(parameter.numel() for parameter in self.projectors.parameters()) / 1e6
         schedule = "" if self.schedule.describe() == "constant" else f" × {self.schedule.describe()}"
         return (
-            f"loss = action + {self.weight:g}{schedule} × {inner}, projector {size:.1f} M parameters, "
+            f"loss = action + {self.config.weight}{schedule} × {inner}, projector {size:.1f} M parameters, "
             f"teacher licence {licences}"
         )
 
@@ -239,7 +240,8 @@ class SpatialForcing(Aligner):
             adapter=self.adapter.name,
             pairs=tuple(self._pair_status(pair) for pair in self.pairs),
             objective=", ".join(dict.fromkeys(pair.objective.name for pair in self.pairs)),
-            weight=self.weight,
+            weight=float(self.weight_now()),
+            balance=None if self.balance is None else self.balance.ratio,
             schedule=self.schedule.describe(),
             factor=self.schedule.factor(self.step),
             enabled=self.enabled,

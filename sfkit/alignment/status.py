@@ -32,7 +32,8 @@ class Status:
         adapter: Adapter name.
         pairs: What is aligned with what, and how often each tap fired in the last forward.
         objective: Objective name.
-        weight: Weight of the alignment loss, before its schedule.
+        weight: Weight of the alignment loss at present, before its schedule.
+        balance: The ratio of gradients that the weight keeps; None for a fixed weight.
         schedule: The schedule, in words.
         factor: By which the schedule multiplies the weight at the coming step.
         enabled: False inside ``SpatialForcing.disabled``.
@@ -50,6 +51,7 @@ class Status:
     pairs: tuple[PairStatus, ...]
     objective: str
     weight: float
+    balance: float | None
     schedule: str
     factor: float
     enabled: bool
@@ -74,7 +76,9 @@ class Status:
                 f"  {depth_name(pair.depth)} -> {pair.teacher} layer {pair.layer} (licence {pair.license}), "
                 f"weight {pair.weight:g}, tap {pair.tap} fired {pair.fired}x in the last forward"
             )
-        lines.append(f"  objective {self.objective}, weight {self.weight:g}, {_count(self.projector_parameters)} extra")
+        kept = "" if self.balance is None else f" (balance: gradient ratio {self.balance:g})"
+        size = _count(self.projector_parameters)
+        lines.append(f"  objective {self.objective}, weight {self.weight:.4g}{kept}, {size} extra")
         if self.schedule != "constant":
             lines.append(f"  schedule {self.schedule}: weight {self.weight * self.factor:.4g} at the coming step")
         if self.metrics:

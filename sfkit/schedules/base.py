@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from sfkit.component import AnyOptions, Configured
 from sfkit.errors import ConfigError
@@ -20,11 +20,7 @@ class Schedule(Configured, ABC):
 
     A factor must follow from the step, the options and :meth:`state` alone: then it is the same on all ranks.
 
-    Attributes:
-        watches: True for a schedule that must be told how the two gradients agree; see :meth:`observe`.
     """
-
-    watches: ClassVar[bool] = False
 
     def __init__(self, options: AnyOptions = None) -> None:
         self.configure(options)
@@ -37,12 +33,16 @@ class Schedule(Configured, ABC):
         """Whether the factor is 0 at this step and at every later one: the teacher is then freed."""
         return False
 
+    def watches_at(self, step: int) -> bool:
+        """Whether :meth:`observe` must hear of this step. Each such step waits for the device once."""
+        return False
+
     def observe(self, step: int, cosine: float) -> None:
         """Hear of the cosine between the alignment gradient and the action gradient at the tapped tokens.
 
         Args:
             step: At which it was measured.
-            cosine: In [-1, 1], over all tapped depths and all ranks.
+            cosine: In [-1, 1], over all tapped depths and all ranks; NaN where it could not be measured.
         """
 
     def state(self) -> dict[str, float]:
@@ -89,15 +89,15 @@ class Product(Sequence[Schedule]):
         """Whether the product is 0 at this step and at every later one."""
         return any(schedule.over(step) for schedule in self._schedules)
 
-    @property
-    def watches(self) -> bool:
-        """Whether one of them must be told how the gradients agree."""
-        return any(schedule.watches for schedule in self._schedules)
+    def watches_at(self, step: int) -> bool:
+        """Whether one of them must hear of this step."""
+        return any(schedule.watches_at(step) for schedule in self._schedules)
 
     def observe(self, step: int, cosine: float) -> None:
-        """Tell each of them."""
+        """Tell those that watch this step."""
         for schedule in self._schedules:
-            schedule.observe(step, cosine)
+            if schedule.watches_at(step):
+                schedule.observe(step, cosine)
 
     def describe(self) -> str:
         """The schedules by name, with their options."""

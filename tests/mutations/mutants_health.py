@@ -5,7 +5,9 @@ from __future__ import annotations
 from mutant import Mutant, in_file
 
 ALIGNER = "sfkit/aligner.py"
-T_SCHEDULING = "tests/test_scheduling.py"
+GRADIENTS = "sfkit/alignment/gradients.py"
+T_GRADIENTS, T_SCHEDULING = "tests/alignment/test_gradients.py", "tests/test_scheduling.py"
+T_RANKS = "tests/test_weights_distributed.py"
 
 HEALTH = (
     Mutant(
@@ -29,5 +31,29 @@ HEALTH = (
         old='self.steps = int(state_dict.pop(f"{prefix}step", self.steps))',
         new='state_dict.pop(f"{prefix}step", None)',
         tests=in_file(T_SCHEDULING, ["test_fault_32_a_schedule_goes_on_after_a_resume"]),
+    ),
+    Mutant(
+        fault=32,
+        what="each rank balances by its own gradients",
+        file=GRADIENTS,
+        old="            torch.distributed.all_reduce(table)\n",
+        new="            pass\n",
+        tests=(f"{T_RANKS}::test_fault_32_ranks_agree_on_step_weight_and_parameters[1]",),
+    ),
+    Mutant(
+        fault=32,
+        what="the balance begins again after a resume",
+        file=ALIGNER,
+        old="            self.balance.log = log.detach().clone().float()\n",
+        new="            pass\n",
+        tests=in_file(T_GRADIENTS, ["test_fault_32_the_balance_survives_a_resume"]),
+    ),
+    Mutant(
+        fault=39,
+        what="the gradient meter keeps the tapped tensors",
+        file=GRADIENTS,
+        old="        branch = tensor.view_as(tensor)\n",
+        new="        branch = self.kept = tensor.view_as(tensor)\n",
+        tests=in_file(T_GRADIENTS, ["test_fault_39_hooks_and_gradients_go_with_the_graph"]),
     ),
 )
