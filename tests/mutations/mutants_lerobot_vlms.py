@@ -4,12 +4,49 @@ from __future__ import annotations
 
 from mutant import Mutant, in_file
 
+_HERE = "plugins/sfkit-lerobot/src/sfkit_lerobot"
+BASE = f"{_HERE}/base.py"
+FRAMING = f"{_HERE}/framing.py"
+GROOT = f"{_HERE}/groot.py"
+PLACEHOLDERS = f"{_HERE}/placeholders.py"
+QWEN = f"{_HERE}/qwen.py"
+ALIGNER = "sfkit/aligner.py"
 CHECKS = "sfkit/alignment/checks.py"
 
 _TESTS = "plugins/sfkit-lerobot/tests"
+T_ALL = f"{_TESTS}/vlms/test_all.py"
+T_GROOT = f"{_TESTS}/vlms/test_groot.py"
 T_TAPS = f"{_TESTS}/test_taps.py"
 
+_INPUT_NORM = "return TapPoint(decoder.layers[depth].input_layernorm, path)"
+_SEEN = f"{T_ALL}::test_fault_24_and_26_the_view_is_what_the_policy_sees_in_its_place"
+
 LEROBOT_VLMS = (
+    # ------------------------------------------------------------------------------------------- for all of them
+    Mutant(
+        fault=1,
+        what="the tap of a policy with placeholders is on the policy object",
+        file=BASE,
+        old=_INPUT_NORM,
+        new="return TapPoint(self.policy, path)",
+        tests=in_file(T_ALL, ["test_fault_01_taps_fire_once_and_their_paths_lead_to_them"]),
+    ),
+    Mutant(
+        fault=35,
+        what="with placeholders, depth k is the stream after k - 1 blocks",
+        file=BASE,
+        old=_INPUT_NORM,
+        new="return TapPoint(decoder.layers[max(depth - 1, 0)].input_layernorm, path)",
+        tests=in_file(T_ALL, ["test_fault_35_depth_k_lies_above_k_blocks"]),
+    ),
+    Mutant(
+        fault=6,
+        what="the error does not name the option of the policy",
+        file=CHECKS,
+        old="{f' ({unfreeze})' if unfreeze else ''}",
+        new="",
+        tests=in_file(T_ALL, ["test_fault_06_what_lerobot_freezes_is_an_error_that_names_the_option"]),
+    ),
     Mutant(
         fault=6,
         what="nobody asks whether gradient reaches pi0-FAST",
@@ -17,5 +54,97 @@ LEROBOT_VLMS = (
         old="            if leaf is None:\n",
         new="            if leaf is None:\n                continue\n            if False:\n",
         tests=in_file(T_TAPS, ["test_fault_06_pi0_fast_trains_its_backbone_by_default_and_says_so_when_frozen"]),
+    ),
+    Mutant(
+        fault=16,
+        what="the length of the prompt is not looked at",
+        file=PLACEHOLDERS,
+        old="        if tuple(hidden.shape[:2]) != tuple(prompt.ids.shape):\n",
+        new="        if False:\n",
+        tests=(f"{T_ALL}::test_fault_16_a_sequence_of_another_length_is_an_error[groot]",),
+    ),
+    Mutant(
+        fault=20,
+        what="the grid of placeholders has rows and columns exchanged",
+        file=PLACEHOLDERS,
+        old="FeatureMap(visual.reshape(b, v, gh, gw, -1),",
+        new="FeatureMap(visual.reshape(b, v, gw, gh, -1).transpose(2, 3),",
+        tests=(f"{T_ALL}::test_fault_20_and_25_a_patch_moves_its_own_token_and_its_own_feature[groot-None]",),
+        ends_in=("RegistrationError",),
+    ),
+    Mutant(
+        fault=25,
+        what="the views of a prompt are taken from its end",
+        file=PLACEHOLDERS,
+        old="descending=True, stable=True)",
+        new="descending=True, stable=True).roll(-gh * gw, 1)",
+        tests=(f"{T_ALL}::test_fault_20_and_25_a_patch_moves_its_own_token_and_its_own_feature[groot-None]",),
+        ends_in=("RegistrationError",),
+    ),
+    Mutant(
+        fault=30,
+        what="`disabled` does not disable policies with a vision-language model",
+        file=ALIGNER,
+        old="if not (self.enabled and self.weight and policy.training and torch.is_grad_enabled()):",
+        new="if not (self.weight and policy.training and torch.is_grad_enabled()):",
+        tests=in_file(T_ALL, ["test_fault_30_outside_training_nothing_changes_by_a_bit"]),
+    ),
+    # ----------------------------------------------------------------------------------------------------- GR00T
+    Mutant(
+        fault=24,
+        what="the view of GR00T is taken for the whole picture",
+        file=GROOT,
+        old="framing.placed((side, side), -corner, -corner)",
+        new="framing",
+        tests=(f"{_SEEN}[groot]",),
+    ),
+    Mutant(
+        fault=24,
+        what="what lies beyond the picture counts as picture",
+        file=FRAMING,
+        old="return warp_nearest(torch.ones(1, *self.source), self.matrix, self.view)[0].bool()",
+        new="return torch.ones(self.view, dtype=torch.bool)",
+        tests=in_file(T_GROOT, ["test_fault_24_the_letterbox_is_masked"]),
+    ),
+    Mutant(
+        fault=25,
+        what="the cameras of GR00T are in the order of the configuration",
+        file=GROOT,
+        old="return tuple(self._order._ordered_image_keys(dict.fromkeys(cameras)))",
+        new="return tuple(cameras)",
+        tests=in_file(T_GROOT, ["test_fault_25_views_are_in_the_order_that_the_checkpoint_names"]),
+    ),
+    Mutant(
+        fault=25,
+        what="nobody counts the pictures in GR00T's prompts",
+        file=GROOT,
+        old="        if len(pictures) % (b * v):\n",
+        new="        if False:\n",
+        tests=in_file(T_GROOT, ["test_fault_25_cameras_that_do_not_fit_the_prompt_are_an_error"]),
+        ends_in=("RuntimeError",),
+    ),
+    Mutant(
+        fault=26,
+        what="the teacher is shown pictures as Qwen's processor has normalised them",
+        file=QWEN,
+        old="return pictures * scale + shift",
+        new="return pictures",
+        tests=(f"{_SEEN}[groot]",),
+    ),
+    Mutant(
+        fault=26,
+        what="the range of GR00T's pictures is not looked at",
+        file=CHECKS,
+        old="    if low < -_TOLERANCE or high > 1 + _TOLERANCE:\n",
+        new="    if False:\n",
+        tests=in_file(T_GROOT, ["test_fault_26_other_values_of_the_image_processor_are_an_error"]),
+    ),
+    Mutant(
+        fault=27,
+        what="a random crop is passed over in silence",
+        file=GROOT,
+        old="        if self.cameras is not None:\n",
+        new="        if False:\n",
+        tests=in_file(T_GROOT, ["test_fault_27_a_random_crop_leaves_no_geometry"]),
     ),
 )

@@ -15,6 +15,7 @@ from sfkit_lerobot.support import POLICIES, WITHOUT, class_pattern
 SFKIT_API = 1
 
 _EXPORTS = {
+    "GrootAdapter": "sfkit_lerobot.groot",
     "LeRobotAdapter": "sfkit_lerobot.base",
     "PI05Adapter": "sfkit_lerobot.pi05",
     "PI0Adapter": "sfkit_lerobot.pi0",
@@ -28,6 +29,7 @@ _EXPORTS = {
 
 __all__ = [
     "SFKIT_API",
+    "GrootAdapter",
     "LeRobotAdapter",
     "PI0Adapter",
     "PI0FastAdapter",
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from sfkit_lerobot.dataset import image_stats as image_stats
     from sfkit_lerobot.features import policy_features as policy_features
     from sfkit_lerobot.features import strip_geometry as strip_geometry
+    from sfkit_lerobot.groot import GrootAdapter as GrootAdapter
     from sfkit_lerobot.pi0 import PI0Adapter as PI0Adapter
     from sfkit_lerobot.pi0_fast import PI0FastAdapter as PI0FastAdapter
     from sfkit_lerobot.pi05 import PI05Adapter as PI05Adapter

@@ -43,13 +43,20 @@ POLICIES: dict[str, dict[str, Any]] = {
         "trains": "everything",
         "verified": _TINY,
     },
+    "sfkit_lerobot.groot:GrootAdapter": {
+        "name": "groot",
+        "summary": "GR00T N1.7 of LeRobot",
+        "handles": ("lerobot.policies.groot.modeling_groot.GrootPolicy",),
+        "aligned": "pictures' tokens in Qwen3-VL's language model",
+        "trains": "the action head alone: set `tune_llm=True` or `tune_visual=True`",
+        "verified": _TINY,
+    },
 }
 
 _NOT_YET = "nobody has written one yet"
 
 #: LeRobot's type, its class, and why it has no adapter.
 WITHOUT: tuple[tuple[str, str, str], ...] = (
-    ("groot", "GrootPolicy", _NOT_YET),
     ("xvla", "XVLAPolicy", _NOT_YET),
     ("evo1", "Evo1Policy", _NOT_YET),
     ("molmoact2", "MolmoAct2Policy", _NOT_YET),

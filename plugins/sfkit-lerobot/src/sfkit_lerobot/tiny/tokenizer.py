@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 TEXTS = ("pick up the red cube and place it in the bowl\n", "push the block to the target\n")
@@ -23,11 +23,12 @@ IMAGE_TOKENS = {
 }
 
 
-def byte_tokenizer(texts: Sequence[str] = TEXTS) -> Any:
-    """A fast tokenizer of ``transformers``, with the special tokens of SmolVLM.
+def byte_tokenizer(texts: Sequence[str] = TEXTS, image_tokens: Mapping[str, str] = IMAGE_TOKENS) -> Any:
+    """A fast tokenizer of ``transformers``.
 
     Args:
         texts: What it is trained on; any other text is encoded too, in more tokens.
+        image_tokens: Special tokens around pictures, by the names of attributes; those of SmolVLM by default.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # type: ignore[import-untyped]
     from transformers import PreTrainedTokenizerFast
@@ -35,12 +36,12 @@ def byte_tokenizer(texts: Sequence[str] = TEXTS) -> Any:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    special = list(dict.fromkeys([*_SPECIAL.values(), *IMAGE_TOKENS.values()]))
+    special = list(dict.fromkeys([*_SPECIAL.values(), *image_tokens.values()]))
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, extra_special_tokens=IMAGE_TOKENS, model_max_length=512, **_SPECIAL
+        tokenizer_object=tokenizer, extra_special_tokens=dict(image_tokens), model_max_length=512, **_SPECIAL
     )
