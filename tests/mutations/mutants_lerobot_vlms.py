@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mutant import Mutant, in_file
+from mutant import Edit, Mutant, in_file
 
 _HERE = "plugins/sfkit-lerobot/src/sfkit_lerobot"
 BASE = f"{_HERE}/base.py"
@@ -10,12 +10,16 @@ FRAMING = f"{_HERE}/framing.py"
 GROOT = f"{_HERE}/groot.py"
 PLACEHOLDERS = f"{_HERE}/placeholders.py"
 QWEN = f"{_HERE}/qwen.py"
+VLA_JEPA = f"{_HERE}/vla_jepa.py"
+XVLA = f"{_HERE}/xvla.py"
 ALIGNER = "sfkit/aligner.py"
 CHECKS = "sfkit/alignment/checks.py"
 
 _TESTS = "plugins/sfkit-lerobot/tests"
 T_ALL = f"{_TESTS}/vlms/test_all.py"
 T_GROOT = f"{_TESTS}/vlms/test_groot.py"
+T_JEPA = f"{_TESTS}/vlms/test_vla_jepa.py"
+T_XVLA = f"{_TESTS}/vlms/test_xvla.py"
 T_TAPS = f"{_TESTS}/test_taps.py"
 
 _INPUT_NORM = "return TapPoint(decoder.layers[depth].input_layernorm, path)"
@@ -89,6 +93,22 @@ LEROBOT_VLMS = (
         new="if not (self.weight and policy.training and torch.is_grad_enabled()):",
         tests=in_file(T_ALL, ["test_fault_30_outside_training_nothing_changes_by_a_bit"]),
     ),
+    Mutant(
+        fault=10,
+        what="nobody asks whether the optimizer moves the projector of VLA-JEPA",
+        file=CHECKS,
+        old="        return False if self.steps >= 2 else None",
+        new="        return None",
+        tests=in_file(T_ALL, ["test_fault_10_an_optimizer_that_is_not_told_of_the_projector_is_an_error"]),
+    ),
+    Mutant(
+        fault=16,
+        what="the views of all samples are where those of the first are",
+        file=PLACEHOLDERS,
+        old="descending=True, stable=True)",
+        new="descending=True, stable=True)[:1].expand(b, -1)",
+        tests=in_file(T_ALL, ["test_fault_16_prompts_of_different_lengths_hold_their_views_in_different_places"]),
+    ),
     # ----------------------------------------------------------------------------------------------------- GR00T
     Mutant(
         fault=24,
@@ -146,5 +166,56 @@ LEROBOT_VLMS = (
         old="        if self.cameras is not None:\n",
         new="        if False:\n",
         tests=in_file(T_GROOT, ["test_fault_27_a_random_crop_leaves_no_geometry"]),
+    ),
+    # ------------------------------------------------------------------------------------------- X-VLA, VLA-JEPA
+    Mutant(
+        fault=20,
+        what="X-VLA's token for the whole view is taken for its first patch",
+        file=XVLA,
+        old=", before=1)",
+        new=", after=1)",
+        tests=(f"{T_ALL}::test_fault_20_and_25_a_patch_moves_its_own_token_and_its_own_feature[xvla-None]",),
+        ends_in=("RegistrationError",),
+    ),
+    Mutant(
+        fault=24,
+        what="X-VLA's views are taken to be padded around",
+        file=XVLA,
+        old="pad_top_left(source, (int",
+        new="pad_around(source, (int",
+        also=(Edit(XVLA, "Size, pad_top_left, unchanged", "Size, pad_around, unchanged"),),
+        tests=in_file(T_XVLA, ["test_fault_24_the_letterbox_is_masked_and_black"]),
+    ),
+    Mutant(
+        fault=25,
+        what="X-VLA's last view is aligned",
+        file=XVLA,
+        old="[images[:, 0] * 2 - 1]",
+        new="[images[:, -1] * 2 - 1]",
+        tests=in_file(T_XVLA, ["test_fault_25_the_first_camera_of_the_batch_is_the_one_that_is_aligned"]),
+    ),
+    Mutant(
+        fault=26,
+        what="pictures that nobody normalised are taken for normalised ones",
+        file=XVLA,
+        old="            self._refuse_pictures_as_they_were(batch, present)\n",
+        new="",
+        tests=in_file(T_XVLA, ["test_fault_26_pictures_that_nobody_normalised_are_an_error"]),
+    ),
+    Mutant(
+        fault=25,
+        what="VLA-JEPA's views are named in the order of the batch",
+        file=VLA_JEPA,
+        old="names = list(self.policy.config.image_features)",
+        new="names = [key for key in batch if key in self.policy.config.image_features]",
+        tests=in_file(T_JEPA, ["test_fault_25_views_are_in_the_order_of_the_policy"]),
+    ),
+    Mutant(
+        fault=26,
+        what="VLA-JEPA's pictures may be normalised twice",
+        file=VLA_JEPA,
+        old='        if visual_mode(self.policy.config) != "IDENTITY":\n',
+        new="        if False:\n",
+        tests=in_file(T_JEPA, ["test_fault_26_pictures_normalised_twice_are_an_error"]),
     ),
 )

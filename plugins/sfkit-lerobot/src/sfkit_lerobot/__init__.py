@@ -21,6 +21,8 @@ _EXPORTS = {
     "PI0Adapter": "sfkit_lerobot.pi0",
     "PI0FastAdapter": "sfkit_lerobot.pi0_fast",
     "SmolVLAAdapter": "sfkit_lerobot.smolvla",
+    "VLAJEPAAdapter": "sfkit_lerobot.vla_jepa",
+    "XVLAAdapter": "sfkit_lerobot.xvla",
     "camera_rig": "sfkit_lerobot.dataset",
     "image_stats": "sfkit_lerobot.dataset",
     "policy_features": "sfkit_lerobot.features",
@@ -35,6 +37,8 @@ __all__ = [
     "PI0FastAdapter",
     "PI05Adapter",
     "SmolVLAAdapter",
+    "VLAJEPAAdapter",
+    "XVLAAdapter",
     "camera_rig",
     "image_stats",
     "policy_features",
@@ -52,6 +56,8 @@ if TYPE_CHECKING:
     from sfkit_lerobot.pi0_fast import PI0FastAdapter as PI0FastAdapter
     from sfkit_lerobot.pi05 import PI05Adapter as PI05Adapter
     from sfkit_lerobot.smolvla import SmolVLAAdapter as SmolVLAAdapter
+    from sfkit_lerobot.vla_jepa import VLAJEPAAdapter as VLAJEPAAdapter
+    from sfkit_lerobot.xvla import XVLAAdapter as XVLAAdapter
 
 
 @hookimpl

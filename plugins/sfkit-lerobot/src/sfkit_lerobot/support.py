@@ -51,16 +51,30 @@ POLICIES: dict[str, dict[str, Any]] = {
         "trains": "the action head alone: set `tune_llm=True` or `tune_visual=True`",
         "verified": _TINY,
     },
+    "sfkit_lerobot.xvla:XVLAAdapter": {
+        "name": "xvla",
+        "summary": "X-VLA of LeRobot",
+        "handles": ("lerobot.policies.xvla.modeling_xvla.XVLAPolicy",),
+        "aligned": "the first view's tokens in Florence-2's encoder; other views go around it",
+        "trains": "everything",
+        "verified": _TINY,
+    },
+    "sfkit_lerobot.vla_jepa:VLAJEPAAdapter": {
+        "name": "vla_jepa",
+        "summary": "VLA-JEPA of LeRobot",
+        "handles": ("lerobot.policies.vla_jepa.modeling_vla_jepa.VLAJEPAPolicy",),
+        "aligned": "pictures' tokens in Qwen3-VL's language model",
+        "trains": "everything; the optimizer needs `policy.spatial_forcing.parameters()` beside `get_optim_params()`",
+        "verified": f"{_TINY}; without its world model",
+    },
 }
 
 _NOT_YET = "nobody has written one yet"
 
 #: LeRobot's type, its class, and why it has no adapter.
 WITHOUT: tuple[tuple[str, str, str], ...] = (
-    ("xvla", "XVLAPolicy", _NOT_YET),
     ("evo1", "Evo1Policy", _NOT_YET),
     ("molmoact2", "MolmoAct2Policy", _NOT_YET),
-    ("vla_jepa", "VLAJEPAPolicy", _NOT_YET),
     ("wall_x", "WallXPolicy", _NOT_YET),
     ("act", "ACTPolicy", _NOT_YET),
     ("diffusion", "DiffusionPolicy", _NOT_YET),

@@ -9,13 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-KINDS = ("groot",)
-
-
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
 
 @pytest.fixture(scope="session")
 def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -31,6 +24,11 @@ def groot_base(tmp_path_factory: pytest.TempPathFactory, qwen: Path) -> Path:
     return tiny_groot_base(tmp_path_factory.mktemp("groot"), qwen)
 
 
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tokenizer")
+
+
 @pytest.fixture
 def builders(request: pytest.FixtureRequest) -> dict[str, Callable[..., Any]]:
     """How each kind is built; folders are made when they are first needed."""
@@ -38,6 +36,8 @@ def builders(request: pytest.FixtureRequest) -> dict[str, Callable[..., Any]]:
 
     return {
         "groot": lambda **options: tiny.tiny_groot(request.getfixturevalue("groot_base"), **options),
+        "xvla": lambda **options: tiny.tiny_xvla(request.getfixturevalue("tokenizer"), **options),
+        "vla_jepa": lambda **options: tiny.tiny_vla_jepa(request.getfixturevalue("qwen"), **options),
     }
 
 
@@ -77,11 +77,15 @@ def frames() -> Callable[..., dict[str, Any]]:
 @pytest.fixture
 def processors(request: pytest.FixtureRequest) -> dict[str, Callable[[Any], Any]]:
     """The preprocessor of a policy of each kind."""
+    from lerobot.policies.vla_jepa.processor_vla_jepa import make_vla_jepa_pre_post_processors
     from sfkit_lerobot import tiny
 
-    edges = {name: {"min": -torch.ones(4), "max": torch.ones(4)} for name in ("observation.state", "action")}
+    one = torch.ones(4)
+    stats = {name: {"min": -one, "max": one, "mean": 0 * one, "std": one} for name in ("observation.state", "action")}
     return {
-        "groot": lambda policy: tiny.tiny_groot_processors(policy, request.getfixturevalue("qwen"), edges)[0],
+        "groot": lambda policy: tiny.tiny_groot_processors(policy, request.getfixturevalue("qwen"), stats)[0],
+        "xvla": lambda policy: tiny.tiny_xvla_processors(policy, stats)[0],
+        "vla_jepa": lambda policy: make_vla_jepa_pre_post_processors(policy.config, stats)[0],
     }
 
 

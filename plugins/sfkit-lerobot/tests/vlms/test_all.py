@@ -13,13 +13,27 @@ from sfkit.alignment.tap import Tap
 from sfkit.errors import GradientError, ShapeError
 from sfkit.testing.registration import check_registration
 
+# VLA-JEPA asks for an autocast to float32, which torch knows on GPUs only.
+pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning")
+
 FRONT, WRIST = CAMERAS
+KINDS = ("groot", "xvla", "vla_jepa")
 #: What is frozen by default, by the options that freeze it, and what the error must name.
 FROZEN = {
     "groot": ({"tune_llm": False, "tune_visual": False}, "tune_llm=True"),
+    "vla_jepa": ({"freeze_qwen": True}, "freeze_qwen=False"),
 }
 #: Views that reach the tapped decoder; all cameras if not said.
-ALIGNED = {}
+ALIGNED = {"xvla": 1}
+#: Policies that take pictures as they are.
+UNRESIZED = {"vla_jepa"}
+#: Policies whose optimizer is told of their model alone, whatever is beside it.
+WITHOUT_PROJECTOR = {"vla_jepa"}
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 def forward(policy, batch, **arguments):
@@ -58,17 +72,21 @@ def test_the_last_depths_are_what_an_independent_forward_of_the_decoder_gives(
 ) -> None:
     policy = build(kind)
     adapter, batch, given = adapter_of(policy), batch_of(policy), {}
-    hook = adapter.decoder.register_forward_pre_hook(lambda _, args, kwargs: given.update(kwargs), with_kwargs=True)
+    hook = adapter.decoder.register_forward_pre_hook(
+        lambda _, args, kwargs: given.update(kwargs, autocast=torch.is_autocast_enabled("cpu")), with_kwargs=True
+    )
     first, _, _ = tapped(adapter, batch, 0)
     hook.remove()
-    with torch.no_grad():
+    # VLA-JEPA runs its backbone under autocast, on CPUs too.
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=given.pop("autocast")):
         output = adapter.decoder(**{**given, "output_hidden_states": True, "return_dict": True})
+        end = getattr(adapter.decoder, "norm", torch.nn.Identity())
     torch.testing.assert_close(first, output.hidden_states[0], atol=1e-5, rtol=1e-4)
     # Deepstack adds to what the first blocks return, which Hugging Face records before.
     before_last, _, _ = tapped(adapter, batch, 3)
     torch.testing.assert_close(before_last, output.hidden_states[3], atol=1e-5, rtol=1e-4)
     last, _, _ = tapped(adapter, batch, 4)
-    torch.testing.assert_close(adapter.decoder.norm(last), output.last_hidden_state, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(end(last), output.last_hidden_state, atol=1e-5, rtol=1e-4)
 
 
 def in_box(views, view: int, box, size) -> torch.Tensor:
@@ -88,7 +106,7 @@ def test_fault_20_and_25_a_patch_moves_its_own_token_and_its_own_feature(
     adapter, raw = adapter_of(policy), frames(policy, batch_size=1)
     _, views, student = tapped(adapter, finish(policy, raw), 0)
     assert views.names == CAMERAS[: ALIGNED.get(kind)]
-    assert student.grid == (4, 4)
+    assert student.grid == ((3, 5) if size and kind in UNRESIZED else (4, 4))
 
     def perturb(_, view: int, box):
         key = views.names[view]
@@ -99,6 +117,21 @@ def test_fault_20_and_25_a_patch_moves_its_own_token_and_its_own_feature(
         return finish(policy, changed)
 
     check_registration(wrap(policy, depth=0), finish(policy, raw), perturb)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ALIGNED])
+def test_fault_16_prompts_of_different_lengths_hold_their_views_in_different_places(
+    kind, build, frames, finish, adapter_of, tapped
+) -> None:
+    policy = build(kind)
+    adapter, raw = adapter_of(policy), frames(policy)
+    assert len(set(map(len, raw["task"]))) == 2
+    _, views, before = tapped(adapter, finish(policy, raw), 0)
+    h, w = views.size
+    inside = in_box(views, 1, (slice(h // 4, h // 2), slice(w // 2, 3 * w // 4)), raw[WRIST].shape[-2:])
+    changed = {**raw, WRIST: torch.where(inside, 1 - raw[WRIST].round(), raw[WRIST])}
+    moved = (tapped(adapter, finish(policy, changed), 0)[2].values - before.values).norm(dim=-1)
+    assert moved.flatten(1).argmax(1).tolist() == [16 + 4 + 2] * 2
 
 
 def test_fault_24_and_26_the_view_is_what_the_policy_sees_in_its_place(
@@ -147,6 +180,7 @@ def test_gradient_reaches_what_is_below_the_tap_and_nothing_above(kind, build, b
     assert not [name for name in reached if "action" in name]
 
 
+@pytest.mark.parametrize("kind", FROZEN)
 def test_fault_06_what_lerobot_freezes_is_an_error_that_names_the_option(kind, build, batch_of, wrap) -> None:
     options, named = FROZEN[kind]
     policy = wrap(build(kind, **options))
@@ -166,7 +200,10 @@ def test_the_loss_is_joined_and_learnt(kind, build, batch_of, wrap, parameters_o
 
     projector = {id(parameter) for parameter in policy.spatial_forcing.parameters()}
     optimizer = torch.optim.AdamW(parameters_of(policy), lr=3e-3)
-    assert projector <= {id(p) for group in optimizer.param_groups for p in group["params"]}
+    found = projector & {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert found == (set() if kind in WITHOUT_PROJECTOR else projector)
+    if kind in WITHOUT_PROJECTOR:
+        optimizer.add_param_group({"params": list(policy.spatial_forcing.parameters())})
     for _ in range(8):
         loss, after = forward(policy, batch)
         optimizer.zero_grad()
@@ -174,6 +211,19 @@ def test_the_loss_is_joined_and_learnt(kind, build, batch_of, wrap, parameters_o
         optimizer.step()
     assert after["sf_cosine"] > info["sf_cosine"] + 0.02
     assert policy.spatial_forcing.status().projector_moved
+
+
+@pytest.mark.parametrize("kind", sorted(WITHOUT_PROJECTOR))
+def test_fault_10_an_optimizer_that_is_not_told_of_the_projector_is_an_error(
+    kind, build, batch_of, wrap, parameters_of
+) -> None:
+    policy = wrap(build(kind))
+    batch, optimizer = batch_of(policy), torch.optim.AdamW(parameters_of(policy), lr=1e-3)
+    for _ in range(2):
+        forward(policy, batch)[0].backward()
+        optimizer.step()
+    with pytest.raises(GradientError, match="never the projector"):
+        forward(policy, batch)
 
 
 def test_fault_30_outside_training_nothing_changes_by_a_bit(kind, build, batch_of, wrap) -> None:

@@ -14,6 +14,8 @@ from sfkit_lerobot.tiny.qwen3vl import tiny_qwen3vl
 from sfkit_lerobot.tiny.settings import CAMERAS
 from sfkit_lerobot.tiny.smolvla import tiny_smolvla
 from sfkit_lerobot.tiny.smolvlm import tiny_smolvlm
+from sfkit_lerobot.tiny.vla_jepa import tiny_vla_jepa
+from sfkit_lerobot.tiny.xvla import tiny_xvla, tiny_xvla_processors
 
 __all__ = [
     "CAMERAS",
@@ -30,4 +32,7 @@ __all__ = [
     "tiny_rig",
     "tiny_smolvla",
     "tiny_smolvlm",
+    "tiny_vla_jepa",
+    "tiny_xvla",
+    "tiny_xvla_processors",
 ]
