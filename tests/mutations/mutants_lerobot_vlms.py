@@ -6,6 +6,7 @@ from mutant import Edit, Mutant, in_file
 
 _HERE = "plugins/sfkit-lerobot/src/sfkit_lerobot"
 BASE = f"{_HERE}/base.py"
+EVO1 = f"{_HERE}/evo1.py"
 FRAMING = f"{_HERE}/framing.py"
 GROOT = f"{_HERE}/groot.py"
 PLACEHOLDERS = f"{_HERE}/placeholders.py"
@@ -18,6 +19,7 @@ CHECKS = "sfkit/alignment/checks.py"
 _TESTS = "plugins/sfkit-lerobot/tests"
 T_ALL = f"{_TESTS}/vlms/test_all.py"
 T_GROOT = f"{_TESTS}/vlms/test_groot.py"
+T_EVO1 = f"{_TESTS}/vlms/test_evo1.py"
 T_JEPA = f"{_TESTS}/vlms/test_vla_jepa.py"
 T_XVLA = f"{_TESTS}/vlms/test_xvla.py"
 T_TAPS = f"{_TESTS}/test_taps.py"
@@ -217,5 +219,40 @@ LEROBOT_VLMS = (
         old='        if visual_mode(self.policy.config) != "IDENTITY":\n',
         new="        if False:\n",
         tests=in_file(T_JEPA, ["test_fault_26_pictures_normalised_twice_are_an_error"]),
+    ),
+    # ------------------------------------------------------------------------------------------------------ EVO1
+    Mutant(
+        fault=25,
+        what="a missing camera of EVO1 keeps its place in the prompt",
+        file=EVO1,
+        old="return {**boxes, **{key: None for key in keys if key not in batch}}",
+        new="return {key: boxes.get(key) for key in keys}",
+        tests=in_file(T_EVO1, ["test_fault_23_and_25_a_missing_camera_comes_behind_the_others_and_is_masked"]),
+    ),
+    Mutant(
+        fault=6,
+        what="the check complains of a branch of EVO1 that is frozen on purpose",
+        file=CHECKS,
+        old="            if gradient is not None and bool(gradient.ne(0).any()):\n                return leaf\n",
+        new="            if gradient is None or not bool(gradient.ne(0).any()):\n                return None\n"
+        "        return group[0]\n",
+        tests=in_file(T_EVO1, ["test_fault_06_one_trainable_branch_is_enough"]),
+        ends_in=("GradientError",),
+    ),
+    Mutant(
+        fault=4,
+        what="taps stay armed while EVO1's checkpoints are recomputed",
+        file=ALIGNER,
+        old="                tap.disarm()\n",
+        new="                pass\n",
+        tests=in_file(T_EVO1, ["test_fault_03_and_04_checkpointing_changes_no_gradient"]),
+    ),
+    Mutant(
+        fault=26,
+        what="pictures are looked at after EVO1 has clamped them",
+        file=EVO1,
+        old='                refuse_clamped(picture, key, "EVO1")\n',
+        new="                pass\n",
+        tests=in_file(T_EVO1, ["test_fault_26_pictures_that_evo1_would_clamp_are_an_error"]),
     ),
 )

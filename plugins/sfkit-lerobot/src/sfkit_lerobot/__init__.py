@@ -15,6 +15,7 @@ from sfkit_lerobot.support import POLICIES, WITHOUT, class_pattern
 SFKIT_API = 1
 
 _EXPORTS = {
+    "Evo1Adapter": "sfkit_lerobot.evo1",
     "GrootAdapter": "sfkit_lerobot.groot",
     "LeRobotAdapter": "sfkit_lerobot.base",
     "PI05Adapter": "sfkit_lerobot.pi05",
@@ -31,6 +32,7 @@ _EXPORTS = {
 
 __all__ = [
     "SFKIT_API",
+    "Evo1Adapter",
     "GrootAdapter",
     "LeRobotAdapter",
     "PI0Adapter",
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from sfkit_lerobot.base import LeRobotAdapter as LeRobotAdapter
     from sfkit_lerobot.dataset import camera_rig as camera_rig
     from sfkit_lerobot.dataset import image_stats as image_stats
+    from sfkit_lerobot.evo1 import Evo1Adapter as Evo1Adapter
     from sfkit_lerobot.features import policy_features as policy_features
     from sfkit_lerobot.features import strip_geometry as strip_geometry
     from sfkit_lerobot.groot import GrootAdapter as GrootAdapter

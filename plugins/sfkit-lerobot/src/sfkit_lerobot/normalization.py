@@ -13,6 +13,8 @@ from sfkit.errors import ViewsError
 #: For each mode of LeRobot that maps an interval to [-1, 1]: the statistics at its ends.
 _INTERVALS = {"MIN_MAX": ("min", "max"), "QUANTILES": ("q01", "q99"), "QUANTILE10": ("q10", "q90")}
 
+_TOLERANCE = 1e-3
+
 Stats = Mapping[str, Sequence[float]]
 
 
@@ -41,6 +43,20 @@ def denormalized(picture: Tensor, mode: str, stats: Stats | None, key: str) -> T
         low, high = _values(picture, mode, stats, key, _INTERVALS[mode])
         return (picture + 1) / 2 * (high - low) + low
     raise ViewsError(f"The policy normalises pictures by {mode}, which sfkit-lerobot does not know how to undo.")
+
+
+def refuse_clamped(picture: Tensor, key: str, policy: str) -> None:
+    """Look at a picture before the policy clamps it: afterwards the core's check cannot see what is wrong.
+
+    Raises:
+        ViewsError: It is not in [0, 1].
+    """
+    low, high = float(picture.min()), float(picture.max())
+    if low < -_TOLERANCE or high > 1 + _TOLERANCE:
+        raise ViewsError(
+            f"{key} ranges from {low:.3g} to {high:.3g}, expected [0, 1]; {policy} would clamp it without a word.",
+            "Give float pictures in [0, 1]; check the preprocessor and its VISUAL normalisation.",
+        )
 
 
 def _values(picture: Tensor, mode: str, stats: Stats | None, key: str, names: tuple[str, str]) -> tuple[Tensor, Tensor]:

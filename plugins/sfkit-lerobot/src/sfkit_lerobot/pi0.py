@@ -8,11 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from sfkit.component import AnyOptions
-from sfkit.errors import AdapterError, ViewsError
+from sfkit.errors import AdapterError
 from sfkit_lerobot.letterbox import Letterbox, Size, pad_around
+from sfkit_lerobot.normalization import refuse_clamped
 from sfkit_lerobot.prefix import PrefixAdapter, TokenLayout
-
-_TOLERANCE = 1e-3
 
 
 class PI0Adapter(PrefixAdapter):
@@ -59,12 +58,5 @@ class PI0Adapter(PrefixAdapter):
     def _check_range(self, batch: Mapping[str, Any]) -> None:
         """Look at the pictures before the policy clamps them: afterwards the core's check cannot see what is wrong."""
         for key in self.policy.config.image_features:
-            if key not in batch:
-                continue
-            low, high = float(batch[key].min()), float(batch[key].max())
-            if low < -_TOLERANCE or high > 1 + _TOLERANCE:
-                raise ViewsError(
-                    f"{key} ranges from {low:.3g} to {high:.3g}, expected [0, 1]; {self.name} would clamp it without a "
-                    "word.",
-                    "Give float pictures in [0, 1]; check the preprocessor and its VISUAL normalisation.",
-                )
+            if key in batch:
+                refuse_clamped(batch[key], key, self.name)

@@ -59,6 +59,14 @@ POLICIES: dict[str, dict[str, Any]] = {
         "trains": "everything",
         "verified": _TINY,
     },
+    "sfkit_lerobot.evo1:Evo1Adapter": {
+        "name": "evo1",
+        "summary": "EVO1 of LeRobot",
+        "handles": ("lerobot.policies.evo1.modeling_evo1.Evo1Policy",),
+        "aligned": "pictures' tokens in InternVL3's language model",
+        "trains": 'the action head alone: set `training_stage="stage2"`',
+        "verified": _TINY,
+    },
     "sfkit_lerobot.vla_jepa:VLAJEPAAdapter": {
         "name": "vla_jepa",
         "summary": "VLA-JEPA of LeRobot",
@@ -73,7 +81,6 @@ _NOT_YET = "nobody has written one yet"
 
 #: LeRobot's type, its class, and why it has no adapter.
 WITHOUT: tuple[tuple[str, str, str], ...] = (
-    ("evo1", "Evo1Policy", _NOT_YET),
     ("molmoact2", "MolmoAct2Policy", _NOT_YET),
     ("wall_x", "WallXPolicy", _NOT_YET),
     ("act", "ACTPolicy", _NOT_YET),

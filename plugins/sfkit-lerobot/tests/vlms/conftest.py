@@ -25,6 +25,13 @@ def groot_base(tmp_path_factory: pytest.TempPathFactory, qwen: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def internvl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from sfkit_lerobot.tiny import tiny_internvl
+
+    return tiny_internvl(tmp_path_factory.mktemp("internvl"))
+
+
+@pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("tokenizer")
 
@@ -37,6 +44,7 @@ def builders(request: pytest.FixtureRequest) -> dict[str, Callable[..., Any]]:
     return {
         "groot": lambda **options: tiny.tiny_groot(request.getfixturevalue("groot_base"), **options),
         "xvla": lambda **options: tiny.tiny_xvla(request.getfixturevalue("tokenizer"), **options),
+        "evo1": lambda **options: tiny.tiny_evo1(request.getfixturevalue("internvl"), **options),
         "vla_jepa": lambda **options: tiny.tiny_vla_jepa(request.getfixturevalue("qwen"), **options),
     }
 
@@ -77,6 +85,7 @@ def frames() -> Callable[..., dict[str, Any]]:
 @pytest.fixture
 def processors(request: pytest.FixtureRequest) -> dict[str, Callable[[Any], Any]]:
     """The preprocessor of a policy of each kind."""
+    from lerobot.policies.evo1.processor_evo1 import make_evo1_pre_post_processors
     from lerobot.policies.vla_jepa.processor_vla_jepa import make_vla_jepa_pre_post_processors
     from sfkit_lerobot import tiny
 
@@ -85,6 +94,7 @@ def processors(request: pytest.FixtureRequest) -> dict[str, Callable[[Any], Any]
     return {
         "groot": lambda policy: tiny.tiny_groot_processors(policy, request.getfixturevalue("qwen"), stats)[0],
         "xvla": lambda policy: tiny.tiny_xvla_processors(policy, stats)[0],
+        "evo1": lambda policy: make_evo1_pre_post_processors(policy.config, stats)[0],
         "vla_jepa": lambda policy: make_vla_jepa_pre_post_processors(policy.config, stats)[0],
     }
 

@@ -17,10 +17,11 @@ from sfkit.testing.registration import check_registration
 pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning")
 
 FRONT, WRIST = CAMERAS
-KINDS = ("groot", "xvla", "vla_jepa")
+KINDS = ("groot", "xvla", "evo1", "vla_jepa")
 #: What is frozen by default, by the options that freeze it, and what the error must name.
 FROZEN = {
     "groot": ({"tune_llm": False, "tune_visual": False}, "tune_llm=True"),
+    "evo1": ({"training_stage": "stage1"}, "training_stage"),
     "vla_jepa": ({"freeze_qwen": True}, "freeze_qwen=False"),
 }
 #: Views that reach the tapped decoder; all cameras if not said.

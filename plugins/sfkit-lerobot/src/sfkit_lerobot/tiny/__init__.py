@@ -8,6 +8,7 @@ names of its modules are replaced while one is built (:func:`tiny_pi0_sizes`).
 from __future__ import annotations
 
 from sfkit_lerobot.tiny.data import tiny_lerobot_batch, tiny_rig
+from sfkit_lerobot.tiny.evo1 import tiny_evo1, tiny_internvl
 from sfkit_lerobot.tiny.groot import tiny_groot, tiny_groot_base, tiny_groot_processors
 from sfkit_lerobot.tiny.pi0 import tiny_pi0, tiny_pi0_fast, tiny_pi0_processors, tiny_pi0_sizes, tiny_pi05
 from sfkit_lerobot.tiny.qwen3vl import tiny_qwen3vl
@@ -19,9 +20,11 @@ from sfkit_lerobot.tiny.xvla import tiny_xvla, tiny_xvla_processors
 
 __all__ = [
     "CAMERAS",
+    "tiny_evo1",
     "tiny_groot",
     "tiny_groot_base",
     "tiny_groot_processors",
+    "tiny_internvl",
     "tiny_lerobot_batch",
     "tiny_pi0",
     "tiny_pi0_fast",
