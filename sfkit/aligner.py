@@ -18,6 +18,7 @@ from sfkit.alignment.step import Alignment, align
 from sfkit.alignment.tap import Captured, tap_at, tokens_at
 from sfkit.config import Depth, balance_ratio
 from sfkit.errors import LossError, SfkitWarning
+from sfkit.health.monitor import Monitor, Watched
 from sfkit.notices import notice
 from sfkit.pairing import Plan
 from sfkit.policies.base import ForwardCall
@@ -51,6 +52,7 @@ class Aligner(nn.Module):
         self.schedule = plan.schedule
         self._factor = 0.0
         self._measuring: int | None = None
+        self._looking = False
         self.grad_accumulation = grad_accumulation
         self.enabled = True
         self.companions: list[Callable[[Any], None]] = []
@@ -61,6 +63,14 @@ class Aligner(nn.Module):
         self._ended = False
         self.taps = {depth: tap_at(self.adapter, depth) for depth in dict.fromkeys(p.depth for p in self.pairs)}
         self.meter = GradientMeter(tuple(self.taps))
+        self.monitor = Monitor(
+            plan.config.health,
+            [Watched(p.depth, self.hosts[p.host].teacher.name, p.layer, not p.future) for p in self.pairs],
+            self.adapter.policy,
+            self.projectors,
+        )
+        self._gradients: dict[str, Tensor] = {}
+        self._news: dict[str, Tensor] = {}
 
     def around(
         self, policy: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -87,14 +97,22 @@ class Aligner(nn.Module):
 
     def _open_step(self) -> None:
         """Take in what the last step has measured, and decide what this one is to do; the same on all ranks."""
+        self._news = {}
         if self._measuring is not None:
             sums = GradientSums.of(self.meter.take(self._device()))
+            if self._looking:
+                self.monitor.settle(self._measuring, sums)
+                self._gradients = self._news = {"sf_grad_ratio": sums.ratio, "sf_grad_cosine": sums.cosine}
             if self.balance is not None:
                 self.balance.update(sums)
             if self.schedule.watches_at(self._measuring):
                 self.schedule.observe(self._measuring, float(sums.cosine))
         self._factor = self.schedule.factor(self.step) if self.weight else 0.0
-        wanted = self._factor and (self.balance is not None or self.schedule.watches_at(self.step))
+        self._looking = bool(self._factor) and self.monitor.due(self.step)
+        if self._looking:
+            self.monitor.begin(self.step)
+        watching = self.balance is not None or self._looking or self.schedule.watches_at(self.step)
+        wanted = self._factor and watching
         self._measuring = self.step if wanted else None
 
     def weight_now(self) -> Tensor:
@@ -141,7 +159,7 @@ class Aligner(nn.Module):
         if self.steps % _LOOK_EVERY == 1:
             self._warn_if_nothing_valid(result.valid)
             self._warn_if_nothing_to_balance()
-        return self.adapter.with_loss(call.output, joined, {key: self._last[key] for key in _LOGGED})
+        return self.adapter.with_loss(call.output, joined, {key: self._last[key] for key in _LOGGED} | self._news)
 
     def _count_step(self) -> None:
         # Also where nothing is aligned: ranks that sit out, and the steps of a schedule, must not fall behind.
@@ -199,6 +217,9 @@ class Aligner(nn.Module):
             align(students[pair.depth], target, projector, pair.objective)
             for pair, target, projector in zip(self.pairs, targets, self._projectors(), strict=True)
         ]
+        if self._looking:
+            maps = [result.compared for result in results if result.compared]
+            self.monitor.look(students, maps, views.names, reached=self._check.reaches_policy)
         losses = torch.stack([pair.weight * result.loss for pair, result in zip(self.pairs, results, strict=True)])
         loss = losses.mean(0) if self.config.pair_reduction == "mean" else losses.sum(0)
         cosine = torch.stack([result.cosine for result in results]).mean()
@@ -285,12 +306,14 @@ class Aligner(nn.Module):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[f"{prefix}step"] = torch.tensor(self.steps)
-        if self._measuring is not None and self.meter.table is not None:
-            destination[f"{prefix}measured"] = self.meter.table.clone()
-        if self.balance is not None and self.balance.log is not None:
+        # The same keys at every step: an EMA of the policy goes through its state and ours side by side.
+        if self.balance is not None:
             destination[f"{prefix}balance.log"] = self.balance.log.detach().clone()
         for key, figure in self.schedule.state().items():
             destination[f"{prefix}schedule.{key}"] = torch.tensor(figure, dtype=torch.float64)
+        if self.balance is not None or self.schedule.state():
+            table = self.meter.table
+            destination[f"{prefix}measured"] = torch.zeros(len(self.taps), 4) if table is None else table.clone()
         for index, host in enumerate(self.hosts):
             for key, value in host.teacher.state().items():
                 destination[f"{prefix}teachers.{index}.{key}"] = value
@@ -311,6 +334,9 @@ class Aligner(nn.Module):
         log = state_dict.pop(f"{prefix}balance.log", None)
         if self.balance is not None and log is not None:
             self.balance.log = log.detach().clone().float()
+        own = f"{prefix}health."
+        references = {key[len(own) :]: state_dict.pop(key) for key in [*state_dict] if key.startswith(own)}
+        self.monitor.load_state(references)
         own = f"{prefix}schedule."
         kept = [key for key in state_dict if key.startswith(own)]
         self.schedule.load_state({key[len(own) :]: float(state_dict.pop(key)) for key in kept})

@@ -184,6 +184,7 @@ def wrap_arguments(config: SpatialForcingConfig) -> dict[str, Any]:
         "weight": config.weight,
         "schedule": list(config.schedule),
         "seed": config.seed,
+        "health": config.health,
         "self_check": config.self_check,
     }
 

@@ -148,6 +148,29 @@ class PairConfig(Options):
         return None if value is None else tuple(ComponentSpec.of(item) for item in value)
 
 
+class HealthOptions(Options):
+    """What the health monitor measures, how often, and when it warns."""
+
+    every: int = Field(default=50, ge=0, description="Measure at one training step of so many; 0: never.")
+    persist: int = Field(default=100, ge=0, description="Steps that a finding must last before it is worth a warning.")
+    dominates: float = Field(default=1.0, gt=0, description="Warn when alignment gradient / action gradient is above.")
+    conflict: float = Field(default=-0.2, ge=-1, le=0, description="Warn when the cosine of the two is below.")
+    saturated: float = Field(
+        default=0.99, gt=0, description="Warn when the cosine to the target is above, in all pairs."
+    )
+    collapse: float = Field(
+        default=0.1,
+        ge=0,
+        description="Warn when rank or spread of the projected tokens is below this share of the target's.",
+    )
+    shifted: float = Field(
+        default=0.9,
+        ge=0,
+        le=1,
+        description="Warn when tokens one patch away tell the target with less than this share of the error.",
+    )
+
+
 class SpatialForcingConfig(Options):
     """Everything that defines an aligned training run, as it is saved beside a checkpoint."""
 
@@ -173,6 +196,9 @@ class SpatialForcingConfig(Options):
         default=(), description="Factors on the weight, step by step: cosine:10000, or several that multiply."
     )
     seed: int = Field(default=0, ge=0, description="Seed of the projector's own random generator.")
+    health: HealthOptions = Field(
+        default=HealthOptions(), description="The health monitor: how often it measures, and when it warns."
+    )
     self_check: bool = Field(default=True, description="Check on the first batches that alignment really trains.")
 
     @field_validator("adapter", "objective", "projector", mode="before")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -13,12 +14,14 @@ from torch import nn
 
 from sfkit import checkpoint
 from sfkit.aligner import Aligner, leave_to_python
+from sfkit.alignment.gradients import GradientSums
 from sfkit.alignment.status import PairStatus, Status
 from sfkit.attach import attach, base_of, detach, detached, handle_of, refuse_unwrappable
 from sfkit.building import Named, build_adapter
 from sfkit.cameras import CameraRig
-from sfkit.config import Depth
+from sfkit.config import Depth, HealthOptions
 from sfkit.errors import GradientError, WrapError
+from sfkit.health.report import Health
 from sfkit.objectives.base import Objective
 from sfkit.pairing import Pair, make_plan
 from sfkit.policies.base import PolicyAdapter
@@ -56,6 +59,7 @@ class SpatialForcing(Aligner):
         cameras: CameraRig | None = None,
         grad_accumulation: int | None = None,
         seed: int = 0,
+        health: HealthOptions | Mapping[str, Any] | None = None,
         self_check: bool = True,
     ) -> Policy:
         """Make ``policy`` train with ``action loss + weight * alignment loss``. Returns the same object.
@@ -91,6 +95,7 @@ class SpatialForcing(Aligner):
                 ``num_items_in_batch`` (HF Trainer), by which the policy's own loss is scaled already, and for a
                 schedule in optimizer steps.
             seed: Seed of the projector's own generator; the global random state is left alone.
+            health: Options of the health monitor, as ``{"every": 100}``; see :meth:`health`.
             self_check: Verify on the first batches that alignment really trains.
 
         Raises:
@@ -112,6 +117,7 @@ class SpatialForcing(Aligner):
             teacher=teacher, depth=depth, layer=layer, weight=weight, schedule=schedule, objective=objective,
             projector=projector, transforms=transforms, pairs=pairs, shared_projector=shared_projector,
             pair_reduction=pair_reduction, seed=seed, self_check=self_check,
+            health=HealthOptions() if health is None else health,
         )  # fmt: skip
         if cameras is not None:
             plan.adapter.cameras = cameras
@@ -169,7 +175,10 @@ class SpatialForcing(Aligner):
 
     def save(self, directory: str | Path) -> None:
         """Write ``directory/spatial_forcing/`` (config and projector), as ``policy.save_pretrained`` does by itself."""
-        checkpoint.save(directory, self.config, self.state_dict(), [host.teacher for host in self.hosts])
+        references = {f"health.{key}": value for key, value in self.monitor.state().items()}
+        checkpoint.save(
+            directory, self.config, {**self.state_dict(), **references}, [host.teacher for host in self.hosts]
+        )
 
     @staticmethod
     def from_pretrained(policy: Policy, source: str | Path, *, revision: str | None = None, **changes: Any) -> Policy:
@@ -226,12 +235,27 @@ class SpatialForcing(Aligner):
     def metrics(self) -> dict[str, float]:
         """Figures of the last aligned step; empty before the first. Reading them waits for the device.
 
-        ``action_loss``, ``sf_loss`` (unweighted), ``sf_cosine``, ``sf_weight`` and ``valid_tokens`` (a share).
+        ``action_loss``, ``sf_loss`` (unweighted), ``sf_cosine``, ``sf_weight`` and ``valid_tokens`` (a share);
+        and what the last step that was measured has shown, once it has: ``sf_grad_ratio`` and ``sf_grad_cosine``, see
+        :meth:`health`.
         """
         if not self._last:
             return {}
         device = self._last["sf_loss"].device
-        return dict(zip(self._last, torch.stack([v.to(device) for v in self._last.values()]).tolist(), strict=True))
+        found = {**self._last, **self._gradients}
+        return dict(zip(found, torch.stack([v.to(device) for v in found.values()]).tolist(), strict=True))
+
+    def health(self) -> Health:
+        """Whether alignment helps or hurts: ``print`` it, or read its fields. Measured at one step of many.
+
+        Reading it waits for the device. With several processes it is what the last training step has settled.
+        """
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if self._measuring is None or not self._looking or distributed:
+            return replace(self.monitor.last, warnings=tuple(self.monitor.warner.given.values()))
+        table = self.meter.table
+        empty = torch.zeros(len(self.taps), 4, device=self._device())
+        return self.monitor.peek(self._measuring, GradientSums.of(empty if table is None else table))
 
     def status(self) -> Status:
         """What alignment is doing: ``print`` it, or read its fields."""

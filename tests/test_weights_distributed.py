@@ -17,6 +17,7 @@ SCENARIOS: list[dict[str, Any]] = [
     {"schedule": ["every:2", "stop:5"]},
     {"weight": "balance:0.1"},
     {"weight": "balance:0.1", "schedule": [CONFLICT]},
+    {"health": {"every": 3}},
 ]
 
 pytestmark = pytest.mark.slow
@@ -58,3 +59,10 @@ def test_the_balance_moves_and_a_conflict_ends_it_on_both_ranks(ranks: Any) -> N
     for rank in ranks:
         assert rank[2]["state"]["schedule.0.conflict.stopped"] == 1
         assert rank[2]["loaded"] == [False]
+
+
+def test_the_gradients_in_the_report_are_those_of_both_ranks(ranks: Any) -> None:
+    one, two = (rank[3]["health"] for rank in ranks)
+    assert one["step"] == two["step"] == 6
+    assert one["ratio"] == two["ratio"] > 0
+    assert one["pairs"][0]["cosine"] != two["pairs"][0]["cosine"], "of each rank's own tokens"

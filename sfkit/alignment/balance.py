@@ -27,27 +27,28 @@ class Balance:
 
     Args:
         ratio: Above 0.
+
+    Attributes:
+        log: ``()`` the running mean; NaN before the first measurement.
     """
 
     def __init__(self, ratio: float) -> None:
         self.ratio = ratio
-        self.log: Tensor | None = None
+        self.log = torch.tensor(torch.nan)
 
     def weight(self, device: torch.device) -> Tensor:
         """``()`` float32: the weight of the coming step."""
-        if self.log is None:
-            return torch.full((), self.ratio, device=device)
         gain = self.log.to(device).nan_to_num(0.0).exp().clamp(1 / _WIDEST, _WIDEST)
         return self.ratio * gain
 
     def update(self, sums: GradientSums) -> None:
         """Take in what the last backward has measured; nothing happens where it has measured nothing."""
         fresh = 0.5 * (sums.action.sum().log() - sums.unweighted.sum().log())
-        before = torch.full_like(fresh, torch.nan) if self.log is None else self.log.to(fresh.device)
+        before = self.log.to(fresh.device)
         mean = torch.where(before.isnan(), fresh, _KEEP * before + (1 - _KEEP) * fresh)
         self.log = torch.where(sums.known, mean, before)
 
     @property
     def measured(self) -> bool:
         """Whether anything was measured so far. Asking waits for the device."""
-        return self.log is not None and not bool(self.log.isnan())
+        return not bool(self.log.isnan())

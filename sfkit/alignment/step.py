@@ -16,6 +16,21 @@ from sfkit.types import FeatureMap
 
 
 @dataclass(frozen=True)
+class Compared:
+    """What was compared, without gradient; 0 where the mask is False.
+
+    Attributes:
+        projected: ``(b, v, gh, gw, d)`` float32.
+        target: Likewise.
+        mask: ``(b, v, gh, gw)`` bool.
+    """
+
+    projected: Tensor
+    target: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
 class Alignment:
     """What aligning one batch gave.
 
@@ -23,11 +38,13 @@ class Alignment:
         loss: ``(b,)`` with gradient; 0 for a sample without a valid token.
         cosine: ``()`` detached: mean cosine similarity over the valid tokens of the batch; NaN where there are none.
         valid: ``()`` detached: share of tokens that were compared.
+        compared: Of a single pair: the maps themselves.
     """
 
     loss: Tensor
     cosine: Tensor
     valid: Tensor
+    compared: Compared | None = None
 
 
 def align(student: FeatureMap, teacher: FeatureMap, projector: Projector, objective: Objective) -> Alignment:
@@ -56,7 +73,8 @@ def align(student: FeatureMap, teacher: FeatureMap, projector: Projector, object
         goal = torch.where(mask.unsqueeze(-1), target.values, 0.0)
         projected = projector(tokens, mask)
         loss = objective.with_head(projected, goal, mask, projector.objective_head)
-    return Alignment(loss, _mean_cosine(projected.detach(), goal, mask), mask.float().mean())
+    compared = Compared(projected.detach(), goal, mask)
+    return Alignment(loss, _mean_cosine(compared.projected, goal, mask), mask.float().mean(), compared)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from mutant import Mutant, in_file
 ALIGNER = "sfkit/aligner.py"
 GRADIENTS = "sfkit/alignment/gradients.py"
 T_GRADIENTS, T_SCHEDULING = "tests/alignment/test_gradients.py", "tests/test_scheduling.py"
+RULES, T_HEALTH = "sfkit/health/rules.py", "tests/health/test_health.py"
 T_RANKS = "tests/test_weights_distributed.py"
 
 HEALTH = (
@@ -53,7 +54,47 @@ HEALTH = (
         what="the gradient meter keeps the tapped tensors",
         file=GRADIENTS,
         old="        branch = tensor.view_as(tensor)\n",
-        new="        branch = self.kept = tensor.view_as(tensor)\n",
+        new="        self.kept = tensor\n        branch = tensor.view_as(tensor)\n",
         tests=in_file(T_GRADIENTS, ["test_fault_39_hooks_and_gradients_go_with_the_graph"]),
+    ),
+    Mutant(
+        fault=44,
+        what="the action gradient is taken to be the sum of both",
+        file=GRADIENTS,
+        old="gradient.detach().float() - alignment, 0.0)",
+        new="gradient.detach().float(), 0.0)",
+        tests=in_file(
+            T_HEALTH,
+            [
+                "test_fault_44_a_weight_of_100_is_named",
+                "test_fault_44_opposed_gradients_are_named",
+            ],
+        ),
+        ends_in=("ValueError", "IndexError"),
+    ),
+    Mutant(
+        fault=44,
+        what="nothing is said of an alignment that dominates",
+        file=RULES,
+        old="    if health.ratio > limits.dominates:\n",
+        new="    if False:\n",
+        tests=in_file(T_HEALTH, ["test_fault_44_a_weight_of_100_is_named"]),
+    ),
+    Mutant(
+        fault=44,
+        what="the balance never hears of the gradients",
+        file=ALIGNER,
+        old="                self.balance.update(sums)\n",
+        new="                pass\n",
+        tests=in_file(T_HEALTH, ["test_fault_44_the_balance_keeps_alignment_from_dominating"]),
+    ),
+    Mutant(
+        fault=16,
+        what="the monitor compares tokens in their places alone",
+        file="sfkit/health/registration.py",
+        old="    (down, right), (_, rows, columns) = shift, grid.shape\n",
+        new="    (down, right), (_, rows, columns) = (0, 0), grid.shape\n",
+        tests=in_file(T_HEALTH, ["test_fault_16_tokens_off_by_one_are_named"]),
+        ends_in=("ValueError",),
     ),
 )

@@ -1,0 +1,156 @@
+"""What ``health()`` tells, as data and in words."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sfkit.config import Depth
+
+
+@dataclass(frozen=True)
+class DepthHealth:
+    """One tapped depth.
+
+    Attributes:
+        depth: Which.
+        ratio: Norm of the alignment gradient over that of the action gradient, at the tapped tokens.
+        cosine: Between the two.
+        drift: How far the tokens' distribution has moved since the run began, in its standard deviations then.
+        drift_noise: What ``drift`` shows between two batches although nothing has changed.
+    """
+
+    depth: Depth
+    ratio: float
+    cosine: float
+    drift: float
+    drift_noise: float
+
+
+@dataclass(frozen=True)
+class PairHealth:
+    """One pair of a depth and a teacher's layer.
+
+    Attributes:
+        depth: Of the student.
+        teacher: Name.
+        layer: Of the teacher.
+        cosine: Of projected tokens and target, by view.
+        valid: Share of the tokens that were compared.
+        token_norm: Mean norm of the tapped tokens.
+        projected_norm: Of the projected tokens.
+        target_norm: Of the target.
+        rank: Effective rank of the projected tokens' directions.
+        target_rank: Of the target's.
+        spread: How much the projected tokens' directions differ: 0 (all the same) to 1.
+        target_spread: As ``spread``, of the target.
+        target_variation: How much the target differs between pictures, at one place.
+        aligned_error: Error of the target as told, linearly, from the tokens at their own places; 1: nothing told.
+        shifted_error: The least such error with tokens taken one patch away.
+        shift: Rows and columns from a patch to the token that tells its target with that error.
+    """
+
+    depth: Depth
+    teacher: str
+    layer: int
+    cosine: dict[str, float]
+    valid: float
+    token_norm: float
+    projected_norm: float
+    target_norm: float
+    rank: float
+    target_rank: float
+    spread: float
+    target_spread: float
+    target_variation: float
+    aligned_error: float
+    shifted_error: float
+    shift: tuple[int, int] | None
+
+    @property
+    def mean_cosine(self) -> float:
+        """Mean over the views that had valid tokens; NaN where none had."""
+        known = [value for value in self.cosine.values() if not math.isnan(value)]
+        return sum(known) / len(known) if known else math.nan
+
+    @property
+    def name(self) -> str:
+        """The pair, for messages."""
+        depth = f"depth {self.depth}" if isinstance(self.depth, int) else self.depth
+        return f"{depth} -> {self.teacher} layer {self.layer}"
+
+
+@dataclass(frozen=True)
+class Health:
+    """Figures of one measured step. NaN is what could not be measured.
+
+    Attributes:
+        step: At which it was measured; None: not yet.
+        every: The monitor measures at one step of so many; 0: never.
+        ratio: Norm of the alignment gradient over that of the action gradient, over all tapped tokens and ranks.
+        cosine: Between the two.
+        depths: By tapped depth.
+        pairs: By pair, from the tokens of this rank.
+        projector_movement: How far the projector has moved since the run began, relative to what it was.
+        reaches_policy: Whether the alignment gradient reaches trainable parameters of the policy; None: not known.
+        warnings: Everything that the monitor has warned of so far.
+    """
+
+    step: int | None
+    every: int
+    ratio: float = math.nan
+    cosine: float = math.nan
+    depths: tuple[DepthHealth, ...] = ()
+    pairs: tuple[PairHealth, ...] = ()
+    projector_movement: float = math.nan
+    reaches_policy: bool | None = None
+    warnings: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain dictionaries, ready for JSON: what could not be measured is None."""
+        found = _plain(asdict(self))
+        assert isinstance(found, dict)
+        return found
+
+    def __str__(self) -> str:
+        if self.step is None:
+            when = "the monitor is off (health every=0)" if not self.every else "nothing was measured yet"
+            return "\n".join([f"Health: {when}.", *self._warning_lines()])
+        lines = [f"Health at step {self.step} (measured at one step of {self.every}):"]
+        lines.append(f"  alignment gradient / action gradient {_n(self.ratio)}, cosine {_n(self.cosine)}")
+        for depth in self.depths:
+            name = f"depth {depth.depth}" if isinstance(depth.depth, int) else depth.depth
+            lines.append(
+                f"  {name}: gradient ratio {_n(depth.ratio)}, cosine {_n(depth.cosine)}, "
+                f"drift {_n(depth.drift)} (noise {_n(depth.drift_noise)})"
+            )
+        for pair in self.pairs:
+            views = ", ".join(f"{view} {_n(value)}" for view, value in pair.cosine.items())
+            lines.append(f"  {pair.name}: cosine {views}; {pair.valid:.0%} of tokens valid")
+            lines.append(
+                f"    norms: tokens {_n(pair.token_norm)}, projected {_n(pair.projected_norm)}, "
+                f"target {_n(pair.target_norm)}; effective rank {_n(pair.rank)} (target {_n(pair.target_rank)})"
+            )
+            if pair.shift is not None:
+                lines.append(
+                    f"    registration: error {_n(pair.aligned_error)} in place, {_n(pair.shifted_error)} at best one "
+                    "patch away"
+                )
+        lines.append(f"  projector moved by {_n(self.projector_movement)} of its size")
+        return "\n".join([*lines, *self._warning_lines()])
+
+    def _warning_lines(self) -> list[str]:
+        return [f"  WARNING: {message}" for message in self.warnings]
+
+
+def _n(value: float) -> str:
+    return "unknown" if math.isnan(value) else f"{value:.3g}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
