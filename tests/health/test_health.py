@@ -109,7 +109,7 @@ def test_fault_44_a_weight_of_100_is_named(wrapped: Make) -> None:
 
 
 def test_fault_44_the_balance_keeps_alignment_from_dominating(wrapped: Make) -> None:
-    policy = wrapped(weight="balance:0.1", health=HEALTH)
+    policy = wrapped(weight="balance:0.1", pairs=[(2, PatchTeacher(), 1, 50.0)], health=HEALTH)
     assert train(policy, 20, lr=1e-4) == []
     assert policy.spatial_forcing.health().ratio == pytest.approx(0.1, rel=0.3)
 

@@ -32,11 +32,11 @@ def test_between_two_logs_nothing_is_read_back(kind, build, wrap, monkeypatch) -
     tolist = torch.Tensor.tolist
     monkeypatch.setattr(torch.Tensor, "tolist", lambda self: reads.append(tuple(self.shape)) or tolist(self))
     _, second = policy.forward(dict(batch))
-    assert (4,) in reads
+    assert (6,) in reads
     reads.clear()
     _, third = policy.forward(dict(batch))
-    assert (4,) not in reads
-    figures = {"action_loss", "sf_loss", "sf_cosine", "sf_weight"}
+    assert reads == []
+    figures = {"action_loss", "sf_loss", "sf_cosine", "sf_weight", "sf_grad_ratio", "sf_grad_cosine"}
     assert figures <= set(second)
     assert not figures & set(third)
 
