@@ -130,8 +130,9 @@ class Opposed(TinyPolicy):
 def test_fault_44_opposed_gradients_are_named() -> None:
     policy = Opposed()
     SpatialForcing.wrap(
-        policy, Constant({"dim": 16}), depth=2, projector="identity", adapter=TinyAdapter(policy), health=HEALTH
-    )
+        policy, Constant({"dim": 16}), depth=2, weight=3.0, projector="identity", adapter=TinyAdapter(policy),
+        health=HEALTH,
+    )  # fmt: skip
     said = train(policy)
     assert sum("works against the action gradient (cosine -1.00)" in one for one in said) == 1
     assert policy.spatial_forcing.health().cosine == pytest.approx(-1, abs=1e-3)

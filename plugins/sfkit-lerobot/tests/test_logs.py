@@ -35,7 +35,7 @@ def test_between_two_logs_nothing_is_read_back(kind, build, wrap, monkeypatch) -
     assert (6,) in reads
     reads.clear()
     _, third = policy.forward(dict(batch))
-    assert reads == []
+    assert (6,) not in reads
     figures = {"action_loss", "sf_loss", "sf_cosine", "sf_weight", "sf_grad_ratio", "sf_grad_cosine"}
     assert figures <= set(second)
     assert not figures & set(third)
