@@ -15,7 +15,7 @@ from sfkit.alignment.balance import Balance
 from sfkit.alignment.checks import SelfCheck, check_views
 from sfkit.alignment.gradients import GradientMeter, GradientSums
 from sfkit.alignment.step import Alignment, align
-from sfkit.alignment.tap import Captured, tap_at, tokens_at
+from sfkit.alignment.tap import Captured, Tap, Watch, tap_at, tokens_at
 from sfkit.config import Depth, balance_ratio
 from sfkit.errors import LossError, SfkitWarning
 from sfkit.health.monitor import Monitor, Watched
@@ -71,6 +71,7 @@ class Aligner(nn.Module):
         )
         self._gradients: dict[str, Tensor] = {}
         self._news: dict[str, Tensor] = {}
+        self.watches = {name: Watch(point) for name, point in self.adapter.watched().items()}
 
     def around(
         self, policy: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -84,16 +85,17 @@ class Aligner(nn.Module):
         if not self._factor:
             return self._resting(forward(*args, **kwargs))
         self._ended = False
-        for tap in self.taps.values():
-            tap.arm()
+        for hook in self.hooks:
+            hook.arm()
         try:
             output = forward(*args, **kwargs)
             hidden = {depth: tap.take() for depth, tap in self.taps.items()}
+            inputs = {name: watch.take() for name, watch in self.watches.items()}
         finally:
-            # Before backward, where activation checkpointing fires the taps again.
-            for tap in self.taps.values():
-                tap.disarm()
-        return self._join(args, kwargs, output, hidden)
+            # Before backward, where activation checkpointing fires the hooks again.
+            for hook in self.hooks:
+                hook.disarm()
+        return self._join(args, kwargs, output, hidden, inputs)
 
     def _open_step(self) -> None:
         """Take in what the last step has measured, and decide what this one is to do; the same on all ranks."""
@@ -128,11 +130,16 @@ class Aligner(nn.Module):
         return self.steps // (self.grad_accumulation or 1)
 
     def _join(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, hidden: Mapping[Depth, Captured]
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Any,
+        hidden: Mapping[Depth, Captured],
+        inputs: Mapping[str, tuple[Tensor, ...]],
     ) -> Any:
         bound = _signature(type(self.adapter.policy).forward).bind(self.adapter.policy, *args, **kwargs)
         bound.apply_defaults()
-        call = ForwardCall(bound.arguments, output)
+        call = ForwardCall(bound.arguments, output, inputs)
         loss = self.adapter.loss(output)
         if loss is None:
             raise LossError(
@@ -201,6 +208,11 @@ class Aligner(nn.Module):
                 "Pass SpatialForcing.wrap(..., grad_accumulation=N), the trainer's gradient_accumulation_steps.",
             )
         return 1.0 / self.grad_accumulation
+
+    @property
+    def hooks(self) -> tuple[Tap | Watch, ...]:
+        """All that was hooked onto the policy's modules."""
+        return (*self.taps.values(), *self.watches.values())
 
     def forward(self, call: ForwardCall, hidden: Mapping[Depth, Captured]) -> Alignment:
         """Align one batch: the sum (or mean) over pairs of ``pair weight * objective``, for each sample."""

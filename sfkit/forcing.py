@@ -138,8 +138,8 @@ class SpatialForcing(Aligner):
             WrapError: The object is not what :meth:`wrap` returned.
         """
         handle = detach(policy)
-        for tap in handle.taps.values():
-            tap.remove()
+        for hook in handle.hooks:
+            hook.remove()
         return policy
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The tap: reads a hidden state in passing, once for each armed forward."""
+"""Taps and watches: read what passes through a module, once for each armed forward or each time."""
 
 from __future__ import annotations
 
@@ -90,6 +90,52 @@ class Tap:
                 where = depth_name(self.depth)
                 raise TapError(f"The tap at {where} ({self.path}) caught {found}, expected (b, n, d).")
         return (hidden, *later) if self.every else hidden
+
+    def remove(self) -> None:
+        """Take the hook off."""
+        self.disarm()
+        self._handle.remove()
+
+
+class Watch:
+    """One persistent pre-hook that keeps, detached, every first input of a module while armed.
+
+    Like a :class:`Tap` it is gated and not registered anew, and is disarmed before backward.
+    """
+
+    def __init__(self, point: TapPoint) -> None:
+        self.path = point.path
+        self.armed = False
+        self.inputs: list[Tensor] = []
+        self._handle: RemovableHandle = point.module.register_forward_pre_hook(self.capture, with_kwargs=True)
+
+    def capture(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The hook itself. It must return None, or torch would replace the module's input."""
+        if self.armed:
+            value = args[0] if args else next(iter(kwargs.values()))
+            self.inputs.append(value.detach())
+
+    def arm(self) -> None:
+        """Start a forward."""
+        self.armed, self.inputs = True, []
+
+    def disarm(self) -> None:
+        """End a forward and forget what was kept."""
+        self.armed, self.inputs = False, []
+
+    def take(self) -> tuple[Tensor, ...]:
+        """Hand over what was kept, in the order in which the module ran, and forget it.
+
+        Raises:
+            TapError: The module did not run in this forward.
+        """
+        inputs, self.inputs = tuple(self.inputs), []
+        if not inputs:
+            raise TapError(
+                f"{self.path} did not run during forward, so the policy's pictures are not known.",
+                "The policy's forward does not call this module: check the framework's version against the adapter's.",
+            )
+        return inputs
 
     def remove(self) -> None:
         """Take the hook off."""

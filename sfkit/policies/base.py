@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import Field
@@ -40,10 +40,12 @@ class ForwardCall:
     Attributes:
         arguments: The arguments by parameter name, defaults included.
         output: What the policy returned.
+        inputs: What the modules that :meth:`PolicyAdapter.watched` names were given, once for each time they ran.
     """
 
     arguments: Mapping[str, Any]
     output: Any
+    inputs: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
 
 
 class AdapterOptions(Options):
@@ -92,6 +94,14 @@ class PolicyAdapter(Configured, ABC):
     @abstractmethod
     def tap(self, depth: int) -> TapPoint:
         """Where to read the residual stream after ``depth`` blocks."""
+
+    def watched(self) -> Mapping[str, TapPoint]:
+        """Modules whose inputs :meth:`views` needs, under names of the adapter's choice.
+
+        For pictures that exist within forward only, because the policy augments them there: their very pixels are
+        then in ``call.inputs[name]``.
+        """
+        return {}
 
     @abstractmethod
     def views(self, call: ForwardCall) -> Views:

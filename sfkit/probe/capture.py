@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sfkit.alignment.tap import tap_at, tokens_at
+from sfkit.alignment.tap import Watch, tap_at, tokens_at
 from sfkit.attach import handle_of
 from sfkit.building import Named, build_adapter
 from sfkit.cameras import CameraRig
@@ -54,15 +54,20 @@ def capture_tokens(
     device = next((parameter.device for parameter in policy.parameters()), torch.device("cpu"))
     with _evaluating(policy), _with_cameras(found, cameras), own_rng(device), torch.no_grad():
         tap = tap_at(found, depth)
+        watches = {name: Watch(point) for name, point in found.watched().items()}
+        hooks = (tap, *watches.values())
         try:
-            tap.arm()
+            for hook in hooks:
+                hook.arm()
             output = policy(batch)
             captured = tap.take()
+            inputs = {name: watch.take() for name, watch in watches.items()}
         finally:
-            tap.remove()
+            for hook in hooks:
+                hook.remove()
         bound = inspect.signature(type(found.policy).forward).bind(found.policy, batch)
         bound.apply_defaults()
-        views = found.views(ForwardCall(bound.arguments, output))
+        views = found.views(ForwardCall(bound.arguments, output, inputs))
         return tokens_at(found, depth, captured, views), views
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mutant import Edit, Mutant, in_file
 
 BASE = "plugins/sfkit-lerobot/src/sfkit_lerobot/base.py"
-CAMERAS = "plugins/sfkit-lerobot/src/sfkit_lerobot/cameras.py"
+CAMERAS = "sfkit/view_geometry.py"
 DATASET = "plugins/sfkit-lerobot/src/sfkit_lerobot/dataset.py"
 FEATURES = "plugins/sfkit-lerobot/src/sfkit_lerobot/features.py"
 ALIGNER = "sfkit/aligner.py"

@@ -6,7 +6,7 @@ from mutant import Mutant, in_file
 
 BASE = "plugins/sfkit-lerobot/src/sfkit_lerobot/base.py"
 PREFIX = "plugins/sfkit-lerobot/src/sfkit_lerobot/prefix.py"
-CAMERAS = "plugins/sfkit-lerobot/src/sfkit_lerobot/cameras.py"
+CAMERAS = "sfkit/view_geometry.py"
 DATASET = "plugins/sfkit-lerobot/src/sfkit_lerobot/dataset.py"
 LETTERBOX = "plugins/sfkit-lerobot/src/sfkit_lerobot/letterbox.py"
 NORMALIZATION = "plugins/sfkit-lerobot/src/sfkit_lerobot/normalization.py"
@@ -96,7 +96,7 @@ LEROBOT_VIEWS = (
     Mutant(
         fault=24,
         what="pi0's picture is taken to be at the upper left",
-        file=LETTERBOX,
+        file="sfkit/letterbox.py",
         old="((view[0] - resized[0]) // 2, (view[1] - resized[1]) // 2)",
         new="(0, 0)",
         tests=(
