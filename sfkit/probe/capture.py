@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sfkit.alignment.tap import Watch, tap_at, tokens_at
+from sfkit.alignment.tap import Tap, Watch, tap_at, tokens_at
 from sfkit.attach import handle_of
 from sfkit.building import Named, build_adapter
 from sfkit.cameras import CameraRig
@@ -55,7 +55,7 @@ def capture_tokens(
     with _evaluating(policy), _with_cameras(found, cameras), own_rng(device), torch.no_grad():
         tap = tap_at(found, depth)
         watches = {name: Watch(point) for name, point in found.watched().items()}
-        hooks = (tap, *watches.values())
+        hooks: tuple[Tap | Watch, ...] = (tap, *watches.values())
         try:
             for hook in hooks:
                 hook.arm()

@@ -12,6 +12,7 @@ from mutants_lerobot_views import LEROBOT_VIEWS
 from mutants_lerobot_vlms import LEROBOT_VLMS
 from mutants_masks import MASKS
 from mutants_objectives import OBJECTIVES
+from mutants_openpi import OPENPI
 from mutants_pairs import PAIRS
 from mutants_saving import SAVING
 from mutants_steps import STEPS
@@ -52,4 +53,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *OBJECTIVES,
     *HEALTH,
     *PAIRS,
+    *OPENPI,
 )
