@@ -85,16 +85,16 @@ class Aligner(nn.Module):
         if not self._factor:
             return self._resting(forward(*args, **kwargs))
         self._ended = False
-        for hook in self.hooks:
-            hook.arm()
+        for tap in self.hooks:
+            tap.arm()
         try:
             output = forward(*args, **kwargs)
             hidden = {depth: tap.take() for depth, tap in self.taps.items()}
             inputs = {name: watch.take() for name, watch in self.watches.items()}
         finally:
             # Before backward, where activation checkpointing fires the hooks again.
-            for hook in self.hooks:
-                hook.disarm()
+            for tap in self.hooks:
+                tap.disarm()
         return self._join(args, kwargs, output, hidden, inputs)
 
     def _open_step(self) -> None:

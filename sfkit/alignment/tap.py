@@ -107,9 +107,9 @@ class Watch:
         self.path = point.path
         self.armed = False
         self.inputs: list[Tensor] = []
-        self._handle: RemovableHandle = point.module.register_forward_pre_hook(self.capture, with_kwargs=True)
+        self._handle: RemovableHandle = point.module.register_forward_pre_hook(self.keep, with_kwargs=True)
 
-    def capture(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def keep(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The hook itself. It must return None, or torch would replace the module's input."""
         if self.armed:
             value = args[0] if args else next(iter(kwargs.values()))
