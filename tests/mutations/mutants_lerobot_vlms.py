@@ -12,6 +12,7 @@ GROOT = f"{_HERE}/groot.py"
 PLACEHOLDERS = f"{_HERE}/placeholders.py"
 QWEN = f"{_HERE}/qwen.py"
 VLA_JEPA = f"{_HERE}/vla_jepa.py"
+WALL_X = f"{_HERE}/wall_x.py"
 XVLA = f"{_HERE}/xvla.py"
 ALIGNER = "sfkit/aligner.py"
 CHECKS = "sfkit/alignment/checks.py"
@@ -21,6 +22,7 @@ T_ALL = f"{_TESTS}/vlms/test_all.py"
 T_GROOT = f"{_TESTS}/vlms/test_groot.py"
 T_EVO1 = f"{_TESTS}/vlms/test_evo1.py"
 T_JEPA = f"{_TESTS}/vlms/test_vla_jepa.py"
+T_WALL_X = f"{_TESTS}/vlms/test_wall_x.py"
 T_XVLA = f"{_TESTS}/vlms/test_xvla.py"
 T_TAPS = f"{_TESTS}/test_taps.py"
 
@@ -233,9 +235,8 @@ LEROBOT_VLMS = (
         fault=6,
         what="the check complains of a branch of EVO1 that is frozen on purpose",
         file=CHECKS,
-        old="            if gradient is not None and bool(gradient.ne(0).any()):\n                return leaf\n",
-        new="            if gradient is None or not bool(gradient.ne(0).any()):\n                return None\n"
-        "        return group[0]\n",
+        old="    for group in (leaves[:_NEAREST], leaves[_NEAREST:]):\n",
+        new="    for group in ():\n",
         tests=in_file(T_EVO1, ["test_fault_06_one_trainable_branch_is_enough"]),
         ends_in=("GradientError",),
     ),
@@ -251,8 +252,25 @@ LEROBOT_VLMS = (
         fault=26,
         what="pictures are looked at after EVO1 has clamped them",
         file=EVO1,
-        old='                refuse_clamped(picture, key, "EVO1")\n',
+        old='                refuse_out_of_range(picture, key, "EVO1")\n',
         new="                pass\n",
         tests=in_file(T_EVO1, ["test_fault_26_pictures_that_evo1_would_clamp_are_an_error"]),
+    ),
+    # ---------------------------------------------------------------------------------------------------- Wall-X
+    Mutant(
+        fault=25,
+        what="Wall-X's views are named in the order of the batch",
+        file=WALL_X,
+        old="names = [name for name in self.policy.config.image_features if name in batch]",
+        new="names = [name for name in batch if name in self.policy.config.image_features]",
+        tests=in_file(T_WALL_X, ["test_fault_25_a_missing_camera_is_not_in_the_prompt"]),
+    ),
+    Mutant(
+        fault=26,
+        what="pictures are looked at after Wall-X has made them 8 bits",
+        file=WALL_X,
+        old='                refuse_out_of_range(batch[name], name, "Wall-X")\n',
+        new="                pass\n",
+        tests=in_file(T_WALL_X, ["test_fault_26_pictures_that_wall_x_would_wrap_around_are_an_error"]),
     ),
 )

@@ -23,6 +23,7 @@ _EXPORTS = {
     "PI0FastAdapter": "sfkit_lerobot.pi0_fast",
     "SmolVLAAdapter": "sfkit_lerobot.smolvla",
     "VLAJEPAAdapter": "sfkit_lerobot.vla_jepa",
+    "WallXAdapter": "sfkit_lerobot.wall_x",
     "XVLAAdapter": "sfkit_lerobot.xvla",
     "camera_rig": "sfkit_lerobot.dataset",
     "image_stats": "sfkit_lerobot.dataset",
@@ -40,6 +41,7 @@ __all__ = [
     "PI05Adapter",
     "SmolVLAAdapter",
     "VLAJEPAAdapter",
+    "WallXAdapter",
     "XVLAAdapter",
     "camera_rig",
     "image_stats",
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     from sfkit_lerobot.pi05 import PI05Adapter as PI05Adapter
     from sfkit_lerobot.smolvla import SmolVLAAdapter as SmolVLAAdapter
     from sfkit_lerobot.vla_jepa import VLAJEPAAdapter as VLAJEPAAdapter
+    from sfkit_lerobot.wall_x import WallXAdapter as WallXAdapter
     from sfkit_lerobot.xvla import XVLAAdapter as XVLAAdapter
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from sfkit.errors import ViewsError
 from sfkit_lerobot.framing import Framing
 from sfkit_lerobot.letterbox import Placement, Size
-from sfkit_lerobot.normalization import refuse_clamped
+from sfkit_lerobot.normalization import refuse_out_of_range
 from sfkit_lerobot.placeholders import PlaceholderAdapter, Prompt
 
 
@@ -39,7 +39,7 @@ class Evo1Adapter(PlaceholderAdapter):
         boxes = self._boxes(batch, (int(embedder.image_size), int(embedder.image_size)), places.shape[1])
         if not self._range_is_checked:
             for key, picture in zip(boxes, pictures, strict=False):
-                refuse_clamped(picture, key, "EVO1")
+                refuse_out_of_range(picture, key, "EVO1")
             self._range_is_checked = True
         images = self._as_resized(pictures, len(boxes))
         side = math.isqrt(int(embedder.num_image_token))

@@ -45,8 +45,8 @@ def denormalized(picture: Tensor, mode: str, stats: Stats | None, key: str) -> T
     raise ViewsError(f"The policy normalises pictures by {mode}, which sfkit-lerobot does not know how to undo.")
 
 
-def refuse_clamped(picture: Tensor, key: str, policy: str) -> None:
-    """Look at a picture before the policy clamps it: afterwards the core's check cannot see what is wrong.
+def refuse_out_of_range(picture: Tensor, key: str, policy: str) -> None:
+    """Look at a picture before the policy clamps it or makes it 8 bits: afterwards nobody sees what was wrong.
 
     Raises:
         ViewsError: It is not in [0, 1].
@@ -54,7 +54,7 @@ def refuse_clamped(picture: Tensor, key: str, policy: str) -> None:
     low, high = float(picture.min()), float(picture.max())
     if low < -_TOLERANCE or high > 1 + _TOLERANCE:
         raise ViewsError(
-            f"{key} ranges from {low:.3g} to {high:.3g}, expected [0, 1]; {policy} would clamp it without a word.",
+            f"{key} ranges from {low:.3g} to {high:.3g}, expected [0, 1]; {policy} would change it without a word.",
             "Give float pictures in [0, 1]; check the preprocessor and its VISUAL normalisation.",
         )
 

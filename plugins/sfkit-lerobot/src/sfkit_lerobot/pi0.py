@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sfkit.component import AnyOptions
 from sfkit.errors import AdapterError
 from sfkit_lerobot.letterbox import Letterbox, Size, pad_around
-from sfkit_lerobot.normalization import refuse_clamped
+from sfkit_lerobot.normalization import refuse_out_of_range
 from sfkit_lerobot.prefix import PrefixAdapter, TokenLayout
 
 
@@ -59,4 +59,4 @@ class PI0Adapter(PrefixAdapter):
         """Look at the pictures before the policy clamps them: afterwards the core's check cannot see what is wrong."""
         for key in self.policy.config.image_features:
             if key in batch:
-                refuse_clamped(batch[key], key, self.name)
+                refuse_out_of_range(batch[key], key, self.name)

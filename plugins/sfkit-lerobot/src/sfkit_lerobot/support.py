@@ -75,6 +75,14 @@ POLICIES: dict[str, dict[str, Any]] = {
         "trains": "everything; the optimizer needs `policy.spatial_forcing.parameters()` beside `get_optim_params()`",
         "verified": f"{_TINY}; without its world model",
     },
+    "sfkit_lerobot.wall_x:WallXAdapter": {
+        "name": "wall_x",
+        "summary": "Wall-X of LeRobot",
+        "handles": ("lerobot.policies.wall_x.modeling_wall_x.WallXPolicy",),
+        "aligned": "pictures' tokens in Qwen2.5-VL's language model",
+        "trains": "everything",
+        "verified": f"{_TINY}; without FAST actions",
+    },
 }
 
 _NOT_YET = "nobody has written one yet"
@@ -82,7 +90,6 @@ _NOT_YET = "nobody has written one yet"
 #: LeRobot's type, its class, and why it has no adapter.
 WITHOUT: tuple[tuple[str, str, str], ...] = (
     ("molmoact2", "MolmoAct2Policy", _NOT_YET),
-    ("wall_x", "WallXPolicy", _NOT_YET),
     ("act", "ACTPolicy", _NOT_YET),
     ("diffusion", "DiffusionPolicy", _NOT_YET),
     ("eo1", "EO1Policy", f"{_NOT_YET}; its Qwen2.5-VL has visual tokens"),

@@ -32,6 +32,13 @@ def internvl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def wall_x_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from sfkit_lerobot.tiny import tiny_wall_x_base
+
+    return tiny_wall_x_base(tmp_path_factory.mktemp("wall_x"))
+
+
+@pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("tokenizer")
 
@@ -45,6 +52,7 @@ def builders(request: pytest.FixtureRequest) -> dict[str, Callable[..., Any]]:
         "groot": lambda **options: tiny.tiny_groot(request.getfixturevalue("groot_base"), **options),
         "xvla": lambda **options: tiny.tiny_xvla(request.getfixturevalue("tokenizer"), **options),
         "evo1": lambda **options: tiny.tiny_evo1(request.getfixturevalue("internvl"), **options),
+        "wall_x": lambda **options: tiny.tiny_wall_x(request.getfixturevalue("wall_x_base"), **options),
         "vla_jepa": lambda **options: tiny.tiny_vla_jepa(request.getfixturevalue("qwen"), **options),
     }
 
@@ -87,6 +95,7 @@ def processors(request: pytest.FixtureRequest) -> dict[str, Callable[[Any], Any]
     """The preprocessor of a policy of each kind."""
     from lerobot.policies.evo1.processor_evo1 import make_evo1_pre_post_processors
     from lerobot.policies.vla_jepa.processor_vla_jepa import make_vla_jepa_pre_post_processors
+    from lerobot.policies.wall_x.processor_wall_x import make_wall_x_pre_post_processors
     from sfkit_lerobot import tiny
 
     one = torch.ones(4)
@@ -95,6 +104,7 @@ def processors(request: pytest.FixtureRequest) -> dict[str, Callable[[Any], Any]
         "groot": lambda policy: tiny.tiny_groot_processors(policy, request.getfixturevalue("qwen"), stats)[0],
         "xvla": lambda policy: tiny.tiny_xvla_processors(policy, stats)[0],
         "evo1": lambda policy: make_evo1_pre_post_processors(policy.config, stats)[0],
+        "wall_x": lambda policy: make_wall_x_pre_post_processors(policy.config, stats)[0],
         "vla_jepa": lambda policy: make_vla_jepa_pre_post_processors(policy.config, stats)[0],
     }
 

@@ -62,5 +62,5 @@ def test_fault_26_pictures_that_evo1_would_clamp_are_an_error(build, batch_of, a
     policy = build("evo1")
     batch = batch_of(policy)
     batch[FRONT] = batch[FRONT] * 255
-    with pytest.raises(ViewsError, match="EVO1 would clamp it"):
+    with pytest.raises(ViewsError, match="EVO1 would change it"):
         adapter_of(policy).prompt(batch)

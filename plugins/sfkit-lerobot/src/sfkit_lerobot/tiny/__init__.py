@@ -16,6 +16,7 @@ from sfkit_lerobot.tiny.settings import CAMERAS
 from sfkit_lerobot.tiny.smolvla import tiny_smolvla
 from sfkit_lerobot.tiny.smolvlm import tiny_smolvlm
 from sfkit_lerobot.tiny.vla_jepa import tiny_vla_jepa
+from sfkit_lerobot.tiny.wall_x import tiny_wall_x, tiny_wall_x_base
 from sfkit_lerobot.tiny.xvla import tiny_xvla, tiny_xvla_processors
 
 __all__ = [
@@ -36,6 +37,8 @@ __all__ = [
     "tiny_smolvla",
     "tiny_smolvlm",
     "tiny_vla_jepa",
+    "tiny_wall_x",
+    "tiny_wall_x_base",
     "tiny_xvla",
     "tiny_xvla_processors",
 ]
