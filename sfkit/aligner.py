@@ -135,11 +135,11 @@ class Aligner(nn.Module):
         kwargs: dict[str, Any],
         output: Any,
         hidden: Mapping[Depth, Captured],
-        inputs: Mapping[str, tuple[Tensor, ...]],
+        inputs: Mapping[str, tuple[Any, ...]],
     ) -> Any:
         bound = _signature(type(self.adapter.policy).forward).bind(self.adapter.policy, *args, **kwargs)
         bound.apply_defaults()
-        call = ForwardCall(bound.arguments, output, inputs)
+        call = ForwardCall(bound.arguments, output, inputs, tuple(hidden))
         loss = self.adapter.loss(output)
         if loss is None:
             raise LossError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -312,8 +312,18 @@ def test_fault_46_an_accelerate_prepared_policy_is_refused(tiny: Any) -> None:
         SpatialForcing.wrap(plain, PatchTeacher(), adapter=TinyAdapter(plain))
 
 
-def test_fault_46_the_real_accelerate(tiny: Any) -> None:
-    accelerate = pytest.importorskip("accelerate")
+@pytest.fixture
+def accelerate() -> Iterator[Any]:
+    """The library, whose state belongs to the process: its precision would go on into tests that come later."""
+    library = pytest.importorskip("accelerate")
+    yield library
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+
+
+def test_fault_46_the_real_accelerate(tiny: Any, accelerate: Any) -> None:
     plain = tiny()
     prepared = accelerate.Accelerator(cpu=True, mixed_precision="bf16").prepare(plain)
     with pytest.raises(WrapError, match="accelerate's prepare has replaced"):

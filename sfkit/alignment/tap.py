@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -50,6 +51,7 @@ class Tap:
         self.fired = 0
         self.hidden: Tensor | None = None
         self._later: list[Tensor] = []
+        self._others = [Tap(depth, TapPoint(module, point.path)) for module in point.others]
         self._handle: RemovableHandle = point.module.register_forward_pre_hook(self.capture, with_kwargs=True)
 
     def capture(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -65,16 +67,20 @@ class Tap:
     def arm(self) -> None:
         """Start a forward."""
         self.armed, self.fired, self.hidden, self._later = True, 0, None, []
+        for other in self._others:
+            other.arm()
 
     def disarm(self) -> None:
         """End a forward and forget what was kept: no graph stays alive between steps."""
         self.armed, self.hidden, self._later = False, None, []
+        for other in self._others:
+            other.disarm()
 
     def take(self) -> Captured:
-        """Hand over the captured ``(b, n, d)`` tensor, or all of them, and forget them.
+        """Hand over the captured tensor, ``(b, n, d)`` or a map ``(b, d, h, w)``, or all of them, and forget them.
 
         Raises:
-            TapError: The tap did not fire in this forward, or caught something that is not a 3-D tensor.
+            TapError: The tap did not fire in this forward, or caught something that is no such tensor.
         """
         hidden, later, self.hidden, self._later = self.hidden, self._later, None, []
         if hidden is None:
@@ -85,20 +91,26 @@ class Tap:
                 "the whole policy, or set torch._dynamo.config.skip_nnmodule_hook_guards = False.",
             )
         for state in (hidden, *later):
-            if not isinstance(state, Tensor) or state.ndim != 3:
+            if not isinstance(state, Tensor) or state.ndim not in (3, 4):
                 found = tuple(state.shape) if isinstance(state, Tensor) else type(state).__name__
                 where = depth_name(self.depth)
-                raise TapError(f"The tap at {where} ({self.path}) caught {found}, expected (b, n, d).")
+                raise TapError(
+                    f"The tap at {where} ({self.path}) caught {found}, expected (b, n, d) or a map (b, d, h, w)."
+                )
+        if self._others:
+            return torch.cat([hidden, *(other.take() for other in self._others)])  # type: ignore[list-item]
         return (hidden, *later) if self.every else hidden
 
     def remove(self) -> None:
         """Take the hook off."""
         self.disarm()
         self._handle.remove()
+        for other in self._others:
+            other.remove()
 
 
 class Watch:
-    """One persistent pre-hook that keeps, detached, every first input of a module while armed.
+    """One persistent pre-hook that keeps, detached, every first input of a module while armed, or what is read of it.
 
     Like a :class:`Tap` it is gated and not registered anew, and is disarmed before backward.
     """
@@ -106,14 +118,15 @@ class Watch:
     def __init__(self, point: TapPoint) -> None:
         self.path = point.path
         self.armed = False
-        self.inputs: list[Tensor] = []
+        self.inputs: list[Any] = []
+        self._read = point.read
         self._handle: RemovableHandle = point.module.register_forward_pre_hook(self.keep, with_kwargs=True)
 
     def keep(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The hook itself. It must return None, or torch would replace the module's input."""
         if self.armed:
             value = args[0] if args else next(iter(kwargs.values()))
-            self.inputs.append(value.detach())
+            self.inputs.append(value.detach() if self._read is None else self._read(module, value))
 
     def arm(self) -> None:
         """Start a forward."""
@@ -123,7 +136,7 @@ class Watch:
         """End a forward and forget what was kept."""
         self.armed, self.inputs = False, []
 
-    def take(self) -> tuple[Tensor, ...]:
+    def take(self) -> tuple[Any, ...]:
         """Hand over what was kept, in the order in which the module ran, and forget it.
 
         Raises:

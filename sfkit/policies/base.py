@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,11 +26,18 @@ class TapPoint:
     and SmolVLA never call them, and what their sublayers return is added to in place afterwards.
 
     With ``every``, all its firings in one forward are read, such as those of a vision tower that runs for each camera.
+    Where each camera has a module of its own, ``others`` are the further ones; their inputs are joined behind the
+    first's, along the first axis.
+
+    ``read`` is for :meth:`PolicyAdapter.watched`: what is kept is not the input, but what this makes of the module and
+    its input. It must leave random states as they are, and be a function of a module, which can be pickled.
     """
 
     module: nn.Module
     path: str
     every: bool = False
+    others: tuple[nn.Module, ...] = ()
+    read: Callable[[nn.Module, Tensor], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -41,11 +48,13 @@ class ForwardCall:
         arguments: The arguments by parameter name, defaults included.
         output: What the policy returned.
         inputs: What the modules that :meth:`PolicyAdapter.watched` names were given, once for each time they ran.
+        depths: What is tapped.
     """
 
     arguments: Mapping[str, Any]
     output: Any
-    inputs: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
+    inputs: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    depths: tuple[Any, ...] = ()
 
 
 class AdapterOptions(Options):
@@ -123,9 +132,10 @@ class PolicyAdapter(Configured, ABC):
 
     @abstractmethod
     def visual_tokens(self, hidden: Tensor, views: Views) -> FeatureMap:
-        """Cut the visual tokens ``(b, v, gh, gw, d)`` out of the tapped hidden state ``(b, n, d)``.
+        """Cut the visual tokens ``(b, v, gh, gw, d)`` out of the tapped hidden state.
 
-        The mask says which tokens may be aligned (a token is valid when all of its pixels are).
+        That is ``(b, n, d)`` for most policies, and of three or four axes in any case. The mask says which tokens may
+        be aligned (a token is valid when all of its pixels are).
         """
 
     def encoder_tap(self) -> TapPoint:

@@ -67,7 +67,7 @@ def capture_tokens(
                 hook.remove()
         bound = inspect.signature(type(found.policy).forward).bind(found.policy, batch)
         bound.apply_defaults()
-        views = found.views(ForwardCall(bound.arguments, output, inputs))
+        views = found.views(ForwardCall(bound.arguments, output, inputs, (depth,)))
         return tokens_at(found, depth, captured, views), views
 
 

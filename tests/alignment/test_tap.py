@@ -59,7 +59,7 @@ def test_by_keyword_too_and_three_dimensions_only(norm: nn.LayerNorm) -> None:
     norm(input=hidden)
     assert tap.take() is hidden
     norm(torch.zeros(2, 4))
-    with pytest.raises(TapError, match=r"caught \(2, 4\), expected \(b, n, d\)"):
+    with pytest.raises(TapError, match=r"caught \(2, 4\), expected \(b, n, d\) or a map"):
         tap.take()
 
 

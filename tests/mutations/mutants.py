@@ -6,6 +6,7 @@ from mutant import REQUIRED, Edit, Mutant, StaleMutantError, function_of, number
 from mutants_depth_anything import DEPTH_ANYTHING
 from mutants_dust3r import DUST3R
 from mutants_health import HEALTH
+from mutants_lerobot_resnets import LEROBOT_RESNETS
 from mutants_lerobot_steps import LEROBOT_STEPS
 from mutants_lerobot_taps import LEROBOT_TAPS
 from mutants_lerobot_views import LEROBOT_VIEWS
@@ -44,6 +45,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *LEROBOT_VIEWS,
     *LEROBOT_VLMS,
     *LEROBOT_STEPS,
+    *LEROBOT_RESNETS,
     *TRANSFORMERS,
     *TRUNKS,
     *DEPTH_ANYTHING,

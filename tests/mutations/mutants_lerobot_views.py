@@ -143,7 +143,7 @@ LEROBOT_VIEWS = (
     Mutant(
         fault=26,
         what="the teacher is shown normalised pictures",
-        file=PREFIX,
+        file=BASE,
         old='        if mode == "IDENTITY":\n',
         new="        if True:\n",
         tests=(

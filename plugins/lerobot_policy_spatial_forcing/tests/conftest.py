@@ -121,18 +121,24 @@ def lerobot_train() -> Callable[..., Run]:
 
 @contextlib.contextmanager
 def _as_a_program(argv: list[str]) -> Iterator[None]:
-    from accelerate.state import AcceleratorState, GradientState
-
     root, before = logging.getLogger(), sys.argv
     level = root.level
     sys.argv = argv
+    _forget_accelerate()
     try:
         yield
     finally:
         sys.argv = before
         root.setLevel(level)
-        AcceleratorState._reset_state(True)
-        GradientState._reset_state()
+        _forget_accelerate()
+
+
+def _forget_accelerate() -> None:
+    """Its state belongs to the process: the precision of whoever used it before would be that of this run."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
 
 
 @contextlib.contextmanager

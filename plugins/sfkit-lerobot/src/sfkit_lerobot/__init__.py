@@ -17,6 +17,8 @@ SFKIT_API = 1
 _EXPORTS = {
     "Evo1Adapter": "sfkit_lerobot.evo1",
     "GrootAdapter": "sfkit_lerobot.groot",
+    "ACTAdapter": "sfkit_lerobot.act",
+    "DiffusionAdapter": "sfkit_lerobot.diffusion",
     "LeRobotAdapter": "sfkit_lerobot.base",
     "PI05Adapter": "sfkit_lerobot.pi05",
     "PI0Adapter": "sfkit_lerobot.pi0",
@@ -33,6 +35,8 @@ _EXPORTS = {
 
 __all__ = [
     "SFKIT_API",
+    "ACTAdapter",
+    "DiffusionAdapter",
     "Evo1Adapter",
     "GrootAdapter",
     "LeRobotAdapter",
@@ -50,9 +54,11 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from sfkit_lerobot.act import ACTAdapter as ACTAdapter
     from sfkit_lerobot.base import LeRobotAdapter as LeRobotAdapter
     from sfkit_lerobot.dataset import camera_rig as camera_rig
     from sfkit_lerobot.dataset import image_stats as image_stats
+    from sfkit_lerobot.diffusion import DiffusionAdapter as DiffusionAdapter
     from sfkit_lerobot.evo1 import Evo1Adapter as Evo1Adapter
     from sfkit_lerobot.features import policy_features as policy_features
     from sfkit_lerobot.features import strip_geometry as strip_geometry

@@ -18,6 +18,7 @@ from sfkit.types import Views
 from sfkit_lerobot.cameras import explain_missing, view_geometry
 from sfkit_lerobot.letterbox import Placement
 from sfkit_lerobot.logs import LogWindow
+from sfkit_lerobot.normalization import denormalized, visual_mode
 
 
 class LeRobotOptions(Options):
@@ -72,6 +73,15 @@ class LeRobotAdapter(PolicyAdapter):
         return TapPoint(decoder.layers[depth].input_layernorm, path)
 
     # --------------------------------------------------------------------------------------------------- views
+
+    def _as_seen_by_the_camera(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The batch with its pictures as they were before the normalisation, so that their resize is undisturbed."""
+        mode = visual_mode(self.policy.config)
+        if mode == "IDENTITY":
+            return batch
+        stats = self.options.image_stats
+        present = [key for key in self.policy.config.image_features if key in batch]
+        return {**batch, **{key: denormalized(batch[key], mode, stats.get(key), key) for key in present}}
 
     def assemble(
         self, batch: Mapping[str, Any], images: Tensor, boxes: Mapping[str, Placement | None], present: Tensor

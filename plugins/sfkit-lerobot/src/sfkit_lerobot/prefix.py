@@ -16,7 +16,6 @@ from sfkit.policies.base import ForwardCall
 from sfkit.types import FeatureMap, Views
 from sfkit_lerobot.base import LeRobotAdapter
 from sfkit_lerobot.letterbox import Letterbox, Size
-from sfkit_lerobot.normalization import denormalized, visual_mode
 
 LANGUAGE_TOKENS = "observation.language.tokens"
 
@@ -94,15 +93,6 @@ class PrefixAdapter(LeRobotAdapter):
         text = batch.get(LANGUAGE_TOKENS)
         visual = views * self.layout(size).length
         return None if text is None else self.sequence_length(visual, text.shape[1])
-
-    def _as_seen_by_the_camera(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The batch with its pictures as they were before the normalisation, so that their resize is undisturbed."""
-        mode = visual_mode(self.policy.config)
-        if mode == "IDENTITY":
-            return batch
-        stats = self.options.image_stats
-        present = [key for key in self.policy.config.image_features if key in batch]
-        return {**batch, **{key: denormalized(batch[key], mode, stats.get(key), key) for key in present}}
 
     def _boxes(self, batch: Mapping[str, Any], count: int) -> dict[str, Letterbox | None]:
         """For each view, in the order of the tokens, how it was made; None for a camera that is missing.

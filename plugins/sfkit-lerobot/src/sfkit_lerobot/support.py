@@ -83,6 +83,22 @@ POLICIES: dict[str, dict[str, Any]] = {
         "trains": "everything",
         "verified": f"{_TINY}; without FAST actions",
     },
+    "sfkit_lerobot.act:ACTAdapter": {
+        "name": "act",
+        "summary": "ACT of LeRobot",
+        "handles": ("lerobot.policies.act.modeling_act.ACTPolicy",),
+        "aligned": "cells of the ResNet's map, as tokens of the transformer encoder (depth 0: before its first block)",
+        "trains": "everything",
+        "verified": f"{_TINY} (a real ResNet-18)",
+    },
+    "sfkit_lerobot.diffusion:DiffusionAdapter": {
+        "name": "diffusion",
+        "summary": "Diffusion Policy of LeRobot",
+        "handles": ("lerobot.policies.diffusion.modeling_diffusion.DiffusionPolicy",),
+        "aligned": "cells of the ResNet's map after stage 0 to 4, of the last observation, as it was cropped",
+        "trains": "everything; the optimizer needs `policy.spatial_forcing.parameters()` beside `get_optim_params()`",
+        "verified": f"{_TINY} (a real ResNet-18)",
+    },
 }
 
 _NOT_YET = "nobody has written one yet"
@@ -90,8 +106,6 @@ _NOT_YET = "nobody has written one yet"
 #: LeRobot's type, its class, and why it has no adapter.
 WITHOUT: tuple[tuple[str, str, str], ...] = (
     ("molmoact2", "MolmoAct2Policy", _NOT_YET),
-    ("act", "ACTPolicy", _NOT_YET),
-    ("diffusion", "DiffusionPolicy", _NOT_YET),
     ("eo1", "EO1Policy", f"{_NOT_YET}; its Qwen2.5-VL has visual tokens"),
     (
         "multi_task_dit",

@@ -7,11 +7,12 @@ names of its modules are replaced while one is built (:func:`tiny_pi0_sizes`).
 
 from __future__ import annotations
 
-from sfkit_lerobot.tiny.data import tiny_lerobot_batch, tiny_rig
+from sfkit_lerobot.tiny.data import tiny_image_stats, tiny_lerobot_batch, tiny_rig
 from sfkit_lerobot.tiny.evo1 import tiny_evo1, tiny_internvl
 from sfkit_lerobot.tiny.groot import tiny_groot, tiny_groot_base, tiny_groot_processors
 from sfkit_lerobot.tiny.pi0 import tiny_pi0, tiny_pi0_fast, tiny_pi0_processors, tiny_pi0_sizes, tiny_pi05
 from sfkit_lerobot.tiny.qwen3vl import tiny_qwen3vl
+from sfkit_lerobot.tiny.resnets import tiny_act, tiny_diffusion
 from sfkit_lerobot.tiny.settings import CAMERAS
 from sfkit_lerobot.tiny.smolvla import tiny_smolvla
 from sfkit_lerobot.tiny.smolvlm import tiny_smolvlm
@@ -21,10 +22,13 @@ from sfkit_lerobot.tiny.xvla import tiny_xvla, tiny_xvla_processors
 
 __all__ = [
     "CAMERAS",
+    "tiny_act",
+    "tiny_diffusion",
     "tiny_evo1",
     "tiny_groot",
     "tiny_groot_base",
     "tiny_groot_processors",
+    "tiny_image_stats",
     "tiny_internvl",
     "tiny_lerobot_batch",
     "tiny_pi0",

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from sfkit.cameras import Camera, CameraRig
+from sfkit_lerobot.normalization import visual_mode
 
 _TEXT_LENGTH = 6
+_MEAN, _STD = 0.5, 0.25
 
 
 def tiny_lerobot_batch(
@@ -22,7 +24,7 @@ def tiny_lerobot_batch(
     missing: Sequence[str] = (),
     geometry: bool = False,
 ) -> dict[str, Tensor]:
-    """A random batch as the policy's preprocessor would hand it over.
+    """A random batch as the policy's preprocessor would hand it over, to Diffusion with its observation steps.
 
     Args:
         policy: A tiny policy.
@@ -35,16 +37,19 @@ def tiny_lerobot_batch(
     generator = torch.Generator().manual_seed(seed)
     config = policy.config
     batch = {}
+    samples = (batch_size, config.n_obs_steps) if hasattr(config, "horizon") else (batch_size,)
     for key, feature in config.image_features.items():
         if key in missing or "empty_camera" in key:
             continue
         h, w = image_size or tuple(feature.shape[1:])
-        batch[key] = torch.rand(batch_size, 3, h, w, generator=generator)
+        batch[key] = _as_the_policy_wants(torch.rand(*samples, 3, h, w, generator=generator), config)
         if geometry:
-            batch[f"{key}_depth"] = 0.4 + torch.rand(batch_size, 1, h, w, generator=generator)
+            batch[f"{key}_depth"] = 0.4 + torch.rand(*samples, 1, h, w, generator=generator)
     state, action = config.robot_state_feature.shape[0], config.action_feature.shape[0]
-    batch["observation.state"] = torch.randn(batch_size, state, generator=generator)
-    batch["action"] = torch.randn(batch_size, config.chunk_size, action, generator=generator)
+    batch["observation.state"] = torch.randn(*samples, state, generator=generator)
+    chunk = getattr(config, "chunk_size", None) or config.horizon
+    batch["action"] = torch.randn(batch_size, chunk, action, generator=generator)
+    batch["action_is_pad"] = torch.zeros(batch_size, chunk, dtype=torch.bool)
     tokens = torch.randint(20, 200, (batch_size, _TEXT_LENGTH), generator=generator)
     batch["observation.language.tokens"] = tokens
     batch["observation.language.attention_mask"] = torch.ones_like(tokens, dtype=torch.bool)
@@ -55,6 +60,15 @@ def tiny_lerobot_batch(
     if geometry:
         batch["index"] = torch.arange(batch_size)
     return batch
+
+
+def tiny_image_stats(policy: Any) -> dict[str, dict[str, tuple[float, ...]]]:
+    """The statistics by which :func:`tiny_lerobot_batch` normalises pictures, for policies that want them so."""
+    return {key: {"mean": (_MEAN,) * 3, "std": (_STD,) * 3} for key in policy.config.image_features}
+
+
+def _as_the_policy_wants(picture: Tensor, config: Any) -> Tensor:
+    return (picture - _MEAN) / _STD if visual_mode(config) == "MEAN_STD" else picture
 
 
 def tiny_rig(policy: Any, image_size: tuple[int, int] | None = None) -> CameraRig:

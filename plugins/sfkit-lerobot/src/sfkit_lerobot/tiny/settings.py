@@ -19,6 +19,15 @@ def common_settings(
         "n_action_steps": chunk_size,
         "max_state_dim": max(8, state_dim),
         "max_action_dim": max(8, action_dim),
+        **features(cameras, state_dim, action_dim, image_shape),
+    }
+
+
+def features(
+    cameras: Sequence[str], state_dim: int, action_dim: int, image_shape: tuple[int, int, int]
+) -> dict[str, Any]:
+    """Inputs and outputs, and that all stays on this machine."""
+    return {
         "device": "cpu",
         "push_to_hub": False,
         "input_features": {
