@@ -155,7 +155,9 @@ class Aligner(nn.Module):
         result: Alignment = self(call, hidden)
         self.meter.live = True
         self._count_step()
-        joined = add_per_sample(loss, _beside(weight, result.loss) * share * result.loss)
+        # A plain number where there is one: autograd would keep a tensor for backward.
+        factor = self._factor * self.weight if self.balance is None else _beside(weight, result.loss)
+        joined = add_per_sample(loss, factor * share * result.loss)
         self._last = {
             "action_loss": loss.detach().float().mean(),
             "sf_loss": result.loss.detach().mean(),

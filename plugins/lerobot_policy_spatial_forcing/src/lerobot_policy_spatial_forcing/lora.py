@@ -87,8 +87,16 @@ class Reach:
         raise GradientError(
             f"The PEFT adapters lie nowhere before depth {self.depth} of the backbone, so alignment would train "
             f"nothing of the policy. Trainable: {', '.join(names[:3])}, and {max(0, len(names) - 3)} more.",
+            self._remedy,
+        )
+
+    @property
+    def _remedy(self) -> str:
+        if not self.depth:
+            return "What is tapped is the vision tower's output: include its layers in --peft.target_modules."
+        return (
             "Leave --peft.target_modules out, or include the blocks before the tap: "
-            f"--peft.target_modules='{self.targets}'.",
+            f"--peft.target_modules='{self.targets}'."
         )
 
     def _trainable(self, policy: nn.Module) -> Iterator[str]:

@@ -185,7 +185,9 @@ def _required(handle: SpatialForcing | None, policy: Any) -> SpatialForcing:
 
 
 def _reach(handle: SpatialForcing) -> lora.Reach:
-    return lora.Reach(cast("Any", handle.adapter).decoder_path, max(pair.depth for pair in handle.pairs))
+    # A tap on the vision tower's output lies before all blocks.
+    blocks = [pair.depth for pair in handle.pairs if isinstance(pair.depth, int)]
+    return lora.Reach(cast("Any", handle.adapter).decoder_path, max(blocks, default=0))
 
 
 @functools.cache
