@@ -377,6 +377,7 @@ def leave_to_python() -> None:
     """
     disable: Any = torch.compiler.disable
     disable(Aligner.around, recursive=False)
+    Aligner._open_step = disable(Aligner._open_step)  # type: ignore[method-assign]
     Aligner._join = disable(Aligner._join)  # type: ignore[method-assign]
 
 
