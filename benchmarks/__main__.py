@@ -17,7 +17,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import disabled, geometry, imports, memory, vggt, vggt_gpu, vggt_memory
+from benchmarks import disabled, geometry, imports, lerobot_loop, memory, vggt, vggt_gpu, vggt_memory
 from benchmarks.report import Report, machine
 from benchmarks.timed import one_thread
 
@@ -34,7 +34,7 @@ class Benchmark(Protocol):
 
 BENCHMARKS: dict[str, Benchmark] = {
     "disabled": disabled, "geometry": geometry, "memory": memory, "imports": imports,
-    "vggt": vggt.REDUCED, "vggt-memory": vggt_memory.REDUCED, "vggt-gpu": vggt_gpu,
+    "lerobot-train": lerobot_loop, "vggt": vggt.REDUCED, "vggt-memory": vggt_memory.REDUCED, "vggt-gpu": vggt_gpu,
 }  # fmt: skip
 #: They take long and need 10 GB of memory: only with ``--full``.
 FULL: dict[str, Benchmark] = {"vggt-memory-full": vggt_memory.AT_FULL_SIZE, "vggt-full": vggt.AT_FULL_SIZE}

@@ -75,7 +75,7 @@ def interleave(
     so that neither drift nor warm caches favour an arm.
 
     Args:
-        base: The arm that ratios are taken of.
+        base: The arm that ratios are taken of. An arm that returns :class:`Seconds` has taken its own time.
         other: The arm that is compared with it.
         pairs: Timed runs of each.
         warmup: Untimed runs of each.
@@ -97,7 +97,9 @@ def interleave(
 
 def _timed(arm: Callable[[], object]) -> Seconds:
     wall, cpu = time.perf_counter(), _cpu()
-    arm()
+    own = arm()
+    if isinstance(own, Seconds):
+        return own
     return Seconds(time.perf_counter() - wall, _cpu() - cpu)
 
 

@@ -99,7 +99,7 @@ def wide_smolvla(*, quick: bool) -> Subject:
     torch.manual_seed(0)
     with TemporaryDirectory() as folder:
         policy = tiny_smolvla(
-            _wide_smolvlm(Path(folder), side, vision_blocks, text_blocks),
+            wide_smolvlm(Path(folder), side, vision_blocks, text_blocks),
             image_shape=(3, 256, 256),
             expert_width_multiplier=0.75,
             chunk_size=50,
@@ -109,7 +109,15 @@ def wide_smolvla(*, quick: bool) -> Subject:
     return Subject(policy, _wide_batch(policy, batch_size), _wide_cameras(policy))
 
 
-def _wide_smolvlm(folder: Path, side: int, vision_blocks: int, text_blocks: int) -> Path:
+def tiny_smolvlm_at_128(folder: Path) -> Path:
+    """A tiny backbone with 8 x 8 tokens for each camera of 128 pixels."""
+    from sfkit_lerobot.tiny import tiny_smolvlm
+
+    return tiny_smolvlm(folder, image_size=128)
+
+
+def wide_smolvlm(folder: Path, side: int, vision_blocks: int, text_blocks: int) -> Path:
+    """A backbone of SmolVLA-450M's widths, with so many blocks."""
     from sfkit_lerobot.tiny import tiny_smolvlm
 
     folder = tiny_smolvlm(

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("disabled", "geometry", "memory", "imports", "vggt", "vggt-memory", "vggt-gpu")
+NAMES = ("disabled", "geometry", "memory", "imports", "lerobot-train", "vggt", "vggt-memory", "vggt-gpu")
 
 
 @pytest.fixture(scope="module")
