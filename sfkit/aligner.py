@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sfkit.alignment.balance import Balance
-from sfkit.alignment.checks import SelfCheck, check_views
+from sfkit.alignment.checks import SelfCheck, check_views, is_sharded
 from sfkit.alignment.gradients import GradientMeter, GradientSums
 from sfkit.alignment.step import Alignment, align
 from sfkit.alignment.tap import Captured, Tap, Watch, tap_at, tokens_at
@@ -224,7 +224,9 @@ class Aligner(nn.Module):
         students = {depth: tokens_at(self.adapter, depth, state, views) for depth, state in hidden.items()}
         if self._check.first_batch:
             check_views(views)
-            if any(bool(student.mask.any()) for student in students.values()):
+            if is_sharded(self) or is_sharded(self.adapter.policy):
+                self._check.give_up("under FSDP2 the check's own backward pass would scatter the parameters again.")
+            elif any(bool(student.mask.any()) for student in students.values()):
                 self._check.tokens(students, self.projectors, self.adapter.how_to_unfreeze())
         targets = self._targets(call, views, students)
         results = [
@@ -275,6 +277,8 @@ class Aligner(nn.Module):
         loss = self.adapter.loss(output)
         if loss is None or not loss.requires_grad:
             return output
+        if is_sharded(self) or is_sharded(self.adapter.policy):
+            return output  # FSDP2 minds no projector that all ranks leave out
         zero = sum((p.flatten()[:1].sum() * 0.0 for p in self.projectors.parameters()), torch.zeros_like(loss))
         return self.adapter.with_loss(output, loss + zero, {})
 

@@ -158,8 +158,7 @@ class SelfCheck:
                 leaf = find_trained_leaf(student)
             except RuntimeError as error:
                 # Compiled graphs with donated buffers, and reentrant checkpoints, cannot be run back twice.
-                warnings.warn(f"sfkit could not verify the gradient path: {error}", SfkitWarning, stacklevel=2)
-                self.enabled = False
+                self.give_up(str(error))
                 return
             if leaf is None:
                 self.reaches_policy = False
@@ -173,3 +172,13 @@ class SelfCheck:
             if self._watch is None and parameter is not None:
                 self._watch = OptimizerWatch.start(leaf, parameter)
         self.reaches_policy = True
+
+    def give_up(self, reason: str) -> None:
+        """Say that the gradient path stays unverified, and why."""
+        warnings.warn(f"sfkit could not verify the gradient path: {reason}", SfkitWarning, stacklevel=3)
+        self.enabled = False
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether FSDP2's ``fully_shard`` was applied; recognised by name, as it is not in every torch."""
+    return any(cls.__name__ == "FSDPModule" for cls in type(module).__mro__)

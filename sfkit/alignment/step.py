@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
@@ -30,9 +31,8 @@ class Compared:
     mask: Tensor
 
 
-@dataclass(frozen=True)
-class Alignment:
-    """What aligning one batch gave.
+class Alignment(NamedTuple):
+    """What aligning one batch gave. A tuple, because FSDP2 looks for tensors with gradient in those alone.
 
     Attributes:
         loss: ``(b,)`` with gradient; 0 for a sample without a valid token.

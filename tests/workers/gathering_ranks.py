@@ -6,6 +6,7 @@ A script of its own, because spawned processes import their main module by its p
 from __future__ import annotations
 
 import sys
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -24,7 +25,9 @@ def case(rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def worker(rank: int, out: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{out}.rendezvous", rank=rank, world_size=2)
+    # A rank that waits for one that never comes must end before whoever waits for both.
+    limit = timedelta(seconds=60)
+    dist.init_process_group("gloo", init_method=f"file://{out}.rendezvous", rank=rank, world_size=2, timeout=limit)
     objective = InfoNCEObjective({"negatives": "devices"})
     both = objective(*case(rank))
     # Then the second rank sits out, and afterwards both.

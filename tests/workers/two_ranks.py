@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -57,7 +58,9 @@ def refusal(policy: Any) -> str:
 def worker(rank: int, scenarios: list[tuple[str, dict[str, Any]]], out: str) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{out}.rendezvous", rank=rank, world_size=2)
+    # A rank that waits for one that never comes must end before whoever waits for both.
+    limit = timedelta(seconds=60)
+    dist.init_process_group("gloo", init_method=f"file://{out}.rendezvous", rank=rank, world_size=2, timeout=limit)
     results: dict[str, Any] = {f"{name} {options}": train(rank, name, options) for name, options in scenarios}
     results["refusal"] = refusal(DistributedDataParallel(TinyPolicy()))
     torch.save(results, f"{out}.{rank}")

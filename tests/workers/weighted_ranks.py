@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -45,7 +46,9 @@ def train(rank: int, arguments: dict[str, Any]) -> dict[str, Any]:
 def worker(rank: int, scenarios: list[dict[str, Any]], out: str) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{out}.rendezvous", rank=rank, world_size=2)
+    # A rank that waits for one that never comes must end before whoever waits for both.
+    limit = timedelta(seconds=60)
+    dist.init_process_group("gloo", init_method=f"file://{out}.rendezvous", rank=rank, world_size=2, timeout=limit)
     torch.save([train(rank, arguments) for arguments in scenarios], f"{out}.{rank}")
     dist.destroy_process_group()
 

@@ -1,0 +1,69 @@
+"""FSDP2 on two gloo processes: the handle is sharded first, then the policy."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sfkit import SpatialForcing
+from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
+
+WORKER = Path(__file__).parent / "workers" / "sharded_ranks.py"
+SCHEDULES = ("constant", "every:2")
+
+fsdp = pytest.importorskip("torch.distributed.fsdp")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(fsdp, "fully_shard"), reason="FSDP2 came later than this torch"),
+]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    out = tmp_path_factory.mktemp("sharded") / "rank"
+    command = [sys.executable, str(WORKER), json.dumps(SCHEDULES), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return [torch.load(f"{out}.{rank}", weights_only=False) for rank in range(2)]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_sharded_training_is_that_of_one_process_with_the_whole_batch(
+    ranks: list[dict[str, Any]], schedule: str
+) -> None:
+    torch.manual_seed(0)
+    policy = TinyPolicy()
+    SpatialForcing.wrap(policy, "geometry", depth=2, schedule=schedule, adapter=TinyAdapter(policy))
+    first = {name: parameter.detach().clone() for name, parameter in policy.named_parameters()}
+    optimizer = torch.optim.SGD(policy.parameters(), 1e-2)
+    for step in range(4):
+        both = [tiny_batch(seed=10 * step + rank) for rank in range(2)]
+        loss, _ = policy({key: torch.cat([part[key] for part in both]) for key in both[0]})
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    for rank in ranks:
+        found = rank[schedule]["parameters"]
+        assert found.keys() == dict(policy.named_parameters()).keys()
+        for name, parameter in policy.named_parameters():
+            assert torch.allclose(found[name], parameter, atol=1e-5), name
+        moved = [name for name in found if not torch.equal(found[name], first[name])]
+        assert any(name.startswith("spatial_forcing.") for name in moved)
+
+
+def test_each_rank_holds_its_part(ranks: list[dict[str, Any]]) -> None:
+    whole = sum(parameter.numel() for parameter in ranks[0]["constant"]["parameters"].values())
+    assert sum(rank["constant"]["held"] for rank in ranks) == whole
+
+
+def test_a_schedule_rests_and_the_unverified_gradient_path_is_said(ranks: list[dict[str, Any]]) -> None:
+    assert [loss is not None for loss in ranks[0]["every:2"]["losses"]] == [True, False, True, False]
+    assert ranks[0]["every:2"]["runs"] == 2
+    assert any("could not verify the gradient path" in message for message in ranks[0]["constant"]["warned"])
