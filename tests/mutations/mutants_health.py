@@ -38,7 +38,7 @@ HEALTH = (
         what="each rank balances by its own gradients",
         file=GRADIENTS,
         old="            torch.distributed.all_reduce(table)\n",
-        new="            pass\n",
+        new="            torch.distributed.all_reduce(table.clone())\n",
         tests=(f"{T_RANKS}::test_fault_32_ranks_agree_on_step_weight_and_parameters[1]",),
     ),
     Mutant(

@@ -47,6 +47,9 @@ STEPS = (
         file=ALIGNER,
         old=_CAN_TRAIN,
         new="if not (self.enabled and policy.training and torch.is_grad_enabled()):",
+        also=(
+            Edit(ALIGNER, "self.schedule.factor(self.step) if self.weight else 0.0", "self.schedule.factor(self.step)"),
+        ),
         tests=in_file(T_WRAP, ["test_fault_30_eval_disabled_no_grad_and_weight_zero_change_nothing"]),
     ),
     Mutant(

@@ -54,7 +54,7 @@ def worker(rank: int, schedules: list[str], out: str) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     # A rank that waits for one that never comes must end before whoever waits for both.
-    limit = timedelta(seconds=60)
+    limit = timedelta(seconds=30)
     dist.init_process_group("gloo", init_method=f"file://{out}.rendezvous", rank=rank, world_size=2, timeout=limit)
     torch.save({schedule: train(rank, schedule) for schedule in schedules}, f"{out}.{rank}")
     dist.destroy_process_group()
