@@ -44,26 +44,24 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def builders(request: pytest.FixtureRequest) -> dict[str, Callable[..., Any]]:
-    """How each kind is built; folders are made when they are first needed."""
+def build(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """``build(kind, **options)``: a tiny policy, always with the same weights."""
     from sfkit_lerobot import tiny
 
-    return {
-        "groot": lambda **options: tiny.tiny_groot(request.getfixturevalue("groot_base"), **options),
-        "xvla": lambda **options: tiny.tiny_xvla(request.getfixturevalue("tokenizer"), **options),
-        "evo1": lambda **options: tiny.tiny_evo1(request.getfixturevalue("internvl"), **options),
-        "wall_x": lambda **options: tiny.tiny_wall_x(request.getfixturevalue("wall_x_base"), **options),
-        "vla_jepa": lambda **options: tiny.tiny_vla_jepa(request.getfixturevalue("qwen"), **options),
+    builders = {
+        "groot": (tiny.tiny_groot, "groot_base"),
+        "xvla": (tiny.tiny_xvla, "tokenizer"),
+        "evo1": (tiny.tiny_evo1, "internvl"),
+        "wall_x": (tiny.tiny_wall_x, "wall_x_base"),
+        "vla_jepa": (tiny.tiny_vla_jepa, "qwen"),
     }
 
-
-@pytest.fixture
-def build(builders: dict[str, Callable[..., Any]]) -> Callable[..., Any]:
-    """``build(kind, **options)``: a tiny policy, always with the same weights."""
-
     def build(kind: str, **options: Any) -> Any:
+        builder, folder = builders[kind]
+        # Whoever is first makes the folder, which draws random numbers of its own: the seed comes after it.
+        made = request.getfixturevalue(folder)
         torch.manual_seed(0)
-        return builders[kind](**options)
+        return builder(made, **options)
 
     return build
 
