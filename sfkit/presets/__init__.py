@@ -1,0 +1,1 @@
+"""Presets: published methods as data, by name."""

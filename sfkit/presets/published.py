@@ -1,0 +1,195 @@
+"""The presets themselves. Sources are named in each; the pages of the documentation say more."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sfkit.presets.base import Preset
+
+_SF = "arXiv 2510.12276; repository OpenHelix-Team/Spatial-Forcing"
+
+#: The target of Spatial Forcing's released code, before and after it comes to the student's grid.
+_SF_TARGET: Final = (
+    ("position-code", {"ratio": 0.1, "scale": "absolute"}),
+    ("resample", {"align_corners": True, "scale_factor": True}),
+)
+#: VGGT at 518 pixels, enlarged by torch's own bicubic kernel.
+_SF_TEACHER: Final = ("vggt", {"size": 518, "antialias": False})
+
+_SF_COMMON: Final[dict[str, Any]] = {
+    "teacher": _SF_TEACHER,
+    "layer": 24,
+    "objective": "cosine",
+    "projector": "mlp",
+    "transforms": _SF_TARGET,
+    "weight": 0.5,
+}
+_SF_RELEASED = (
+    "1 - cos is averaged over the valid tokens of each sample, then over samples",
+    "LayerNorm before the projector's MLP, whose hidden width is the teacher's",
+    "position code of amplitude 0.1 on the teacher's own grid, in the units of VGGT's features",
+    "target resampled bilinearly with align_corners=True: up to 0.28 of a patch off at the borders",
+    "size of the target from one ratio, int(37 * r): student grids of 6, 12, 13, 15, 24, 26, 30 or 33 cannot be served",
+    "raw residual stream of VGGT's last block, frame and global half side by side, without a final norm",
+    "weight 0.5 from the first step to the last",
+)
+_SF_PAPER = (
+    "the paper says batch norm before the projector; the code has LayerNorm",
+    "equation 3 has -cos; the code has 1 - cos, with the same gradient",
+)
+_SF_MISSING = (
+    "the teacher's pictures overshoot [0, 1] after bicubic enlarging; here they are cut off as in 8-bit pictures",
+    "the projector learns at the policy's own rate; that is the optimizer's matter",
+)
+
+SPATIAL_FORCING_OPENVLA = Preset(
+    name="spatial-forcing-openvla",
+    summary="Spatial Forcing as released for OpenVLA-OFT, its token shift included",
+    source=_SF,
+    arguments={**_SF_COMMON, "depth": 24, "adapter": {"token_shift": 1}},
+    released=(
+        *_SF_RELEASED,
+        "depth 24 of 32 (the command line's own default is -1, after the final norm)",
+        "visual tokens are cut one place too late (gain_feat_1move): each patch is aligned with its neighbour's "
+        "feature, and the last with the proprioception token",
+        "letterbox padding is aligned like everything else",
+    ),
+    paper=_SF_PAPER,
+    missing=(*_SF_MISSING, "padding is aligned in the released code; here the adapter's mask leaves it out"),
+)
+
+SPATIAL_FORCING_PI0 = Preset(
+    name="spatial-forcing-pi0",
+    summary="Spatial Forcing as released for pi0",
+    source=_SF,
+    arguments={**_SF_COMMON, "depth": 12},
+    released=(*_SF_RELEASED, "depth 12 of 18", "tokens of padding and of absent cameras are left out; no token shift"),
+    paper=_SF_PAPER,
+    missing=(
+        *_SF_MISSING,
+        "the teacher sees the picture before the colour jitter; here it sees what the student sees",
+        "geometric augmentation is switched off for the student as well; that is the data pipeline's matter",
+        "a patch is padding if its upper left pixel is; here, if any of its pixels is",
+        "an absent camera is shown to VGGT as a blank view; here it is not shown",
+        "the projector is neither clipped nor saved; here it is both",
+    ),
+)
+
+ROCKET = Preset(
+    name="rocket",
+    summary="ten depths on one nested projector (ROCKET)",
+    source="arXiv 2602.17951; repository CASE-Lab-UMD/ROCKET-VLA",
+    arguments={
+        "teacher": _SF_TEACHER,
+        "objective": "cosine",
+        "projector": ("nested", {"hidden": 2048, "smallest": 0.2}),
+        "shared_projector": True,
+        "pair_reduction": "mean",
+        "transforms": _SF_TARGET,
+        "weight": 0.5,
+    },
+    by_blocks={
+        # The released lists count VGGT's layers from 0: 2 is what the third block leaves.
+        32: {
+            "pairs": tuple({"depth": d, "layer": d + 1} for d in range(2, 19, 2)) + ({"depth": 31, "layer": 24},),
+            "adapter": {"token_shift": 1},
+        },
+        18: {
+            "pairs": tuple({"depth": d, "layer": 2 * d - 1} for d in range(2, 11)) + ({"depth": 18, "layer": 24},),
+        },
+    },
+    released=(
+        "OpenVLA: depths 2, 4, ..., 18 and 31 with VGGT's layers 3, 5, ..., 19 and 24; its -1 means depth 31 of 32",
+        "pi0, pi0.5: depths 2, 3, ..., 10 and the last with the same layers",
+        "one LayerNorm and one MLP for all pairs; pair i uses the first 409, 591, ..., 2048 of 2048 hidden units",
+        "the mean over pairs, all of weight 1; position code and resampling as in Spatial Forcing",
+        "OpenVLA: visual tokens are cut one place too late, as in Spatial Forcing",
+    ),
+    paper=(
+        "the paper rounds the widths up, the code down",
+        "layers chosen by similarity or CKA: the shipped lists are fixed even numbers",
+    ),
+    missing=(
+        "a single pair has one fifth of the hidden units in the released code; here it has all of them",
+        "the released projectors are not synchronised between ranks; here they are",
+        "pi0, pi0.5: the released torch code reads its last depth after the final norm, its JAX code before it, as here",
+        "the JAX runs (RoboTwin, real robot) have weight 0.125 and show the teacher pictures in [-1, 1]",
+    ),
+)
+
+VEGA = Preset(
+    name="vega",
+    summary="the vision tower's output before the language model (VEGA)",
+    source="arXiv 2605.10485",
+    arguments={"depth": "encoder", "objective": "cosine", "projector": "mlp", "weight": 0.1},
+    teacher_hint=(
+        "VEGA's is DINOv2 fine-tuned by FiT3D, last layer: convert it to a folder that transformers can read and give "
+        'teacher="hf:<folder>". With plain DINOv2, teacher="hf:facebook/dinov2-large", it is another method.'
+    ),
+    released=("no code was at hand: the preset follows the paper", "LayerNorm and a two-layer MLP with GELU"),
+    missing=(
+        "VEGA taps the penultimate layer of OpenVLA's DINOv2 tower before FiLM; an adapter gives what its tower gives",
+    ),
+)
+
+_DINO: Final = ("hf:facebook/dinov2-base", {})
+
+REPA = Preset(
+    name="repa",
+    summary="REPA: cosine to DINOv2 after a three-layer SiLU MLP, depth 8",
+    source="arXiv 2410.06940; repository sihyun-yu/REPA",
+    arguments={
+        "teacher": _DINO,
+        "depth": 8,
+        "objective": "cosine",
+        "projector": ("mlp-silu", {"hidden": 2048}),
+        "weight": 0.5,
+    },
+    released=(
+        "block 8 of 28 of a diffusion transformer, with DINOv2-B's patch tokens after its final norm",
+        "-cos in the code; here 1 - cos, with the same gradient",
+    ),
+    missing=("made for image generation: that depth 8 suits a policy is untested; give depth=",),
+)
+
+IREPA = Preset(
+    name="irepa",
+    summary="iREPA: a 3 x 3 convolution, and targets standardised over each view",
+    source="arXiv 2512.10794",
+    arguments={
+        "teacher": _DINO,
+        "depth": 8,
+        "objective": "cosine",
+        "projector": ("conv", {"kernel": 3}),
+        "transforms": (("spatial-norm", {"gamma": 0.6}),),
+        "weight": 1.0,
+    },
+    released=(
+        "gamma 0.6 in the latent experiments (the pixel experiments have 0.8), weight 1",
+        "mean and deviation of each channel over the patches of one picture, 1e-6 added to the deviation",
+        "-cos in the code; here 1 - cos, with the same gradient",
+    ),
+    missing=(
+        "mean and deviation here leave masked tokens out; the released code has none",
+        "made for image generation: that depth 8 suits a policy is untested; give depth=",
+    ),
+)
+
+HASTE = Preset(
+    name="haste",
+    summary="HASTE: REPA's term, switched off for good at a given step",
+    source="arXiv 2505.16792",
+    arguments={
+        "teacher": _DINO,
+        "depth": 8,
+        "objective": "cosine",
+        "projector": ("mlp-silu", {"hidden": 2048}),
+        "weight": 0.5,
+        "schedule": ("stop", {"at": 250_000}),
+    },
+    released=(
+        "the feature term is REPA's, weight 0.5",
+        "both terms stop at step 250,000 (XL; 100,000 for B) of runs of 500,000 and more: give schedule=",
+    ),
+    missing=("made for image generation: that depth 8 suits a policy is untested; give depth=",),
+)
