@@ -167,3 +167,51 @@ def register_schedules(register: Register) -> None:
         summary="rises linearly from the first step",
         argument="steps",
     )
+
+
+@hookimpl
+def register_presets(register: Register) -> None:
+    register(
+        "sfkit.presets.published:HASTE",
+        name="haste",
+        summary="HASTE: REPA's term, switched off for good at a given step",
+    )
+    register(
+        "sfkit.presets.published:IREPA",
+        name="irepa",
+        summary="iREPA: a 3 x 3 convolution, and targets standardised over each view",
+    )
+    register(
+        "sfkit.presets.published:REPA",
+        name="repa",
+        summary="REPA: cosine to DINOv2 after a three-layer SiLU MLP, depth 8",
+    )
+    register(
+        "sfkit.presets.published:ROCKET",
+        name="rocket",
+        summary="ten depths on one nested projector (ROCKET)",
+    )
+    register(
+        "sfkit.presets.published:SPATIAL_FORCING_OPENVLA",
+        name="spatial-forcing-openvla",
+        summary="Spatial Forcing as released for OpenVLA-OFT, its token shift included",
+    )
+    register(
+        "sfkit.presets.published:SPATIAL_FORCING_PI0",
+        name="spatial-forcing-pi0",
+        summary="Spatial Forcing as released for pi0",
+    )
+    register(
+        "sfkit.presets.published:VEGA",
+        name="vega",
+        summary="the vision tower's output before the language model (VEGA)",
+    )
+
+
+@hookimpl
+def register_parity(register: Register) -> None:
+    register(
+        "sfkit.parity.alignment_loss:AlignmentLossParity",
+        name="alignment loss",
+        summary="target, loss and gradients of Spatial Forcing, by its presets",
+    )

@@ -17,7 +17,7 @@ from sfkit.aligner import Aligner, leave_to_python
 from sfkit.alignment.gradients import GradientSums
 from sfkit.alignment.status import PairStatus, Status
 from sfkit.attach import attach, base_of, detach, detached, handle_of, refuse_unwrappable
-from sfkit.building import Named, build_adapter
+from sfkit.building import Named
 from sfkit.cameras import CameraRig
 from sfkit.config import Depth, HealthOptions
 from sfkit.errors import GradientError, WrapError
@@ -25,6 +25,8 @@ from sfkit.health.report import Health
 from sfkit.objectives.base import Objective
 from sfkit.pairing import Pair, make_plan
 from sfkit.policies.base import PolicyAdapter
+from sfkit.presets.base import Preset
+from sfkit.presets.filling import adapter_for, fill_in, find_preset
 from sfkit.projectors.base import Projector
 from sfkit.schedules.base import Schedule
 from sfkit.teachers.base import Teacher, licence_note
@@ -47,14 +49,15 @@ class SpatialForcing(Aligner):
         *,
         depth: Depth | None = None,
         layer: int | None = None,
-        weight: float | str = 0.5,
-        schedule: Named | Schedule | Sequence[Named | Schedule] = "constant",
-        objective: Named | Objective = "cosine",
-        projector: Named | Projector = "mlp",
-        transforms: Sequence[Named | Transform] = (),
+        preset: str | Preset | None = None,
+        weight: float | str | None = None,
+        schedule: Named | Schedule | Sequence[Named | Schedule] | None = None,
+        objective: Named | Objective | None = None,
+        projector: Named | Projector | None = None,
+        transforms: Sequence[Named | Transform] | None = None,
         pairs: Sequence[Any] | None = None,
-        shared_projector: bool = False,
-        pair_reduction: Literal["sum", "mean"] = "sum",
+        shared_projector: bool | None = None,
+        pair_reduction: Literal["sum", "mean"] | None = None,
         adapter: Named | PolicyAdapter | None = None,
         cameras: CameraRig | None = None,
         grad_accumulation: int | None = None,
@@ -73,13 +76,16 @@ class SpatialForcing(Aligner):
             depth: Residual stream after this many blocks, or ``"encoder"``: what the vision tower gives to the language
                 model. None takes the adapter's default.
             layer: The teacher's layer, 1 to its number of layers; None takes the teacher's default.
-            weight: Weight of the alignment loss, 0 or more; or ``"balance:0.1"``: whatever weight keeps the alignment
-                gradient at the tapped tokens at that ratio to the action gradient.
-            schedule: Factors on the weight, step by step: a name (``"stop:5000"``), a name with options
-                (``("cosine", {"steps": 10000})``), an instance, or a list of several, whose factors multiply. Steps
-                are training calls of ``forward``, or with ``grad_accumulation`` groups of that many.
-            objective: Name, name with options, or instance.
-            projector: Name, name with options, or (for a single pair) an instance.
+            preset: A published method by its name (``sfkit presets`` lists them): it takes the place of the defaults of
+                the arguments from ``weight`` to ``pair_reduction``, of ``teacher``, ``depth`` and ``layer``, and of the
+                adapter's options. What is given beside it goes before.
+            weight: Weight of the alignment loss, 0 or more (default 0.5); or ``"balance:0.1"``: whatever weight keeps
+                the alignment gradient at the tapped tokens at that ratio to the action gradient.
+            schedule: Factors on the weight, step by step: a name (``"stop:5000"``; default ``"constant"``), a name with
+                options (``("cosine", {"steps": 10000})``), an instance, or a list of several, whose factors multiply.
+                Steps are training calls of ``forward``, or with ``grad_accumulation`` groups of that many.
+            objective: Name, name with options, or instance; default ``"cosine"``.
+            projector: Name, name with options, or (for a single pair) an instance; default ``"mlp"``.
             transforms: What to do to the teacher's features before the comparison, in order: names, names with options,
                 or (for a single pair) instances. Applied on the student's grid, unless ``"resample"`` is among them:
                 then what stands before it sees the teacher's own.
@@ -87,8 +93,8 @@ class SpatialForcing(Aligner):
                 or mappings with those keys; ``layer`` and ``weight`` may be left out. A mapping may also hold an
                 ``objective``, a ``projector`` and ``transforms`` of its own, and ``future``: the teacher then sees the
                 frame so many steps ahead. Each teacher runs once for all pairs (and once for each ``future``).
-            shared_projector: One projector for all pairs. ``"nested"`` then grows from pair to pair.
-            pair_reduction: Whether the weighted losses of the pairs are added or averaged.
+            shared_projector: One projector for all pairs (default False). ``"nested"`` then grows from pair to pair.
+            pair_reduction: Whether the weighted losses of the pairs are added (default) or averaged.
             adapter: Only needed when the policy's class is not recognised, or to give options.
             cameras: Calibration and poses, for teachers that need geometry.
             grad_accumulation: Batches for each optimizer step; needed where the trainer hands the policy
@@ -101,7 +107,7 @@ class SpatialForcing(Aligner):
         Raises:
             WrapError: The object is wrapped, compiled, or inside DDP, FSDP, DeepSpeed or accelerate already.
             AdapterError: No adapter handles the policy's class.
-            ConfigError: A name, an option or a depth is not valid.
+            ConfigError: A name, an option or a depth is not valid, or the preset does not fit the policy.
             GradientError: The policy has no trainable parameter.
         """
         refuse_unwrappable(policy)
@@ -112,13 +118,20 @@ class SpatialForcing(Aligner):
                 "Unfreeze it, or put LoRA on it, before the wrap.",
             )
         leave_to_python()
+        found = find_preset(preset)
+        handled_by = adapter_for(policy, adapter, found)
+        given = {
+            "teacher": teacher, "depth": depth, "layer": layer, "weight": weight, "schedule": schedule,
+            "objective": objective, "projector": projector, "transforms": transforms, "pairs": pairs,
+            "shared_projector": shared_projector, "pair_reduction": pair_reduction,
+        }  # fmt: skip
         plan = make_plan(
-            build_adapter(policy, adapter),
-            teacher=teacher, depth=depth, layer=layer, weight=weight, schedule=schedule, objective=objective,
-            projector=projector, transforms=transforms, pairs=pairs, shared_projector=shared_projector,
-            pair_reduction=pair_reduction, seed=seed, self_check=self_check,
+            handled_by,
+            **fill_in(found, handled_by, given),
+            seed=seed,
+            self_check=self_check,
             health=HealthOptions() if health is None else health,
-        )  # fmt: skip
+        )
         if cameras is not None:
             plan.adapter.cameras = cameras
         handle = SpatialForcing(plan, grad_accumulation=grad_accumulation)

@@ -56,8 +56,13 @@ def register_schedules(register: Register) -> None:
 
 
 @hookspec
+def register_presets(register: Register) -> None:
+    """Register presets (:class:`sfkit.presets.base.Preset` objects, ``"package.module:NAME"``)."""
+
+
+@hookspec
 def register_parity(register: Register) -> None:
-    """Register readers of fixtures (subclasses of :class:`sfkit.parity.TrunkParity`), by the ``model`` they name."""
+    """Register readers of fixtures (subclasses of :class:`sfkit.parity.Parity`), by the ``model`` they name."""
 
 
 @hookspec

@@ -18,7 +18,7 @@ import pluggy
 from sfkit import SFKIT_API, hookspecs
 from sfkit.errors import ConfigError, PluginError, UnknownNameError, did_you_mean
 
-Kind = Literal["teacher", "policy", "objective", "projector", "transform", "schedule", "parity", "command"]
+Kind = Literal["teacher", "policy", "objective", "projector", "transform", "schedule", "preset", "parity", "command"]
 
 _HOOKS: Mapping[Kind, str] = {
     "teacher": "register_teachers",
@@ -27,6 +27,7 @@ _HOOKS: Mapping[Kind, str] = {
     "projector": "register_projectors",
     "transform": "register_transforms",
     "schedule": "register_schedules",
+    "preset": "register_presets",
     "parity": "register_parity",
     "command": "register_commands",
 }
@@ -40,7 +41,8 @@ class Entry:
     Attributes:
         kind: What it is.
         name: What users write.
-        target: ``"package.module:Class"``, or the class itself; None for a policy that has no adapter.
+        target: ``"package.module:Class"``, or the class itself (for a preset the object); None for a policy that has no
+            adapter.
         distribution: The installed distribution that registered it.
         summary: One line for listings.
         license: For teachers: the licence of the weights.

@@ -30,8 +30,9 @@ def build_app() -> typer.Typer:
     app.command("plugins")(plugins)
     app.command("teachers")(teachers)
     app.command("policies")(policies)
+    app.command("presets")(presets)
     app.command("parity")(parity)
-    own = {"plugins", "teachers", "policies", "parity"}
+    own = {"plugins", "teachers", "policies", "presets", "parity"}
     offered = {entry.name: entry for entry in default_registry().of_kind("command") if entry.name not in own}
     for name in sorted(offered):
         _add_plugin_command(app, offered[name])
@@ -82,6 +83,18 @@ def policies(
         typer.echo(support_tables(default_registry()), nl=False)
     else:
         print_policies(default_registry())
+
+
+def presets(
+    name: Annotated[str | None, typer.Argument(help="Show what this preset stands for.")] = None,
+) -> None:
+    """Published methods that are one word in wrap; with NAME, what it stands for and what it does not reproduce."""
+    from sfkit.cli.presets import print_preset, print_presets
+
+    if name is None:
+        print_presets(default_registry())
+    else:
+        print_preset(default_registry().get("preset", name))
 
 
 def _add_plugin_command(app: typer.Typer, entry: Entry) -> None:

@@ -10,7 +10,7 @@ from rich.table import Table
 from sfkit.errors import PluginError
 from sfkit.registry import Entry, Registry
 
-_KINDS = ("teacher", "policy", "objective", "projector", "transform", "schedule", "parity", "command")
+_KINDS = ("teacher", "policy", "objective", "projector", "transform", "schedule", "preset", "parity", "command")
 
 
 def plugins_json(registry: Registry) -> str:
@@ -26,7 +26,7 @@ def plugins_json(registry: Registry) -> str:
 
 def print_plugins(registry: Registry) -> None:
     """A table of everything that is registered; what is broken below it."""
-    table = _table("distribution", "kind", "name", "summary")
+    table = table_of("distribution", "kind", "name", "summary")
     for entry in _sorted(registry):
         table.add_row(entry.distribution, entry.kind, entry.form, entry.summary)
     console = Console()
@@ -38,7 +38,7 @@ def print_plugins(registry: Registry) -> None:
 
 def print_teachers(registry: Registry) -> None:
     """A table of the teachers."""
-    table = _table("name", "licence", "from", "summary")
+    table = table_of("name", "licence", "from", "summary")
     for entry in registry.of_kind("teacher"):
         table.add_row(entry.form, entry.license, entry.distribution, entry.summary)
     Console().print(table)
@@ -55,7 +55,7 @@ def print_teacher(entry: Entry) -> None:
         raise PluginError(f"Teacher {entry.name!r} of {entry.distribution} has no Options class.")
     console = Console()
     console.print(f"[bold]{entry.form}[/] ({entry.distribution}, licence {entry.license}): {entry.summary}")
-    table = _table("option", "default", "meaning")
+    table = table_of("option", "default", "meaning")
     for name, field in options.model_fields.items():  # type: ignore[union-attr]
         table.add_row(name, "required" if field.is_required() else repr(field.default), field.description or "")
     console.print(table if options.model_fields else "It has no options.")  # type: ignore[union-attr]
@@ -65,7 +65,8 @@ def _sorted(registry: Registry) -> list[Entry]:
     return sorted(registry.entries, key=lambda e: (e.distribution, _KINDS.index(e.kind), e.name))
 
 
-def _table(*columns: str) -> Table:
+def table_of(*columns: str) -> Table:
+    """A table without lines."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")

@@ -10,7 +10,7 @@ import typer
 
 def parity(
     fixture: Annotated[Path, typer.Argument(help="The fixture; with --record, the file to write.")],
-    tolerance: Annotated[float, typer.Option(help="Largest absolute difference that passes.", min=0.0)] = 1e-5,
+    tolerance: Annotated[float, typer.Option(help="Largest difference that passes.", min=0.0)] = 1e-5,
     record: Annotated[bool, typer.Option("--record", help="Write a fixture for --teacher instead.")] = False,
     teacher: Annotated[str | None, typer.Option(help="With --record: the teacher whose trunk is recorded.")] = None,
     teacher_options: Annotated[str, typer.Option(help="Its options, as key=value,key=value.")] = "config=tiny",
@@ -19,7 +19,7 @@ def parity(
         float, typer.Option(help="With --record: scale of the residual stream; 0.003 shows a wrong epsilon.", min=0.0)
     ] = 1.0,
 ) -> None:
-    """Compare a trunk with the recorded outputs of a reference, case by case; exit status 1 above the tolerance."""
+    """Compare with the recorded outputs of a reference, case by case; exit status 1 above the tolerance."""
     if record:
         _record(fixture, teacher, teacher_options, seed, stream)
     elif not _compare(fixture, tolerance):
@@ -49,13 +49,14 @@ def _compare(path: Path, tolerance: float) -> bool:
     width = max(len(f"{name}  {key}") for name, case in loaded.cases.items() for key in case.outputs)
 
     def tell(found: Difference) -> None:
-        passed = found.largest <= tolerance
+        passed = found.error <= tolerance
         note = f"  {found.note}" if found.note else f"  (values up to {found.scale:.3g})"
-        line = f"{found.case}  {found.output}".ljust(width) + f"  {found.largest:.2e}{note}"
+        line = f"{found.case}  {found.output}".ljust(width) + f"  {found.error:.2e}{note}"
         console.print(line, style=None if passed else "bold red", markup=False, soft_wrap=True)
 
     differences = compare(loaded, tell)
-    worst = max(difference.largest for difference in differences)
+    worst = max(difference.error for difference in differences)
     passed = worst <= tolerance
-    console.print(f"{'PASSED' if passed else 'FAILED'}: largest difference {worst:.2e}", style="bold")
+    kind = "relative difference" if any(difference.relative for difference in differences) else "difference"
+    console.print(f"{'PASSED' if passed else 'FAILED'}: largest {kind} {worst:.2e}", style="bold")
     return passed

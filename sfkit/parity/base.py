@@ -1,16 +1,34 @@
-"""How fixtures of one family of trunks are read and run."""
+"""How fixtures of one family are read and run."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from sfkit.parity.fixture import STATE, Fixture
+from sfkit.trunks.weights import load_weights, without_weights
 
-class TrunkParity(ABC):
+
+class Parity(ABC):
     """Registered (hook ``register_parity``) under the ``model`` that the fixtures of the family name.
+
+    Class attributes:
+        relative: Whether a difference counts in parts of the largest value of the output, for outputs such as gradients
+            whose size says nothing.
+    """
+
+    relative: ClassVar[bool] = False
+
+    @abstractmethod
+    def outputs(self, fixture: Fixture) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+        """Run each case of the fixture: its name, and the outputs by name. Called under ``torch.no_grad``."""
+
+
+class TrunkParity(Parity):
+    """Parity of a network whose weights are in the fixture.
 
     Class attributes:
         prefix: What stands before the trunk's keys in a checkpoint.
@@ -48,3 +66,18 @@ class TrunkParity(ABC):
 
         They should cover what ports get wrong: one and several views, grids that are not native and not square.
         """
+
+    def outputs(self, fixture: Fixture) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+        """Rebuild the trunk and run each case.
+
+        Raises:
+            CheckpointError: The fixture's state dict does not fit the trunk.
+        """
+        with without_weights():
+            trunk = self.build(fixture.config, fixture.shapes)
+        cases = [f"{name}.{side}.*" for name in fixture.cases for side in ("in", "out")]
+        ignored = [*cases, *(STATE + pattern for pattern in self.ignored)]
+        load_weights(trunk, fixture.path, prefix=STATE + self.prefix, ignored=ignored)
+        trunk.eval()
+        for name, case in fixture.cases.items():
+            yield name, self.run(trunk, name, case.inputs, list(case.outputs))

@@ -1,17 +1,16 @@
-"""Comparing a trunk with a fixture."""
+"""Comparing with a fixture."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from sfkit.parity.base import TrunkParity
-from sfkit.parity.fixture import STATE, Fixture
+from sfkit.parity.base import Parity
+from sfkit.parity.fixture import Fixture
 from sfkit.registry import default_registry
-from sfkit.trunks.weights import load_weights, without_weights
 
 
 @dataclass(frozen=True)
@@ -24,6 +23,7 @@ class Difference:
         largest: Largest absolute difference; infinite where the shapes differ or a value is NaN.
         scale: Largest absolute value of the reference.
         note: What is wrong beside the size of the difference; else empty.
+        relative: Whether the family's differences count in parts of ``scale``.
     """
 
     case: str
@@ -31,21 +31,27 @@ class Difference:
     largest: float
     scale: float
     note: str = ""
+    relative: bool = False
+
+    @property
+    def error(self) -> float:
+        """What is held against the tolerance."""
+        return self.largest / self.scale if self.relative and self.scale else self.largest
 
 
-def parity_of(model: str) -> TrunkParity:
-    """The reader for a family of trunks.
+def parity_of(model: str) -> Parity:
+    """The reader for a family of fixtures.
 
     Raises:
         UnknownNameError: No plugin knows it.
     """
-    reader: TrunkParity = default_registry().get("parity", model).load()()
+    reader: Parity = default_registry().get("parity", model).load()()
     return reader
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def compare(fixture: Fixture, seen: Callable[[Difference], None] = lambda difference: None) -> list[Difference]:
-    """Rebuild the fixture's model, feed it the inputs and compare every output, in float32 on the CPU.
+    """Feed what the fixture describes its inputs and compare every output, in float32 on the CPU.
 
     Args:
         fixture: The fixture.
@@ -56,17 +62,11 @@ def compare(fixture: Fixture, seen: Callable[[Difference], None] = lambda differ
         CheckpointError: Its state dict does not fit the trunk.
     """
     reader = parity_of(fixture.model)
-    with without_weights():
-        trunk = reader.build(fixture.config, fixture.shapes)
-    cases = [f"{name}.{side}.*" for name in fixture.cases for side in ("in", "out")]
-    ignored = [*cases, *(STATE + pattern for pattern in reader.ignored)]
-    load_weights(trunk, fixture.path, prefix=STATE + reader.prefix, ignored=ignored)
-    trunk.eval()
     found = []
-    for name, case in fixture.cases.items():
-        outputs = reader.run(trunk, name, case.inputs, list(case.outputs))
-        for key, wanted in case.outputs.items():
-            found.append(_difference(name, key, outputs.get(key), wanted))
+    for name, outputs in reader.outputs(fixture):
+        for key, wanted in fixture.cases[name].outputs.items():
+            difference = _difference(name, key, outputs.get(key), wanted)
+            found.append(replace(difference, relative=reader.relative))
             seen(found[-1])
     return found
 
@@ -74,7 +74,7 @@ def compare(fixture: Fixture, seen: Callable[[Difference], None] = lambda differ
 def _difference(case: str, output: str, ours: Tensor | None, wanted: Tensor) -> Difference:
     scale = float(wanted.abs().max())
     if ours is None:
-        return Difference(case, output, torch.inf, scale, "the trunk does not give it")
+        return Difference(case, output, torch.inf, scale, "not given")
     if ours.shape != wanted.shape:
         return Difference(case, output, torch.inf, scale, f"shape {tuple(ours.shape)}, not {tuple(wanted.shape)}")
     largest = float((ours.double() - wanted.double()).abs().max())

@@ -1,8 +1,10 @@
 """The fixture file: a small model, its inputs and its outputs, in one safetensors file.
 
-Metadata: ``config``, JSON of an object that names the ``model`` and its settings; ``cases``, JSON of a list of names.
-Tensors: ``sd.<checkpoint key>``, ``<case>.in.<name>`` and ``<case>.out.<name>``. Inputs are what the trunk itself
-takes, so that no preprocessing is involved.
+Metadata: ``config``, JSON of an object that names the ``model`` and its settings; ``cases``, JSON of a list of names,
+or of objects that hold a ``name`` and settings of the case. Tensors: ``sd.<checkpoint key>``, ``<case>.in.<name>`` and
+``<case>.out.<name>``. Inputs are what the trunk itself takes, so that no preprocessing is involved.
+
+A file of the second form that has no ``config`` is the record of an alignment loss.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +26,17 @@ from sfkit.trunks.files import SafeTensorFile, open_tensors
 
 #: Before the checkpoint's own keys.
 STATE = "sd."
+#: The model of a file that has no config, and settings for each case.
+_LOSS = "alignment loss"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One run: named inputs, and the outputs that the reference gave."""
+    """One run: named inputs, the outputs that the reference gave, and settings of this run alone."""
 
     inputs: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,29 +71,37 @@ class Fixture:
         file = open_tensors(path)
         if not isinstance(file, SafeTensorFile):
             raise CheckpointError(f"{path} is no fixture.", "Fixtures are .safetensors files.")
-        config, names = _metadata(file)
+        config, settings = _metadata(file)
         shapes = file.shapes()
         with file.reading():
-            cases = {name: _read_case(file, name, shapes) for name in names}
+            cases = {name: _read_case(file, name, shapes, own) for name, own in settings.items()}
         state = {key[len(STATE) :]: shape for key, shape in shapes.items() if key.startswith(STATE)}
         return cls(config, cases, state, path)
 
 
-def _metadata(file: SafeTensorFile) -> tuple[dict[str, Any], list[str]]:
+def _metadata(file: SafeTensorFile) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The config, and the settings of each case by its name."""
     metadata = file.metadata()
     try:
-        config, names = json.loads(metadata["config"]), json.loads(metadata["cases"])
-        if not (isinstance(config["model"], str) and isinstance(names, list) and names):
-            raise TypeError("config must name a model, and cases must list at least one name")
+        listed = json.loads(metadata["cases"])
+        if not isinstance(listed, list) or not listed:
+            raise TypeError("cases must list at least one name")
+        detailed = all(isinstance(case, dict) for case in listed)
+        config = {"model": _LOSS} if detailed and "config" not in metadata else json.loads(metadata["config"])
+        if not isinstance(config["model"], str):
+            raise TypeError("config must name a model")
+        settings = {str(case["name"]): case for case in listed} if detailed else {str(case): {} for case in listed}
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{file.path} is no fixture: {type(error).__name__}: {error}.",
             'Its metadata must hold "config" (JSON that names the "model") and "cases" (a JSON list of names).',
         ) from error
-    return config, names
+    return config, settings
 
 
-def _read_case(file: SafeTensorFile, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Case:
+def _read_case(
+    file: SafeTensorFile, name: str, shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]
+) -> Case:
     inputs, outputs = (
         {key[len(start) :]: file.get(key) for key in shapes if key.startswith(start)}
         for start in (f"{name}.in.", f"{name}.out.")
@@ -98,7 +111,7 @@ def _read_case(file: SafeTensorFile, name: str, shapes: Mapping[str, tuple[int, 
             f"{file.path}: case {name!r} lacks {'outputs' if inputs else 'inputs'}.",
             f"Its tensors are {name}.in.<name> and {name}.out.<name>.",
         )
-    return Case(inputs, outputs)
+    return Case(inputs, outputs, settings)
 
 
 def save_fixture(
@@ -118,7 +131,8 @@ def save_fixture(
     for name, case in cases.items():
         tensors.update({f"{name}.in.{key}": value for key, value in case.inputs.items()})
         tensors.update({f"{name}.out.{key}": value for key, value in case.outputs.items()})
-    metadata = {"config": json.dumps(dict(config)), "cases": json.dumps(list(cases))}
+    listed = [{**case.settings, "name": name} if case.settings else name for name, case in cases.items()]
+    metadata = {"config": json.dumps(dict(config)), "cases": json.dumps(listed)}
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, fresh = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     os.close(handle)

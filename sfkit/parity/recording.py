@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from sfkit.errors import ConfigError
+from sfkit.parity.base import TrunkParity
 from sfkit.parity.comparing import parity_of
 from sfkit.parity.fixture import Case, save_fixture
 from sfkit.rng import own_rng
@@ -30,12 +31,12 @@ def record(teacher: Teacher, path: str | Path, *, seed: int = 0, stream: float =
         ConfigError: The teacher's family is not known.
         CheckpointError: The file exists.
     """
-    if not isinstance(teacher, NetworkTeacher) or not teacher.family:
+    reader = parity_of(teacher.family) if isinstance(teacher, NetworkTeacher) and teacher.family else None
+    if not isinstance(teacher, NetworkTeacher) or not isinstance(reader, TrunkParity):
         raise ConfigError(
             f"Teacher {teacher.name!r} belongs to no family that `sfkit parity` knows.",
             "Register a TrunkParity under its name (hook register_parity), or write the file with save_fixture.",
         )
-    reader = parity_of(teacher.family)
     trunk = randomise(teacher.build(), seed, stream=stream).eval()
     with own_rng(seed=seed + 1):
         examples = reader.examples(teacher.trunk_config)

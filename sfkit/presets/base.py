@@ -25,6 +25,9 @@ class Preset(Options):
         default_factory=dict, description="Further arguments, by the number of the policy's decoder blocks."
     )
     teacher_hint: str = Field(default="", description="Which teacher to give, where the preset can name none.")
+    same_scale: tuple[str, ...] = Field(
+        default=(), description="Further teachers whose features have the size of the preset's own teacher's."
+    )
     released: tuple[str, ...] = Field(default=(), description="What the released code does, and the preset with it.")
     paper: tuple[str, ...] = Field(default=(), description="Where the paper says something else.")
     missing: tuple[str, ...] = Field(default=(), description="What the released code does and the preset does not.")

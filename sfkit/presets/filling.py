@@ -15,7 +15,6 @@ from sfkit.policies.base import PolicyAdapter
 from sfkit.presets.base import Preset
 from sfkit.registry import default_registry
 from sfkit.teachers.base import Teacher
-from sfkit.transforms.base import Transform
 
 _DEFAULTS = ("objective", "projector", "transforms", "schedule", "weight", "shared_projector", "pair_reduction")
 
@@ -126,10 +125,10 @@ def _name(teacher: Any) -> str:
 
 
 def _warn_of_scale(preset: Preset, recipe: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    if "transforms" in given:
+    if "transforms" in given or _name(given["teacher"]) in preset.same_scale:
         return
-    transforms = (item.spec if isinstance(item, Transform) else ComponentSpec.of(item) for item in recipe["transforms"])
-    if any(item.name == "position-code" and item.options.get("scale") == "absolute" for item in transforms):
+    absolute = [ComponentSpec.of(item).options.get("scale") == "absolute" for item in recipe.get("transforms", ())]
+    if any(absolute):
         warnings.warn(
             f"sfkit: the position code of preset {preset.name!r} has the size that suits {_name(recipe['teacher'])!r}; "
             f"beside {_name(given['teacher'])!r} it may be all of the target, or none. Give transforms=[...] with "

@@ -50,12 +50,12 @@ SPATIAL_FORCING_OPENVLA = Preset(
     released=(
         *_SF_RELEASED,
         "depth 24 of 32 (the command line's own default is -1, after the final norm)",
-        "visual tokens are cut one place too late (gain_feat_1move): each patch is aligned with its neighbour's "
-        "feature, and the last with the proprioception token",
-        "letterbox padding is aligned like everything else",
+        "visual tokens are cut one place too late (gain_feat_1move): each feature of the teacher meets the patch to "
+        "the right, and the last one the proprioception token",
     ),
     paper=_SF_PAPER,
-    missing=(*_SF_MISSING, "padding is aligned in the released code; here the adapter's mask leaves it out"),
+    missing=(*_SF_MISSING, "letterbox padding is aligned in the released code; here the adapter's mask leaves it out"),
+    same_scale=("vggt-commercial",),
 )
 
 SPATIAL_FORCING_PI0 = Preset(
@@ -73,6 +73,7 @@ SPATIAL_FORCING_PI0 = Preset(
         "an absent camera is shown to VGGT as a blank view; here it is not shown",
         "the projector is neither clipped nor saved; here it is both",
     ),
+    same_scale=("vggt-commercial",),
 )
 
 ROCKET = Preset(
@@ -91,11 +92,11 @@ ROCKET = Preset(
     by_blocks={
         # The released lists count VGGT's layers from 0: 2 is what the third block leaves.
         32: {
-            "pairs": tuple({"depth": d, "layer": d + 1} for d in range(2, 19, 2)) + ({"depth": 31, "layer": 24},),
+            "pairs": (*({"depth": d, "layer": d + 1} for d in range(2, 19, 2)), {"depth": 31, "layer": 24}),
             "adapter": {"token_shift": 1},
         },
         18: {
-            "pairs": tuple({"depth": d, "layer": 2 * d - 1} for d in range(2, 11)) + ({"depth": 18, "layer": 24},),
+            "pairs": (*({"depth": d, "layer": 2 * d - 1} for d in range(2, 11)), {"depth": 18, "layer": 24}),
         },
     },
     released=(
@@ -112,9 +113,10 @@ ROCKET = Preset(
     missing=(
         "a single pair has one fifth of the hidden units in the released code; here it has all of them",
         "the released projectors are not synchronised between ranks; here they are",
-        "pi0, pi0.5: the released torch code reads its last depth after the final norm, its JAX code before it, as here",
+        "pi0, pi0.5: the released torch code reads its last depth after the final norm; its JAX code before, as here",
         "the JAX runs (RoboTwin, real robot) have weight 0.125 and show the teacher pictures in [-1, 1]",
     ),
+    same_scale=("vggt-commercial",),
 )
 
 VEGA = Preset(
@@ -132,7 +134,7 @@ VEGA = Preset(
     ),
 )
 
-_DINO: Final = ("hf:facebook/dinov2-base", {})
+_DINO: Final = "hf:facebook/dinov2-base"
 
 REPA = Preset(
     name="repa",
@@ -191,5 +193,8 @@ HASTE = Preset(
         "the feature term is REPA's, weight 0.5",
         "both terms stop at step 250,000 (XL; 100,000 for B) of runs of 500,000 and more: give schedule=",
     ),
-    missing=("made for image generation: that depth 8 suits a policy is untested; give depth=",),
+    missing=(
+        "the attention term: cross-entropy between the attention of blocks 4 to 7 and that of DINOv2's blocks 8 to 11",
+        "made for image generation: that depth 8 suits a policy is untested; give depth=",
+    ),
 )

@@ -322,3 +322,47 @@ def test_aligned_corners_leave_masked_features_out() -> None:
     found = ResampleTransform(DIM, {"align_corners": True})(FeatureMap(values, features.mask), wanted)
     assert torch.allclose(found.values[found.mask], torch.ones(()))
     assert 0 < found.mask.sum() < 3 * 4 * 3
+
+
+#: Grids to which int(37 * ratio) does not bring a grid of 37.
+OUT_OF_REACH = {6, 12, 13, 15, 24, 26, 30, 33}
+
+
+def ramp(side: int) -> FeatureMap:
+    """The column of each patch's centre, as a share of the picture."""
+    columns = (torch.arange(side) + 0.5) / side
+    return FeatureMap(columns.expand(1, 1, side, side).unsqueeze(-1), torch.ones(1, 1, side, side, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("side", range(4, 37))
+def test_fault_17_every_grid_is_reached_unless_the_released_size_is_asked_for(side: int) -> None:
+    wanted = torch.ones(1, 1, side, side, dtype=torch.bool)
+    assert ResampleTransform(1)(ramp(37), wanted).grid == (side, side)
+    released = ResampleTransform(1, {"scale_factor": True})
+    if side in OUT_OF_REACH:
+        with pytest.raises(ShapeError, match=rf"37 x 37 becomes {side - 1} x {side - 1}"):
+            released(ramp(37), wanted)
+    else:
+        assert torch.equal(released(ramp(37), wanted).values, ResampleTransform(1)(ramp(37), wanted).values)
+
+
+def test_fault_17_a_grid_of_another_aspect_is_reached() -> None:
+    wanted = torch.ones(1, 1, 16, 16, dtype=torch.bool)
+    oblong = FeatureMap(torch.rand(1, 1, 28, 37, 1), torch.ones(1, 1, 28, 37, dtype=torch.bool))
+    assert ResampleTransform(1)(oblong, wanted).grid == (16, 16)
+    with pytest.raises(ShapeError, match="28 x 37 becomes 13 x 18"):
+        ResampleTransform(1, {"scale_factor": True})(oblong, wanted)
+
+
+def test_fault_18_patches_stay_where_they_are_unless_their_corners_are_aligned() -> None:
+    wanted = torch.ones(1, 1, 16, 16, dtype=torch.bool)
+    true, inner = ramp(16).values, slice(1, -1)
+
+    def missed(**options: bool) -> float:
+        """By how much of a student patch, borders aside: there an antialiased kernel is cut off."""
+        found = ResampleTransform(1, options)(ramp(37), wanted).values
+        return float((found - true)[..., inner, :].abs().max() * 16)
+
+    assert missed() < 0.02
+    released = ResampleTransform(1, {"align_corners": True})(ramp(37), wanted).values
+    assert float((released - true).abs().max() * 16) == pytest.approx(0.28, abs=0.005)

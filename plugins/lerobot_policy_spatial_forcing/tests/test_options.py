@@ -27,9 +27,10 @@ def test_every_field_of_sfkits_configuration_is_there_with_its_default() -> None
     for name, info in SpatialForcingConfig.model_fields.items():
         assert made[name].metadata["help"] == info.description
     assert {"teacher", "depth", "layer"} <= set(made)
-    for name in ("weight", "seed", "self_check"):
+    for name in ("seed", "self_check"):
         assert made[name].default == SpatialForcingConfig.model_fields[name].default
-    assert made["objective"].default == "cosine"
+    for name in ("preset", "weight", "objective", "projector", "transforms", "schedule", "shared_projector"):
+        assert made[name].default is None, "left to the preset, or to sfkit"
     assert {*made} - {"base_config"} <= set(inspect.signature(SpatialForcing.wrap).parameters)
 
 
@@ -62,13 +63,13 @@ def test_a_single_name_stands_for_a_list_of_one() -> None:
     assert parse("--teacher=x", "--transforms=one").wrap_arguments()["transforms"] == ["one"]
     assert parse("--teacher=x", "--transforms=[one, two]").wrap_arguments()["transforms"] == ["one", "two"]
     assert parse('--pairs={"depth": 2, "teacher": "x"}').wrap_arguments()["pairs"] == [{"depth": 2, "teacher": "x"}]
-    assert not parse("--teacher=x").wrap_arguments()["transforms"]
+    assert "transforms" not in parse("--teacher=x").wrap_arguments()
 
 
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        ([], "constant"),
+        (["--schedule=constant"], "constant"),
         (["--schedule=cosine:100"], "cosine(steps=100)"),
         (['--schedule={"name": "linear", "steps": 9, "to": 0.1}'], "linear(steps=9, to=0.1)"),
         (['--schedule=["warm-up:5", {"name": "stop", "at": 50}]'], "warm-up(steps=5) × stop(at=50)"),
@@ -92,6 +93,14 @@ def test_what_is_saved_reads_back(options) -> None:
     again = draccus.decode(SpatialForcingOptions, draccus.encode(block))
     assert again.wrap_arguments() == block.wrap_arguments()
     assert again.wrap_arguments()["teacher"] == {"name": "geometry", **options}
+
+
+def test_a_preset_needs_no_teacher_and_is_overridden_by_what_is_given_alone() -> None:
+    known = {"seed", "health", "self_check"}
+    assert {*parse("--preset=rocket").wrap_arguments()} - known == {"preset"}
+    arguments = parse("--preset=repa", "--weight=0.25", "--shared_projector=false", "--depth=encoder").wrap_arguments()
+    chosen = {"preset": "repa", "weight": 0.25, "shared_projector": False, "depth": "encoder"}
+    assert {key: value for key, value in arguments.items() if key not in known} == chosen
 
 
 def test_bad_input_is_explained() -> None:

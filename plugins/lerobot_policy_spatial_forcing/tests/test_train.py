@@ -119,3 +119,16 @@ def test_checkpoints_are_those_of_plain_lerobot_byte_by_byte(trained, plain, tmp
     assert (tmp_path / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
     # Read once, LeRobot writes 10.0 where it wrote 10.
     assert json.loads((tmp_path / "config.json").read_text()) == json.loads((model / "config.json").read_text())
+
+
+def test_a_run_by_preset_is_what_the_preset_says_and_is_resumed(lerobot_train, common, shape, resume, tmp_path) -> None:
+    block = ["--policy.type=sf_smolvla", "--policy.sf.preset=repa", "--policy.sf.teacher=geometry"]
+    flags = ["--steps=2", "--save_freq=1", "--policy.sf.depth=2", f"--output_dir={tmp_path / 'run'}"]
+    run = lerobot_train(*common, *shape, *block, *flags)
+    config = run.policy.spatial_forcing.config
+    assert (config.projector.name, config.pairs[0].depth, config.weight) == ("mlp-silu", 2, 0.5)
+    resumed = resume(tmp_path / "run" / "checkpoints" / "000001")
+    assert resumed.policy.spatial_forcing.config == config
+    assert [window["steps"] for window in resumed.curve] == [2]
+    wanted = {key: run.curve[1][key] for key in _SEEN}
+    assert {key: resumed.curve[0][key] for key in _SEEN} == pytest.approx(wanted, rel=1e-6, abs=1e-7)

@@ -17,6 +17,9 @@ from sfkit import SpatialForcing
 from sfkit.config import ComponentSpec, PairConfig, SpatialForcingConfig
 from sfkit.errors import ConfigError
 
+#: What is left to the preset, or to sfkit's own defaults, unless it is given.
+_OF_PRESETS = frozenset(inspect.signature(SpatialForcing.wrap).parameters) - {"seed", "health", "self_check"}
+_PRESET_HELP = "A published method; `sfkit presets` lists them. What is given beside it goes before."
 _SCALARS = (bool, int, float, str)
 
 
@@ -24,13 +27,16 @@ class SfOptions:
     """Base of the generated block: how its values become arguments of :meth:`sfkit.SpatialForcing.wrap`.
 
     Fields are those of :class:`sfkit.config.SpatialForcingConfig`, and ``teacher``, ``depth`` and ``layer`` of a single
-    pair. What is no number is text: a name, or JSON such as ``{"name": "geometry", "frame": "world"}``.
+    pair. Those that a preset may decide are None until they are given. What is no number is text: a name, or JSON such
+    as ``{"name": "geometry", "frame": "world"}``.
 
     Attributes:
+        preset: Name of a published method.
         cameras: Calibration file; ``meta/cameras.json`` of the dataset by default.
         base_config: Written by the program: the checkpoint whose ``config.json`` has been read.
     """
 
+    preset: str | None
     cameras: str | None
     base_config: str | None
 
@@ -38,7 +44,7 @@ class SfOptions:
         """The arguments of ``wrap`` that the block stands for; what was not given is left to sfkit.
 
         Raises:
-            ConfigError: A text that looks like JSON is not readable, or no teacher was given.
+            ConfigError: A text that looks like JSON is not readable, or neither a teacher nor a preset was given.
         """
         known = set(inspect.signature(SpatialForcing.wrap).parameters) - {"cameras"}
         arguments = {}
@@ -50,7 +56,7 @@ class SfOptions:
                 value = read_text(value, f"--policy.sf.{field.name}")
             one_of_many = field.metadata.get("many") and isinstance(value, str | Mapping)
             arguments[field.name] = [value] if one_of_many else value
-        if "teacher" not in arguments and "pairs" not in arguments:
+        if not {"teacher", "pairs", "preset"} & arguments.keys():
             raise ConfigError("No teacher.", "Give one, for instance --policy.sf.teacher=geometry.")
         return arguments
 
@@ -80,7 +86,7 @@ def _is_scalar(annotation: Any) -> bool:
 
 def _as_field(name: str, info: FieldInfo) -> tuple[str, Any, Any]:
     """Name, type and default of a field as draccus understands it."""
-    default = None if info.is_required() else info.get_default(call_default_factory=True)
+    default = None if info.is_required() or name in _OF_PRESETS else info.get_default(call_default_factory=True)
     kept = _is_scalar(info.annotation)
     annotation: Any = info.annotation if kept else str
     if default is None:
@@ -108,6 +114,7 @@ def _generate() -> type[SfOptions]:
     single: Mapping[str, FieldInfo] = {name: PairConfig.model_fields[name] for name in ("teacher", "depth", "layer")}
     found = {**single, **SpatialForcingConfig.model_fields}
     own = [
+        ("preset", str | None, dataclasses.field(default=None, metadata={"help": _PRESET_HELP})),
         ("cameras", str | None, dataclasses.field(default=None)),
         ("base_config", str | None, dataclasses.field(default=None)),
     ]

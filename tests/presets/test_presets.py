@@ -1,0 +1,313 @@
+"""Presets: what each stands for, what goes before it, and where it does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sfkit import SpatialForcing
+from sfkit.cli import main
+from sfkit.component import AnyOptions
+from sfkit.config import ComponentSpec, Options, SpatialForcingConfig
+from sfkit.errors import ConfigError, SfkitWarning, UnknownNameError
+from sfkit.presets.base import Preset
+from sfkit.projectors.nested import nested_widths
+from sfkit.registry import Entry, default_registry
+from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
+from sfkit.testing.teachers import PatchTeacher
+
+Make = Callable[..., TinyPolicy]
+NAMES = ("haste", "irepa", "repa", "rocket", "spatial-forcing-openvla", "spatial-forcing-pi0", "vega")
+
+
+class Stand(PatchTeacher):
+    """In the place of a teacher with weights: its name and number of layers."""
+
+    def __init__(self, name: str = "vggt", layers: int = 24, options: AnyOptions = None) -> None:
+        super().__init__(options)
+        self.name, self._layers = name, layers
+
+    @property
+    def num_layers(self) -> int:
+        return self._layers
+
+
+class NoOptionsAdapter(TinyAdapter):
+    """Has no token_shift."""
+
+    name = "plain"
+    Options = Options
+
+
+@pytest.fixture(autouse=True)
+def adapters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The adapters of the tiny policy, known by name."""
+    here = [Entry("policy", "tiny", TinyAdapter, "tests"), Entry("policy", "plain", NoOptionsAdapter, "tests")]
+    monkeypatch.setattr(default_registry(), "entries", [*default_registry().entries, *here])
+
+
+def wrap(tiny: Make, preset: Any, blocks: int = 3, **arguments: Any) -> Any:
+    return SpatialForcing.wrap(tiny(depth=blocks), preset=preset, **{"adapter": "tiny", **arguments})
+
+
+def config(policy: Any) -> SpatialForcingConfig:
+    found: SpatialForcingConfig = policy.spatial_forcing.config
+    return found
+
+
+def options(components: tuple[ComponentSpec, ...]) -> list[tuple[str, dict[str, Any]]]:
+    return [(item.name, dict(item.options)) for item in components]
+
+
+# ------------------------------------------------------------------------------------------ what they stand for
+
+
+def test_spatial_forcing_for_pi0(tiny: Make) -> None:
+    found = config(wrap(tiny, "spatial-forcing-pi0", 18, teacher=Stand()))
+    (pair,) = found.pairs
+    assert (pair.depth, pair.teacher.name, pair.layer) == (12, "vggt", 24)
+    assert (found.weight, found.objective.name, found.projector) == (0.5, "cosine", ComponentSpec(name="mlp"))
+    assert not found.schedule or found.schedule[0].name == "constant"
+    assert options(found.transforms) == [
+        ("position-code", {"scale": "absolute"}),
+        ("resample", {"align_corners": True, "scale_factor": True}),
+    ]
+    assert not found.adapter.options, "no token shift"
+
+
+def test_fault_16_spatial_forcing_for_openvla_is_that_and_the_token_shift(tiny: Make) -> None:
+    found = config(wrap(tiny, "spatial-forcing-openvla", 32, teacher=Stand()))
+    other = config(wrap(tiny, "spatial-forcing-pi0", 18, teacher=Stand()))
+    assert found.pairs[0].depth == 24
+    assert found.adapter.options == {"token_shift": 1}
+    same = {"adapter": other.adapter, "pairs": other.pairs}
+    assert found.model_copy(update=same) == other
+
+
+@pytest.mark.parametrize(
+    ("blocks", "depths", "shift"),
+    [(32, [2, 4, 6, 8, 10, 12, 14, 16, 18, 31], {"token_shift": 1}), (18, [2, 3, 4, 5, 6, 7, 8, 9, 10, 18], {})],
+)
+def test_fault_35_rockets_pairs_are_depths_and_layers_that_mean_one_thing(
+    tiny: Make, blocks: int, depths: list[int], shift: dict[str, int]
+) -> None:
+    policy = wrap(tiny, "rocket", blocks, teacher=Stand(), projector=("nested", {"hidden": 40}))
+    found = config(policy)
+    assert [pair.depth for pair in found.pairs] == depths
+    assert [pair.layer for pair in found.pairs] == [3, 5, 7, 9, 11, 13, 15, 17, 19, 24]
+    assert {pair.weight for pair in found.pairs} == {1.0}
+    assert (found.pair_reduction, found.shared_projector, found.weight) == ("mean", True, 0.5)
+    assert found.adapter.options == shift
+    assert len(policy.spatial_forcing.hosts) == 1, "the teacher runs once"
+    policy(tiny_batch())[0].backward()
+    assert policy.spatial_forcing.hosts[0].runs == 1
+
+
+def test_rockets_widths_are_the_released_ones(tiny: Make) -> None:
+    found = config(wrap(tiny, "rocket", 18, teacher=Stand()))
+    assert found.projector.name == "nested"
+    widths = nested_widths(len(found.pairs), found.projector.options["hidden"])
+    assert widths == (409, 591, 773, 955, 1137, 1319, 1501, 1683, 1865, 2048)
+
+
+@pytest.mark.parametrize(
+    ("name", "projector", "transforms", "weight", "schedule"),
+    [
+        ("repa", "mlp-silu", [], 0.5, []),
+        ("irepa", "conv", ["resample", "spatial-norm"], 1.0, []),
+        ("haste", "mlp-silu", [], 0.5, [("stop", {"at": 250_000})]),
+    ],
+)
+def test_repa_and_its_kin(
+    tiny: Make, name: str, projector: str, transforms: list[str], weight: float, schedule: list[Any]
+) -> None:
+    teacher = Stand("hf:facebook/dinov2-base", 12)
+    found = config(wrap(tiny, name, 12, teacher=teacher))
+    assert (found.pairs[0].depth, found.pairs[0].layer, found.weight) == (8, 12, weight)
+    assert found.projector.name == projector
+    assert [item.name for item in found.transforms] == transforms
+    assert [item for item in options(found.schedule) if item[0] != "constant"] == schedule
+    assert default_registry().get("preset", name).load().arguments["teacher"] == teacher.name
+
+
+def test_vega_taps_the_vision_tower_and_needs_a_teacher(tiny: Make) -> None:
+    with pytest.raises(ConfigError, match=r"'vega' names no teacher\.\n.*FiT3D"):
+        wrap(tiny, "vega")
+    found = config(wrap(tiny, "vega", teacher=PatchTeacher()))
+    assert (found.pairs[0].depth, found.weight, found.projector.name) == ("encoder", 0.1, "mlp")
+
+
+def test_hastes_stop_frees_the_teacher(tiny: Make) -> None:
+    policy = wrap(tiny, "haste", teacher=PatchTeacher(), depth=2, schedule="stop:2")
+    losses = [policy(tiny_batch(seed=step))[1] for step in range(4)]
+    assert ["sf_loss" in logs for logs in losses] == [True, True, False, False]
+    assert policy.spatial_forcing.hosts[0].runs == 2
+
+
+@pytest.mark.filterwarnings("ignore:sfkit. the position code")
+@pytest.mark.parametrize("name", NAMES)
+def test_every_preset_trains_a_policy_that_it_fits(tiny: Make, name: str) -> None:
+    policy = wrap(tiny, name, 32, teacher=Stand() if name in ("rocket", "spatial-forcing-openvla") else Stand(name))
+    before = [value.detach().clone() for value in policy.spatial_forcing.projectors.parameters()]
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3)
+    loss, logs = policy(tiny_batch())
+    loss.backward()
+    optimizer.step()
+    assert 0 < logs["sf_loss"] < 3
+    assert any(
+        not torch.equal(a, b) for a, b in zip(before, policy.spatial_forcing.projectors.parameters(), strict=True)
+    )
+
+
+# -------------------------------------------------------------------------------------------- what goes before
+
+
+@pytest.mark.parametrize(
+    ("given", "field", "value"),
+    [
+        ({"weight": 0.0}, "weight", 0.0),
+        ({"weight": "balance:0.1"}, "weight", "balance:0.1"),
+        ({"objective": "mse"}, "objective", ComponentSpec(name="mse")),
+        ({"projector": "linear"}, "projector", ComponentSpec(name="linear")),
+        ({"transforms": []}, "transforms", ()),
+        ({"schedule": "cosine:10"}, "schedule", (ComponentSpec(name="cosine", options={"steps": 10}),)),
+        ({"pair_reduction": "mean"}, "pair_reduction", "mean"),
+        ({"shared_projector": True}, "shared_projector", True),
+    ],
+)
+def test_any_field_goes_before_the_presets(tiny: Make, given: dict[str, Any], field: str, value: Any) -> None:
+    plain = config(wrap(tiny, "spatial-forcing-pi0", 18, teacher=Stand()))
+    found = config(wrap(tiny, "spatial-forcing-pi0", 18, teacher=Stand(), **given))
+    assert getattr(found, field) == value != getattr(plain, field)
+    assert found.model_copy(update={field: getattr(plain, field)}) == plain, "nothing else changes"
+
+
+def test_depth_layer_and_pairs_go_before_the_presets(tiny: Make) -> None:
+    pair = config(wrap(tiny, "spatial-forcing-pi0", 18, teacher=Stand(), depth=3, layer=5)).pairs[0]
+    assert (pair.depth, pair.layer) == (3, 5)
+    pairs = [(1, Stand(), 2), (2, Stand(), 4)]
+    found = config(wrap(tiny, "rocket", pairs=pairs))
+    assert [(pair.depth, pair.layer) for pair in found.pairs] == [(1, 2), (2, 4)]
+    assert (found.projector.name, found.pair_reduction) == ("nested", "mean")
+
+
+def test_the_users_adapter_options_go_before_the_presets(tiny: Make) -> None:
+    policy = wrap(tiny, "spatial-forcing-openvla", 32, teacher=Stand(), adapter=("tiny", {"token_shift": 0}))
+    assert policy.spatial_forcing.adapter.options.token_shift == 0
+    plain = tiny(depth=32)
+    with pytest.warns(SfkitWarning, match="token_shift=1, and you gave an adapter without it"):
+        SpatialForcing.wrap(plain, Stand(), preset="spatial-forcing-openvla", adapter=TinyAdapter(plain))
+    assert plain.spatial_forcing.adapter.options.token_shift == 0
+    plain = tiny(depth=32)
+    SpatialForcing.wrap(
+        plain, Stand(), preset="spatial-forcing-openvla", adapter=TinyAdapter(plain, {"token_shift": 1})
+    )
+
+
+def test_without_a_preset_the_defaults_are_what_they_were(tiny: Make) -> None:
+    plain = tiny()
+    found = config(SpatialForcing.wrap(plain, PatchTeacher(), adapter=TinyAdapter(plain)))
+    for name in ("objective", "projector", "transforms", "weight", "shared_projector", "pair_reduction"):
+        assert getattr(found, name) == SpatialForcingConfig.model_fields[name].default
+    assert not found.adapter.options
+
+
+# ------------------------------------------------------------------------------------------ where they do not fit
+
+
+@pytest.mark.parametrize(
+    ("preset", "blocks", "arguments", "says"),
+    [
+        ("spatial-forcing-pi0", 3, {"teacher": Stand()}, r"aligns depth 12; TinyPolicy has 3\.\n.*depth="),
+        ("repa", 6, {"teacher": Stand()}, r"aligns depth 8; TinyPolicy has 6"),
+        ("rocket", 12, {"teacher": Stand()}, r"policies of 32 or 18 blocks; TinyPolicy has 12\.\n.*pairs="),
+        ("rocket", 18, {"teacher": Stand(), "depth": 3}, "has pairs, so depth says nothing"),
+        ("rocket", 18, {"teacher": Stand("vggt", 12)}, "Layer 13 is out of range"),
+        (
+            "spatial-forcing-openvla",
+            32,
+            {"teacher": Stand(), "adapter": "plain"},
+            "token_shift=1, which adapter 'plain'",
+        ),
+        ("spatial-forcing-pi0", 18, {"teacher": Stand(), "pairs": [(1, Stand())]}, "Give either pairs or teacher"),
+    ],
+)
+def test_what_does_not_fit_is_said(tiny: Make, preset: str, blocks: int, arguments: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        wrap(tiny, preset, blocks, **arguments)
+
+
+def test_an_unknown_preset_is_told_from_those_there_are(tiny: Make) -> None:
+    with pytest.raises(UnknownNameError, match=r"Unknown preset 'rockt'.*Did you mean 'rocket'"):
+        wrap(tiny, "rockt")
+
+
+def test_fault_33_another_teacher_under_an_absolute_code_is_warned_of(
+    tiny: Make, recwarn: pytest.WarningsRecorder
+) -> None:
+    with pytest.warns(
+        SfkitWarning, match=r"has the size that suits 'vggt'; beside 'patch' it may be all of the target"
+    ):
+        found = config(wrap(tiny, "spatial-forcing-pi0", 18, teacher=PatchTeacher()))
+    assert found.pairs[0].layer == 3, "its own default"
+    relative = [("position-code", {"ratio": 0.1, "scale": "relative"})]
+    wrap(tiny, "spatial-forcing-pi0", 18, teacher=PatchTeacher(), transforms=relative)
+    wrap(tiny, "spatial-forcing-pi0", 18, teacher=Stand("vggt-commercial"))
+    wrap(tiny, "repa", 18, teacher=PatchTeacher())
+    assert not recwarn.list
+
+
+# ----------------------------------------------------------------------------------------------- saved, listed
+
+
+def test_a_run_of_a_preset_is_saved_and_resumed_without_it(tiny: Make, tmp_path: Path) -> None:
+    policy = wrap(tiny, "spatial-forcing-openvla", 32, teacher="geometry", layer=1, transforms=["layer-norm"])
+    policy(tiny_batch())[0].backward()
+    policy.spatial_forcing.save(tmp_path)
+    again = SpatialForcing.from_pretrained(tiny(depth=32), tmp_path)
+    assert config(again) == config(policy)
+    assert again.spatial_forcing.adapter.options.token_shift == 1
+    assert again.spatial_forcing.steps == policy.spatial_forcing.steps == 1
+    losses = [one(tiny_batch(seed=1))[1]["sf_loss"] for one in (policy, again)]
+    assert losses[0] == losses[1]
+
+
+def test_a_preset_of_ones_own(tiny: Make) -> None:
+    mine = Preset(
+        name="mine", summary="ours", source="here", arguments={"teacher": "geometry", "depth": 1, "weight": 0.125}
+    )
+    found = config(wrap(tiny, mine))
+    assert (found.pairs[0].depth, found.pairs[0].teacher.name, found.weight) == (1, "geometry", 0.125)
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    return int(ended.value.code or 0)
+
+
+def test_presets_are_listed_and_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("presets") == 0
+    told = capsys.readouterr().out
+    assert all(name in told for name in NAMES)
+    assert run("presets", "haste") == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "stop(at=250000)" in told
+    assert "Not reproduced: - the attention term" in told
+    assert run("presets", "rocky") == 1
+    assert "Did you mean 'rocket'" in capsys.readouterr().err
+
+
+def test_the_registry_says_of_each_preset_what_it_says_itself() -> None:
+    entries = {entry.name: entry for entry in default_registry().of_kind("preset") if entry.distribution == "sfkit"}
+    assert {*entries} == {*NAMES}
+    for name, entry in entries.items():
+        preset = entry.load()
+        assert isinstance(preset, Preset)
+        assert (preset.name, preset.summary) == (name, entry.summary)
+        assert preset.released
+        assert preset.missing
