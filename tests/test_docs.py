@@ -83,7 +83,7 @@ def test_python_blocks_run(
 def test_shell_lines_are_run_somewhere(page: Path, tmp_path: Path) -> None:
     if page.parent != ROOT:
         pytest.importorskip("sfkit_lerobot", reason="the plugins are not installed")
-    for folder in ("docs", "examples", "plugins"):
+    for folder in ("docs", "examples", "plugins", "tests"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     sfkit = Path(sys.executable).parent / "sfkit"
     for code in blocks(page, "bash") + blocks(page, "console"):
