@@ -17,7 +17,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import disabled, geometry, imports, lerobot_loop, memory, vggt, vggt_gpu, vggt_memory
+from benchmarks import alignment, disabled, geometry, imports, lerobot_loop, memory, vggt, vggt_gpu, vggt_memory
 from benchmarks.report import Report, machine
 from benchmarks.timed import one_thread
 
@@ -33,7 +33,7 @@ class Benchmark(Protocol):
 
 
 BENCHMARKS: dict[str, Benchmark] = {
-    "disabled": disabled, "geometry": geometry, "memory": memory, "imports": imports,
+    "disabled": disabled, "geometry": geometry, "alignment": alignment, "memory": memory, "imports": imports,
     "lerobot-train": lerobot_loop, "vggt": vggt.REDUCED, "vggt-memory": vggt_memory.REDUCED, "vggt-gpu": vggt_gpu,
 }  # fmt: skip
 #: They take long and need 10 GB of memory: only with ``--full``.

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("disabled", "geometry", "memory", "imports", "lerobot-train", "vggt", "vggt-memory", "vggt-gpu")
+NAMES = ("disabled", "geometry", "alignment", "memory", "imports", "lerobot-train", "vggt", "vggt-memory", "vggt-gpu")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_each_benchmark_leaves_its_figures_with_their_conditions(results: Path, 
 
 
 def test_times_are_ratios_with_an_interval_that_holds_them(results: Path) -> None:
-    for name in ("disabled", "geometry", "imports"):
+    for name in ("disabled", "geometry", "alignment", "imports"):
         for row in read(results, name)["rows"]:
             for clock in ("wall", "cpu"):
                 ratio = row["data"][clock]
@@ -51,7 +51,9 @@ def test_times_are_ratios_with_an_interval_that_holds_them(results: Path) -> Non
 
 def test_a_smoke_run_passes_no_judgement_on_times(results: Path) -> None:
     assert not any(
-        row["verdict"] for name in ("disabled", "geometry", "imports") for row in read(results, name)["rows"]
+        row["verdict"]
+        for name in ("disabled", "geometry", "alignment", "imports")
+        for row in read(results, name)["rows"]
     )
 
 

@@ -46,10 +46,10 @@ _PI0 = _Recipe("spatial-forcing-pi0", 18, 0)
 class AlignmentLossParity(Parity):
     """A policy and a teacher that give what was recorded, wrapped with the preset of the recipe.
 
-    Settings of a case: ``batch``, ``views``, ``teacher_grid`` and ``student_grid`` (sides), ``student_dim``,
-    ``teacher_dim``, ``target_pe`` (whether the position code was added) and ``masked``: the pi0 recipe leaves tokens
-    out, the OpenVLA recipe does not. Inputs: ``student_hidden (b, n, d)``, ``teacher_features (b, v, s, d)``, ``mask``
-    ``(b, n)`` bool and ``projector.<key>``. Outputs: ``target``, ``loss``, ``grad_hidden``, ``grad_projector.<key>``.
+    Settings of a case: ``views``, ``teacher_grid`` and ``student_grid`` (sides), ``target_pe`` (whether the position
+    code was added) and ``masked``: the pi0 recipe leaves tokens out, the OpenVLA recipe does not. Inputs:
+    ``student_hidden (b, n, d)``, ``teacher_features (b, v, s, d)``, ``mask (b, n)`` bool and ``projector.<key>``.
+    Outputs: ``target``, ``loss``, ``grad_hidden`` and ``grad_projector.<key>``.
     """
 
     relative: ClassVar[bool] = True

@@ -50,7 +50,7 @@ PAIRS = (
                 "test_fault_17_a_grid_of_another_aspect_is_reached",
             ],
         ),
-        ends_in=("sfkit.errors.ShapeError",),
+        ends_in=("ShapeError",),
     ),
     Mutant(
         fault=17,

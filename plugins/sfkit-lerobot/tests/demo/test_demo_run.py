@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from sfkit_lerobot.demo.arms import ArmError, _portable, _receive, _Running, run_jobs
+from sfkit_lerobot.demo.options import parse_weight
 from sfkit_lerobot.demo.run import ArmResult
 from sfkit_lerobot.demo.settings import Arm, Job, Settings
 from sfkit_lerobot.demo.train import batches, learning_rate
@@ -157,3 +158,23 @@ def test_wrong_arguments_are_explained(arguments: list[str], words: str, capsys:
     told = capsys.readouterr().err
     assert words in told
     assert "Traceback" not in told
+
+
+def test_a_preset_and_an_objective_may_be_chosen(run_demo: Callable[..., Any], tmp_path: Path) -> None:
+    done = run_demo(tmp_path, "--steps", "2", "--preset", "haste", "--objective", "relational", stride=48)
+    assert done.code == 0
+    assert "weight 0.5 at depth 4 of 6, preset haste, relational objective" in done.printed
+    assert "preset haste, relational objective" in done.page
+
+
+@pytest.mark.parametrize(
+    ("preset", "weight", "wanted"), [(None, None, 0.5), ("irepa", None, 1.0), ("irepa", 0.25, 0.25), (None, 0.0, 0.0)]
+)
+def test_the_weight_is_the_users_or_the_presets(preset: str | None, weight: float | None, wanted: float) -> None:
+    assert parse_weight(weight, preset) == wanted
+
+
+@pytest.mark.parametrize("preset", ["rocket", "vega"])
+def test_a_preset_that_the_demo_could_not_measure_is_refused(preset: str) -> None:
+    with pytest.raises(ConfigError, match=f"preset '{preset}' aligns something else"):
+        parse_weight(None, preset)

@@ -28,7 +28,9 @@ def demo(  # noqa: PLR0917 - Typer makes an option of each parameter
     teacher_options: Annotated[
         str, typer.Option(help="Options of the teacher as k=v,k=v; `sfkit teachers NAME` lists them.")
     ] = "",
-    weight: Annotated[float, typer.Option(min=0, help="Weight of the alignment loss.")] = 0.5,
+    preset: Annotated[str | None, typer.Option(help="A published method; `sfkit presets` lists them.")] = None,
+    objective: Annotated[str | None, typer.Option(help="The alignment objective; cosine by default.")] = None,
+    weight: Annotated[float | None, typer.Option(min=0, help="Weight of the loss; the preset's, or 0.5.")] = None,
     depth: Annotated[int, typer.Option(min=0, max=6, help="Residual stream after this many of the six blocks.")] = 4,
     jobs: Annotated[int, typer.Option(min=0, help="Processes at a time (0: everything in this process).")] = 2,
 ) -> None:
@@ -37,7 +39,7 @@ def demo(  # noqa: PLR0917 - Typer makes an option of each parameter
     Both arms see the same batches and draw the same noise. Prints a table and writes one HTML file that needs no
     network. Takes some minutes on two cores.
     """
-    from sfkit_lerobot.demo.options import find_data, parse_policy, parse_teacher, require_extras
+    from sfkit_lerobot.demo.options import find_data, parse_policy, parse_teacher, parse_weight, require_extras
 
     require_extras()
     from sfkit_lerobot.demo.compare import compare
@@ -49,7 +51,9 @@ def demo(  # noqa: PLR0917 - Typer makes an option of each parameter
         policy=parse_policy(policy),
         steps=steps,
         seed=seed,
-        weight=weight,
+        weight=parse_weight(weight, preset),
+        preset=preset,
+        objective=objective,
         depth=depth,
         teacher=parse_teacher(teacher, teacher_options),
     )

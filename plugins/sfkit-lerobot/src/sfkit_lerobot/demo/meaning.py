@@ -52,7 +52,7 @@ def details(comparison: Comparison) -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in ("sfkit", "lerobot", "torch"))
     rows = [
         ("teacher", f"{teacher.name} (licence {teacher.license}), {options}; present in training only"),
-        ("alignment", f"weight {settings.weight:g} at depth {settings.depth} of {BLOCKS}, cosine objective"),
+        ("alignment", f"weight {settings.weight:g} at depth {settings.depth} of {BLOCKS}, {settings.method}"),
         (
             "policy",
             f"LeRobot's {POLICIES[settings.policy]} classes, {plain.parameters:,} parameters, 4 x 4 tokens for each "

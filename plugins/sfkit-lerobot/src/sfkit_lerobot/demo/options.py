@@ -67,3 +67,22 @@ def parse_teacher(name: str, options: str) -> tuple[str, dict[str, Any]]:
 
     model = default_registry().get("teacher", name).load().Options
     return name, model.parse(name, parse_options(options)).model_dump(mode="json", exclude_defaults=True)
+
+
+def parse_weight(weight: float | None, preset: str | None, default: float = 0.5) -> float:
+    """The weight of the alignment loss: the one that was given, the preset's, or else ``default``.
+
+    Raises:
+        ConfigError: An unknown preset, or one that does not align tokens at one depth, where the demo measures.
+    """
+    from sfkit.presets.filling import find_preset
+
+    found = find_preset(preset)
+    if found is not None and (found.by_blocks or isinstance(found.arguments.get("depth"), str)):
+        raise ConfigError(
+            f"The demo measures the tokens of one depth, and preset {found.name!r} aligns something else.",
+            "Use it in SpatialForcing.wrap or lerobot-train.",
+        )
+    if weight is not None:
+        return weight
+    return float(default if found is None else found.arguments.get("weight", default))

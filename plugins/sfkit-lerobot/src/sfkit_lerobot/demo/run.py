@@ -83,8 +83,9 @@ def run_arm(arm: Arm, settings: Settings, tell: Callable[[Progress], None]) -> A
             # Depth and calibration are for the teachers that ask for them; the probes have their own.
             cameras = frames.cameras if teacher.requires else None
             policy = SpatialForcing.wrap(
-                policy, teacher, depth=settings.depth, weight=settings.weight, cameras=cameras, seed=settings.seed
-            )
+                policy, teacher, preset=settings.preset, depth=settings.depth, weight=settings.weight,
+                objective=settings.objective, cameras=cameras, seed=settings.seed,
+            )  # fmt: skip
         evaluator = Evaluator(policy, preprocess, frames, split, settings)
         untrained = evaluator.measure(policy)[0] if arm.untrained else None
         curves = train(

@@ -23,6 +23,8 @@ class Settings:
         seed: Of weights, batches, noise and times.
         depth: Tapped depth, for the alignment and for every probe.
         weight: Weight of the alignment loss.
+        preset: Name of a published method that decides what is not given here.
+        objective: Of the alignment; None leaves it to the preset, or to sfkit.
         teacher: The teacher by which all arms are *measured* (cosine); which arm trains with one is the arm's matter.
         batch_size: Samples for each step.
         chunk: Actions predicted at once.
@@ -42,6 +44,8 @@ class Settings:
     seed: int = 0
     depth: int = 4
     weight: float = 0.5
+    preset: str | None = None
+    objective: str | None = None
     teacher: Any = "geometry"
     batch_size: int = 16
     chunk: int = 8
@@ -53,6 +57,12 @@ class Settings:
     stride: int = 2
     noise_draws: int = 4
     checkpoints: int = 10
+
+    @property
+    def method(self) -> str:
+        """Preset and objective in words."""
+        objective = [f"{self.objective or 'cosine'} objective"] if self.objective or not self.preset else []
+        return ", ".join([*([f"preset {self.preset}"] if self.preset else []), *objective])
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,8 @@ def settings_line(settings: Settings) -> str:
     return (
         f"{POLICIES[settings.policy]} from scratch, plain and aligned with {teacher.name}{options}: {settings.steps} "
         f"steps of {settings.batch_size} frames, seed {settings.seed}, weight {settings.weight:g} at depth "
-        f"{settings.depth} of {BLOCKS}. On two cores this takes about {minutes} min, and more with a large teacher."
+        f"{settings.depth} of {BLOCKS}, {settings.method}. On two cores this takes about {minutes} min, "
+        "and more with a large teacher."
     )
 
 
