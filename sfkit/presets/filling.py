@@ -50,7 +50,7 @@ def adapter_for(policy: nn.Module, value: Named | PolicyAdapter | None, preset: 
                 f"sfkit: preset {preset.name!r} wants the adapter option {listed}, and you gave an adapter without it; "
                 "your adapter was kept.",
                 SfkitWarning,
-                stacklevel=4,
+                stacklevel=3,
             )
         return adapter
     if any(key not in type(adapter.options).model_fields for key in missing):
