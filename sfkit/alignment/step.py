@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
 
 from sfkit.alignment.resample import resample
 from sfkit.errors import ShapeError
-from sfkit.objectives.base import Objective, masked_mean
+from sfkit.objectives.base import Objective, cosine_similarity, masked_mean
 from sfkit.projectors.base import Projector
 from sfkit.types import FeatureMap
 
@@ -115,6 +114,6 @@ def _check_widths(student: FeatureMap, target: FeatureMap, projector: Projector)
 
 @torch.no_grad()
 def _mean_cosine(projected: Tensor, goal: Tensor, mask: Tensor) -> Tensor:
-    cosine = F.cosine_similarity(projected, goal, dim=-1, eps=1e-6)
+    cosine = cosine_similarity(projected, goal)
     has_any = mask.any()
     return torch.where(has_any, masked_mean(cosine[None], mask[None])[0], torch.nan)

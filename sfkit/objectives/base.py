@@ -46,6 +46,10 @@ class Objective(Configured, ABC):
         """Take part in what all ranks do together, for one pair that this rank does not align in this step."""
 
 
+#: Norms below it count as this.
+_SMALLEST = 1e-6
+
+
 def precise(x: Tensor) -> Tensor:
     """``x`` in float32; float64 stays what it is."""
     return x if x.dtype == torch.float64 else x.float()
@@ -54,6 +58,17 @@ def precise(x: Tensor) -> Tensor:
 def unit(x: Tensor) -> Tensor:
     """``x`` over its Euclidean norm in the last dimension; the gradient at 0 is finite."""
     return F.normalize(precise(x), dim=-1, eps=1e-6)
+
+
+def cosine_similarity(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine similarity over the last dimension, in float32; 0, with a finite gradient, where a vector is 0.
+
+    As torch's own, but for large maps in less than half of the time: it divides numbers, not maps.
+    """
+    a, b = precise(a), precise(b)
+    norms = a.norm(dim=-1).clamp(min=_SMALLEST) * b.norm(dim=-1).clamp(min=_SMALLEST)
+    similarity: Tensor = (a * b).sum(-1) / norms
+    return similarity
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

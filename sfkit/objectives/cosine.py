@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
 
-from sfkit.objectives.base import Objective, masked_mean, precise
+from sfkit.objectives.base import Objective, cosine_similarity, masked_mean
 
 
 class CosineObjective(Objective):
@@ -17,5 +16,4 @@ class CosineObjective(Objective):
     name = "cosine"
 
     def __call__(self, student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-        similarity = F.cosine_similarity(precise(student), precise(teacher), dim=-1, eps=1e-6)
-        return masked_mean(1.0 - similarity, mask)
+        return masked_mean(1.0 - cosine_similarity(student, teacher), mask)

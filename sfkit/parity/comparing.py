@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -62,12 +62,20 @@ def compare(fixture: Fixture, seen: Callable[[Difference], None] = lambda differ
         CheckpointError: Its state dict does not fit the trunk.
     """
     reader = parity_of(fixture.model)
-    found = []
-    for name, outputs in reader.outputs(fixture):
+    found: list[Difference] = []
+
+    def hold(name: str, outputs: Mapping[str, Tensor]) -> None:
         for key, wanted in fixture.cases[name].outputs.items():
             difference = _difference(name, key, outputs.get(key), wanted)
             found.append(replace(difference, relative=reader.relative))
             seen(found[-1])
+
+    left = dict(fixture.cases)
+    for name, outputs in reader.outputs(fixture):
+        left.pop(name)
+        hold(name, outputs)
+    for name in left:
+        hold(name, {})
     return found
 
 

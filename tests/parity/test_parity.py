@@ -93,6 +93,13 @@ def test_what_was_recorded_compares_equal(recorded: Path) -> None:
     assert min(d.scale for d in differences) > 0.5
 
 
+def test_a_case_that_the_reader_leaves_out_does_not_pass(recorded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SmallParity, "outputs", lambda self, fixture: iter(()))
+    found = compare(Fixture.load(recorded))
+    assert len(found) == 3
+    assert {(d.largest, d.note) for d in found} == {(torch.inf, "not given")}
+
+
 def test_seed_and_stream_matter(recorded: Path, tmp_path: Path) -> None:
     record(KnownTeacher({"config": "tiny"}), tmp_path / "g.safetensors", seed=4)
     record(KnownTeacher({"config": "tiny"}), tmp_path / "h.safetensors", seed=3, stream=0.003)
