@@ -21,7 +21,12 @@ class RegistrationError(SfkitError):
 
 
 def check_registration(
-    policy: nn.Module, batch: Any, perturb: Perturb, *, cells: Iterable[tuple[int, int]] | None = None
+    policy: nn.Module,
+    batch: Any,
+    perturb: Perturb,
+    *,
+    cells: Iterable[tuple[int, int]] | None = None,
+    run: Callable[[nn.Module, Any], Any] = lambda policy, batch: policy(batch),
 ) -> None:
     """Perturb one image patch at a time; what moves most must be that patch's own token and feature.
 
@@ -33,11 +38,12 @@ def check_registration(
         batch: One batch of it.
         perturb: Returns a changed copy of the batch; the box is in pixels of the *view*.
         cells: ``(row, column)`` to try in each view; the valid corners and the centre by default.
+        run: How the policy takes a batch. What it draws at random is the same each time.
 
     Raises:
         RegistrationError: Names the patch and what moved instead.
     """
-    before = _maps(policy, batch)
+    before = _maps(policy, batch, run)
     student, mask = before["student"], before["mask"].any(0)
     views, (rows, columns) = mask.shape[0], mask.shape[1:]
     height, width = before["size"].tolist()
@@ -46,7 +52,7 @@ def check_registration(
             continue  # a camera that is missing in all samples
         for row, column in cells if cells is not None else _corners_and_centre(mask[view]):
             box = (_side(row, rows, height), _side(column, columns, width))
-            after = _maps(policy, perturb(batch, view, box))
+            after = _maps(policy, perturb(batch, view, box), run)
             for name in ("student", "teacher"):
                 if name == "teacher" and before[name].shape[1:4] != student.shape[1:4]:
                     continue  # a teacher on a grid of its own is resampled, which is tested elsewhere
@@ -54,7 +60,7 @@ def check_registration(
                 _expect(name, moved, (view, row, column))
 
 
-def _maps(policy: nn.Module, batch: Any) -> dict[str, Tensor]:
+def _maps(policy: nn.Module, batch: Any, run: Callable[[nn.Module, Any], Any]) -> dict[str, Tensor]:
     handle = SpatialForcing.of(policy)
     if handle is None:
         raise RegistrationError("The policy is not wrapped.", "Wrap it first.")
@@ -77,7 +83,7 @@ def _maps(policy: nn.Module, batch: Any) -> dict[str, Tensor]:
         mock.patch.object(host, "features", features),
         torch.random.fork_rng(devices=[]),
     ):
-        policy(batch)
+        run(policy, batch)
     return seen
 
 
