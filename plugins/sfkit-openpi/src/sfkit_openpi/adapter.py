@@ -1,0 +1,231 @@
+"""The adapter of ``PI0Pytorch`` (``openpi.models_pytorch.pi0_pytorch``): pi0 and pi0.5."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from sfkit.component import AnyOptions
+from sfkit.errors import AdapterError, SfkitWarning, ShapeError, ViewsError
+from sfkit.policies.base import AdapterOptions, ForwardCall, PolicyAdapter, TapPoint
+from sfkit.policies.tokens import cut, tower_tokens
+from sfkit.types import FeatureMap, Views
+from sfkit.view_geometry import view_geometry
+from sfkit_openpi.geometry import StillCameras, depth_maps, source_to_view
+from sfkit_openpi.overlay import refuse_stale_overlay
+from sfkit_openpi.pixels import has_bars, inside_bars
+
+_PALIGEMMA = "paligemma_with_expert.paligemma"
+_DECODER = f"{_PALIGEMMA}.model.language_model"
+_TOWER = f"{_PALIGEMMA}.model.vision_tower"
+_CONNECTOR = f"{_PALIGEMMA}.model.multi_modal_projector"
+_CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
+_TOLERANCE = 1e-3
+
+
+class OpenPIOptions(AdapterOptions):
+    """Options of :class:`OpenPIAdapter`."""
+
+    cameras: tuple[str, ...] | None = Field(
+        default=None,
+        description="Cameras in the order of their tokens; by default IMAGE_KEYS of openpi's preprocessing.",
+    )
+    bars: bool = Field(
+        default=True,
+        description="Leave out the black bars of letterboxed pictures, and with them what is as dark and reaches the "
+        "border; false where dark borders are part of the scene and no picture is letterboxed.",
+    )
+    black: float = Field(
+        default=0.0,
+        ge=0,
+        lt=0.5,
+        description="How bright a bar may be, of 1, before augmentation: above 0 for pictures that were letterboxed "
+        "before they were compressed.",
+    )
+
+
+class OpenPIAdapter(PolicyAdapter):
+    """Sequence: every camera's tokens, present or not, then the prompt's. State and actions are a stream apart.
+
+    Augmentation happens inside forward, at random. So the views are not the batch's pictures but the very pixels that
+    the vision tower was given; which of them are bars, and whether they were moved, is seen from the pixels too.
+    """
+
+    name = "openpi"
+    Options: ClassVar[type[AdapterOptions]] = OpenPIOptions
+    options: OpenPIOptions
+    policy: Any
+
+    def __init__(self, policy: nn.Module, options: AnyOptions = None) -> None:
+        super().__init__(policy, options)
+        try:
+            paligemma = self.policy.get_submodule(_PALIGEMMA)
+            for path in (_DECODER, _TOWER, _CONNECTOR):
+                self.policy.get_submodule(path)
+        except AttributeError as error:
+            raise AdapterError(
+                f"{type(policy).__name__} is not built as openpi's PI0Pytorch: {error}.",
+                "Use the model with transformers 4.53.2 and openpi's files over it, or write an adapter.",
+            ) from error
+        refuse_stale_overlay(paligemma)
+        self._still = StillCameras()
+        self._prompt_length = 0
+        self._range_is_checked = False
+        self._left_out: str = ""
+
+    # ---------------------------------------------------------------------------------------------------- taps
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.policy.get_submodule(_DECODER).layers)
+
+    def dim(self, depth: int) -> int:
+        return int(self._paligemma_config.text_config.hidden_size)
+
+    def tap(self, depth: int) -> TapPoint:
+        path = f"{_DECODER}.norm" if depth == self.num_layers else f"{_DECODER}.layers.{depth}.input_layernorm"
+        return TapPoint(self.policy.get_submodule(path), path)
+
+    def watched(self) -> Mapping[str, TapPoint]:
+        return {"vision": TapPoint(self.policy.get_submodule(_TOWER), _TOWER)}
+
+    def encoder_tap(self) -> TapPoint:
+        return TapPoint(self.policy.get_submodule(_CONNECTOR), _CONNECTOR, every=True)
+
+    def encoder_dim(self) -> int:
+        return int(self._paligemma_config.vision_config.hidden_size)
+
+    @property
+    def _paligemma_config(self) -> Any:
+        return self.policy.get_submodule(_PALIGEMMA).config
+
+    # --------------------------------------------------------------------------------------------------- views
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Cameras, in the order of their tokens: the policy's, whatever that of the observation."""
+        if self.options.cameras is not None:
+            return self.options.cameras
+        for cls in type(self.policy).__mro__:
+            preprocessing = getattr(sys.modules.get(cls.__module__), "_preprocessing", None)
+            if preprocessing is not None:
+                return tuple(preprocessing.IMAGE_KEYS)
+        return _CAMERAS
+
+    def views(self, call: ForwardCall) -> Views:
+        observation = call.arguments["observation"]
+        seen = self._seen(call.inputs["vision"])
+        pictures = self._pictures(observation)
+        if not self._range_is_checked:
+            _check_range(pictures)
+            self._range_is_checked = True
+        self._prompt_length = int(observation.tokenized_prompt.shape[1])
+        present = self._present(observation, seen)
+        bars = torch.stack([self._has_bars(picture, seen) for picture in pictures.values()], 1)
+        valid = present[:, :, None, None].expand(*seen.shape[:2], *seen.shape[-2:])
+        if self.options.bars:
+            flat = inside_bars(seen.flatten(0, 1), self.options.black)
+            valid = valid & (flat.reshape(valid.shape) | ~bars[:, :, None, None])
+        boxes = self._still.boxes(self.cameras, pictures, seen, present, bars)
+        maps = {} if self.cameras is None else depth_maps(observation.images, self.cameras)
+        index = getattr(observation, "index", None)
+        geometry = view_geometry(self.cameras, {**maps, "index": index}, boxes, seen)
+        if geometry.intrinsics is not None:
+            self._warn_of_left_out()
+        return Views(
+            images=seen,
+            valid=valid,
+            names=tuple(pictures),
+            depth=geometry.depth,
+            intrinsics=geometry.intrinsics,
+            world_from_camera=geometry.world_from_camera,
+            source_to_view=None if self.cameras is None else source_to_view(boxes, present, seen),
+        )
+
+    def explain_missing(self, field: str, call: ForwardCall) -> str:
+        return self._still.explain(field, self.cameras)
+
+    def _seen(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """``(b, v, 3, h, w)`` in [0, 1]: what the tower was given, once for each camera."""
+        if len(inputs) != len(self.names):
+            raise ViewsError(
+                f"The vision tower ran {len(inputs)} times in this forward, for {len(self.names)} cameras "
+                f"({', '.join(self.names)}).",
+                'Name the cameras in the order of their tokens: adapter=("openpi", {"cameras": [...]}).',
+            )
+        return torch.stack(inputs, 1).float() * 0.5 + 0.5
+
+    def _pictures(self, observation: Any) -> dict[str, Tensor]:
+        """``(b, 3, h, w)`` in [-1, 1] by camera, before augmentation."""
+        absent = [name for name in self.names if name not in observation.images]
+        if absent:
+            raise ViewsError(
+                f"The observation has no picture of {', '.join(absent)}; it has {', '.join(observation.images)}.",
+                'Name the cameras in the order of their tokens: adapter=("openpi", {"cameras": [...]}).',
+            )
+        return {name: observation.images[name] for name in self.names}
+
+    def _present(self, observation: Any, seen: Tensor) -> Tensor:
+        """``(b, v)`` bool: a camera without a mask counts as present, as in openpi."""
+        everywhere = torch.ones(len(seen), dtype=torch.bool, device=seen.device)
+        masks = [observation.image_masks.get(name, everywhere) for name in self.names]
+        return torch.stack([mask.to(seen.device, torch.bool) for mask in masks], 1)
+
+    def _has_bars(self, picture: Tensor, seen: Tensor) -> Tensor:
+        if picture.shape[-2] * seen.shape[-1] != picture.shape[-1] * seen.shape[-2]:
+            return torch.ones(len(picture), dtype=torch.bool, device=seen.device)  # forward letterboxes it itself
+        return has_bars(picture, self.options.black).to(seen.device)
+
+    def _warn_of_left_out(self) -> None:
+        message = self._still.warning()
+        if message and message != self._left_out:
+            self._left_out = message
+            warnings.warn(f"sfkit: {message}", SfkitWarning, stacklevel=2)
+
+    # -------------------------------------------------------------------------------------------------- tokens
+
+    def visual_tokens(self, hidden: Tensor, views: Views) -> FeatureMap:
+        grid, v = self._grid(views), len(views.names)
+        count = v * grid[0] * grid[1]
+        if hidden.shape[1] != count + self._prompt_length:
+            raise ShapeError(
+                f"The decoder of {type(self.policy).__name__} was given {hidden.shape[1]} tokens, expected "
+                f"{v} views of {grid[0]}x{grid[1]} and {self._prompt_length} of the prompt.",
+                "This version of openpi lays out its tokens in another way: the adapter must be changed.",
+            )
+        tokens = cut(hidden, 0, count, self.options.token_shift)
+        return FeatureMap(tokens.reshape(len(hidden), v, *grid, -1), views.token_mask(grid))
+
+    def encoder_tokens(self, states: Sequence[Tensor], views: Views) -> FeatureMap:
+        return tower_tokens(states, views, self._grid(views))
+
+    def _grid(self, views: Views) -> tuple[int, int]:
+        patch = int(self._paligemma_config.vision_config.patch_size)
+        return views.size[0] // patch, views.size[1] // patch
+
+
+def _check_range(pictures: Mapping[str, Tensor]) -> None:
+    """Look at the pictures before openpi clamps them: afterwards the core's check cannot see what is wrong."""
+    remedy = "openpi's Observation holds float pictures in [-1, 1]: make it with Observation.from_dict, from uint8."
+    for name, picture in pictures.items():
+        if not picture.is_floating_point():
+            raise ViewsError(f"{name} is of type {picture.dtype}, expected float in [-1, 1].", remedy)
+        low, high = float(picture.min()), float(picture.max())
+        if low < -1 - _TOLERANCE or high > 1 + _TOLERANCE:
+            raise ViewsError(
+                f"{name} ranges from {low:.3g} to {high:.3g}, expected [-1, 1]; openpi would clamp it without a word.",
+                remedy,
+            )
+    if min(float(picture.min()) for picture in pictures.values()) >= 0:
+        warnings.warn(
+            "sfkit: no pixel of the first batch is below 0, so that its pictures seem to be in [0, 1] and not in "
+            f"[-1, 1]: policy and teacher would see them pale. {remedy}",
+            SfkitWarning,
+            stacklevel=2,
+        )
