@@ -109,10 +109,10 @@ OPENPI: tuple[Mutant, ...] = (
     ),
     Mutant(
         fault=25,
-        what="openpi's masks are passed over",
+        what="openpi's absent cameras are taken to come last",
         file=ADAPTER,
-        old=_PRESENT,
-        new="masks = [everywhere for name in self.names]",
+        old="torch.bool) for mask in masks], 1)",
+        new="torch.bool) for mask in masks], 1).sort(1, descending=True).values",
         tests=(f"{T_REGISTRATION}::test_fault_25_a_masked_camera_keeps_its_place[standin-pi0]",),
     ),
     Mutant(
