@@ -46,7 +46,7 @@ layers: $(STAMP) ## check that imports go down only
 docs: $(STAMP) ## build the documentation into site/; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-lowest: ## test the wheel of the core on Python 3.10 with the oldest supported releases
+lowest: ## test the wheels of core and old-release plugins on Python 3.10 with the oldest supported releases
 	scripts/lowest.sh $(ARGS)
 
 wheels: $(STAMP) ## build every wheel and look inside

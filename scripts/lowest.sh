@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
-# Tests the core as a stranger on an old system gets it: the built wheel, Python 3.10, and every direct
-# dependency at its lower bound. The checkout is not importable here, so that a file missing from the
+# Tests the core, and the plugins named below, as a stranger on an old system gets them: built wheels, Python 3.10,
+# and every direct dependency at its lower bound. The checkout is not importable here, so that a file missing from the
 # wheel, or a bound that is too low, fails. Tests of optional packages skip themselves.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 cd "$root"
+
+# Plugins whose tests need nothing but the core: their host frameworks run on old releases.
+plugins=(sfkit-openpi)
 
 uv=$(find_uv)
 work=$(mktemp -d)
@@ -12,22 +15,29 @@ trap 'rm -rf "$work"' EXIT
 python=$root/.venv-lowest/bin/python
 
 "$uv" build --quiet --wheel --out-dir "$work" .
+forced=(--reinstall-package sfkit) tests=("$root/tests")
+for plugin in "${plugins[@]}"; do
+    "$uv" build --quiet --wheel --out-dir "$work" "plugins/$plugin"
+    forced+=(--reinstall-package "$plugin")
+    tests+=("$root/plugins/$plugin/tests")
+done
 if [ "$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" != 3.10 ]; then
     rm -rf .venv-lowest
     "$uv" venv --quiet --python "$(find_python 3.10)" .venv-lowest
 fi
 # Only requirements read from the project file count as direct ones; those of a wheel would be resolved to
 # the newest. The version number rarely changes while the code does, hence the forced reinstall.
-"$uv" pip install --python "$python" --resolution lowest-direct --reinstall-package sfkit \
-    -r pyproject.toml --group lowest "$work"/sfkit-*.whl
+"$uv" pip install --python "$python" --resolution lowest-direct "${forced[@]}" \
+    -r pyproject.toml --group lowest "$work"/*.whl
 
 cd "$work"
-"$python" - "$root" <<'PY'
-import pathlib, sys, sfkit
-origin = pathlib.Path(sfkit.__file__).resolve()
-assert "site-packages" in origin.parts, f"sfkit comes from {origin}, not from the wheel"
+"$python" - "$root" sfkit "${plugins[@]//-/_}" <<'PY'
+import importlib, pathlib, sys
+for name in sys.argv[2:]:
+    origin = pathlib.Path(importlib.import_module(name).__file__).resolve()
+    assert "site-packages" in origin.parts, f"{name} comes from {origin}, not from the wheel"
 assert sys.argv[1] not in sys.path, "the checkout is on sys.path"
 PY
 # Old releases of others meet newer neighbours here and say so: that is no fault of ours to fix.
 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 "$root/.venv-lowest/bin/pytest" -c "$root/pyproject.toml" --rootdir "$root" \
-    -p no:cacheprovider -W default::DeprecationWarning -n 2 -q "$root/tests" "$@"
+    -p no:cacheprovider -W default::DeprecationWarning -n 2 -q "${tests[@]}" "$@"
