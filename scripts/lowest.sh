@@ -7,7 +7,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 cd "$root"
 
 # Plugins whose tests need nothing but the core: their host frameworks run on old releases.
-plugins=(sfkit-openpi)
+plugins=(sfkit-openpi sfkit-openvla)
 
 uv=$(find_uv)
 work=$(mktemp -d)

@@ -29,6 +29,7 @@ RUN_ELSEWHERE = {
     "pip install sfkit-depth-anything",
     "pip install sfkit-dust3r",
     "pip install sfkit-openpi",
+    "pip install sfkit-openvla",
     'pip install sfkit-lerobot "lerobot[smolvla]"',
     "pip install sfkit-transformers",
     "pip install sfkit-vggt",

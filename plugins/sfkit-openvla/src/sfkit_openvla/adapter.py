@@ -1,0 +1,186 @@
+"""The adapter of OpenVLA and OpenVLA-OFT."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from sfkit.component import AnyOptions
+from sfkit.config import Options
+from sfkit.errors import AdapterError, ConfigError, ShapeError
+from sfkit.policies.base import AdapterOptions, ForwardCall, PolicyAdapter, TapPoint
+from sfkit.policies.tokens import cut, tower_tokens
+from sfkit.types import FeatureMap, Views
+from sfkit_openvla.pictures import Half, check_halves, pictures
+
+#: As OFT's loop loads them (``prismatic/vla/datasets/datasets.py``): one outer view, then wrists.
+_NAMES = {1: ("primary",), 2: ("primary", "wrist"), 3: ("primary", "left_wrist", "right_wrist")}
+
+
+class OpenVLAOptions(AdapterOptions):
+    """Options of :class:`OpenVLAAdapter`."""
+
+    teacher_pictures: Half = Field(
+        default="siglip", description="Half of the channels that teachers are shown; the released recipe takes dino."
+    )
+    view_names: tuple[str, ...] | None = Field(
+        default=None, description="Names of the views, in the order of the channels; by default those of OFT's loop."
+    )
+    verify_pictures: bool = Field(
+        default=True, description="On the first batch, check that both halves of the channels show one picture."
+    )
+
+
+class OpenVLAAdapter(PolicyAdapter):
+    """OpenVLA and OpenVLA-OFT: BOS, the visual tokens of all views, then whatever else.
+
+    OFT is told from OpenVLA by the arguments of its forward: both classes have one name.
+
+    Raises:
+        AdapterError: The policy is not built as these are.
+    """
+
+    name = "openvla"
+    Options: ClassVar[type[Options]] = OpenVLAOptions
+    options: OpenVLAOptions
+    policy: Any
+
+    def __init__(self, policy: nn.Module, options: AnyOptions = None) -> None:
+        super().__init__(policy, options)
+        # Held, not looked up again: their paths grow with every wrapper, while LoRA, DDP and compile keep the objects.
+        # Not so the vision backbone, which FiLM replaces after LoRA.
+        try:
+            self._decoder: Any = self.policy.language_model.model
+            self._norm: nn.Module = self._decoder.norm
+        except AttributeError as error:
+            raise AdapterError(
+                f"{type(policy).__name__} has no language_model.model with a norm at its end ({error}).",
+                "This adapter is for OpenVLA's Llama and Mistral decoders; write an adapter for others.",
+            ) from None
+        self.is_oft = "use_film" in inspect.signature(type(policy).forward).parameters
+        self._verified = not self.options.verify_pictures
+        self._expected_length = 0
+
+    # ---------------------------------------------------------------------------------------------------- taps
+
+    @property
+    def num_layers(self) -> int:
+        return len(self._decoder.layers)
+
+    @property
+    def default_depth(self) -> int:
+        """Three quarters of the blocks: 24 of 32, as released."""
+        return max(1, round(3 * self.num_layers / 4))
+
+    def dim(self, depth: int) -> int:
+        return int(self._decoder.embed_tokens.weight.shape[1])
+
+    def tap(self, depth: int) -> TapPoint:
+        if depth == self.num_layers:
+            return TapPoint(self._norm, "language_model.model.norm")
+        path = f"language_model.model.layers.{depth}.input_layernorm"
+        return TapPoint(self._decoder.layers[depth].input_layernorm, path)
+
+    # --------------------------------------------------------------------------------------------------- views
+
+    @property
+    def vision(self) -> Any:
+        """The vision backbone that holds the featurizers, inside FiLM if need be."""
+        backbone = self.policy.vision_backbone
+        return backbone if hasattr(backbone, "featurizer") else backbone.vision_backbone
+
+    @property
+    def num_views(self) -> int:
+        """Pictures of a sample: OpenVLA takes one, OFT as many as it was set to."""
+        return int(getattr(self.vision, "num_images_in_input", 1))
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the tokens of a view. Fusing on channels and FiLM leave them as they are."""
+        rows, columns = self.vision.featurizer.patch_embed.grid_size
+        return int(rows), int(columns)
+
+    def views(self, call: ForwardCall) -> Views:
+        pixel_values = call.arguments["pixel_values"]
+        fused, count = bool(self.vision.use_fused_vision_backbone), self.num_views
+        images = pictures(pixel_values, count, fused=fused, half=self.options.teacher_pictures)
+        if fused and not self._verified:
+            check_halves(pixel_values, count)
+        self._verified = True
+        self._expected_length = self._sequence_length(call.arguments)
+        if self.options.teacher_pictures == "dino":
+            images = images.clamp(0, 1)
+        b, v, _, h, w = images.shape
+        valid = torch.ones(b, v, h, w, dtype=torch.bool, device=images.device)
+        return Views(images, valid, self._names(v))
+
+    def _names(self, count: int) -> tuple[str, ...]:
+        names = self.options.view_names
+        if names is None:
+            return _NAMES.get(count) or tuple(f"view_{index}" for index in range(count))
+        if len(names) != count:
+            raise ConfigError(
+                f"view_names lists {len(names)} ({', '.join(names)}), the policy takes {count}.",
+                "Name each view, in the order of pixel_values' channels.",
+            )
+        return names
+
+    def explain_missing(self, field: str, call: ForwardCall) -> str:
+        return (
+            f"{type(self.policy).__name__}.forward is handed pictures (pixel_values) and no {field}; take a teacher "
+            "that needs pictures alone, such as vggt."
+        )
+
+    # -------------------------------------------------------------------------------------------------- tokens
+
+    def _sequence_length(self, arguments: Mapping[str, Any]) -> int:
+        """Length of the sequence for these arguments of forward."""
+        rows, columns = self.grid
+        length = int(arguments["input_ids"].shape[1]) + self.num_views * rows * columns
+        if arguments.get("proprio") is not None and arguments.get("proprio_projector") is not None:
+            length += 1
+        time = arguments.get("diffusion_timestep_embeddings")
+        return length if time is None else length + int(time.shape[1])
+
+    def visual_tokens(self, hidden: Tensor, views: Views) -> FeatureMap:
+        """The tokens behind BOS, view after view, rows before columns."""
+        (rows, columns), (b, v) = self.grid, views.images.shape[:2]
+        count = v * rows * columns
+        if hidden.shape[:2] != (b, self._expected_length):
+            raise ShapeError(
+                f"The decoder of {type(self.policy).__name__} was given (batch, tokens) {tuple(hidden.shape[:2])}, "
+                f"expected {(b, self._expected_length)}: the text, and {count} visual tokens "
+                f"({v} x {rows} x {columns}) from position 1 on, with OFT's proprio and time tokens behind them.",
+                "This code lays out its sequence in another way than the released one: write an adapter for it.",
+            )
+        tokens = cut(hidden, 1, count, self.options.token_shift).reshape(b, v, rows, columns, -1)
+        return FeatureMap(tokens, views.token_mask((rows, columns)))
+
+    # ----------------------------------------------------------------------------------------------- encoder
+
+    def encoder_tap(self) -> TapPoint:
+        """What the vision backbone gives, both featurizers joined on channels, before the projector."""
+        return TapPoint(self.policy.projector, "projector", every=True)
+
+    def encoder_dim(self) -> int:
+        return int(self.vision.embed_dim)
+
+    def encoder_tokens(self, states: Sequence[Tensor], views: Views) -> FeatureMap:
+        """All views come in one sequence, without class or register tokens."""
+        (rows, columns), (b, v) = self.grid, views.images.shape[:2]
+        return tower_tokens([state.reshape(b * v, -1, state.shape[-1]) for state in states], views, (rows, columns))
+
+    def how_to_unfreeze(self) -> str:
+        return 'LoRA on all linear layers, target_modules="all-linear", as upstream\'s scripts do'
+
+    # ---------------------------------------------------------------------------------------------------- loss
+
+    def loss(self, output: Any) -> Tensor | None:
+        found = super().loss(output)
+        # Without labels the first entry of a tuple is the logits.
+        return found if found is not None and found.ndim == 0 else None

@@ -1,0 +1,89 @@
+"""From OpenVLA's ``pixel_values`` back to the pictures that the student saw."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sfkit.errors import ShapeError, ViewsError
+from sfkit.trunks.patches import imagenet_normalised
+
+#: Mean difference of the two halves of a picture above which they cannot show the same. Their constants are rounded
+#: to bfloat16 in the released processors (0.002), and so are pixels in the released loop (0.001).
+_SAME = 0.02
+_REMEDY = "Pass what the policy's own image processor makes, the views one after another on the channel axis."
+
+Half = Literal["siglip", "dino"]
+
+
+def pictures(pixel_values: Any, views: int, *, fused: bool, half: Half) -> Tensor:
+    """Undo the processor: ``(b, v, 3, h, w)`` float32 in [0, 1].
+
+    Of a fused backbone each view has six channels: three normalised with ImageNet's mean and deviation for DINOv2, then
+    three to [-1, 1] for SigLIP. The second half loses less in the loop's cast to bfloat16: 0.25 of a grey level, where
+    the first loses 0.45.
+
+    Args:
+        pixel_values: ``(b, 6 v, h, w)``, or ``(b, 3 v, h, w)`` if not fused (SigLIP's half alone).
+        views: Pictures of a sample.
+        fused: Whether the backbone has two featurizers.
+        half: Which one to read.
+
+    Raises:
+        ViewsError: There are none, or not as one tensor.
+        ShapeError: Another layout.
+    """
+    each = 6 if fused else 3
+    if pixel_values is None:
+        raise ViewsError(
+            "This batch has no pictures: pixel_values is None.",
+            "Train on batches with pictures, or call the policy inside SpatialForcing.disabled(policy) for this one.",
+        )
+    if not isinstance(pixel_values, Tensor):
+        raise ViewsError(f"pixel_values is a {type(pixel_values).__name__}, expected a tensor.", _REMEDY)
+    shape = tuple(pixel_values.shape)
+    if pixel_values.ndim != 4 or shape[1] != each * views:
+        found = f", which would be {shape[1] / each:g} views" if pixel_values.ndim == 4 else ""
+        raise ShapeError(
+            f"pixel_values has shape {shape}{found}; a policy set to {views} of {each} channels takes "
+            f"(b, {each * views}, h, w).",
+            f"{_REMEDY} The policy's count is set by vision_backbone.set_num_images_in_input(n).",
+        )
+    if not pixel_values.is_floating_point():
+        raise ViewsError(f"pixel_values is {pixel_values.dtype}, expected normalised floating-point pixels.", _REMEDY)
+    channels = _by_view(pixel_values, views)
+    return _undo_imagenet(channels[:, :, :3]) if fused and half == "dino" else channels[:, :, -3:] * 0.5 + 0.5
+
+
+def check_halves(pixel_values: Tensor, views: int) -> None:
+    """Both halves of each view of a fused backbone must show one picture.
+
+    A permuted layout (views interleaved, SigLIP first, raw pixels) is a valid tensor of the right shape, and gives a
+    teacher pictures that mean nothing.
+
+    Raises:
+        ViewsError: They do not.
+    """
+    dino, siglip = (pictures(pixel_values, views, fused=True, half=half) for half in ("dino", "siglip"))
+    apart = (dino - siglip).abs().mean((0, 2, 3, 4))
+    for view, difference in enumerate(apart.tolist()):
+        if not difference <= _SAME:
+            own = _by_view(pixel_values, views)[:, view]
+            ranges = [f"{part.min():.3g} to {part.max():.3g}" for part in (own[:, :3], own[:, 3:])]
+            raise ViewsError(
+                f"The two halves of view {view} of pixel_values do not show one picture: after undoing ImageNet's "
+                f"normalisation of channels 0-2 (found {ranges[0]}) and SigLIP's of channels 3-5 (found {ranges[1]}) "
+                f"they differ by {difference:.3g} on average.",
+                f"{_REMEDY} Another processor than the released ones: option verify_pictures=false.",
+            )
+
+
+def _by_view(pixel_values: Tensor, views: int) -> Tensor:
+    return pixel_values.float().reshape(len(pixel_values), views, -1, *pixel_values.shape[2:])
+
+
+def _undo_imagenet(channels: Tensor) -> Tensor:
+    zero, one = (imagenet_normalised(torch.full((3, 1, 1), value, device=channels.device)) for value in (0.0, 1.0))
+    return (channels - zero) / (one - zero)

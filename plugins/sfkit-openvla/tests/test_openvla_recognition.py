@@ -1,0 +1,67 @@
+"""Which classes the adapter is chosen for, and that wrappers do not hide them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from sfkit.errors import AdapterError
+from sfkit.registry import default_registry
+from sfkit.testing import prismatic
+from sfkit.testing.prismatic_loop import prismatic_batch
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        prismatic.REMOTE_CODE,
+        prismatic.REPOSITORY,
+        "transformers_modules.my_checkpoint.modeling_prismatic",
+        "transformers_modules.modeling_prismatic",
+    ],
+)
+@pytest.mark.parametrize("make", [prismatic.tiny_openvla, prismatic.tiny_oft])
+def test_the_class_is_recognised_wherever_its_code_lies(module, make, wrap) -> None:
+    policy = wrap(make(module=module))
+    assert policy.spatial_forcing.adapter.name == "openvla"
+    assert policy.spatial_forcing.adapter.is_oft is (make is prismatic.tiny_oft)
+
+
+@pytest.mark.parametrize("module", ["prismatic.models.vlms.prismatic", "my.modeling_prismatic"])
+def test_others_are_not(module, wrap) -> None:
+    with pytest.raises(AdapterError, match="No adapter handles"):
+        wrap(prismatic.tiny_openvla(module=module))
+
+
+def test_the_plugin_imports_neither_torch_nor_transformers() -> None:
+    code = "import sfkit_openvla, sys; assert not {'torch', 'transformers', 'timm'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ)
+
+
+def test_the_registry_tells_what_the_adapter_is_for() -> None:
+    entry = default_registry().get("policy", "openvla")
+    assert entry.distribution == "sfkit-openvla"
+    assert entry.aligned
+    assert entry.verified
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_film_may_replace_the_backbone_before_or_after_the_wrap(images, script, wrap) -> None:
+    oft = script("oft-l1", images=images)
+    policy = wrap(oft.policy())
+    oft.add_film(policy)
+    oft.film = True
+    oft.loss(policy, oft.batch())
+    assert policy.spatial_forcing.adapter.num_views == images
+    assert policy.spatial_forcing.steps == 1
+
+
+def test_the_number_of_pictures_may_be_set_after_the_wrap(wrap, script) -> None:
+    policy = wrap(prismatic.tiny_oft(images=1)).train()
+    policy.vision_backbone.set_num_images_in_input(3)
+    batch = prismatic_batch(policy.config, images=3)
+    policy(**{key: batch[key] for key in ("input_ids", "attention_mask", "pixel_values", "labels")})
+    assert len(policy.spatial_forcing.adapter._names(policy.spatial_forcing.adapter.num_views)) == 3

@@ -1,0 +1,109 @@
+"""The pictures that teachers are shown, against those that went into upstream's image processor."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sfkit.errors import ConfigError, ShapeError, ViewsError
+from sfkit.testing.prismatic_loop import normalised
+
+
+@pytest.mark.parametrize("images", [1, 2, 3])
+@pytest.mark.parametrize("half", ["siglip", "dino"])
+def test_fault_26_teachers_see_the_cameras_pixels(images, half, script, adapter_of, views_of) -> None:
+    oft = script("oft-l1", images=images)
+    batch = oft.batch()
+    views = views_of(adapter_of(oft.policy(), teacher_pictures=half), batch)
+    torch.testing.assert_close(views.images, batch["images"], atol=1e-6, rtol=0)
+    assert bool(views.valid.all())
+
+
+def test_fault_26_the_loops_cast_to_bfloat16_costs_a_quarter_of_a_grey_level(script, adapter_of, views_of) -> None:
+    oft = script("oft-l1", images=2)
+    policy, batch = oft.policy(), oft.batch()
+    # All grey levels of a camera, so that the bound is that of the cast and not of the sample.
+    batch["images"] = (torch.arange(batch["images"].numel()) % 256 / 255).view_as(batch["images"])
+    pixels = {"pixel_values": normalised(batch["images"]).to(torch.bfloat16)}
+    siglip, dino = (
+        views_of(adapter_of(policy, teacher_pictures=h), {**batch, **pixels}).images for h in ("siglip", "dino")
+    )
+    assert siglip.dtype == torch.float32
+    assert float((siglip - batch["images"]).abs().max()) < 0.26 / 255
+    assert float((dino - batch["images"]).abs().max()) < 0.46 / 255
+    assert 0 <= float(dino.min()) <= float(dino.max()) <= 1
+
+
+def test_a_backbone_of_siglip_alone(script, adapter_of, views_of) -> None:
+    openvla = script("openvla")
+    batch = openvla.batch(fused=False)
+    views = views_of(adapter_of(openvla.policy(fused=False)), batch)
+    torch.testing.assert_close(views.images, batch["images"])
+
+
+def test_fault_25_views_come_in_the_order_of_the_channels(script, adapter_of, views_of) -> None:
+    oft = script("oft-l1", images=3)
+    policy, batch = oft.policy(), oft.batch()
+    for view in range(3):
+        batch["images"][:, view] *= (view + 1) / 4
+    views = views_of(adapter_of(policy), {**batch, "pixel_values": normalised(batch["images"])})
+    assert views.names == ("primary", "left_wrist", "right_wrist")
+    brightness = views.images.mean((0, 2, 3, 4)).tolist()
+    assert brightness == sorted(brightness)
+    named = views_of(adapter_of(policy, view_names=("a", "b", "c")), batch)
+    assert named.names == ("a", "b", "c")
+    with pytest.raises(ConfigError, match=r"view_names lists 1 \(a\), the policy takes 3"):
+        views_of(adapter_of(policy, view_names=("a",)), batch)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        (lambda p: None, ViewsError, "no pictures: pixel_values is None"),
+        (lambda p: {"dino": p}, ViewsError, "pixel_values is a dict"),
+        (lambda p: p[:, :6], ShapeError, r"\(2, 6, 56, 56\), which would be 1 views; .* takes \(b, 12, h, w\)"),
+        (lambda p: p.unflatten(1, (2, 6)), ShapeError, r"shape \(2, 2, 6, 56, 56\)"),
+        (lambda p: p.permute(0, 2, 3, 1), ShapeError, r"\(2, 56, 56, 12\)"),
+        (lambda p: (p * 0 + 7).to(torch.uint8), ViewsError, "torch.uint8"),
+    ],
+)
+def test_unusable_pixel_values_say_what_was_found(change, error, says, script, adapter_of, views_of) -> None:
+    oft = script("oft-l1", images=2)
+    batch = oft.batch()
+    with pytest.raises(error, match=says):
+        views_of(adapter_of(oft.policy()), {**batch, "pixel_values": change(batch["pixel_values"])})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda p, images: p.unflatten(1, (2, 2, 3)).flip(2).flatten(1, 3),  # SigLIP's half first
+        lambda p, images: p.unflatten(1, (2, 2, 3)).transpose(1, 2).flatten(1, 3),  # both halves of DINOv2 first
+        lambda p, images: images.repeat_interleave(2, 1).flatten(1, 2),  # never normalised
+        lambda p, images: p.unflatten(1, (2, 6)).flip(2).flatten(1, 2),  # channels backwards
+    ],
+    ids=["halves", "interleaved", "raw", "backwards"],
+)
+def test_fault_25_26_channels_in_another_order_or_range_are_an_error(wrong, script, adapter_of, views_of) -> None:
+    oft = script("oft-l1", images=2)
+    policy, batch = oft.policy(), oft.batch()
+    batch["images"] = batch["images"] * torch.tensor([1.0, 0.7, 0.2]).view(3, 1, 1)  # no grey noise: colours matter
+    pixels = wrong(normalised(batch["images"]), batch["images"])
+    with pytest.raises(ViewsError, match="halves of view 0 of pixel_values do not show one picture"):
+        views_of(adapter_of(policy), {**batch, "pixel_values": pixels})
+    adapter = adapter_of(policy, verify_pictures=False)
+    views_of(adapter, {**batch, "pixel_values": pixels})
+
+
+def test_pictures_are_verified_once(script, adapter_of, views_of) -> None:
+    oft = script("oft-l1", images=1)
+    adapter, batch = adapter_of(oft.policy()), oft.batch()
+    views_of(adapter, batch)
+    views_of(adapter, {**batch, "pixel_values": torch.zeros_like(batch["pixel_values"])})
+
+
+def test_a_teacher_that_needs_depth_is_told_that_there_is_none(script, wrap) -> None:
+    openvla = script("openvla")
+    policy = wrap(openvla.policy(), "geometry")
+    with pytest.raises(ViewsError, match=r"handed pictures \(pixel_values\) and no"):
+        openvla.loss(policy, openvla.batch())
