@@ -22,9 +22,10 @@ from typing import Any, NoReturn
 import pytest
 from mutant import Mutant, StaleMutantError, function_of
 
-PACKAGES = ("sfkit", "sfkit_lerobot", "sfkit_depth_anything", "sfkit_dust3r", "sfkit_transformers", "sfkit_vggt")
-PACKAGES += ("lerobot_policy_spatial_forcing", "sfkit_openpi")
-PACKAGES += ("lerobot_policy_spatial_forcing", "sfkit_openvla")
+PACKAGES = (
+    *("sfkit", "sfkit_lerobot", "sfkit_openpi", "sfkit_openvla", "lerobot_policy_spatial_forcing"),
+    *("sfkit_depth_anything", "sfkit_dust3r", "sfkit_transformers", "sfkit_vggt"),
+)
 #: How a test fails that noticed: a failed assertion, or an expected error or warning that did not come.
 _NOTICED = ("AssertionError", "Failed")
 #: Seconds after which a trial hangs for sure, even on a busy machine.
