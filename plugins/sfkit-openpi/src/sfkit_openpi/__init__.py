@@ -36,6 +36,7 @@ def register_commands(register: Register) -> None:
     )
 
 
+# No __dir__ beside it: pluggy before 1.6 gets every name that dir() lists, and would load torch for `sfkit --help`.
 def __getattr__(name: str) -> Any:
     if name == "OpenPIAdapter":
         from sfkit_openpi.adapter import OpenPIAdapter
@@ -46,7 +47,3 @@ def __getattr__(name: str) -> Any:
 
         return export_checkpoint
     raise AttributeError(f"module 'sfkit_openpi' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
