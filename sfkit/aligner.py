@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sfkit.alignment.balance import Balance
 from sfkit.alignment.checks import SelfCheck, check_views, is_sharded
 from sfkit.alignment.gradients import GradientMeter, GradientSums
+from sfkit.alignment.reduction import tell_of_a_sum
 from sfkit.alignment.step import Alignment, align
 from sfkit.alignment.tap import Captured, Tap, Watch, tap_at, tokens_at
 from sfkit.config import Depth, balance_ratio
@@ -158,6 +159,8 @@ class Aligner(nn.Module):
         # A plain number where there is one: autograd would keep a tensor for backward.
         factor = self._factor * self.weight if self.balance is None else _beside(weight, result.loss)
         joined = add_per_sample(loss, factor * share * result.loss)
+        if self._check.first_loss():
+            tell_of_a_sum(joined, self._warn_once)
         self._last = {
             "action_loss": loss.detach().float().mean(),
             "sf_loss": result.loss.detach().mean(),

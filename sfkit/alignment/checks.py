@@ -111,11 +111,17 @@ class SelfCheck:
         self.reaches_policy: bool | None = None
         self.projector_moved: bool | None = None
         self._watch: OptimizerWatch | None = None
+        self._loss_is_new = True
 
     @property
     def first_batch(self) -> bool:
         """True while the checks of the first batch are still to be done."""
         return self.enabled and not self.reaches_policy
+
+    def first_loss(self) -> bool:
+        """True once: what is looked at in the first backward pass costs a synchronisation."""
+        new, self._loss_is_new = self.enabled and self._loss_is_new, False
+        return new
 
     def before(self, projectors: nn.Module) -> None:
         """Before a step's alignment: is the projector trainable, and does the optimizer know it?

@@ -5,12 +5,15 @@ from __future__ import annotations
 from mutant import Mutant
 
 ALIGNER = "sfkit/aligner.py"
+REDUCTION = "sfkit/alignment/reduction.py"
 TAP = "sfkit/alignment/tap.py"
 ADAPTER = "plugins/sfkit-openpi/src/sfkit_openpi/adapter.py"
 GEOMETRY = "plugins/sfkit-openpi/src/sfkit_openpi/geometry.py"
 
 _TESTS = "plugins/sfkit-openpi/tests"
+T_LOSS = f"{_TESTS}/test_openpi_loss.py"
 T_TAPS = f"{_TESTS}/test_openpi_taps.py"
+T_REDUCTION = "tests/alignment/test_reduction.py"
 T_VIEWS = f"{_TESTS}/test_openpi_views.py"
 T_GEOMETRY = f"{_TESTS}/test_openpi_geometry.py"
 T_REGISTRATION = f"{_TESTS}/test_openpi_registration.py"
@@ -48,6 +51,26 @@ OPENPI: tuple[Mutant, ...] = (
         old="                tap.disarm()\n",
         new="                pass\n",
         tests=(f"{T_TAPS}::test_fault_04_the_policy_checkpoints_twice_and_nothing_is_caught_twice[standin-pi0]",),
+    ),
+    Mutant(
+        fault=15,
+        what="nobody looks whether losses are summed",
+        file=REDUCTION,
+        old="    loss.register_hook(look)  # type: ignore[no-untyped-call]\n",
+        new="",
+        tests=(f"{T_REDUCTION}::test_fault_15_a_sum_is_told", f"{T_LOSS}::test_fault_15_a_sum_over_elements_is_told"),
+    ),
+    Mutant(
+        fault=15,
+        what="a mean is taken for a sum",
+        file=REDUCTION,
+        old="(gradient == 1).all()",
+        new="(gradient == gradient.flatten()[0]).all()",
+        tests=(
+            f"{T_REDUCTION}::test_fault_15_other_reductions_are_not",
+            f"{T_LOSS}::test_fault_15_other_reductions_are_taken_as_they_are",
+        ),
+        ends_in=("SfkitWarning",),
     ),
     Mutant(
         fault=16,

@@ -23,18 +23,18 @@ class Setup:
     def size(self) -> int:
         return 56 if self.kind.startswith("standin") else 224
 
-    def build(self, *, checkpointing: bool = False) -> Any:
+    def build(self, *, checkpointing: bool = False, **config: Any) -> Any:
         """A policy, always with the same weights; ``checkpointing`` as openpi's trainer switches it on."""
         with torch.random.fork_rng():
             torch.manual_seed(0)
             if self.kind.startswith("standin"):
                 from sfkit.testing.openpi import PI0Pytorch, TinyConfig
 
-                policy: Any = PI0Pytorch(TinyConfig(pi05=self.kind.endswith("pi05")))
+                policy: Any = PI0Pytorch(TinyConfig(pi05=self.kind.endswith("pi05"), **config))
             else:
                 from sfkit_openpi.tiny import tiny_openpi
 
-                policy = tiny_openpi(pi05=self.kind.endswith("pi05"))
+                policy = tiny_openpi(pi05=self.kind.endswith("pi05"), **config)
         if checkpointing:
             policy.gradient_checkpointing_enable()
         return policy.train()

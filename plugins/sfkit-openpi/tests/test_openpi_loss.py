@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
+from sfkit.errors import SfkitWarning
 from sfkit.testing.openpi import CAMERAS
 
 WEIGHT = 0.7
@@ -94,9 +95,16 @@ def test_the_losses_are_told_apart(setup, wrap) -> None:
     assert losses.mean().item() == pytest.approx(metrics["action_loss"] + WEIGHT * metrics["sf_loss"], rel=1e-5)
 
 
-def test_sampling_actions_is_untouched(standin, wrap) -> None:
-    noise = torch.randn(2, 3, 4)
-    policy, batch = standin.build().eval(), standin.batch()
-    before = policy.sample_actions(batch[0], noise)
-    wrap(policy)
-    assert torch.equal(policy.sample_actions(batch[0], noise), before)
+def test_fault_15_a_sum_over_elements_is_told(standin, wrap) -> None:
+    policy, batch = wrap(standin.build()), standin.batch()
+    losses = policy(*batch)
+    with pytest.warns(SfkitWarning, match=r"the 24 values of the policy's loss are summed and not averaged"):
+        losses.sum().backward()
+    policy(*batch).sum().backward()  # said once
+
+
+@pytest.mark.parametrize("reduction", list(REDUCTIONS))
+def test_fault_15_other_reductions_are_taken_as_they_are(reduction, standin, wrap) -> None:
+    policy = wrap(standin.build())
+    reduce, _ = REDUCTIONS[reduction]
+    reduce(policy(*standin.batch())).backward()  # a warning is an error here

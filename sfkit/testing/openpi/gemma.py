@@ -113,6 +113,7 @@ class SiglipVisionModel(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> SimpleNamespace:
         hidden = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2) + self.position_embedding
+        hidden = hidden.to(next(self.layers.parameters()).dtype)  # the embedding stays in float32
         for layer in self.layers:
             hidden = layer(hidden)
         return SimpleNamespace(last_hidden_state=hidden)
@@ -165,10 +166,23 @@ class GemmaForCausalLM(nn.Module):
 class PaliGemmaWithExpertModel(nn.Module):
     """Prefix and suffix in two streams with one attention, block by block."""
 
-    def __init__(self, paligemma: PaliGemmaForConditionalGeneration, expert: GemmaForCausalLM) -> None:
+    #: Parameters that stay in float32 when the rest is cast.
+    KEPT = ("patch_embedding", "position_embedding", "input_layernorm", "post_attention_layernorm", "model.norm")
+
+    def __init__(
+        self, paligemma: PaliGemmaForConditionalGeneration, expert: GemmaForCausalLM, dtype: str = "float32"
+    ) -> None:
         super().__init__()
         self.paligemma = paligemma
         self.gemma_expert = expert
+        for name, parameter in self.named_parameters():
+            if dtype == "bfloat16" and not any(part in name for part in self.KEPT):
+                parameter.data = parameter.data.to(torch.bfloat16)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the blocks compute in."""
+        return cast(Any, self.paligemma.language_model.layers[0]).self_attn.q_proj.weight.dtype  # type: ignore[no-any-return]
 
     def embed_image(self, image: Tensor) -> Tensor:
         """Tokens of one camera."""
@@ -204,7 +218,9 @@ def _layer(
             projected = getattr(layer.self_attn, f"{name}_proj")(normed)
             found.append(projected.unflatten(-1, (-1, layer.self_attn.head_dim)).transpose(1, 2))
     q, k, v = (torch.cat(found, 2) for found in parts.values())
-    weights = (q @ k.transpose(-1, -2) * layers[0].self_attn.scaling + mask).softmax(-1)
+    weights = (
+        (q @ k.transpose(-1, -2) * layers[0].self_attn.scaling + mask).softmax(-1, dtype=torch.float32).to(v.dtype)
+    )
     mixed = (weights @ v).transpose(1, 2).flatten(2)
     outputs, start = [], 0
     for layer, hidden, condition, gate in zip(layers, streams, conditions, gates, strict=True):

@@ -36,6 +36,8 @@ class TinyConfig:
         depth: Blocks.
         image_size: Side of a view (224 upstream).
         patch: Side of a patch.
+        dtype: ``"float32"``, or ``"bfloat16"``, upstream's default.
+        pytorch_compile_mode: Of ``sample_actions``; None leaves it as it is. Upstream's default is "max-autotune".
     """
 
     pi05: bool = False
@@ -45,6 +47,8 @@ class TinyConfig:
     depth: int = 3
     image_size: int = 56
     patch: int = 14
+    dtype: str = "float32"
+    pytorch_compile_mode: str | None = None
 
 
 class PI0Pytorch(nn.Module):
@@ -65,7 +69,7 @@ class PI0Pytorch(nn.Module):
         # pi0.5 alone conditions its expert; the prefix is never conditioned.
         expert = GemmaModel(half, config.depth, heads, head_dim, cond_dim=half if self.pi05 else None)
         self.paligemma_with_expert = PaliGemmaWithExpertModel(
-            PaliGemmaForConditionalGeneration(inner), GemmaForCausalLM(expert)
+            PaliGemmaForConditionalGeneration(inner), GemmaForCausalLM(expert), config.dtype
         )
         self.action_in_proj = nn.Linear(config.action_dim, half)
         self.action_out_proj = nn.Linear(half, config.action_dim)
@@ -74,6 +78,9 @@ class PI0Pytorch(nn.Module):
         else:
             self.state_proj = nn.Linear(config.action_dim, half)
             self.action_time_mlp_in, self.action_time_mlp_out = nn.Linear(2 * half, half), nn.Linear(half, half)
+        if config.pytorch_compile_mode is not None:  # before anybody can wrap the policy
+            compiled = torch.compile(self.sample_actions, mode=config.pytorch_compile_mode)
+            self.sample_actions = compiled  # type: ignore[method-assign]
         self.gradient_checkpointing_enabled = False
 
     def gradient_checkpointing_enable(self) -> None:
@@ -129,6 +136,8 @@ class PI0Pytorch(nn.Module):
     def _flow(self, seen: Observation, noisy: Tensor, time: Tensor) -> Tensor:
         prefix, mask = self.embed_prefix(seen)
         suffix, condition = self.embed_suffix(seen.state, noisy, time)
+        dtype = self.paligemma_with_expert.dtype
+        prefix, suffix = prefix.to(dtype), suffix.to(dtype)
         attend = _attention(mask, suffix.shape[1])
 
         def decode(prefix: Tensor, suffix: Tensor, attend: Tensor, condition: Tensor | None) -> Tensor:
@@ -136,17 +145,21 @@ class PI0Pytorch(nn.Module):
             return self.paligemma_with_expert.forward([prefix, suffix], attend, [None, condition])[1]
 
         hidden = self._apply_checkpoint(decode, prefix, suffix, attend, condition)
-        flow: Tensor = self._apply_checkpoint(self.action_out_proj, hidden[:, -self.config.action_horizon :])
+        flow: Tensor = self._apply_checkpoint(self.action_out_proj, hidden[:, -self.config.action_horizon :].float())
         return flow
 
     @torch.no_grad()
-    def sample_actions(self, observation: Observation, noise: Tensor, steps: int = 2) -> Tensor:
+    def sample_actions(
+        self, device: str | torch.device, observation: Observation, noise: Tensor | None = None, num_steps: int = 10
+    ) -> Tensor:
         """Actions by Euler steps (upstream keeps the prefix's keys and values between the steps)."""
+        if noise is None:
+            noise = torch.randn(len(observation.state), self.config.action_horizon, self.config.action_dim).to(device)
         seen = self._preprocess_observation(observation, train=False)
         actions = noise
-        for step in range(steps):
-            time = torch.full((len(noise),), 1 - step / steps, device=noise.device)
-            actions = actions - self._flow(seen, actions, time) / steps
+        for step in range(num_steps):
+            time = torch.full((len(noise),), 1 - step / num_steps, device=noise.device)
+            actions = actions - self._flow(seen, actions, time) / num_steps
         return actions
 
 

@@ -22,13 +22,13 @@ def openpi_is_here() -> bool:
         return False
 
 
-def tiny_openpi(*, pi05: bool = False, dtype: str = "float32") -> Any:
+def tiny_openpi(*, pi05: bool = False, dtype: str = "float32", pytorch_compile_mode: str | None = None) -> Any:
     """``PI0Pytorch`` of 4 blocks and 64 channels: views of 224 pixels as ever, actions of 4 numbers, chunks of 3."""
     from openpi.models_pytorch import pi0_pytorch
 
     config = SimpleNamespace(
         pi05=pi05, paligemma_variant="dummy", action_expert_variant="dummy", dtype=dtype, action_dim=4,
-        action_horizon=3, max_token_len=5, pytorch_compile_mode=None,
+        action_horizon=3, max_token_len=5, pytorch_compile_mode=pytorch_compile_mode,
     )  # fmt: skip
     with _small_parts():
         return pi0_pytorch.PI0Pytorch(config)
