@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import alignment, disabled, geometry, imports, lerobot_loop, memory, vggt, vggt_gpu, vggt_memory
+from benchmarks import disabled, geometry, imports, lerobot_loop, memory, openpi, vggt, vggt_gpu, vggt_memory
 from benchmarks.report import Report, machine
 from benchmarks.timed import one_thread
 
@@ -35,6 +36,7 @@ class Benchmark(Protocol):
 BENCHMARKS: dict[str, Benchmark] = {
     "disabled": disabled, "geometry": geometry, "alignment": alignment, "memory": memory, "imports": imports,
     "lerobot-train": lerobot_loop, "vggt": vggt.REDUCED, "vggt-memory": vggt_memory.REDUCED, "vggt-gpu": vggt_gpu,
+    "openpi": openpi,
 }  # fmt: skip
 #: They take long and need 10 GB of memory: only with ``--full``.
 FULL: dict[str, Benchmark] = {"vggt-memory-full": vggt_memory.AT_FULL_SIZE, "vggt-full": vggt.AT_FULL_SIZE}

@@ -14,6 +14,7 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("disabled", "geometry", "alignment", "memory", "imports", "lerobot-train", "vggt", "vggt-memory", "vggt-gpu")
+NAMES = ("disabled", "geometry", "memory", "imports", "lerobot-train", "openpi", "vggt", "vggt-memory", "vggt-gpu")
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,15 @@ def test_alignment_saves_at_most_three_times_the_tapped_tokens(results: Path) ->
             parts["saved in the projector, with the tokens given to it"] > parts["the tapped visual tokens in float32"]
         )
         assert parts["saved by the rest of the step, beyond plain"] == 0
+        assert row["data"]["ratio"] <= 3
+
+
+def test_alignment_keeps_at_most_three_copies_of_openpis_tapped_tokens(results: Path) -> None:
+    judged = [row for row in read(results, "openpi")["rows"] if "tokens" in row["data"]]
+    assert len(judged) == 2
+    for row in judged:
+        assert row["data"]["projector"] > row["data"]["alignment"] > row["data"]["tokens"], "each part was counted"
+        assert row["data"]["policy"] == row["data"]["plain"]
         assert row["data"]["ratio"] <= 3
 
 
