@@ -112,7 +112,10 @@ OPENPI: tuple[Mutant, ...] = (
         file=ADAPTER,
         old="        if self.options.bars:\n",
         new="        if False:\n",
-        tests=(f"{T_VIEWS}::test_fault_24_black_bars_are_masked[standin-pi0-pipeline]",),
+        tests=(
+            f"{T_VIEWS}::test_fault_24_black_bars_are_masked[standin-pi0-pipeline]",
+            f"{T_VIEWS}::test_fault_24_a_black_picture_is_no_camera_whatever_its_mask_says[standin-pi0]",
+        ),
     ),
     Mutant(
         fault=24,

@@ -125,6 +125,22 @@ def test_sampling_actions_is_untouched(mode, setup, wrap, monkeypatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # dynamo warns about the graph breaks that openpi's augmentation makes
+def test_a_policy_compiled_after_the_wrap_aligns_at_every_step(standin, wrap) -> None:
+    eager, policy = (wrap(standin.build(checkpointing=True)) for _ in range(2))
+    torch._dynamo.reset()
+    compiled = torch.compile(policy, backend="aot_eager")
+    for seed in range(3):
+        for called, owner in ((eager, eager), (compiled, policy)):
+            owner.zero_grad()
+            forward(called, standin.batch(seed=seed), seed).mean().backward()
+        assert policy.spatial_forcing.taps[2].fired == 1
+        assert policy.spatial_forcing.metrics() == pytest.approx(eager.spatial_forcing.metrics(), rel=1e-5)
+        assert_same(gradients(policy), gradients(eager))
+    torch._dynamo.reset()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["standin", "openpi"])
 def test_two_processes_have_the_mean_of_their_gradients(kind, tmp_path) -> None:
     if kind == "openpi" and not openpi_is_here():

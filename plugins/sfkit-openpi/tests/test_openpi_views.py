@@ -106,6 +106,14 @@ def test_fault_24_black_bars_are_masked(where, setup, look) -> None:
     assert not bool(rows[:, 0].any() | rows[:, -1].any())
 
 
+def test_fault_24_a_black_picture_is_no_camera_whatever_its_mask_says(setup, look) -> None:
+    batch = setup.batch()
+    batch = change(batch, {name: torch.full_like(batch[0].images[name], -1.0) for name in (BASE, RIGHT)})
+    assert all(bool(mask.all()) for mask in batch[0].image_masks.values())
+    _, views, _ = look(OpenPIAdapter(setup.build()), batch)
+    assert views.present.all(0).tolist() == [False, True, False]
+
+
 def test_bars_may_be_declared_part_of_the_scene(standin, look) -> None:
     batch = standin.batch(source=(28, 56))
     _, views, _ = look(OpenPIAdapter(standin.build(), {"bars": False}), batch)
