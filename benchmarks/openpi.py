@@ -87,6 +87,7 @@ def step_of(policy: nn.Module, batch: Sequence[Any], beside: nn.Module | None = 
     tokens = torch.randn(_BATCH, 3, side, side, config.width, requires_grad=True)
 
     def step() -> None:
+        tokens.grad = None
         torch.manual_seed(0)  # the same augmentation, noise and times for both arms
         loss: Tensor = policy(*batch).mean()
         if beside is not None:
