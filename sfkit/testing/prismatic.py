@@ -91,6 +91,10 @@ class _Prismatic(nn.Module):
         """Embedding table."""
         return self.language_model.model.embed_tokens
 
+    def get_output_embeddings(self) -> nn.Module:
+        """Output layer; PEFT asks for it."""
+        return self.language_model.lm_head
+
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
         """Checkpoint the blocks of the language model."""
         self.language_model.model.checkpointing = gradient_checkpointing_kwargs or {"use_reentrant": True}

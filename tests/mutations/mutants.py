@@ -14,6 +14,7 @@ from mutants_lerobot_vlms import LEROBOT_VLMS
 from mutants_masks import MASKS
 from mutants_objectives import OBJECTIVES
 from mutants_openpi import OPENPI
+from mutants_openvla import OPENVLA
 from mutants_pairs import PAIRS
 from mutants_saving import SAVING
 from mutants_steps import STEPS
@@ -56,4 +57,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *HEALTH,
     *PAIRS,
     *OPENPI,
+    *OPENVLA,
 )

@@ -13,7 +13,7 @@ from sfkit.testing.prismatic_loop import perturbed
 from sfkit.testing.registration import RegistrationError, check_registration
 
 
-def test_fault_01_35_a_tap_at_depth_k_reads_the_hidden_state_k(loop, script) -> None:
+def test_fault_35_a_tap_at_depth_k_reads_the_hidden_state_k(loop, script) -> None:
     it = script(loop, images=1)
     policy, seen = it.policy(), {}
     policy.register_forward_hook(lambda module, args, output: seen.update(output))

@@ -107,3 +107,19 @@ def test_a_teacher_that_needs_depth_is_told_that_there_is_none(script, wrap) -> 
     policy = wrap(openvla.policy(), "geometry")
     with pytest.raises(ViewsError, match=r"handed pictures \(pixel_values\) and no"):
         openvla.loss(policy, openvla.batch())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fault_24_the_bars_of_a_letterbox_are_not_aligned(dtype, script, adapter_of, views_of) -> None:
+    it = script("oft-l1", images=2)
+    batch = it.batch(image_resize_strategy="letterbox")
+    wanted = torch.ones(2, 2, 56, 56, dtype=torch.bool)
+    wanted[0, :, :9] = wanted[0, :, 48:] = wanted[1, 1, :, :20] = wanted[1, 1, :, 36:] = False
+    batch["images"].masked_fill_(~wanted[:, :, None], 127 / 255)
+    batch["images"][0, 0, :, 20, 3:50] = 127 / 255  # grey, but no bar
+    pixels = {"pixel_values": normalised(batch["images"]).to(dtype)}
+    adapter = adapter_of(it.policy(image_resize_strategy="letterbox"))
+    views = views_of(adapter, {**batch, **pixels})
+    assert torch.equal(views.valid, wanted)
+    assert views.token_mask((4, 4))[0, 0].all(1).tolist() == [False, True, True, False]
+    assert bool(views_of(adapter_of(it.policy()), {**batch, **pixels}).valid.all()), "not padded by the processor"

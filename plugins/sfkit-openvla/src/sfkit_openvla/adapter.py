@@ -16,7 +16,7 @@ from sfkit.errors import AdapterError, ConfigError, ShapeError
 from sfkit.policies.base import AdapterOptions, ForwardCall, PolicyAdapter, TapPoint
 from sfkit.policies.tokens import cut, tower_tokens
 from sfkit.types import FeatureMap, Views
-from sfkit_openvla.pictures import Half, check_halves, pictures
+from sfkit_openvla.pictures import Half, check_halves, inside_bars, pictures
 
 #: As OFT's loop loads them (``prismatic/vla/datasets/datasets.py``): one outer view, then wrists.
 _NAMES = {1: ("primary",), 2: ("primary", "wrist"), 3: ("primary", "left_wrist", "right_wrist")}
@@ -117,6 +117,8 @@ class OpenVLAAdapter(PolicyAdapter):
             images = images.clamp(0, 1)
         b, v, _, h, w = images.shape
         valid = torch.ones(b, v, h, w, dtype=torch.bool, device=images.device)
+        if getattr(self.policy.config, "image_resize_strategy", None) == "letterbox":
+            valid = inside_bars(images)
         return Views(images, valid, self._names(v))
 
     def _names(self, count: int) -> tuple[str, ...]:
@@ -179,6 +181,14 @@ class OpenVLAAdapter(PolicyAdapter):
         return 'LoRA on all linear layers, target_modules="all-linear", as upstream\'s scripts do'
 
     # ---------------------------------------------------------------------------------------------------- loss
+
+    @property
+    def loss_outside(self) -> bool:
+        """OFT's loop reads the loss in the output with discrete actions only; else it makes one of the hidden states.
+
+        It calls the policy in one way for all, so the output's loss cannot be relied on.
+        """
+        return self.is_oft
 
     def loss(self, output: Any) -> Tensor | None:
         found = super().loss(output)

@@ -13,6 +13,9 @@ from sfkit.trunks.patches import imagenet_normalised
 #: Mean difference of the two halves of a picture above which they cannot show the same. Their constants are rounded
 #: to bfloat16 in the released processors (0.002), and so are pixels in the released loop (0.001).
 _SAME = 0.02
+#: What the processor pads a letterbox with: ``int(0.5 * 255)``, for both halves alike.
+_FILL = 127 / 255
+_NEAR = 1 / 255
 _REMEDY = "Pass what the policy's own image processor makes, the views one after another on the channel axis."
 
 Half = Literal["siglip", "dino"]
@@ -78,6 +81,22 @@ def check_halves(pixel_values: Tensor, views: int) -> None:
                 f"they differ by {difference:.3g} on average.",
                 f"{_REMEDY} Another processor than the released ones: option verify_pictures=false.",
             )
+
+
+def inside_bars(images: Tensor) -> Tensor:
+    """Where a picture is, in a view that upstream's processor has padded to a square: ``(b, v, h, w)`` bool.
+
+    Bars are the lines along opposite borders that are of the processor's grey throughout. Each picture has its own.
+
+    Args:
+        images: ``(b, v, 3, h, w)`` in [0, 1].
+    """
+    grey = ((images - _FILL).abs() <= _NEAR).all(2)
+    bars = torch.zeros_like(grey)
+    for across in (2, 3):
+        lines = grey.all(5 - across, keepdim=True)
+        bars |= lines.cumprod(across).bool() | lines.flip(across).cumprod(across).flip(across).bool()
+    return ~bars
 
 
 def _by_view(pixel_values: Tensor, views: int) -> Tensor:
