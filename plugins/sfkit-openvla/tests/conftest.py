@@ -125,6 +125,14 @@ def script(request: pytest.FixtureRequest) -> Callable[..., Script]:
     return make
 
 
+@pytest.fixture
+def checkout() -> Any:
+    """Upstream's own code, where it is named."""
+    if not SOURCE:
+        pytest.skip("needs a checkout of upstream")
+    return upstream()
+
+
 @pytest.fixture(params=LOOPS)
 def loop(request: pytest.FixtureRequest) -> str:
     return str(request.param)

@@ -142,13 +142,10 @@ def test_a_compiled_policy_aligns_at_every_step(script, wrap) -> None:
     assert policy.spatial_forcing.status().teacher_runs == 3
 
 
-def test_the_hubs_code_is_recognised(script, wrap, tmp_path, monkeypatch) -> None:
-    it = script("oft-l1") if is_oft(script) else script("openvla")
-    if not it.real:
-        pytest.skip("needs a checkout of upstream")
-    it.policy()  # puts upstream's packages where its code looks for them
+def test_the_hubs_code_is_recognised(checkout, script, wrap, tmp_path, monkeypatch) -> None:
+    it = script("oft-discrete" if checkout.is_oft else "openvla")
     dynamic = pytest.importorskip("transformers.dynamic_module_utils")
-    source = Path(inspect.getfile(type(it.policy()))).parent
+    source = Path(checkout.modeling.__file__).parent
     for name in ("modeling_prismatic.py", "configuration_prismatic.py"):
         shutil.copy(source / name, tmp_path)
     monkeypatch.setattr(dynamic, "HF_MODULES_CACHE", str(tmp_path / "modules"))
@@ -158,14 +155,6 @@ def test_the_hubs_code_is_recognised(script, wrap, tmp_path, monkeypatch) -> Non
     assert type(policy).__module__ == cls.__module__
     it.loss(policy.train(), it.batch())
     assert policy.spatial_forcing.status().teacher_runs == 1
-
-
-def is_oft(script) -> bool:
-    try:
-        script("openvla")
-    except pytest.skip.Exception:
-        return True
-    return False
 
 
 def test_the_stand_in_attends_both_ways_as_the_fork_does() -> None:

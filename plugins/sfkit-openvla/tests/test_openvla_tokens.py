@@ -121,3 +121,16 @@ def test_another_decoder_is_an_error_at_wrap_time(script, wrap) -> None:
     del policy.language_model.model.norm
     with pytest.raises(AdapterError, match=r"no language_model\.model with a norm at its end"):
         wrap(policy)
+
+
+@pytest.mark.parametrize(("loop", "images", "film"), [("openvla", 1, False), ("oft-l1", 3, True)])
+def test_the_encoders_tokens_are_the_vision_backbones_output(loop, images, film, script, wrap) -> None:
+    it = script(loop, images=images, film=film)
+    policy, given, found = wrap(it.policy(), depth="encoder"), [], []
+    policy.vision_backbone.register_forward_hook(lambda module, args, output: given.append(output))
+    adapter = policy.spatial_forcing.adapter
+    real = adapter.encoder_tokens
+    adapter.encoder_tokens = lambda states, views: found.append(real(states, views)) or found[-1]
+    it.loss(policy, it.batch())
+    assert torch.equal(found[0].values, given[0].reshape(2, images, 4, 4, -1))
+    assert found[0].dim == adapter.encoder_dim() == policy.spatial_forcing.projectors[0].student_dim

@@ -123,3 +123,27 @@ def test_fault_24_the_bars_of_a_letterbox_are_not_aligned(dtype, script, adapter
     assert torch.equal(views.valid, wanted)
     assert views.token_mask((4, 4))[0, 0].all(1).tolist() == [False, True, True, False]
     assert bool(views_of(adapter_of(it.policy()), {**batch, **pixels}).valid.all()), "not padded by the processor"
+
+
+@pytest.mark.parametrize("strategy", ["resize-naive", "letterbox"])
+def test_pictures_of_upstreams_own_processor(strategy, checkout, script, adapter_of, views_of) -> None:
+    pil = pytest.importorskip("PIL.Image")
+    processing = checkout.module("prismatic.extern.hf.processing_prismatic")
+    imagenet, half = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), ((0.5,) * 3,) * 2
+    processor = processing.PrismaticImageProcessor(
+        use_fused_vision_backbone=True,
+        image_resize_strategy=strategy,
+        input_sizes=[(3, 56, 56)] * 2,
+        interpolations=["bicubic"] * 2,
+        means=[imagenet[0], half[0]],
+        stds=[imagenet[1], half[1]],
+    )
+    picture = pil.new("RGB", (60, 40), (255, 0, 51))
+    pixels = processor(picture, return_tensors="pt")["pixel_values"]
+    it = script("oft-discrete" if checkout.is_oft else "openvla")
+    adapter = adapter_of(it.policy(image_resize_strategy=strategy))
+    views = views_of(adapter, {**it.batch(), "pixel_values": pixels})
+    assert views.images[0, 0, :, 28, 28].tolist() == pytest.approx([1.0, 0.0, 0.2], abs=1e-6)
+    rows = views.token_mask((4, 4))[0, 0].all(1).tolist()
+    assert rows == ([False, True, True, False] if strategy == "letterbox" else [True] * 4)
+    assert bool(views.valid[0, 0, 28].all())

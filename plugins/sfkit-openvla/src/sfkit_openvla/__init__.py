@@ -5,11 +5,13 @@ Importing this package imports neither torch nor transformers: it is the plugin 
 
 from __future__ import annotations
 
+from typing import Any
+
 from sfkit.hookspecs import Register, hookimpl
 
 SFKIT_API = 1
 
-__all__ = ["SFKIT_API"]
+__all__ = ["SFKIT_API", "OpenVLAAdapter"]
 
 
 @hookimpl
@@ -27,3 +29,15 @@ def register_policies(register: Register) -> None:
             "prismatic.extern.hf.modeling_prismatic.OpenVLAForActionPrediction",
         ),
     )
+
+
+def __getattr__(name: str) -> Any:
+    if name == "OpenVLAAdapter":
+        from sfkit_openvla.adapter import OpenVLAAdapter
+
+        return OpenVLAAdapter
+    raise AttributeError(f"module 'sfkit_openvla' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
