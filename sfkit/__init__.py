@@ -18,10 +18,13 @@ _EXPORTS = {
     "CameraRig": "sfkit.cameras",
     "Camera": "sfkit.cameras",
     "FeatureMap": "sfkit.types",
+    "GenericAdapter": "sfkit.policies.generic",
+    "ImageTokens": "sfkit.policies.generic",
     "Objective": "sfkit.objectives.base",
     "Options": "sfkit.config",
     "PolicyAdapter": "sfkit.policies.base",
     "Projector": "sfkit.projectors.base",
+    "Span": "sfkit.policies.generic",
     "SpatialForcing": "sfkit.forcing",
     "SpatialForcingConfig": "sfkit.config",
     "TapPoint": "sfkit.policies.base",
@@ -51,6 +54,9 @@ if TYPE_CHECKING:
     from sfkit.objectives.base import Objective as Objective
     from sfkit.policies.base import PolicyAdapter as PolicyAdapter
     from sfkit.policies.base import TapPoint as TapPoint
+    from sfkit.policies.generic import GenericAdapter as GenericAdapter
+    from sfkit.policies.generic import ImageTokens as ImageTokens
+    from sfkit.policies.generic import Span as Span
     from sfkit.projectors.base import Projector as Projector
     from sfkit.teachers.base import Teacher as Teacher
     from sfkit.transforms.base import Transform as Transform

@@ -120,9 +120,9 @@ def build_adapter(policy: nn.Module, value: Named | PolicyAdapter | None) -> Pol
     Raises:
         AdapterError: None matches, or several do.
     """
-    if isinstance(value, PolicyAdapter):
-        return value
     inner = inside_peft(policy)
+    if isinstance(value, PolicyAdapter):
+        return value.bind(inner)
     if value is not None:
         spec = ComponentSpec.of(value)
         entry = default_registry().get("policy", spec.name)
@@ -136,7 +136,8 @@ def build_adapter(policy: nn.Module, value: Named | PolicyAdapter | None) -> Pol
         broken = "".join(f" Broken plugin: {plugin}." for plugin in default_registry().broken)
         raise AdapterError(
             f"No adapter handles {qualified}. Installed adapters: {listing}.{_nearest(qualified)}{broken}",
-            "Install the plugin for this policy (for LeRobot: sfkit-lerobot), or pass adapter=YourAdapter(policy).",
+            "Install the plugin for this policy (for LeRobot: sfkit-lerobot), or pass adapter=GenericAdapter(...): "
+            "`sfkit inspect` finds what it must be told.",
         )
     return _expect(entries[0].load()(inner), PolicyAdapter, entries[0].name)
 

@@ -18,6 +18,15 @@ def register_teachers(register: Register) -> None:
 
 
 @hookimpl
+def register_policies(register: Register) -> None:
+    register(
+        "sfkit.policies.generic:GenericAdapter",
+        name="generic",
+        summary="any policy, told where its blocks, visual tokens and pictures are",
+    )
+
+
+@hookimpl
 def register_objectives(register: Register) -> None:
     register(
         "sfkit.objectives.angular_scale:AngularScaleObjective",

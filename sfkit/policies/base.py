@@ -86,6 +86,10 @@ class PolicyAdapter(Configured, ABC):
         self.policy = policy
         self.configure(options)
 
+    def bind(self, policy: nn.Module) -> PolicyAdapter:
+        """This adapter for ``policy``, to which an instance is given; itself, if it was made for one already."""
+        return self
+
     @property
     @abstractmethod
     def num_layers(self) -> int:

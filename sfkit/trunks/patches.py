@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sfkit.errors import ShapeError
 
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def imagenet_normalised(images: Tensor) -> Tensor:
@@ -16,7 +16,7 @@ def imagenet_normalised(images: Tensor) -> Tensor:
 
     By scalars: a tensor of constants would have to be sent to the device, and waited for.
     """
-    channels = zip(images.unbind(-3), _MEAN, _STD, strict=True)
+    channels = zip(images.unbind(-3), IMAGENET_MEAN, IMAGENET_STD, strict=True)
     return torch.stack([(channel - mean) / std for channel, mean, std in channels], -3)
 
 

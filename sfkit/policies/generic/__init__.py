@@ -1,0 +1,8 @@
+"""The generic adapter, and what it is told."""
+
+from __future__ import annotations
+
+from sfkit.policies.generic.adapter import GenericAdapter
+from sfkit.policies.generic.options import GenericOptions, ImageTokens, MeanStd, Span
+
+__all__ = ["GenericAdapter", "GenericOptions", "ImageTokens", "MeanStd", "Span"]

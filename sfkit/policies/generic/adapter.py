@@ -1,0 +1,205 @@
+"""The generic adapter: any policy, told by paths and spans, or by functions, where things are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from sfkit.component import AnyOptions
+from sfkit.config import Options
+from sfkit.errors import AdapterError, ConfigError, LossError, ShapeError, ViewsError
+from sfkit.policies.base import ForwardCall, PolicyAdapter, TapPoint
+from sfkit.policies.generic.blocks import Stack
+from sfkit.policies.generic.options import GenericOptions
+from sfkit.policies.generic.output import loss_at, with_loss_at
+from sfkit.policies.generic.paths import describe, find_value
+from sfkit.policies.generic.pixels import check_pixels, to_views, undo
+from sfkit.policies.generic.tokens import batch_positions, cut
+from sfkit.policies.loss import find_loss, replace_loss
+from sfkit.types import FeatureMap, Views
+
+_METRES = {"m": 1.0, "mm": 0.001}
+
+
+class GenericAdapter(PolicyAdapter):
+    """An adapter for any ``nn.Module``, for ``SpatialForcing.wrap(policy, adapter=GenericAdapter(...))``.
+
+    Args:
+        policy: Left out by users: ``wrap`` binds the adapter to its policy.
+        options: Options as a whole, as a saved configuration gives them.
+        fields: Or each by itself; see :class:`sfkit.policies.generic.GenericOptions`.
+
+    Raises:
+        ConfigError: An option is unknown, missing, or contradicts another.
+        AdapterError: With a policy: a path leads nowhere, or no width is known.
+    """
+
+    name = "generic"
+    Options: ClassVar[type[Options]] = GenericOptions
+    options: GenericOptions
+
+    def __init__(self, policy: nn.Module | None = None, options: AnyOptions = None, **fields: Any) -> None:
+        if options is not None and fields:
+            raise ConfigError("GenericAdapter was given options and single fields.", "Give one or the other.")
+        self._stack: Stack | None = None
+        self._positions: Tensor | None = None
+        self._checked = False
+        self.configure(fields if options is None else options)
+        if policy is not None:
+            self.policy = policy
+            self._stack = Stack.of(policy, self.options)
+
+    def bind(self, policy: nn.Module) -> GenericAdapter:
+        return self if self._stack is not None and self.policy is policy else type(self)(policy, self.options)
+
+    # ---------------------------------------------------------------------------------------------------- taps
+
+    @property
+    def stack(self) -> Stack:
+        """The blocks.
+
+        Raises:
+            AdapterError: The adapter is not bound to a policy yet.
+        """
+        if self._stack is None:
+            raise AdapterError("This GenericAdapter belongs to no policy yet.", "Use adapter.bind(policy).")
+        return self._stack
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.stack.points) - 1
+
+    def dim(self, depth: int) -> int:
+        if self.stack.dim is None:
+            raise AdapterError(
+                f"The width of the hidden states of {type(self.policy).__name__} cannot be read from a norm.",
+                "Add dim=... to the GenericAdapter.",
+            )
+        return self.stack.dim
+
+    def tap(self, depth: int) -> TapPoint:
+        point = self.stack.points[depth]
+        if point is None:
+            raise AdapterError(
+                f"Depth {depth} is after the last block, and no norm is known there.",
+                "Add final_norm='path of the norm after the blocks', or choose a smaller depth.",
+            )
+        return point
+
+    # --------------------------------------------------------------------------------------------------- views
+
+    def views(self, call: ForwardCall) -> Views:
+        if self.cameras is not None:
+            raise ConfigError(
+                "The generic adapter does not know how cameras=... belong to its views.",
+                "Put depth, intrinsics and poses into the batch, and name them with depth=, intrinsics=, "
+                "world_from_camera=; or write a PolicyAdapter.",
+            )
+        options = self.options
+        pictures = to_views(self._found(call, "images"), options)
+        present = self._present(call, pictures)
+        valid = self._valid(call, pictures) & present[:, :, None, None]
+        if not self._checked:
+            check_pixels(pictures, valid, options.pixels)
+            self._checked = True
+        self._positions = batch_positions(call, options, present)
+        depth = self._field(call, "depth", pictures)
+        return Views(
+            images=undo(pictures, options.pixels),
+            valid=valid,
+            names=options.names or tuple(f"view{index}" for index in range(pictures.shape[1])),
+            depth=None if depth is None else depth * _METRES[options.depth_unit or "m"],
+            intrinsics=self._field(call, "intrinsics", pictures),
+            world_from_camera=self._field(call, "world_from_camera", pictures),
+        )
+
+    def explain_missing(self, field: str, call: ForwardCall) -> str:
+        return f"The GenericAdapter was not told where {field} is: add {field}='path in the batch'."
+
+    def _found(self, call: ForwardCall, option: str) -> Any:
+        """What an option points at: a value, or a tuple of one for each view."""
+        where = getattr(self.options, option)
+        if callable(where):
+            return where(call)
+        if isinstance(where, tuple):
+            return tuple(find_value(call.arguments, path, option) for path in where)
+        return find_value(call.arguments, where, option)
+
+    def _field(self, call: ForwardCall, option: str, like: Tensor) -> Tensor | None:
+        """A tensor with an axis of views, in float32 on the device of the pictures."""
+        if getattr(self.options, option) is None:
+            return None
+        found = self._found(call, option)
+        found = torch.stack(found, 1) if isinstance(found, tuple) else found
+        if not isinstance(found, Tensor):
+            raise ViewsError(f"{option} is a {describe(found)}, not a tensor.")
+        if found.dtype == torch.bfloat16:
+            raise ViewsError(
+                f"{option} arrives as bfloat16, in which 998.9 becomes 1000.",
+                "Cast the model, not its inputs.",
+            )
+        return found.to(like.device, torch.float32)
+
+    def _present(self, call: ForwardCall, pictures: Tensor) -> Tensor:
+        shape = tuple(pictures.shape[:2])
+        found = self._field(call, "present", pictures)
+        if found is None:
+            return torch.ones(shape, dtype=torch.bool, device=pictures.device)
+        if tuple(found.shape) != shape:
+            raise ShapeError(f"present has shape {tuple(found.shape)}, expected {shape}: samples, views.")
+        return found != 0
+
+    def _valid(self, call: ForwardCall, pictures: Tensor) -> Tensor:
+        b, v, _, h, w = pictures.shape
+        where = self.options.valid
+        valid = torch.ones(b, v, h, w, dtype=torch.bool, device=pictures.device)
+        if where is None:
+            return valid
+        if isinstance(where, tuple) and all(isinstance(side, int) for side in where):
+            top, left, height, width = (int(side) for side in where)
+            if top + height > h or left + width > w:
+                raise ShapeError(f"valid={where} (top, left, height, width) leads beyond a view of {h}x{w} pixels.")
+            inside = torch.zeros_like(valid)
+            inside[:, :, top : top + height, left : left + width] = True
+            return inside
+        found = self._field(call, "valid", pictures)
+        assert found is not None
+        if tuple(found.shape) != (b, v, h, w):
+            raise ShapeError(f"valid has shape {tuple(found.shape)}, expected {(b, v, h, w)}.")
+        return found != 0
+
+    # -------------------------------------------------------------------------------------------------- tokens
+
+    def visual_tokens(self, hidden: Tensor, views: Views) -> FeatureMap:
+        if hidden.shape[-1] != self.dim(0):
+            raise ShapeError(
+                f"The tap caught a hidden state of width {hidden.shape[-1]}, expected {self.dim(0)}.",
+                "Correct blocks, norm or dim of the GenericAdapter.",
+            )
+        return cut(hidden, self.options, self._positions, views)
+
+    # ---------------------------------------------------------------------------------------------------- loss
+
+    def loss(self, output: Any) -> Tensor | None:
+        where = self.options.loss
+        if where == "outside":
+            return None
+        if where is not None:
+            return loss_at(output, where)
+        found = find_loss(output)
+        if found is not None and found.ndim > 1 and not isinstance(output, Mapping):
+            raise LossError(
+                f"{type(self.policy).__name__} returned a tensor of shape {tuple(found.shape)}, which may be a loss "
+                "for each element, or predictions.",
+                "Say which: GenericAdapter(loss='output'), or loss='outside' where the training loop computes it.",
+            )
+        return found
+
+    def with_loss(self, output: Any, loss: Tensor, logs: Mapping[str, Tensor]) -> Any:
+        where = self.options.loss
+        if where in (None, "output"):
+            return replace_loss(output, loss)
+        return with_loss_at(output, str(where), loss)

@@ -1,0 +1,171 @@
+"""What the generic adapter is told. Everything but functions is saved with a checkpoint, and read again on resume."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PlainSerializer, field_validator, model_validator
+from typing_extensions import Self
+
+from sfkit.config import Options
+from sfkit.errors import ConfigError
+
+_FUNCTION = "function"
+
+Layout = Literal["b v c h w", "b v h w c", "b c h w", "b h w c", "b (v c) h w", "(b v) c h w", "(v b) c h w", "patches"]
+Colours = tuple[float, float, float]
+
+
+def _name_of(function: Callable[..., Any]) -> dict[str, str]:
+    module, name = getattr(function, "__module__", "?"), getattr(function, "__qualname__", type(function).__name__)
+    return {_FUNCTION: f"{module}:{name}"}
+
+
+#: A function as an option. Its name alone is saved: a checkpoint must not decide what code runs.
+Function = Annotated[Callable[[Any], Any], PlainSerializer(_name_of, return_type=dict[str, str])]
+#: Where something is in the arguments of the policy's forward: one path, one for each view, or a function of the call.
+Where = str | tuple[str, ...] | Function
+
+
+@dataclass(frozen=True)
+class Span:
+    """``length`` positions of the tapped sequence from ``start`` on; a negative start counts from the end."""
+
+    start: int
+    length: int
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise ConfigError(f"Span({self.start}, {self.length}) is empty.", "Write Span(start, length).")
+        if self.start < 0 < self.start + self.length:
+            raise ConfigError(f"Span({self.start}, {self.length}) leads beyond the end of the sequence.")
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """The positions at which an integer tensor of the batch holds the image token, wherever padding has put them.
+
+    Attributes:
+        id: The image token.
+        where: Path of the token ids ``(b, n)``.
+    """
+
+    id: int
+    where: str = "input_ids"
+
+
+@dataclass(frozen=True)
+class MeanStd:
+    """Pictures were normalised as ``(x - mean) / std``, with x in [0, 1]."""
+
+    mean: Colours
+    std: Colours
+
+    def __post_init__(self) -> None:
+        if min(self.std) <= 0:
+            raise ConfigError(f"MeanStd.std is {self.std}; it must be positive.")
+
+
+class GenericOptions(Options):
+    """Options of :class:`sfkit.GenericAdapter`.
+
+    Functions are given a :class:`sfkit.policies.base.ForwardCall` (``blocks``: the policy).
+    """
+
+    blocks: str | tuple[str, ...] | Function = Field(
+        description="Path of the module that holds the decoder blocks in order, or the path of each block."
+    )
+    norm: str | None = Field(
+        default=None, description="Path, within a block, of the norm that it begins with; '' taps the block itself."
+    )
+    final_norm: str | None = Field(default=None, description="Path of the norm after the last block.")
+    dim: int | None = Field(default=None, ge=1, description="Width of the hidden states; read from the norm.")
+    tokens: Span | tuple[Span, ...] | ImageTokens | Function = Field(
+        description="Visual tokens in the tapped sequence, view by view and row by row; a function returns positions."
+    )
+    grid: tuple[int, int, int] = Field(description="Views, and rows and columns of visual tokens in each.")
+    images: Where = Field(description="The pictures that the policy is given.")
+    layout: Layout | None = Field(
+        default=None, description="Axes of the pictures; needed unless they are 5-D, or 4-D of a single view."
+    )
+    channels: tuple[int, int, int] | None = Field(
+        default=None, description="Which channels of a view are red, green and blue, where there are more than three."
+    )
+    pixels: Literal["[0,1]", "[-1,1]", "0-255", "imagenet", "clip"] | MeanStd | None = Field(
+        default=None, description="How the pictures are normalised when they reach the policy; checked, never guessed."
+    )
+    resize: tuple[int, int] | None = Field(
+        default=None, description="Height and width to which the policy itself stretches what is in the batch."
+    )
+    merge: int = Field(default=2, ge=1, description="Layout 'patches': patches along each side of a visual token.")
+    frames: int = Field(default=2, ge=1, description="Layout 'patches': copies of a still picture in time.")
+    names: tuple[str, ...] = Field(default=(), description="A name for each view.")
+    present: Where | None = Field(default=None, description="Bool (b, v), or (b,) for each view: cameras that exist.")
+    valid: Where | tuple[int, int, int, int] | None = Field(
+        default=None,
+        description="Pixels that are no padding: bool (b, v, h, w), or the box (top, left, height, width).",
+    )
+    depth: Where | None = Field(default=None, description="Depth maps (b, v, h, w) at the view's resolution.")
+    depth_unit: Literal["m", "mm"] | None = Field(default=None, description="Their unit; never guessed.")
+    intrinsics: Where | None = Field(default=None, description="K (b, v, 3, 3) in pixels of the view.")
+    world_from_camera: Where | None = Field(default=None, description="Poses (b, v, 4, 4), metres.")
+    loss: str | None = Field(
+        default=None,
+        description="Path of the loss in what forward returns; 'output' where that is the loss itself, 'outside' where "
+        "the loss is computed by the training loop. Found by itself where there is no doubt.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _functions_are_not_saved(cls, values: Any) -> Any:
+        lost = {
+            key: item[_FUNCTION] for key, item in dict(values).items() if isinstance(item, dict) and _FUNCTION in item
+        }
+        if lost:
+            told = ", ".join(f"{key} was {name}" for key, name in lost.items())
+            raise ConfigError(
+                f"The saved run used functions in its GenericAdapter, and functions are not saved: {told}.",
+                "Pass adapter=GenericAdapter(...) with them to SpatialForcing.from_pretrained.",
+            )
+        return values
+
+    @field_validator("grid")
+    @classmethod
+    def _positive(cls, grid: tuple[int, int, int]) -> tuple[int, int, int]:
+        if min(grid) < 1:
+            raise ValueError("views, rows and columns are at least 1")
+        return grid
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        views, rows, columns = self.grid
+        spans = (self.tokens,) if isinstance(self.tokens, Span) else self.tokens
+        if isinstance(spans, tuple):
+            held = sum(span.length for span in spans)
+            if held != views * rows * columns:
+                raise ConfigError(
+                    f"tokens hold {held} positions, but {views} views of {rows}x{columns} tokens are "
+                    f"{views * rows * columns}.",
+                    "Write Span(start, length), and grid=(views, rows, columns).",
+                )
+            _refuse_overlap(spans)
+        for option in ("names", "images", "present", "depth", "intrinsics", "world_from_camera"):
+            given = getattr(self, option)
+            if isinstance(given, tuple) and given and len(given) != views:
+                raise ConfigError(f"{option} has {len(given)} entries for {views} views.", "Give one for each view.")
+        if self.depth is not None and self.depth_unit is None:
+            raise ConfigError(
+                "The unit of the depth maps is not given, and never guessed.", 'Add depth_unit="m" or "mm".'
+            )
+        return self
+
+
+def _refuse_overlap(spans: tuple[Span, ...]) -> None:
+    for side in (True, False):
+        ordered = sorted((span for span in spans if (span.start < 0) is side), key=lambda span: span.start)
+        for first, second in itertools.pairwise(ordered):
+            if first.start + first.length > second.start:
+                raise ConfigError(f"{first} and {second} overlap.", "Each visual token has one position.")
