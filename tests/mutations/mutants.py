@@ -5,6 +5,7 @@ from __future__ import annotations
 from mutant import REQUIRED, Edit, Mutant, StaleMutantError, function_of, numbered_tests, numbers_of
 from mutants_depth_anything import DEPTH_ANYTHING
 from mutants_dust3r import DUST3R
+from mutants_generic import GENERIC
 from mutants_health import HEALTH
 from mutants_lerobot_resnets import LEROBOT_RESNETS
 from mutants_lerobot_steps import LEROBOT_STEPS
@@ -58,4 +59,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *PAIRS,
     *OPENPI,
     *OPENVLA,
+    *GENERIC,
 )

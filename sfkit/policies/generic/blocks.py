@@ -83,6 +83,8 @@ def first_tap(block: nn.Module, path: str, norm: str | None = None) -> TapPoint:
     Raises:
         AdapterError: It has no module of that name.
     """
+    if norm is None and getattr(block, "norm_first", True) is False:
+        norm = ""  # of a block that ends in its norms, as torch's own does by default, the norms see no stream
     if norm is None:
         norm = next((name for name in FIRST_NORMS if isinstance(getattr(block, name, None), nn.Module)), "")
     if not norm:

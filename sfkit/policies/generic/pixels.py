@@ -38,22 +38,26 @@ def to_views(given: Any, options: GenericOptions) -> Tensor:
     Raises:
         ViewsError: It has not that layout, or not so many views.
     """
-    if isinstance(given, tuple):
-        given = torch.stack([_colour_views(part, options, views=1)[:, 0] for part in given], 1)
-    elif isinstance(given, list):
-        given = _from_lists(given)
-    else:
-        given = _colour_views(given, options, views=options.grid[0])
-    if given.shape[1] != options.grid[0]:
+    pictures = _stacked(given, options)
+    if pictures.shape[1] != options.grid[0]:
         raise ViewsError(
-            f"The batch holds {given.shape[1]} pictures for each sample, grid={options.grid} says {options.grid[0]}.",
+            f"The batch holds {pictures.shape[1]} pictures for each sample, grid={options.grid} says "
+            f"{options.grid[0]}.",
             "Set grid=(views, rows, columns), and the layout of the pictures.",
         )
-    if options.resize is not None and tuple(given.shape[-2:]) != options.resize:
-        flat = given.flatten(0, 1).float()
+    if options.resize is not None and tuple(pictures.shape[-2:]) != options.resize:
+        flat = pictures.flatten(0, 1).float()
         flat = F.interpolate(flat, options.resize, mode="bilinear", align_corners=False, antialias=True)
-        given = flat.reshape(*given.shape[:3], *options.resize)
-    return given
+        pictures = flat.reshape(*pictures.shape[:3], *options.resize)
+    return pictures
+
+
+def _stacked(given: Any, options: GenericOptions) -> Tensor:
+    if isinstance(given, tuple):
+        return torch.stack([_colour_views(part, options, views=1)[:, 0] for part in given], 1)
+    if isinstance(given, list):
+        return _from_lists(given)
+    return _colour_views(given, options, views=options.grid[0])
 
 
 def _from_lists(given: list[Any]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ from sfkit.errors import (
 )  # fmt: skip
 from sfkit.policies.base import ForwardCall
 from sfkit.policies.generic import Span
+from sfkit.policies.generic.blocks import first_tap
 from sfkit.testing.policies import TinyPolicy, tiny_batch
 from sfkit.testing.registration import RegistrationError, check_registration
 from sfkit.testing.teachers import PatchTeacher
@@ -66,6 +68,35 @@ def test_fault_01_blocks_that_are_never_called_are_tapped_at_their_norm(tiny: Ca
     assert policy.spatial_forcing.status().pairs[0].tap == "blocks.2.input_layernorm"
 
 
+def test_fault_05_35_depth_k_is_the_stream_after_k_blocks(tiny: Callable[..., Any]) -> None:
+    policy, batch = tiny(fused=True), tiny_batch()
+    hidden, attend = policy._embed(batch)
+    streams = [hidden]
+    for block in policy.blocks:
+        streams.append(block(streams[-1], attend))
+    for depth, stream in enumerate(streams):
+        wrapped = wrap(tiny(fused=True), at=depth)
+        wrapped.load_state_dict(
+            {**policy.state_dict(), **wrapped.spatial_forcing.state_dict(prefix="spatial_forcing.")}
+        )
+        seen = []
+        wrapped.spatial_forcing.adapter.visual_tokens = partial(_note, seen, wrapped.spatial_forcing.adapter)
+        wrapped(batch)
+        torch.testing.assert_close(seen[0], stream)
+
+
+def _note(seen: list[Tensor], adapter: GenericAdapter, hidden: Tensor, views: Any) -> Any:
+    seen.append(hidden)
+    return type(adapter).visual_tokens(adapter, hidden, views)
+
+
+def test_fault_05_35_blocks_that_end_in_their_norms_are_tapped_themselves() -> None:
+    after = nn.TransformerEncoderLayer(16, 2, 32, norm_first=False)
+    before = nn.TransformerEncoderLayer(16, 2, 32, norm_first=True)
+    assert first_tap(after, "blocks.0").module is after
+    assert first_tap(before, "blocks.0").module is before.norm1
+
+
 def test_fault_01_a_tap_that_never_fires_is_an_error(tiny: Callable[..., Any]) -> None:
     policy = wrap(tiny(fused=True), at=2, norm="")
     with pytest.raises(TapError, match=r"depth 2 \(blocks\.2, input\) did not fire"):
@@ -104,7 +135,7 @@ def test_fault_16_a_function_returns_positions(make_text: Callable[..., Any]) ->
     check_registration(wrap_case(case), case.batch(), case.perturb)
 
 
-def test_fault_20_rows_and_columns_are_told_by_the_grid(make_text: Callable[..., Any]) -> None:
+def test_a_grid_with_rows_for_columns_is_found_out(make_text: Callable[..., Any]) -> None:
     case = make_text(grid=(2, 4, 3), resize=(32, 24))
     with pytest.raises(RegistrationError):
         check_registration(wrap_case(case), case.batch(), case.perturb)

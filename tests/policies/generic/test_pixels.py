@@ -21,9 +21,19 @@ def options(**fields: Any) -> GenericOptions:
     return GenericOptions(**{**rest, **fields})
 
 
+#: As image processors write them; not read from the table that is under test.
+STATISTICS: dict[str, tuple[Any, Any]] = {
+    "[0,1]": ([0.0] * 3, [1.0] * 3),
+    "[-1,1]": ([0.5] * 3, [0.5] * 3),
+    "0-255": ([0.0] * 3, [1 / 255] * 3),
+    "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    "clip": ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),
+}
+
+
 def normalised(pictures: torch.Tensor, pixels: str | MeanStd) -> torch.Tensor:
-    by = NORMALISATIONS[pixels] if isinstance(pixels, str) else pixels
-    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (by.mean, by.std))
+    statistics = STATISTICS[pixels] if isinstance(pixels, str) else (pixels.mean, pixels.std)
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in statistics)
     return (pictures - mean) / std
 
 

@@ -44,6 +44,22 @@ def test_a_vlm_trains_with_alignment(make_vlm: Callable[..., Any], family: str) 
     assert views.num_layers == 3
 
 
+def test_activation_checkpointing_of_a_vlm_changes_no_gradient(make_vlm: Callable[..., Any]) -> None:
+    found = []
+    for checkpointed in (False, True):
+        torch.manual_seed(0)
+        case = make_vlm("llava", "right")
+        if checkpointed:
+            case.policy.vlm.gradient_checkpointing_enable({"use_reentrant": False})
+        policy = SpatialForcing.wrap(case.policy.train(), PatchTeacher(), adapter=case.adapter, depth=2)
+        policy(case.batch())["loss"].backward()
+        gradients = [p.grad for p in policy.parameters() if p.grad is not None]
+        found.append((policy.spatial_forcing.metrics()["sf_loss"], gradients))
+        assert policy.spatial_forcing.hosts[0].runs == 1
+    assert found[0][0] == found[1][0]
+    torch.testing.assert_close(found[0][1], found[1][1])
+
+
 def test_patches_are_those_of_the_image_processor(patches_of: Callable[..., torch.Tensor]) -> None:
     transformers = pytest.importorskip("transformers")
     processor = transformers.Qwen2VLImageProcessor(patch_size=4, merge_size=2, do_resize=False)
