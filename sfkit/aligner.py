@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sfkit.alignment.balance import Balance
-from sfkit.alignment.checks import SelfCheck, check_views, is_sharded
+from sfkit.alignment.checks import SelfCheck, check_views, is_sharded, refuse_shards
 from sfkit.alignment.gradients import GradientMeter, GradientSums
 from sfkit.alignment.reduction import tell_of_a_sum
 from sfkit.alignment.step import Alignment, align
@@ -21,7 +21,7 @@ from sfkit.config import Depth, balance_ratio
 from sfkit.errors import LossError, SfkitWarning
 from sfkit.health.monitor import Monitor, Watched
 from sfkit.notices import notice
-from sfkit.pairing import Plan
+from sfkit.pairing import Plan, featured
 from sfkit.policies.base import ForwardCall
 from sfkit.policies.loss import add_per_sample
 from sfkit.projectors.base import Projector
@@ -66,7 +66,10 @@ class Aligner(nn.Module):
         self.meter = GradientMeter(tuple(self.taps))
         self.monitor = Monitor(
             plan.config.health,
-            [Watched(p.depth, self.hosts[p.host].teacher.name, p.layer, not p.future) for p in self.pairs],
+            [
+                Watched(p.depth, self.hosts[p.host].teacher.name, p.layer, not p.future)
+                for p in featured(self.pairs, self.pairs)
+            ],
             self.adapter.policy,
             self.projectors,
         )
@@ -222,6 +225,8 @@ class Aligner(nn.Module):
     def forward(self, call: ForwardCall, hidden: Mapping[Depth, Captured]) -> Alignment:
         """Align one batch: the sum (or mean) over pairs of ``pair weight * objective``, for each sample."""
         self._check.before(self.projectors)
+        if any(pair.reads_attention for pair in self.pairs):
+            refuse_shards(self.adapter.policy)
         with torch.no_grad():
             views = self.adapter.views(call)
         students = {depth: tokens_at(self.adapter, depth, state, views) for depth, state in hidden.items()}
@@ -241,21 +246,25 @@ class Aligner(nn.Module):
             self.monitor.look(students, maps, views.names, reached=self._check.reaches_policy)
         losses = torch.stack([pair.weight * result.loss for pair, result in zip(self.pairs, results, strict=True)])
         loss = losses.mean(0) if self.config.pair_reduction == "mean" else losses.sum(0)
-        cosine = torch.stack([result.cosine for result in results]).mean()
-        return Alignment(loss, cosine, torch.stack([result.valid for result in results]).mean())
+        cosine = torch.stack(
+            [result.cosine for result in featured(self.pairs, results)] or [losses.new_tensor(torch.nan)]
+        )
+        return Alignment(loss, cosine.mean(), torch.stack([result.valid for result in results]).mean())
 
     def _targets(self, call: ForwardCall, views: Views, students: Mapping[Depth, FeatureMap]) -> list[FeatureMap]:
         """One target for each pair, from one run of each teacher on each moment that is asked for."""
         explain = functools.partial(self.adapter.explain_missing, call=call)
-        found: dict[tuple[int, int, int], FeatureMap] = {}
+        found: dict[tuple[int, int, bool, int], FeatureMap] = {}
         for index, future in dict.fromkeys((pair.host, pair.future) for pair in self.pairs):
             mine = [pair for pair in self.pairs if (pair.host, pair.future) == (index, future)]
-            layers = sorted({pair.layer for pair in mine})
+            layers = sorted({pair.layer for pair in mine if not pair.reads_attention})
+            blocks = sorted({pair.layer for pair in mine if pair.reads_attention})
             with torch.no_grad():
                 seen = self.adapter.future_views(call, future) if future else views
-            maps = self.hosts[index].features(seen, layers, students[mine[0].depth].grid, explain)
-            found.update({(index, future, layer): one for layer, one in zip(layers, maps, strict=True)})
-        return [found[pair.host, pair.future, pair.layer] for pair in self.pairs]
+            maps = self.hosts[index].features(seen, layers, students[mine[0].depth].grid, explain, blocks)
+            names = [*((False, layer) for layer in layers), *((True, block) for block in blocks)]
+            found.update({(index, future, *name): one for name, one in zip(names, maps, strict=True)})
+        return [found[pair.host, pair.future, pair.reads_attention, pair.layer] for pair in self.pairs]
 
     def _projectors(self) -> Iterable[Projector]:
         return self.projectors  # type: ignore[return-value]

@@ -38,6 +38,11 @@ def register_objectives(register: Register) -> None:
         summary="cosine, and the error in the feature regressed from the normalised projection (Geometry Forcing)",
     )
     register(
+        "sfkit.objectives.attention:AttentionObjective",
+        name="attention",
+        summary="attention maps of blocks, student's and teacher's (HASTE)",
+    )
+    register(
         "sfkit.objectives.cosine:CosineObjective",
         name="cosine",
         summary="one minus the cosine similarity, averaged over the valid tokens of each sample",

@@ -17,6 +17,19 @@ Depth: TypeAlias = "int | str"
 #: Instead of a depth: what the policy's vision tower gives, before the language model.
 ENCODER = "encoder"
 
+_ATTENTION = "attention:"
+
+
+def attention_of(block: int) -> str:
+    """In the place of a depth, within the library: the queries and keys of the block with this number, from 1."""
+    return f"{_ATTENTION}{block}"
+
+
+def block_of(depth: Depth) -> int | None:
+    """The number of the block whose queries and keys are meant; None for a depth proper."""
+    return int(depth.removeprefix(_ATTENTION)) if isinstance(depth, str) and depth.startswith(_ATTENTION) else None
+
+
 #: What a weight that follows the gradients begins with.
 BALANCE = "balance"
 

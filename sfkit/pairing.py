@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -18,17 +19,20 @@ from sfkit.building import (
     build_teacher,
     build_transforms,
 )
-from sfkit.config import ComponentSpec, Depth, PairConfig, SpatialForcingConfig
+from sfkit.config import ComponentSpec, Depth, PairConfig, SpatialForcingConfig, attention_of, block_of
 from sfkit.errors import ConfigError
 from sfkit.objectives.base import Objective
 from sfkit.policies.base import PolicyAdapter
 from sfkit.projectors.base import Projector
+from sfkit.projectors.identity import Unprojected
 from sfkit.projectors.shared import SharedProjector
 from sfkit.rng import own_rng
 from sfkit.schedules.base import Product, Schedule
 from sfkit.teachers.base import Teacher
 from sfkit.transforms.base import Transform
 from sfkit.wishes import Wish, read_wishes
+
+_T = TypeVar("_T")
 
 #: Keeps the first weights of an objective's head apart from those of the projectors, which count up from the seed.
 _HEAD_SEEDS = 1 << 20
@@ -39,9 +43,9 @@ class Pair:
     """One alignment.
 
     Attributes:
-        depth: Of the student.
+        depth: Of the student; or :func:`~sfkit.config.attention_of` a block, where the objective reads attention.
         host: Index of the teacher's host.
-        layer: Of the teacher.
+        layer: Of the teacher; its block, where the objective reads attention.
         weight: Within the alignment loss, as the user gave it.
         objective: Compares the two.
         future: How many steps ahead the frame is that the teacher sees.
@@ -53,6 +57,16 @@ class Pair:
     weight: float
     objective: Objective
     future: int = 0
+
+    @property
+    def reads_attention(self) -> bool:
+        """Whether queries and keys are compared, and no features."""
+        return block_of(self.depth) is not None
+
+
+def featured(pairs: Sequence[Pair], things: Sequence[_T]) -> list[_T]:
+    """Of one thing for each pair, those of pairs that compare features."""
+    return [thing for thing, pair in zip(things, pairs, strict=True) if not pair.reads_attention]
 
 
 @dataclass(frozen=True)
@@ -115,10 +129,9 @@ def make_plan(
         _record(wish, pair, hosts[pair.host].teacher, built)
         for wish, pair, built in zip(wishes, resolved, projectors, strict=True)
     ]
-    usual = [built.spec for wish, built in zip(wishes, projectors, strict=True) if wish.projector is None]
-    chains: list[Any] = [
-        built.target_transforms for wish, built in zip(wishes, projectors, strict=True) if wish.transforms is None
-    ]
+    with_features = featured(resolved, list(zip(wishes, projectors, strict=True)))
+    usual = [built.spec for wish, built in with_features if wish.projector is None]
+    chains: list[Any] = [built.target_transforms for wish, built in with_features if wish.transforms is None]
     values = {
         **settings,
         "adapter": adapter.spec,
@@ -146,6 +159,10 @@ def _projectors(
     shared: bool,
 ) -> tuple[Projector, ...]:
     """The projector of each pair, with the transforms of its target and what its objective trains."""
+    if any(pair.reads_attention for pair in pairs):
+        return _beside_attention(
+            adapter, teachers, wishes, pairs, projector=projector, transforms=transforms, seed=seed, shared=shared
+        )
     chains, widths = [], []
     for wish, pair, teacher in zip(wishes, pairs, teachers, strict=True):
         target = teacher.dim(pair.layer)
@@ -167,18 +184,49 @@ def _projectors(
     return built
 
 
+def _beside_attention(
+    adapter: PolicyAdapter, teachers: Sequence[Teacher], wishes: Sequence[Wish], pairs: Sequence[Pair], **common: Any
+) -> tuple[Projector, ...]:
+    """As :func:`_projectors`, where some pairs read attention: these have neither projector nor transforms."""
+    chosen = featured(pairs, range(len(pairs)))
+    own = [featured(pairs, teachers), featured(pairs, wishes), featured(pairs, pairs)]
+    built = _projectors(adapter, *own, **common) if chosen else ()  # type: ignore[arg-type]
+    found: dict[int, Projector] = dict(zip(chosen, built, strict=True))
+    for index, (wish, pair, teacher) in enumerate(zip(wishes, pairs, teachers, strict=True)):
+        block = block_of(pair.depth)
+        if block is None:
+            continue
+        if wish.projector is not None or wish.transforms is not None:
+            raise ConfigError(
+                f"Objective {pair.objective.name!r} compares queries and keys as they are.",
+                "Leave projector and transforms out of its pairs.",
+            )
+        sides = adapter.attention_heads(block), teacher.attention_heads(pair.layer)
+        found[index] = Unprojected(2 * math.prod(sides[0]), 2 * math.prod(sides[1]))
+        found[index].objective_head = pair.objective.attention_head(*sides)
+    return tuple(found[index] for index in range(len(pairs)))
+
+
 def _resolve(adapter: PolicyAdapter, wish: Wish, hosts: list[TeacherHost], common: Objective) -> Pair:
     host = _host_for(wish.teacher, hosts)
     layer = _layer(hosts[host].teacher, wish.layer)
     objective = common if wish.objective is None else build_objective(wish.objective)
-    return Pair(_depth(adapter, wish.depth), host, layer, wish.weight, objective, wish.future)
+    depth = _depth(adapter, wish.depth)
+    if objective.reads == "attention":
+        if isinstance(depth, str) or depth == 0:
+            raise ConfigError(
+                f"Objective {objective.name!r} reads the attention of a block, and there is none at {depth!r}.",
+                f"Blocks are 1 to {adapter.num_layers}.",
+            )
+        depth = attention_of(depth)
+    return Pair(depth, host, layer, wish.weight, objective, wish.future)
 
 
 def _record(wish: Wish, pair: Pair, teacher: Teacher, projector: Projector) -> dict[str, Any]:
     """The pair as it is saved; what it shares with the others stands in the run's own fields."""
     chain: Any = projector.target_transforms
     return {
-        "depth": pair.depth,
+        "depth": block_of(pair.depth) or pair.depth,
         "teacher": teacher.spec,
         "layer": pair.layer,
         "weight": pair.weight,

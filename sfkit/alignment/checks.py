@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sfkit.alignment.tap import depth_name
 from sfkit.config import Depth
-from sfkit.errors import GradientError, SfkitWarning, ViewsError
+from sfkit.errors import ConfigError, GradientError, SfkitWarning, ViewsError
 from sfkit.types import FeatureMap, Views
 
 _NEAREST = 16
@@ -188,3 +188,16 @@ class SelfCheck:
 def is_sharded(module: nn.Module) -> bool:
     """Whether FSDP2's ``fully_shard`` was applied; recognised by name, as it is not in every torch."""
     return any(cls.__name__ == "FSDPModule" for cls in type(module).__mro__)
+
+
+def refuse_shards(policy: nn.Module) -> None:
+    """Check that weights may be used outside of the blocks that they belong to.
+
+    Raises:
+        ConfigError: FSDP2 has scattered them.
+    """
+    if any(is_sharded(module) for module in policy.modules()):
+        raise ConfigError(
+            "Queries and keys are made outside the policy's blocks, where FSDP2 has scattered their weights.",
+            "Train with DDP, or choose an objective that reads features.",
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -44,6 +45,7 @@ class TeacherHost:
         layers: Sequence[int],
         grid: tuple[int, int],
         explain: Callable[[str], str] = lambda field: "",
+        blocks: Sequence[int] = (),
     ) -> list[FeatureMap]:
         """Features of all views, masked where a view is absent.
 
@@ -52,6 +54,7 @@ class TeacherHost:
             layers: Layers wanted.
             grid: The student's grid.
             explain: Says of a missing field of ``views`` why it is missing.
+            blocks: Blocks whose queries and keys are wanted; their maps come after those of the layers.
 
         Raises:
             ViewsError: ``views`` lack a field that the teacher requires.
@@ -74,13 +77,13 @@ class TeacherHost:
             torch.autocast(device.type, enabled=False),
             explain_out_of_memory(doing, self.teacher.memory_advice),
         ):
-            model = self._place(views, layers)
+            model = self._place(views, layers or blocks)
             # Outside inference mode: statistics are communicated and kept, which inference tensors resent.
             self.teacher.observe((views, grid))
             with torch.inference_mode():
                 if not self.teacher.drops_absent:
-                    return self.teacher.encode(model, views, layers, grid)
-                return self._encode_present(model, views, layers, grid)
+                    return self._encode(model, views, layers, blocks, grid)
+                return self._encode_present(model, views, layers, blocks, grid)
 
     @torch.no_grad()
     def sit_out(self) -> None:
@@ -107,26 +110,35 @@ class TeacherHost:
             self._device = device
         return self._model
 
+    def _encode(
+        self, model: nn.Module | None, views: Views, layers: Sequence[int], blocks: Sequence[int], grid: tuple[int, int]
+    ) -> list[FeatureMap]:
+        if blocks:
+            return self.teacher.encode_with_attention(model, views, layers, blocks, grid)
+        return self.teacher.encode(model, views, layers, grid)
+
     def _encode_present(
-        self, model: nn.Module | None, views: Views, layers: Sequence[int], grid: tuple[int, int]
+        self, model: nn.Module | None, views: Views, layers: Sequence[int], blocks: Sequence[int], grid: tuple[int, int]
     ) -> list[FeatureMap]:
         present = views.present
         if bool(present.all()):
-            return self.teacher.encode(model, views, layers, grid)
+            return self._encode(model, views, layers, blocks, grid)
         rows = present.tolist()
-        maps: list[FeatureMap | None] = [None] * len(layers)
+        widths = [self.teacher.dim(layer) for layer in layers]
+        widths += [2 * math.prod(self.teacher.attention_heads(block)) for block in blocks]
+        maps: list[FeatureMap | None] = [None] * len(widths)
         for pattern in sorted({tuple(row) for row in rows}):
             columns = [i for i, there in enumerate(pattern) if there]
             if not columns:
                 continue
             samples = torch.tensor([i for i, row in enumerate(rows) if tuple(row) == pattern], device=present.device)
-            part = self.teacher.encode(model, views.select(samples, columns), layers, grid)
+            part = self._encode(model, views.select(samples, columns), layers, blocks, grid)
             maps = [
                 _scatter(whole, new, samples, columns, present.shape) for whole, new in zip(maps, part, strict=True)
             ]
         return [
-            _all_masked(self.teacher.dim(layer), present.shape, grid, views.images) if whole is None else whole
-            for whole, layer in zip(maps, layers, strict=True)
+            _all_masked(width, present.shape, grid, views.images) if whole is None else whole
+            for whole, width in zip(maps, widths, strict=True)
         ]
 
 

@@ -35,9 +35,10 @@ class Alignment(NamedTuple):
 
     Attributes:
         loss: ``(b,)`` with gradient; 0 for a sample without a valid token.
-        cosine: ``()`` detached: mean cosine similarity over the valid tokens of the batch; NaN where there are none.
+        cosine: ``()`` detached: mean cosine similarity over the valid tokens of the batch; NaN where there are none, or
+            where no features are compared.
         valid: ``()`` detached: share of tokens that were compared.
-        compared: Of a single pair: the maps themselves.
+        compared: Of a single pair: the maps themselves, if they are features.
     """
 
     loss: Tensor
@@ -73,7 +74,9 @@ def align(student: FeatureMap, teacher: FeatureMap, projector: Projector, object
         projected = projector(tokens, mask)
         loss = objective.with_head(projected, goal, mask, projector.objective_head)
     compared = Compared(projected.detach(), goal, mask)
-    return Alignment(loss, _mean_cosine(compared.projected, goal, mask), mask.float().mean(), compared)
+    featured = objective.reads == "features"
+    cosine = _mean_cosine(compared.projected, goal, mask) if featured else loss.new_full((), torch.nan)
+    return Alignment(loss, cosine, mask.float().mean(), compared if featured else None)
 
 
 @torch.no_grad()

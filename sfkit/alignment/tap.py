@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from sfkit.config import ENCODER, Depth
+from sfkit.config import ENCODER, Depth, block_of
 from sfkit.errors import TapError
 from sfkit.policies.base import PolicyAdapter, TapPoint
+from sfkit.rng import own_rng
 from sfkit.types import FeatureMap, Views
 
 #: What a tap hands over: one tensor, or every one of a forward, where the point says so.
@@ -18,19 +19,30 @@ Captured: TypeAlias = "Tensor | tuple[Tensor, ...]"
 
 
 def tap_at(adapter: PolicyAdapter, depth: Depth) -> Tap:
-    """A tap at a depth, or at the output of the vision tower."""
+    """A tap at a depth, at the output of the vision tower, or at what a block's queries and keys are made of."""
+    block = block_of(depth)
+    if block is not None:
+        return Tap(depth, adapter.tap(block - 1))
     return Tap(depth, adapter.encoder_tap() if isinstance(depth, str) else adapter.tap(depth))
 
 
 def tokens_at(adapter: PolicyAdapter, depth: Depth, captured: Captured, views: Views) -> FeatureMap:
-    """The visual tokens in what was captured there."""
+    """The visual tokens in what was captured there, or their queries and keys."""
+    block = block_of(depth)
+    if block is not None:
+        assert isinstance(captured, Tensor)
+        with own_rng(captured.device):  # dropout of an adapter on the projections
+            return adapter.attention_tokens(captured, block, views)
     if isinstance(captured, Tensor):
         return adapter.visual_tokens(captured, views)
     return adapter.encoder_tokens(captured, views)
 
 
 def depth_name(depth: Depth) -> str:
-    """``"depth 3"``, or ``"the encoder"``, for messages."""
+    """``"depth 3"``, ``"the encoder"`` or ``"the attention of block 3"``, for messages."""
+    block = block_of(depth)
+    if block is not None:
+        return f"the attention of block {block}"
     return "the encoder" if depth == ENCODER else f"depth {depth}"
 
 

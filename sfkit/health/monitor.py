@@ -184,14 +184,16 @@ class Monitor:
         figures: dict[str, list[float]] = {}
         for key, value in tensors.items():
             figures[key], flat = flat[: len(value)], flat[len(value) :]
-        by_depth = {str(pair.depth): pair.depth for pair in self.pairs}
+        by_depth: dict[str, Depth] = {str(pair.depth): pair.depth for pair in self.pairs}
         health = Health(
             step=step,
             every=self.options.every,
             ratio=figures["ratio"][0],
             cosine=figures["cosine"][0],
             depths=tuple(
-                DepthHealth(by_depth[d], *(figures[f"{key}.{d}"][0] for key in ("ratio", "cosine", "drift", "noise")))
+                DepthHealth(
+                    by_depth.get(d, d), *(figures[f"{key}.{d}"][0] for key in ("ratio", "cosine", "drift", "noise"))
+                )
                 for d in depths
             ),
             pairs=tuple(self._pair(index, pair, figures) for index, pair in enumerate(self.pairs)),

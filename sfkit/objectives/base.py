@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
@@ -12,7 +13,14 @@ from sfkit.component import AnyOptions, Configured
 
 
 class Objective(Configured, ABC):
-    """A distance between two feature grids, for each sample."""
+    """A distance between two feature grids, for each sample.
+
+    Attributes:
+        reads: Of the class: what a pair with this objective is made of. ``features``: the residual stream, projected,
+            and the teacher's features; ``attention``: queries and keys of a block on either side, unprojected.
+    """
+
+    reads: ClassVar[Literal["features", "attention"]] = "features"
 
     def __init__(self, options: AnyOptions = None) -> None:
         self.configure(options)
@@ -37,6 +45,15 @@ class Objective(Configured, ABC):
         so it is in the optimizer, in DDP's graph and in checkpoints.
         """
         return None
+
+    def attention_head(self, student: tuple[int, int], teacher: tuple[int, int]) -> nn.Module:
+        """In the place of :meth:`head`, for objectives that read attention.
+
+        Args:
+            student: Heads, and channels of each.
+            teacher: Likewise.
+        """
+        raise NotImplementedError(f"{type(self).__name__} reads attention but has no attention_head.")
 
     def with_head(self, student: Tensor, teacher: Tensor, mask: Tensor, head: nn.Module | None) -> Tensor:
         """Compare the maps, given what :meth:`head` made for this pair; otherwise as a plain call."""

@@ -96,4 +96,9 @@ def _build(spec: ComponentSpec) -> Objective:
             f"{spec.name!r} was registered as an objective but is a {type(objective).__name__}.",
             f"This is a fault of {entry.distribution}.",
         )
+    if objective.reads != "features":
+        raise ConfigError(
+            f"Objective {spec.name!r} reads {objective.reads}: it cannot stand in a sum of what reads features.",
+            "Give it pairs of its own; the losses of pairs are added with their weights.",
+        )
     return cast("Objective", objective)

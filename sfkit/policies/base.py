@@ -168,6 +168,32 @@ class PolicyAdapter(Configured, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} has an encoder_tap but no encoder_tokens.")
 
+    def attention_heads(self, block: int) -> tuple[int, int]:
+        """Number of query heads of a block, from 1, and channels of each.
+
+        Raises:
+            ConfigError: This adapter does not know the policy's queries and keys.
+        """
+        raise ConfigError(
+            f"Adapter {self.name!r} does not give the queries and keys of {type(self.policy).__name__}.",
+            "Choose an objective that reads features, or write attention_heads and attention_tokens.",
+        )
+
+    def attention_tokens(self, hidden: Tensor, block: int, views: Views) -> FeatureMap:
+        """Queries and keys of the visual tokens ``(b, v, gh, gw, 2 * heads * channels)``, with gradient.
+
+        Made anew from what the tap before the block has read, by the block's own norm and projections and with its
+        position code: a hook inside the block would see nothing that carries a gradient under reentrant activation
+        checkpointing, and what is done between projections and attention is no module. Queries come first, already
+        scaled, then keys; keys that several heads share are repeated.
+
+        Args:
+            hidden: What :meth:`tap` read at depth ``block - 1``.
+            block: From 1 to :attr:`num_layers`.
+            views: Of this call.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has attention_heads but no attention_tokens.")
+
     def explain_missing(self, field: str, call: ForwardCall) -> str:
         """Why :meth:`views` left an optional field None: where it was looked for, and what was there instead.
 

@@ -1,4 +1,4 @@
-"""No projector at all."""
+"""No projector at all, and none that would be of use."""
 
 from __future__ import annotations
 
@@ -27,6 +27,15 @@ class IdentityProjector(Projector):
                 'Choose another projector, such as "linear", or bring the target to that width with the transform '
                 '"pca" or "random-projection".',
             )
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        return tokens
+
+
+class Unprojected(Projector):
+    """In the place of a projector where no features are compared; student and teacher may differ in width."""
+
+    name = "none"
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         return tokens

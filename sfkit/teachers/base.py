@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sfkit.component import AnyOptions, Configured
+from sfkit.errors import ConfigError
 from sfkit.trunks.memory import Memory
 from sfkit.types import FeatureMap, Views
 
@@ -102,6 +103,40 @@ class Teacher(Configured, ABC):
         Returns:
             One map for each layer, over the whole view (letterbox included), mask False where a value means nothing.
         """
+
+    def attention_heads(self, block: int) -> tuple[int, int]:
+        """Number of heads of a block, from 1 to ``num_layers``, and channels of each.
+
+        Raises:
+            ConfigError: This teacher gives no queries and keys.
+        """
+        raise ConfigError(
+            f"Teacher {self.name!r} gives no queries and keys.",
+            "Choose a teacher that does, such as hf:facebook/dinov2-base, or an objective that reads features.",
+        )
+
+    def encode_with_attention(
+        self,
+        model: nn.Module | None,
+        views: Views,
+        layers: Sequence[int],
+        blocks: Sequence[int],
+        grid: tuple[int, int],
+    ) -> list[FeatureMap]:
+        """As :meth:`encode`, in the same run with the queries and keys of some blocks.
+
+        Args:
+            model: This and the next are as in :meth:`encode`.
+            views: Likewise.
+            layers: Layers wanted, may be empty.
+            blocks: Blocks whose queries and keys are wanted.
+            grid: As in :meth:`encode`.
+
+        Returns:
+            The maps of the layers, then those of the blocks: ``2 * heads * channels`` wide, queries (already scaled)
+            before keys.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has attention_heads but no encode_with_attention.")
 
     def state(self) -> dict[str, Tensor]:
         """Small tensors that a resumed run must have to give the same targets (statistics; never weights)."""

@@ -158,6 +158,15 @@ class TinyAdapter(PolicyAdapter):
     def encoder_tokens(self, states: Sequence[Tensor], views: Views) -> FeatureMap:
         return tower_tokens(states, views, self._grid(views))
 
+    def attention_heads(self, block: int) -> tuple[int, int]:
+        return 1, self.dim(block)
+
+    def attention_tokens(self, hidden: Tensor, block: int, views: Views) -> FeatureMap:
+        tokens = self.visual_tokens(hidden, views)
+        own: Any = self.policy.blocks[block - 1]
+        queries, keys, _ = own.qkv(own.input_layernorm(tokens.values)).chunk(3, -1)
+        return FeatureMap(torch.cat([queries / self.dim(block) ** 0.5, keys], -1), tokens.mask)
+
     def _grid(self, views: Views) -> tuple[int, int]:
         side = self.policy.embed.kernel_size[0]
         return views.size[0] // side, views.size[1] // side

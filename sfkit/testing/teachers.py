@@ -24,7 +24,10 @@ class PatchTeacherOptions(Options):
 
 
 class PatchTeacher(Teacher):
-    """A frozen random linear map of pooled patches; with ``joint``, plus the mean over the views of a sample."""
+    """A frozen random linear map of pooled patches; with ``joint``, plus the mean over the views of a sample.
+
+    Queries and keys of a block, of two heads, are its features.
+    """
 
     name = "patch"
     license = "Apache-2.0"
@@ -54,3 +57,18 @@ class PatchTeacher(Teacher):
             values = values + values.mean(1, keepdim=True)
         mask = torch.ones(values.shape[:-1], dtype=torch.bool, device=values.device)
         return [FeatureMap(values * layer, mask) for layer in layers]
+
+    def attention_heads(self, block: int) -> tuple[int, int]:
+        return 2, self.options.dim // 2
+
+    def encode_with_attention(
+        self,
+        model: nn.Module | None,
+        views: Views,
+        layers: Sequence[int],
+        blocks: Sequence[int],
+        grid: tuple[int, int],
+    ) -> list[FeatureMap]:
+        maps = self.encode(model, views, [*layers, *blocks], grid)
+        doubled = [FeatureMap(torch.cat([one.values, one.values], -1), one.mask) for one in maps[len(layers) :]]
+        return [*maps[: len(layers)], *doubled]
