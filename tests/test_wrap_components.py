@@ -127,7 +127,7 @@ def test_what_is_built_in_bears_the_name_under_which_it_is_listed() -> None:
     registry.add_plugin(builtin, "sfkit")
     found = {kind: [entry.name for entry in registry.of_kind(kind)] for kind in ("objective", "projector", "transform")}
     assert found == {
-        "objective": ["angular-scale", "cosine", "info-nce", "mse", "relational", "smooth-l1", "sum"],
+        "objective": ["angular-scale", "attention", "cosine", "info-nce", "mse", "relational", "smooth-l1", "sum"],
         "projector": ["conv", "identity", "linear", "mlp", "mlp-silu", "nested"],
         "transform": ["layer-norm", "pca", "position-code", "random-projection", "resample", "spatial-norm"],
     }

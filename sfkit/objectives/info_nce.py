@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
+import torch.distributed as dist
 from pydantic import Field
 from torch import Tensor
 
@@ -51,7 +52,8 @@ class InfoNCEObjective(Objective):
         negatives = self.options.negatives
         groups = {"view": b * v, "sample": b}.get(negatives, 1)
         count = mask.numel() // groups if groups else 0
-        if count < 2 and negatives != "devices":
+        # Other ranks may have some.
+        if count < 2 and not (negatives == "devices" and dist.is_available() and dist.is_initialized()):
             raise ShapeError(
                 f"Objective {self.name!r} finds no negative: {count} token of {b} samples, {v} views and a grid of "
                 f"{gh} x {gw}, with negatives of the {negatives}.",

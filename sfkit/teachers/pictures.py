@@ -138,8 +138,12 @@ class PictureTeacher(Teacher):
     def encode(
         self, model: nn.Module | None, views: Views, layers: Sequence[int], grid: tuple[int, int]
     ) -> list[FeatureMap]:
+        self.check(views, layers)
+        return self.look(model, views, layers)
+
+    def look(self, model: nn.Module | None, views: Views, layers: Sequence[int]) -> list[FeatureMap]:
+        """What :meth:`features` gives for these views, as maps of the whole views."""
         assert model is not None
-        self._check(views, layers)
         order = self._order(views.names)
         images = views.images
         if not self.options.keep_letterbox:
@@ -158,7 +162,14 @@ class PictureTeacher(Teacher):
         """Resize pictures in [0, 1] and put them on their canvas."""
         return paint(images, placement, fill=self.fill, antialias=self.options.antialias)
 
-    def _check(self, views: Views, layers: Sequence[int]) -> None:
+    def check(self, views: Views, layers: Sequence[int]) -> None:
+        """Check what is to be encoded.
+
+        Raises:
+            ConfigError: There is no such layer.
+            ShapeError: There are no pictures.
+            ViewsError: The first batch is not in [0, 1].
+        """
         unknown = [layer for layer in layers if not 1 <= layer <= self.num_layers]
         if unknown or not layers:
             raise ConfigError(

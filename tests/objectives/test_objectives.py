@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from sfkit.alignment.resample import resample
 from sfkit.alignment.step import align
 from sfkit.building import build_objective
 from sfkit.errors import ConfigError, ShapeError
@@ -34,10 +35,13 @@ ALL: dict[str, Any] = {
     "relational all": ("relational", {"scope": "all"}),
     "angular-scale": "angular-scale",
     "angular-scale absolute": ("angular-scale", {"relative": False}),
+    "attention": "attention",
+    "attention first head": ("attention", {"heads": 1}),
     "sum": ("sum", {"terms": [("cosine", 1.0), (("relational", {"scope": "all"}), 0.5), ("angular-scale", 0.2)]}),
 }
-TEACHER_SCALE_MATTERS = {"mse none", "angular-scale absolute"}
-STUDENT_SCALE_MATTERS = {"mse none"}
+ATTENTION = {"attention", "attention first head"}
+TEACHER_SCALE_MATTERS = {"mse none", "angular-scale absolute"} | ATTENTION
+STUDENT_SCALE_MATTERS = {"mse none"} | ATTENTION
 OTHER_SAMPLES_MATTER = {"info-nce batch", "info-nce devices"}
 ZERO_AT_EQUALITY = [
     name for name in ALL if not name.startswith(("info-nce", "angular-scale", "sum"))
@@ -64,6 +68,8 @@ def case(seed: int = 0, b: int = 3, dim: int = 6, dtype: torch.dtype = torch.flo
 
 def head_of(objective: Objective, dim: int = 6, dtype: torch.dtype = torch.float64) -> nn.Module | None:
     torch.manual_seed(5)
+    if objective.reads == "attention":
+        return objective.attention_head((dim // 2, 1), (dim // 2, 1))
     head = objective.head(dim)
     return None if head is None else head.to(dtype)
 
@@ -132,6 +138,30 @@ def test_equal_features_have_no_loss(name: str, seed: int) -> None:
     assert loss_of(name, student, student.clone(), mask).abs().max() < 1e-9
 
 
+@few
+@given(seed=st.integers(0, 1000))
+def test_angular_scale_has_no_loss_where_the_head_finds_equal_features(seed: int) -> None:
+    _, teacher, mask = case(seed)
+    teacher = F.normalize(teacher, dim=-1)  # the head is given directions
+    head = nn.Linear(6, 6).double()
+    with torch.no_grad():
+        head.weight.copy_(torch.eye(6))
+        head.bias.zero_()
+    for relative in (True, False):
+        objective = build_objective(("angular-scale", {"relative": relative}))
+        assert objective.with_head(3 * teacher, teacher, mask, head).abs().max() < 1e-9
+        assert objective.with_head(3 * teacher.roll(1, -1), teacher, mask, head)[0] > 1e-3
+
+
+@few
+@given(seed=st.integers(0, 1000))
+def test_a_sum_of_what_is_zero_at_equality_is_zero_there(seed: int) -> None:
+    _, teacher, mask = case(seed)
+    total = build_objective(("sum", {"terms": [("cosine", 1.0), ("relational", 0.5), ("smooth-l1", 2.0)]}))
+    assert total(teacher, teacher.clone(), mask).abs().max() < 1e-9
+    assert total(teacher.roll(1, -1), teacher, mask)[0] > 1e-3
+
+
 @pytest.mark.parametrize("name", ["info-nce view", "info-nce sample", "info-nce batch", "info-nce devices"])
 @few
 @given(seed=st.integers(0, 1000))
@@ -140,9 +170,41 @@ def test_info_nce_is_smaller_for_the_teachers_own_features_than_for_others(name:
     assert loss_of(name, teacher, teacher, mask) < loss_of(name, student, teacher, mask)
 
 
+@pytest.mark.parametrize("name", ["info-nce view", "info-nce sample", "info-nce batch"])
+@few
+@given(order=st.permutations(range(6)), seed=st.integers(0, 1000))
+def test_info_nce_is_least_where_every_patch_has_its_own_feature(name: str, order: list[int], seed: int) -> None:
+    # Of all ways to hand the teacher's features out within a view: log sum exp is the same, and cos(t, t) the largest.
+    _, teacher, _ = case(seed, b=1)
+    mask = torch.ones(1, 2, 2, 3, dtype=torch.bool)
+    mixed = teacher.flatten(2, 3)[:, :, order].unflatten(2, (2, 3))
+    gap = float(loss_of(name, mixed, teacher, mask) - loss_of(name, teacher, teacher, mask))
+    assert gap > -1e-9
+    assert order == sorted(order) or gap > 1e-6
+
+
 @every
-def test_gradients_are_those_of_the_formula(name: str) -> None:
-    student, teacher, mask = case(b=2)
+@few
+@given(student_power=st.integers(-30, 30), teacher_power=st.integers(-30, 30), seed=st.integers(0, 1000))
+def test_bfloat16_of_any_size_is_finite_and_so_are_its_gradients(
+    name: str, student_power: int, teacher_power: int, seed: int
+) -> None:
+    student, teacher, mask = case(seed, dtype=torch.bfloat16)
+    student, teacher = (student * 2.0**student_power).requires_grad_(), teacher * 2.0**teacher_power
+    objective = build_objective(ALL[name])
+    loss = objective.with_head(student, teacher, mask, head_of(objective, dtype=torch.float32))
+    loss.sum().backward()
+    assert loss.dtype == torch.float32
+    assert loss.isfinite().all()
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
+
+
+@every
+@settings(max_examples=3, deadline=None)
+@given(seed=st.integers(0, 1000))
+def test_gradients_are_those_of_the_formula(name: str, seed: int) -> None:
+    student, teacher, mask = case(seed, b=2)
     objective = build_objective(ALL[name])
     head = head_of(objective)
     student.requires_grad_()
@@ -169,7 +231,7 @@ def aligned(name: str, student: FeatureMap, teacher: FeatureMap) -> tuple[Tensor
     projector = MLPProjector(6, 6)
     for bias in (projector.fc1.bias, projector.fc2.bias):
         nn.init.normal_(bias)  # a projected zero is then no zero
-    projector.objective_head = objective.head(6)
+    projector.objective_head = head_of(objective, dtype=torch.float32)
     return align(student, teacher, projector, objective).loss, projector
 
 
@@ -323,6 +385,59 @@ def test_angular_scale_by_hand() -> None:
         objective(student, teacher, mask)
 
 
+def test_attention_by_hand() -> None:
+    # One head of one channel; queries before keys. Three patches, the last one masked.
+    student, mask = tokens((1, 0), (2, math.log(3) / 2), (7, 7))
+    teacher, _ = tokens((math.log(2), 1, 0, 0), (0, 0, 0, 0), (9, 9, 9, 9))
+    mask[0, 0, 0, 2] = False
+    objective = build_objective("attention")
+    head = objective.attention_head((1, 1), (1, 2))
+
+    def divergence(wanted: tuple[float, float], own: tuple[float, float]) -> float:
+        return sum(w * math.log(w / o) for w, o in zip(wanted, own, strict=True))
+
+    # Student: logits (0, log(3) / 2) and (0, log 3). Teacher: queries (log 2, 1) and (0, 0), keys (0, 0): all equal.
+    half = math.sqrt(3)
+    wanted = (divergence((0.5, 0.5), (1 / (1 + half), half / (1 + half))) + divergence((0.5, 0.5), (0.25, 0.75))) / 2
+    assert objective.with_head(student, teacher, mask, head).item() == pytest.approx(wanted)
+    teacher[0, 0, 0, 0, 2:] = torch.tensor([1.0, 0.0])  # the first key: logits (log 2, 0) of the first patch
+    first = divergence((2 / 3, 1 / 3), (1 / (1 + half), half / (1 + half)))
+    again = (first + divergence((0.5, 0.5), (0.25, 0.75))) / 2
+    assert objective.with_head(student, teacher, mask, head).item() == pytest.approx(again)
+
+
+@few
+@given(seed=st.integers(0, 1000))
+def test_attention_takes_the_first_heads_of_either_side(seed: int) -> None:
+    student, teacher, mask = case(seed)  # 3 heads of 1 channel against 1 head of 3
+    objective = build_objective("attention")
+    head = objective.attention_head((3, 1), (1, 3))
+    other = student.clone()
+    other[..., [1, 2, 4, 5]] = 9.0
+    found = objective.with_head(student, teacher, mask, head)
+    assert torch.equal(objective.with_head(other, teacher, mask, head), found)
+    with pytest.raises(ConfigError, match=r"asked for 2 heads; the student has 3 and the teacher 1\.\n.*heads=1"):
+        build_objective(("attention", {"heads": 2})).attention_head((3, 1), (1, 3))
+    with pytest.raises(ConfigError, match="without knowing the heads"):
+        objective(student, teacher, mask)
+    with pytest.raises(ConfigError, match="'attention' reads attention: it cannot stand in a sum"):
+        build_objective(("sum", {"terms": [("cosine", 1.0), ("attention", 1.0)]}))
+
+
+@few
+@given(seed=st.integers(0, 1000))
+def test_attention_resampled_is_the_resampling_of_its_logits(seed: int) -> None:
+    # What allows queries and keys to travel as maps: bringing them to a grid is linear in both.
+    g = torch.Generator().manual_seed(seed)
+    mask = torch.ones(1, 1, 4, 4, dtype=torch.bool)
+    queries, keys = (torch.randn(1, 1, 4, 4, 3, generator=g) for _ in range(2))
+    small = resample(FeatureMap(torch.cat([queries, keys], -1), mask), (2, 3)).values.flatten(1, 3)
+    logits = torch.einsum("bic,bjc->bij", queries.flatten(1, 3), keys.flatten(1, 3))
+    rows = resample(FeatureMap(logits.reshape(1, 1, 4, 4, 16), mask), (2, 3)).values.reshape(1, 6, 16)
+    both = resample(FeatureMap(rows.mT.reshape(1, 1, 4, 4, 6), mask), (2, 3)).values.reshape(1, 6, 6).mT
+    assert torch.allclose(small[..., :3] @ small[..., 3:].mT, both, atol=1e-5)
+
+
 @few
 @given(seed=st.integers(0, 1000), weights=st.lists(st.floats(0, 10), min_size=2, max_size=2).filter(any))
 def test_a_sum_is_the_sum(seed: int, weights: list[float]) -> None:
@@ -348,8 +463,12 @@ def test_bad_sums_are_refused(terms: list[Any]) -> None:
 
 def test_what_cannot_be_compared_is_refused() -> None:
     student, mask = tokens((1, 2))
-    with pytest.raises(ShapeError, match="finds no negative: 1 token"):
-        build_objective("info-nce")(student, student, mask)
+    for negatives in ("view", "sample", "batch", "devices"):
+        with pytest.raises(ShapeError, match="finds no negative: 1 token"):
+            build_objective(("info-nce", {"negatives": negatives}))(student, student, mask)
+    attention = build_objective("attention")
+    with pytest.raises(ShapeError, match="nothing to attend to in a grid of 1 x 1"):
+        attention.with_head(student, student, mask, attention.attention_head((1, 1), (1, 1)))
     with pytest.raises(ShapeError, match="no pair of patches"):
         build_objective("relational")(student, student, mask)
     student, mask = tokens((1, 2), (3, 4))

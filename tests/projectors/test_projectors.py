@@ -31,6 +31,7 @@ ALL: dict[str, Any] = {
     "identity": "identity",
 }
 every = pytest.mark.parametrize("name", ALL)
+few = settings(max_examples=10, deadline=None)
 
 
 def build(name: str, student: int = 4, teacher: int = 4) -> Projector:
@@ -59,8 +60,10 @@ def test_the_teachers_width_on_the_same_grid(name: str) -> None:
 
 
 @every
-def test_views_and_samples_do_not_mix(name: str) -> None:
-    tokens, mask = case()
+@few
+@given(seed=st.integers(0, 1000))
+def test_views_and_samples_do_not_mix(name: str, seed: int) -> None:
+    tokens, mask = case(seed)
     projector = build(name)
     whole = projector(tokens, mask)
     for sample in range(2):
@@ -70,16 +73,50 @@ def test_views_and_samples_do_not_mix(name: str) -> None:
 
 
 @every
-def test_gradients_are_those_of_the_formula(name: str) -> None:
-    tokens, mask = case()
+@settings(max_examples=3, deadline=None)
+@given(seed=st.integers(0, 1000))
+def test_gradients_are_those_of_the_formula(name: str, seed: int) -> None:
+    tokens, mask = case(seed)
     projector = build(name).double()
     part = tokens[:1, :1, :2, :2].double().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: projector(x, mask[:1, :1, :2, :2]), (part,))
 
 
 @every
-def test_fault_21_masked_tokens_reach_no_projector(name: str) -> None:
-    values, mask = case()
+@few
+@given(seed=st.integers(0, 1000), power=st.integers(-30, 30))
+def test_bfloat16_tokens_of_any_size_are_projected_to_finite_ones(name: str, seed: int, power: int) -> None:
+    tokens, mask = case(seed)
+    half = (tokens * 2.0**power).bfloat16().requires_grad_()
+    goal = FeatureMap(torch.randn(2, 2, 3, 4, 4, generator=torch.Generator().manual_seed(seed)), mask)
+    projector = build(name)
+    loss = align(FeatureMap(half, mask), goal, projector, build_objective("cosine")).loss
+    loss.sum().backward()
+    assert projector(half.detach().float(), mask).isfinite().all()
+    assert loss.isfinite().all()
+    assert half.grad is not None
+    assert half.grad.isfinite().all()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in projector.parameters())
+
+
+@pytest.mark.parametrize("name", sorted(ALL.keys() - {"identity"}))
+@settings(max_examples=5, deadline=None)
+@given(seed=st.integers(0, 1000))
+def test_the_loss_is_zero_where_the_target_is_what_is_projected(name: str, seed: int) -> None:
+    tokens, mask = case(seed)
+    projector = build(name, 4, 5)
+    with torch.no_grad():
+        goal = FeatureMap(projector(tokens, mask), mask)
+    for objective in ("cosine", "mse"):
+        loss = align(FeatureMap(tokens, mask), goal, projector, build_objective(objective)).loss
+        assert loss.abs().max() < 1e-5
+
+
+@every
+@few
+@given(seed=st.integers(0, 1000))
+def test_fault_21_masked_tokens_reach_no_projector(name: str, seed: int) -> None:
+    values, mask = case(seed)
     goal = FeatureMap(torch.randn(2, 2, 3, 4, 4), torch.ones_like(mask))
     projector, objective = build(name), build_objective("cosine")
     wanted = align(FeatureMap(values, mask), goal, projector, objective).loss

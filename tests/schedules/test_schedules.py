@@ -21,6 +21,7 @@ SPECS = st.one_of(
     st.just("constant"),
     st.builds(lambda n: ("stop", {"at": n}), whole),
     st.builds(lambda n: ("warm-up", {"steps": n}), whole),
+    st.builds(lambda n: ("conflict", {"patience": n}), whole),
     st.builds(lambda n, fill: ("every", {"n": n, "compensate": fill}), st.integers(1, 20), st.booleans()),
     st.builds(
         lambda kind, n, delay, to: (kind, {"steps": n, "delay": delay, "to": to}),

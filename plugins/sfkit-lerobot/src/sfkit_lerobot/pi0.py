@@ -11,10 +11,11 @@ from sfkit.component import AnyOptions
 from sfkit.errors import AdapterError
 from sfkit_lerobot.letterbox import Letterbox, Size, pad_around
 from sfkit_lerobot.normalization import refuse_out_of_range
-from sfkit_lerobot.prefix import PrefixAdapter, TokenLayout
+from sfkit_lerobot.prefix import TokenLayout
+from sfkit_lerobot.rotary import RotaryPrefixAdapter
 
 
-class PI0Adapter(PrefixAdapter):
+class PI0Adapter(RotaryPrefixAdapter):
     """Sequence: the views that are there, then the missing ones (masked), then text."""
 
     name = "pi0"

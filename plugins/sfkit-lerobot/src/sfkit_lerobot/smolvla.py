@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from sfkit.component import AnyOptions
 from sfkit.errors import AdapterError
 from sfkit_lerobot.letterbox import Letterbox, Size, pad_top_left, unchanged
-from sfkit_lerobot.prefix import PrefixAdapter, TokenLayout
+from sfkit_lerobot.prefix import TokenLayout
+from sfkit_lerobot.rotary import RotaryPrefixAdapter
 
 
-class SmolVLAAdapter(PrefixAdapter):
+class SmolVLAAdapter(RotaryPrefixAdapter):
     """Sequence: the views, each with its markers if ``add_image_special_tokens``, then text, then the state.
 
     A missing camera is a view only for the first ``empty_cameras`` of them; the others are not in the sequence.

@@ -63,32 +63,38 @@ class Backbone(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
         self._flexible = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+        self._attention = family.attention
         self._wanted: frozenset[int] = frozenset()
+        self._wanted_blocks: frozenset[int] = frozenset()
         self._found: dict[int, Tensor] = {}
+        self._entered: dict[int, Tensor] = {}
         self.blocks[0].register_forward_pre_hook(_in_float32)
         for number, block in enumerate(self.blocks, 1):
             # Outside of what torch.compile sees: only a block's forward is compiled.
             block.register_forward_hook(functools.partial(self._take, number))
 
-    def forward(self, pictures: Tensor, layers: Sequence[int]) -> list[Tensor]:
+    def forward(self, pictures: Tensor, layers: Sequence[int], blocks: Sequence[int] = ()) -> list[Tensor]:
         """Patch tokens.
 
         Args:
             pictures: ``(n, 3, h, w)`` in [0, 1], sides multiples of the patch.
             layers: Layers wanted, from 1.
+            blocks: Blocks whose queries and keys are wanted.
 
         Returns:
-            For each layer ``(n, rows, columns, d)``.
+            For each layer ``(n, rows, columns, d)``, then for each block its scaled queries and its keys, side by side.
 
         Raises:
             ShapeError: The model gives another number of tokens than patches and prefix, or takes no such grid.
         """
         rows, columns = (side // self.shape.patch for side in pictures.shape[-2:])
-        self._wanted, self._found = frozenset(layers), {}
+        self._wanted, self._wanted_blocks = frozenset(layers), frozenset(blocks)
+        self._found, self._entered = {}, {}
         try:
             self.model(**self._inputs((pictures - self.mean) / self.std, rows, columns))
         except _EnoughError:
-            return [self._grid(self._found[layer], layer, rows, columns) for layer in layers]
+            maps = [self._grid(self._found[layer], layer, rows, columns) for layer in layers]
+            return maps + [self._queries_and_keys(block, rows, columns) for block in blocks]
         except (RuntimeError, ValueError) as error:
             own = getattr(self.model.config, "image_size", None)
             if tuple(pictures.shape[-2:]) in ((own, own), own) or is_out_of_memory(error):
@@ -98,9 +104,9 @@ class Backbone(nn.Module):
                 f"It is made for {own}: set size={own} and fit=pad or fit=stretch.",
             ) from error
         finally:
-            self._wanted, self._found = frozenset(), {}
+            self._wanted, self._found, self._entered = frozenset(), {}, {}
         raise ShapeError(
-            f"{type(self.model).__name__} ended before its layer {max(layers)} ran.",
+            f"{type(self.model).__name__} ended before its layer {max([*layers, *blocks])} ran.",
             "This kind of model does not run its blocks in order: it cannot be a teacher.",
         )
 
@@ -142,12 +148,27 @@ class Backbone(nn.Module):
     def _take(self, number: int, block: nn.Module, arguments: Any, output: Any) -> None:
         if number in self._wanted:
             self._found[number] = output[0] if isinstance(output, tuple) else output
-            if number == max(self._wanted):
-                raise _EnoughError
+        if number in self._wanted_blocks:
+            self._entered[number] = arguments[0]
+        if number == max(self._wanted | self._wanted_blocks):
+            raise _EnoughError
+
+    def _queries_and_keys(self, number: int, rows: int, columns: int) -> Tensor:
+        """Made anew from what entered the block: what is inside it may be compiled, where hooks do not fire."""
+        assert self._attention is not None
+        norm, query, key = (_find(self.blocks[number - 1], name) for name in self._attention)
+        entered = norm(self._patches(self._entered[number], rows, columns))
+        scale = (entered.shape[-1] // int(self.model.config.num_attention_heads)) ** -0.5  # type: ignore[union-attr, arg-type]
+        both = torch.cat([query(entered) * scale, key(entered)], -1)
+        return both.reshape(len(both), rows, columns, -1)
 
     def _grid(self, tokens: Tensor, layer: int, rows: int, columns: int) -> Tensor:
         if tokens.ndim == 4:  # a convolutional stage: (n, d, rows, columns) of its own grid
             return self._normed(tokens.permute(0, 2, 3, 1), layer)
+        patches = self._patches(tokens, rows, columns)
+        return self._normed(patches, layer).reshape(len(tokens), rows, columns, -1)
+
+    def _patches(self, tokens: Tensor, rows: int, columns: int) -> Tensor:
         before = tokens.shape[1] - rows * columns
         if before != self.prefix:
             raise ShapeError(
@@ -157,7 +178,7 @@ class Backbone(nn.Module):
                 if before >= 0
                 else "This kind of model merges or drops patches: it cannot be a teacher.",
             )
-        return self._normed(tokens[:, self.prefix :], layer).reshape(len(tokens), rows, columns, -1)
+        return tokens[:, self.prefix :]
 
     def _normed(self, tokens: Tensor, layer: int) -> Tensor:
         (norm,) = self._norm

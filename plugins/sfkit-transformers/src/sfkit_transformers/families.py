@@ -21,11 +21,14 @@ class Family:
         norm: Name of the module that the model itself applies to its patch tokens at the end; None where there is none.
         prefix: From a configuration to the number of tokens before the first patch; None where that is not known.
         feed: What the model takes: a picture, a clip of equal frames, or the flattened patches of a picture.
+        attention: Names, inside a block, of the norm before its attention and of the linear maps to queries and keys,
+            where attention is the softmax of their products and of nothing else; None where that is not known.
     """
 
     norm: str | None = "layernorm"
     prefix: Callable[[Any], int] | None = lambda config: 0
     feed: Literal["picture", "clip", "patches"] = "picture"
+    attention: tuple[str, str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,17 +55,17 @@ def _class_and_registers(config: Any) -> int:
 
 
 FAMILIES: dict[str, Family] = {
-    "dinov2": Family(prefix=_class_token),
-    "dinov2_with_registers": Family(prefix=_class_and_registers),
+    "dinov2": Family(prefix=_class_token, attention=("norm1", "query", "key")),
+    "dinov2_with_registers": Family(prefix=_class_and_registers, attention=("norm1", "query", "key")),
     "dinov3_vit": Family(norm="norm", prefix=_class_and_registers),
     "dinov3_convnext": Family(norm="layer_norm"),
-    "siglip_vision_model": Family(norm="post_layernorm"),
+    "siglip_vision_model": Family(norm="post_layernorm", attention=("layer_norm1", "q_proj", "k_proj")),
     "siglip2_vision_model": Family(norm="post_layernorm", feed="patches"),
     # CLIP's post_layernorm is for its class token alone: the model gives its patch tokens without it.
-    "clip_vision_model": Family(norm=None, prefix=_class_token),
+    "clip_vision_model": Family(norm=None, prefix=_class_token, attention=("layer_norm1", "q_proj", "k_proj")),
     "vjepa2": Family(feed="clip"),
     "ijepa": Family(),
-    "vit": Family(prefix=_class_token),
+    "vit": Family(prefix=_class_token, attention=("layernorm_before", "query", "key")),
     "vit_msn": Family(prefix=_class_token),
     "deit": Family(prefix=lambda config: 2),
 }

@@ -14,6 +14,7 @@ from sfkit.config import ComponentSpec, Options
 from sfkit.errors import ConfigError
 from sfkit.teachers.pictures import PictureOptions, PictureTeacher
 from sfkit.trunks.memory import block_bytes
+from sfkit.types import FeatureMap, Views
 from sfkit_transformers.backbone import Backbone, Norms
 from sfkit_transformers.checkpoint import Checkpoint, commit_of, vision_config
 from sfkit_transformers.families import FAMILIES, UNKNOWN, shape_of
@@ -107,6 +108,16 @@ class TransformersTeacher(PictureTeacher):
         model = self.options.model
         return {**super().identity, "weights": f"{model}@{revision}" if revision else model}
 
+    def attention_heads(self, block: int) -> tuple[int, int]:
+        if self._family.attention is None:
+            known = ", ".join(name for name, family in FAMILIES.items() if family.attention is not None)
+            raise ConfigError(
+                f"Teacher {self.name!r} is of a kind whose queries and keys are not known to sfkit.",
+                f"Kinds that are: {known}. Or choose an objective that reads features.",
+            )
+        heads = int(vision_config(self._config).num_attention_heads)
+        return heads, self.dim(block) // heads
+
     # --------------------------------------------------------------------------------------------------------- loading
 
     def load(self, device: torch.device) -> nn.Module:
@@ -145,11 +156,25 @@ class TransformersTeacher(PictureTeacher):
 
     # -------------------------------------------------------------------------------------------------------- features
 
+    def encode_with_attention(
+        self,
+        model: nn.Module | None,
+        views: Views,
+        layers: Sequence[int],
+        blocks: Sequence[int],
+        grid: tuple[int, int],
+    ) -> list[FeatureMap]:
+        self.check(views, [*layers, *blocks])
+        return self.look(model, views, [*layers, *(self.num_layers + block for block in blocks)])
+
     def features(self, trunk: nn.Module, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """As everywhere; a number behind that of the last layer means the queries and keys of a block."""
+        last = self.num_layers
+        own, blocks = [n for n in layers if n <= last], [n - last for n in layers if n > last]
         product = self._product_dtype(images.device)
         # Norms, tables and the residual stream stay in float32: only products and what lies inside a branch are cast.
         with torch.autocast(images.device.type, torch.bfloat16, enabled=product == torch.bfloat16):
-            found: list[Tensor] = trunk(images.flatten(0, 1), layers)
+            found: list[Tensor] = trunk(images.flatten(0, 1), own, blocks)
         return [tokens.reshape(*images.shape[:2], *tokens.shape[1:]) for tokens in found]
 
     def working_bytes(self, trunk: nn.Module, shape: tuple[int, int, int, int], layers: Sequence[int]) -> int:
