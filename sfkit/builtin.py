@@ -192,7 +192,7 @@ def register_presets(register: Register) -> None:
     register(
         "sfkit.presets.published:HASTE",
         name="haste",
-        summary="HASTE: REPA's term, switched off for good at a given step",
+        summary="HASTE: REPA's term and one on attention, both switched off for good at a given step",
     )
     register(
         "sfkit.presets.published:IREPA",

@@ -129,6 +129,8 @@ def make_plan(
         _record(wish, pair, hosts[pair.host].teacher, built)
         for wish, pair, built in zip(wishes, resolved, projectors, strict=True)
     ]
+    if transforms and all(pair.reads_attention for pair in resolved):
+        raise ConfigError("There are transforms, and no pair compares features.", "Leave transforms out.")
     with_features = featured(resolved, list(zip(wishes, projectors, strict=True)))
     usual = [built.spec for wish, built in with_features if wish.projector is None]
     chains: list[Any] = [built.target_transforms for wish, built in with_features if wish.transforms is None]

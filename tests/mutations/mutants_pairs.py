@@ -5,11 +5,20 @@ from __future__ import annotations
 from mutant import Mutant, in_file
 
 T_PAIRS = "tests/pairs/test_pairs.py"
+T_ATTENTION = "tests/pairs/test_attention.py"
 T_PARITY = "tests/parity/test_alignment_loss.py"
 T_PRESETS = "tests/presets/test_presets.py"
 T_TRANSFORMS = "tests/transforms/test_transforms.py"
 
 PAIRS = (
+    Mutant(
+        fault=35,
+        what="the attention of block k is made of what leaves it",
+        file="sfkit/alignment/tap.py",
+        old="adapter.tap(block - 1)",
+        new="adapter.tap(block)",
+        tests=in_file(T_ATTENTION, ["test_fault_35_attention_of_block_k_is_made_of_what_enters_it"]),
+    ),
     Mutant(
         fault=16,
         what="visual tokens are cut one place too late unless somebody says otherwise",

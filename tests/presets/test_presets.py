@@ -119,7 +119,6 @@ def test_rockets_widths_are_the_released_ones(tiny: Make) -> None:
     [
         ("repa", "mlp-silu", [], 0.5, []),
         ("irepa", "conv", ["resample", "spatial-norm"], 1.0, []),
-        ("haste", "mlp-silu", [], 0.5, [("stop", {"at": 250_000})]),
     ],
 )
 def test_repa_and_its_kin(
@@ -141,8 +140,24 @@ def test_vega_taps_the_vision_tower_and_needs_a_teacher(tiny: Make) -> None:
     assert (found.pairs[0].depth, found.weight, found.projector.name) == ("encoder", 0.1, "mlp")
 
 
+def test_haste_has_repas_term_and_one_on_attention(tiny: Make) -> None:
+    teacher = Stand("hf:facebook/dinov2-base", 12)
+    policy = wrap(tiny, "haste", 12, teacher=teacher, projector="linear")
+    found = config(policy)
+    assert [(p.depth, p.layer, p.weight, p.objective and p.objective.name) for p in found.pairs] == [
+        (8, 12, 1.0, None), *((block, block + 4, 0.25, "attention") for block in (5, 6, 7, 8)),
+    ]  # fmt: skip
+    assert (found.weight, found.objective.name, found.pair_reduction) == (0.5, "cosine", "sum")
+    assert options(found.schedule) == [("stop", {"at": 250_000})]
+    preset = default_registry().get("preset", "haste").load()
+    assert (preset.arguments["teacher"], preset.arguments["projector"][0]) == (teacher.name, "mlp-silu")
+    policy(tiny_batch())[0].backward()
+    assert policy.spatial_forcing.hosts[0].runs == 1, "features and attention come from one run"
+
+
 def test_hastes_stop_frees_the_teacher(tiny: Make) -> None:
-    policy = wrap(tiny, "haste", teacher=PatchTeacher(), depth=2, schedule="stop:2")
+    pairs = [(2, PatchTeacher()), {"depth": 1, "teacher": PatchTeacher(), "objective": "attention"}]
+    policy = wrap(tiny, "haste", pairs=pairs, schedule="stop:2")
     losses = [policy(tiny_batch(seed=step))[1] for step in range(4)]
     assert ["sf_loss" in logs for logs in losses] == [True, True, False, False]
     assert policy.spatial_forcing.hosts[0].runs == 2
@@ -297,7 +312,8 @@ def test_presets_are_listed_and_told(capsys: pytest.CaptureFixture[str]) -> None
     assert run("presets", "haste") == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "stop(at=250000)" in told
-    assert "Not reproduced: - the attention term" in told
+    assert "Not reproduced: - policies with fewer than twelve heads" in told
+    assert "depth=5, layer=9, objective=attention, weight=0.25" in told
     assert run("presets", "rocky") == 1
     assert "Did you mean 'rocket'" in capsys.readouterr().err
 

@@ -112,3 +112,39 @@ def tapped(views_of: Callable[..., Any]) -> Callable[..., Any]:
         return hidden, views, adapter.visual_tokens(hidden, views)
 
     return tapped
+
+
+def _prefix(policy: Any, kind: str, batch: dict[str, Any]) -> Any:
+    text = batch["observation.language.tokens"], batch["observation.language.attention_mask"]
+    if kind == "smolvla":
+        pictures, masks = policy.prepare_images(batch)
+        return policy.model.embed_prefix(pictures, masks, *text, state=policy.prepare_state(batch))
+    pictures, masks = policy._preprocess_images(batch)
+    if kind == "pi0_fast":
+        return policy.model.embed_prefix_fast(
+            pictures, masks, *text, batch["action.tokens"], batch["action.token_mask"]
+        )[:3]
+    return policy.model.embed_prefix(pictures, masks, *text)
+
+
+@pytest.fixture
+def decoder_run() -> Callable[..., Any]:
+    """``decoder_run(policy, kind, decoder, batch)``: Hugging Face's own forward over the prefix, with all states."""
+    return _decoder_run
+
+
+def _decoder_run(policy: Any, kind: str, decoder: Any, batch: dict[str, Any]) -> Any:
+    from lerobot.policies.common.vla_utils import make_att_2d_masks, prepare_attention_masks_4d
+
+    embeddings, pad, attend = _prefix(policy, kind, batch)
+    # pi0-FAST says for each pair of tokens who sees whom, the others for each token where a block begins.
+    seen = attend if attend.ndim == 3 else make_att_2d_masks(pad, attend)
+    decoder.config._attn_implementation = "eager"
+    with torch.no_grad():
+        return decoder(
+            inputs_embeds=embeddings,
+            attention_mask=prepare_attention_masks_4d(seen),
+            position_ids=pad.cumsum(1) - 1,
+            output_hidden_states=True,
+            use_cache=False,
+        )

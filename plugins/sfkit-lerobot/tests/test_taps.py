@@ -9,44 +9,15 @@ from sfkit_lerobot.tiny import tiny_lerobot_batch
 from sfkit.alignment.tap import Tap
 from sfkit.errors import GradientError
 
-WORDS = "action.tokens"
 
-
-def _prefix(policy, kind, batch):
-    text = batch["observation.language.tokens"], batch["observation.language.attention_mask"]
-    if kind == "smolvla":
-        pictures, masks = policy.prepare_images(batch)
-        return policy.model.embed_prefix(pictures, masks, *text, state=policy.prepare_state(batch))
-    pictures, masks = policy._preprocess_images(batch)
-    if kind == "pi0_fast":
-        return policy.model.embed_prefix_fast(pictures, masks, *text, batch[WORDS], batch["action.token_mask"])[:3]
-    return policy.model.embed_prefix(pictures, masks, *text)
-
-
-def _hidden_states(policy, kind, decoder, batch):
-    """The decoder's own hidden states, from Hugging Face's forward over the prefix alone."""
-    from lerobot.policies.common.vla_utils import make_att_2d_masks, prepare_attention_masks_4d
-
-    embeddings, pad, attend = _prefix(policy, kind, batch)
-    # pi0-FAST says for each pair of tokens who sees whom, the others for each token where a block begins.
-    seen = attend if attend.ndim == 3 else make_att_2d_masks(pad, attend)
-    decoder.config._attn_implementation = "eager"
-    with torch.no_grad():
-        output = decoder(
-            inputs_embeds=embeddings,
-            attention_mask=prepare_attention_masks_4d(seen),
-            position_ids=pad.cumsum(1) - 1,
-            output_hidden_states=True,
-            use_cache=False,
-        )
-    return output.hidden_states, output.last_hidden_state
-
-
-def test_fault_05_every_tap_is_the_hidden_state_that_it_is_named_after(kind, build, adapter_of, tapped) -> None:
+def test_fault_05_every_tap_is_the_hidden_state_that_it_is_named_after(
+    kind, build, adapter_of, tapped, decoder_run
+) -> None:
     # SmolVLA adds the residual to the MLP's output in place: a tap there would hold the next state.
     policy = build(kind)
     adapter, batch = adapter_of(policy), tiny_lerobot_batch(policy)
-    states, normed = _hidden_states(policy, kind, adapter.decoder, batch)
+    output = decoder_run(policy, kind, adapter.decoder, batch)
+    states, normed = output.hidden_states, output.last_hidden_state
     assert adapter.num_layers == 4
     for depth in range(adapter.num_layers):
         hidden, _, _ = tapped(adapter, batch, depth)

@@ -161,10 +161,10 @@ def test_wrong_arguments_are_explained(arguments: list[str], words: str, capsys:
 
 
 def test_a_preset_and_an_objective_may_be_chosen(run_demo: Callable[..., Any], tmp_path: Path) -> None:
-    done = run_demo(tmp_path, "--steps", "2", "--preset", "haste", "--objective", "relational", stride=48)
+    done = run_demo(tmp_path, "--steps", "2", "--preset", "irepa", "--objective", "relational", stride=48)
     assert done.code == 0
-    assert "weight 0.5 at depth 4 of 6, preset haste, relational objective" in done.printed
-    assert "preset haste, relational objective" in done.page
+    assert "weight 1 at depth 4 of 6, preset irepa, relational objective" in done.printed
+    assert "preset irepa, relational objective" in done.page
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_the_weight_is_the_users_or_the_presets(preset: str | None, weight: floa
     assert parse_weight(weight, preset) == wanted
 
 
-@pytest.mark.parametrize("preset", ["rocket", "vega"])
+@pytest.mark.parametrize("preset", ["haste", "rocket", "vega"])
 def test_a_preset_that_the_demo_could_not_measure_is_refused(preset: str) -> None:
     with pytest.raises(ConfigError, match=f"preset '{preset}' aligns something else"):
         parse_weight(None, preset)

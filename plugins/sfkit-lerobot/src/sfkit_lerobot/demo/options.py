@@ -78,7 +78,9 @@ def parse_weight(weight: float | None, preset: str | None, default: float = 0.5)
     from sfkit.presets.filling import find_preset
 
     found = find_preset(preset)
-    if found is not None and (found.by_blocks or isinstance(found.arguments.get("depth"), str)):
+    if found is not None and (
+        found.by_blocks or "pairs" in found.arguments or isinstance(found.arguments.get("depth"), str)
+    ):
         raise ConfigError(
             f"The demo measures the tokens of one depth, and preset {found.name!r} aligns something else.",
             "Use it in SpatialForcing.wrap or lerobot-train.",
