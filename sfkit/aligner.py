@@ -18,12 +18,13 @@ from sfkit.alignment.reduction import tell_of_a_sum
 from sfkit.alignment.step import Alignment, align
 from sfkit.alignment.tap import Captured, Tap, Watch, tap_at, tokens_at
 from sfkit.config import Depth, balance_ratio
-from sfkit.errors import LossError, SfkitWarning
+from sfkit.errors import SfkitWarning
 from sfkit.health.monitor import Monitor, Watched
+from sfkit.joining.joiner import Join, Joiner
+from sfkit.joining.scale import StepScale
 from sfkit.notices import notice
 from sfkit.pairing import Plan, featured
 from sfkit.policies.base import ForwardCall
-from sfkit.policies.loss import add_per_sample
 from sfkit.projectors.base import Projector
 from sfkit.types import FeatureMap, Views
 
@@ -39,7 +40,7 @@ class Aligner(nn.Module):
     Its ``state_dict`` holds the projectors, the step counter and small teacher statistics, never a teacher's weights.
     """
 
-    def __init__(self, plan: Plan, *, grad_accumulation: int | None = None) -> None:
+    def __init__(self, plan: Plan, *, grad_accumulation: int | None = None, join: Join = "auto") -> None:
         super().__init__()
         self.config = plan.config
         self.adapter = plan.adapter
@@ -54,7 +55,8 @@ class Aligner(nn.Module):
         self._factor = 0.0
         self._measuring: int | None = None
         self._looking = False
-        self.grad_accumulation = grad_accumulation
+        self.scale = StepScale(grad_accumulation)
+        self.joiner = Joiner(plan.adapter, join, self.scale, self._first_trained)
         self.enabled = True
         self.companions: list[Callable[[Any], None]] = []
         self.steps = 0
@@ -103,6 +105,7 @@ class Aligner(nn.Module):
 
     def _open_step(self) -> None:
         """Take in what the last step has measured, and decide what this one is to do; the same on all ranks."""
+        self.joiner.begin()
         self._news = {}
         if self._measuring is not None:
             sums = GradientSums.of(self.meter.take(self._device()))
@@ -131,7 +134,7 @@ class Aligner(nn.Module):
     @property
     def step(self) -> int:
         """The schedule's step: training calls of ``forward`` so far, in groups of ``grad_accumulation``."""
-        return self.steps // (self.grad_accumulation or 1)
+        return self.steps // (self.scale.accumulation or 1)
 
     def _join(
         self,
@@ -144,14 +147,8 @@ class Aligner(nn.Module):
         bound = _signature(type(self.adapter.policy).forward).bind(self.adapter.policy, *args, **kwargs)
         bound.apply_defaults()
         call = ForwardCall(bound.arguments, output, inputs, tuple(hidden))
-        loss = self.adapter.loss(output)
-        if loss is None:
-            raise LossError(
-                f"{type(self.adapter.policy).__name__} returned no loss ({type(call.output).__name__}), "
-                "so the alignment loss has nothing to join.",
-                "Call it as in training, with targets in the batch.",
-            )
-        share = self._share_of_the_step({**bound.arguments, **kwargs})
+        loss = self.joiner.loss_in(output)
+        share = self.scale.share_of_the_step({**bound.arguments, **kwargs})
         weight = self._factor * self.weight_now()
         if self._measuring is not None:
             hidden = self.meter.branches(hidden, weight)
@@ -161,11 +158,8 @@ class Aligner(nn.Module):
         self._count_step()
         # A plain number where there is one: autograd would keep a tensor for backward.
         factor = self._factor * self.weight if self.balance is None else _beside(weight, result.loss)
-        joined = add_per_sample(loss, factor * share * result.loss)
-        if self._check.first_loss():
-            tell_of_a_sum(joined, self._warn_once)
         self._last = {
-            "action_loss": loss.detach().float().mean(),
+            **({} if loss is None else {"action_loss": loss.detach().float().mean()}),
             "sf_loss": result.loss.detach().mean(),
             "sf_cosine": result.cosine,
             "sf_weight": weight,
@@ -174,7 +168,12 @@ class Aligner(nn.Module):
         if self.steps % _LOOK_EVERY == 1:
             self._warn_if_nothing_valid(result.valid)
             self._warn_if_nothing_to_balance()
-        return self.adapter.with_loss(call.output, joined, {key: self._last[key] for key in _LOGGED} | self._news)
+        logs = {key: self._last[key] for key in _LOGGED if key in self._last} | self._news
+        output = self.joiner.into(call.output, loss, factor * share * result.loss, logs)
+        joined = self.joiner.loss_in(output)
+        if joined is not None and self._check.first_loss():
+            tell_of_a_sum(joined, self._warn_once)
+        return output
 
     def _count_step(self) -> None:
         # Also where nothing is aligned: ranks that sit out, and the steps of a schedule, must not fall behind.
@@ -185,7 +184,7 @@ class Aligner(nn.Module):
         if self.schedule.over(self.step):
             self._free_teachers()
         output = self._anchored(output, training=True)
-        loss = self.adapter.loss(output)
+        loss = self.joiner.loss_in(output)
         if loss is None:
             return output
         action = loss.detach().float().mean()
@@ -201,21 +200,8 @@ class Aligner(nn.Module):
             host.release()
         notice(f"At step {self.step} the schedule ({self.schedule.describe()}) has ended: nothing is aligned any more.")
 
-    def _share_of_the_step(self, arguments: Mapping[str, Any]) -> float:
-        """What part of an optimizer step this call is, as far as the policy's own loss already accounts for it.
-
-        Handed ``num_items_in_batch``, a model divides its loss by the items of *all* accumulated batches, and HF
-        Trainer then divides no further. The alignment loss must follow, or it counts once for each of them.
-        """
-        if arguments.get("num_items_in_batch") is None:
-            return 1.0
-        if self.grad_accumulation is None:
-            raise LossError(
-                "The policy was called with num_items_in_batch, so its loss is already scaled for gradient "
-                "accumulation, by a factor that sfkit cannot know.",
-                "Pass SpatialForcing.wrap(..., grad_accumulation=N), the trainer's gradient_accumulation_steps.",
-            )
-        return 1.0 / self.grad_accumulation
+    def _first_trained(self) -> Tensor | None:
+        return next((parameter for parameter in self.projectors.parameters() if parameter.requires_grad), None)
 
     @property
     def hooks(self) -> tuple[Tap | Watch, ...]:
@@ -286,13 +272,14 @@ class Aligner(nn.Module):
                 self.hosts[index].sit_out()
             for pair in self.pairs:
                 pair.objective.sit_out()
-        loss = self.adapter.loss(output)
-        if loss is None or not loss.requires_grad:
-            return output
         if is_sharded(self) or is_sharded(self.adapter.policy):
             return output  # FSDP2 minds no projector that all ranks leave out
-        zero = sum((p.flatten()[:1].sum() * 0.0 for p in self.projectors.parameters()), torch.zeros_like(loss))
-        return self.adapter.with_loss(output, loss + zero, {})
+        return self.joiner.anchor(output, self._zero)
+
+    def _zero(self, like: Tensor) -> Tensor:
+        """0 times the projector, beside a loss."""
+        parts = (p.flatten()[:1].sum() * 0.0 for p in self.projectors.parameters())
+        return sum(parts, torch.zeros_like(like))
 
     def _warn_if_left_in_eval(self, policy: nn.Module) -> None:
         forgotten = not policy.training and self.enabled and self.weight and torch.is_grad_enabled()
@@ -360,7 +347,7 @@ class Aligner(nn.Module):
         # What the step before the save has measured is taken in by the step after it.
         table = state_dict.pop(f"{prefix}measured", None)
         self.meter.table = None if table is None else table.clone().to(self._device())
-        self._measuring = None if table is None else (self.steps - 1) // (self.grad_accumulation or 1)
+        self._measuring = None if table is None else (self.steps - 1) // (self.scale.accumulation or 1)
         log = state_dict.pop(f"{prefix}balance.log", None)
         if self.balance is not None and log is not None:
             self.balance.log = log.detach().clone().float()

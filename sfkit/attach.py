@@ -183,6 +183,11 @@ def refuse_unwrappable(policy: object) -> None:
     for cls in type(policy).__mro__:
         if cls.__name__ in wrappers and cls.__module__.split(".")[0] in ("torch", "deepspeed"):
             raise WrapError(f"The policy is already inside {wrappers[cls.__name__]}.", f"Wrap it before. {order}")
+    if any(hasattr(parameter, "ds_id") for parameter in policy.parameters()):
+        raise WrapError(
+            f"DeepSpeed ZeRO-3 has split the parameters of this {type(policy).__name__}: here they are empty.",
+            "Use ZeRO-1 or ZeRO-2, DDP or FSDP2. " + order,
+        )
     if "forward" in vars(policy):
         culprit = "accelerate's prepare" if "_original_forward" in vars(policy) else "somebody"
         raise WrapError(f"{culprit} has replaced this object's own `forward`, which would hide sfkit's.", order)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sfkit import checkpoint
 from sfkit.aligner import Aligner, leave_to_python
@@ -22,6 +22,7 @@ from sfkit.cameras import CameraRig
 from sfkit.config import Depth, HealthOptions
 from sfkit.errors import GradientError, WrapError
 from sfkit.health.report import Health
+from sfkit.joining.joiner import Join
 from sfkit.objectives.base import Objective
 from sfkit.pairing import Pair, make_plan
 from sfkit.policies.base import PolicyAdapter
@@ -60,6 +61,7 @@ class SpatialForcing(Aligner):
         pair_reduction: Literal["sum", "mean"] | None = None,
         adapter: Named | PolicyAdapter | None = None,
         cameras: CameraRig | None = None,
+        join: Join = "auto",
         grad_accumulation: int | None = None,
         seed: int = 0,
         health: HealthOptions | Mapping[str, Any] | None = None,
@@ -97,9 +99,13 @@ class SpatialForcing(Aligner):
             pair_reduction: Whether the weighted losses of the pairs are added (default) or averaged.
             adapter: Only needed when the policy's class is not recognised, or to give options.
             cameras: Calibration and poses, for teachers that need geometry.
+            join: How the alignment loss gets into what the loop differentiates: ``"output"`` (joined to the loss that
+                forward returns), ``"carrier"`` (it rides on forward's outputs into the loop's backward pass) or
+                ``"add"`` (by ``loss = policy.spatial_forcing.add(loss)`` alone); ``"auto"`` takes what fits the policy.
             grad_accumulation: Batches for each optimizer step; needed where the trainer hands the policy
-                ``num_items_in_batch`` (HF Trainer), by which the policy's own loss is scaled already, and for a
-                schedule in optimizer steps.
+                ``num_items_in_batch`` (HF Trainer), by which the policy's own loss is scaled already, where
+                the alignment loss rides on the outputs and the loop divides its loss, and for a schedule in optimizer
+                steps.
             seed: Seed of the projector's own generator; the global random state is left alone.
             health: Options of the health monitor, as ``{"every": 100}``; see :meth:`health`.
             self_check: Verify on the first batches that alignment really trains.
@@ -134,7 +140,7 @@ class SpatialForcing(Aligner):
         )
         if cameras is not None:
             plan.adapter.cameras = cameras
-        handle = SpatialForcing(plan, grad_accumulation=grad_accumulation)
+        handle = SpatialForcing(plan, grad_accumulation=grad_accumulation, join=join)
         handle.to(trainable.device)
         handle.train(policy.training)
         attach(policy, handle)
@@ -175,6 +181,44 @@ class SpatialForcing(Aligner):
             yield
         finally:
             handle.enabled = before
+
+    # ---------------------------------------------------------------- joining
+
+    def add(self, loss: Tensor) -> Tensor:
+        """``loss`` with the alignment loss of the forward that it was computed from: always exact.
+
+        For training loops that compute their loss from what the policy returns. Call it once, on the very loss that is
+        then scaled, divided and differentiated; where that forward was not aligned (weight 0, :meth:`disabled`, eval
+        mode), it returns ``loss`` itself. Several forwards may stand behind one loss.
+
+        Args:
+            loss: ``()``, or per sample.
+
+        Raises:
+            LossError: The alignment loss is in it already, or ``loss`` was not computed from the last forward.
+        """
+        joined = self.joiner.add(loss)
+        if joined is not loss:
+            self._last["action_loss"] = loss.detach().float().mean()
+        return joined
+
+    @property
+    def grad_accumulation(self) -> int | None:
+        """Batches for each optimizer step; None where it was not told."""
+        return self.scale.accumulation
+
+    @grad_accumulation.setter
+    def grad_accumulation(self, batches: int | None) -> None:
+        self.scale.accumulation = batches
+
+    @property
+    def scaler(self) -> Any:
+        """The loop's ``GradScaler``, which the carrier must follow; set it where the loop has one."""
+        return self.scale.scaler
+
+    @scaler.setter
+    def scaler(self, scaler: Any) -> None:
+        self.scale.scaler = scaler
 
     # ---------------------------------------------------------------- saving
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from sfkit import SpatialForcing
-from sfkit.errors import ConfigError, LossError
+from sfkit.errors import ConfigError, GradientError, LossError
+from sfkit.policies.base import TapPoint
 from sfkit.projectors.mlp import MLPProjector
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.testing.teachers import PatchTeacher
@@ -47,6 +48,28 @@ def test_fault_04_activation_checkpointing_changes_no_gradient(wrapped: Make, ch
         which(tiny_batch())[0].backward()
     assert_close(grads(policy), grads(other))
     assert other.spatial_forcing.status().pairs[0].fired == 1, "the recomputation must not count"
+
+
+@pytest.mark.filterwarnings("ignore:sfkit could not verify the gradient path")
+@pytest.mark.parametrize("depth", [1, 3])
+def test_fault_03_reentrant_checkpointing_changes_no_gradient(wrapped: Make, depth: int) -> None:
+    # What enters a block is outside of what such a checkpoint cuts off.
+    policy, other = wrapped(depth=depth), wrapped(depth=depth, policy={"checkpointing": "reentrant"})
+    for which in (policy, other):
+        torch.manual_seed(0)
+        which(tiny_batch())[0].backward()
+    assert_close(grads(policy), grads(other))
+
+
+def test_fault_03_a_tap_inside_a_reentrant_checkpoint_is_an_error(tiny: Make) -> None:
+    class Inside(TinyAdapter):
+        def tap(self, depth: int) -> TapPoint:
+            return TapPoint(self.policy.blocks[depth].post_layernorm, "post_layernorm")
+
+    policy = tiny(checkpointing="reentrant")
+    SpatialForcing.wrap(policy, PatchTeacher(), depth=1, adapter=Inside(policy))
+    with pytest.raises(GradientError, match="reaches no trainable parameter"):
+        policy(tiny_batch())
 
 
 def test_fault_52_autocast_keeps_the_alignment_in_float32(wrapped: Make) -> None:

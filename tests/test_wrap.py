@@ -365,5 +365,10 @@ def test_sharded_policies_are_refused_by_name(tiny: Any, name: str, module: str,
 def test_a_forward_without_a_loss_is_an_error(wrapped: Any, monkeypatch: Any) -> None:
     policy = wrapped()
     monkeypatch.setattr(policy.spatial_forcing.adapter, "loss", lambda output: None)
+    policy.head.requires_grad_(False)
+    with torch.no_grad():
+        policy(tiny_batch())
+    # Nothing that a loop could differentiate either.
+    monkeypatch.setattr(TinyPolicy, "forward", lambda self, batch, forward=TinyPolicy.forward: forward(self, batch)[1])
     with pytest.raises(LossError, match="returned no loss"):
         policy(tiny_batch())

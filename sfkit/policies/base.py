@@ -78,9 +78,11 @@ class PolicyAdapter(Configured, ABC):
     Attributes:
         cameras: Calibration and poses given to ``wrap``; an adapter that can, fills depth, intrinsics and poses of its
             views from it.
+        loss_outside: Whether the training loop computes its loss from what forward returns, and reads no loss there.
     """
 
     cameras: CameraRig | None = None
+    loss_outside: bool = False
 
     def __init__(self, policy: nn.Module, options: AnyOptions = None) -> None:
         self.policy = policy

@@ -7,6 +7,7 @@ from mutants_depth_anything import DEPTH_ANYTHING
 from mutants_dust3r import DUST3R
 from mutants_generic import GENERIC
 from mutants_health import HEALTH
+from mutants_joining import JOINING
 from mutants_lerobot_resnets import LEROBOT_RESNETS
 from mutants_lerobot_steps import LEROBOT_STEPS
 from mutants_lerobot_taps import LEROBOT_TAPS
@@ -41,6 +42,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *TAPS,
     *MASKS,
     *STEPS,
+    *JOINING,
     *TEACHERS,
     *SAVING,
     *LEROBOT_TAPS,

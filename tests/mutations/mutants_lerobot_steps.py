@@ -39,7 +39,7 @@ LEROBOT_STEPS = (
         what="the sum is logged as the action loss",
         file=ALIGNER,
         old='"action_loss": loss.detach()',
-        new='"action_loss": joined.detach()',
+        new='"action_loss": (loss + weight * result.loss.mean()).detach()',
         tests=in_file(T_FAULTS, ["test_fault_43_lerobots_log_tells_the_losses_apart"]),
     ),
     Mutant(

@@ -6,6 +6,7 @@ from mutant import Edit, Mutant, in_file
 
 ALIGNER = "sfkit/aligner.py"
 HOST = "sfkit/alignment/host.py"
+SCALE = "sfkit/joining/scale.py"
 STEP = "sfkit/alignment/step.py"
 MOMENTS = "sfkit/teachers/moments.py"
 
@@ -57,7 +58,7 @@ STEPS = (
         what="the sum is logged as the action loss",
         file=ALIGNER,
         old='"action_loss": loss.detach()',
-        new='"action_loss": joined.detach()',
+        new='"action_loss": (loss + weight * result.loss.mean()).detach()',
         tests=in_file(T_WRAP, ["test_fault_43_the_losses_are_told_apart"]),
     ),
     Mutant(
@@ -71,25 +72,25 @@ STEPS = (
     Mutant(
         fault=48,
         what="the alignment loss counts once for each accumulated batch",
-        file=ALIGNER,
-        old="        return 1.0 / self.grad_accumulation\n",
+        file=SCALE,
+        old="        return 1.0 / self.accumulation\n",
         new="        return 1.0\n",
         tests=in_file(T_TRAINING, ["test_fault_48_num_items_in_batch_with_accumulation"]),
     ),
     Mutant(
         fault=48,
         what="an accumulation that sfkit cannot know is taken for none",
-        file=ALIGNER,
-        old="        if self.grad_accumulation is None:\n",
-        new="        if self.grad_accumulation is None:\n            return 1.0\n        if False:\n",
+        file=SCALE,
+        old="        if self.accumulation is None:\n",
+        new="        if self.accumulation is None:\n            return 1.0\n        if False:\n",
         tests=in_file(T_TRAINING, ["test_fault_48_num_items_in_batch_with_accumulation"]),
     ),
     Mutant(
         fault=49,
         what="a step that does not align leaves the projector out of the graph",
         file=ALIGNER,
-        old="        if loss is None or not loss.requires_grad:\n",
-        new="        if True:\n",
+        old="return self.joiner.anchor(output, self._zero)",
+        new="return output",
         tests=("tests/test_distributed.py::test_fault_49_ranks_stay_equal",),
         says="Expected to have finished reduction",
     ),

@@ -1,0 +1,137 @@
+"""The real Trainer, and a real tiny Llama that reads a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sfkit_transformers import SpatialForcingCallback
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+
+from sfkit import SpatialForcing
+from sfkit.errors import LossError, WrapError
+from sfkit.policies.base import ForwardCall, PolicyAdapter, TapPoint
+from sfkit.testing.teachers import PatchTeacher
+from sfkit.types import FeatureMap, Views
+
+PATCH, SIDE, WORDS = 8, 32, 6
+GRID = (SIDE // PATCH, SIDE // PATCH)
+
+
+class Pictured(LlamaForCausalLM):
+    """Visual tokens before the words."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(config)
+        self.patches = nn.Conv2d(3, config.hidden_size, PATCH, PATCH)
+
+    def forward(self, images: Any = None, input_ids: Any = None, labels: Any = None, **kwargs: Any) -> Any:
+        visual = self.patches(images).flatten(2).transpose(1, 2)
+        embeds = torch.cat([visual, self.get_input_embeddings()(input_ids)], 1)
+        ignored = labels.new_full(visual.shape[:2], -100)
+        return super().forward(inputs_embeds=embeds, labels=torch.cat([ignored, labels], 1), **kwargs)
+
+
+class PicturedAdapter(PolicyAdapter):
+    name = "pictured"
+    policy: Pictured
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.policy.model.layers)
+
+    def dim(self, depth: int) -> int:
+        return int(self.policy.config.hidden_size)
+
+    def tap(self, depth: int) -> TapPoint:
+        return TapPoint(self.policy.model.layers[depth].input_layernorm, f"model.layers.{depth}.input_layernorm")
+
+    def views(self, call: ForwardCall) -> Views:
+        images = call.arguments["images"]
+        b, _, h, w = images.shape
+        return Views(images[:, None], torch.ones(b, 1, h, w, dtype=torch.bool), ("front",))
+
+    def visual_tokens(self, hidden: torch.Tensor, views: Views) -> FeatureMap:
+        tokens = hidden[:, : GRID[0] * GRID[1]].unflatten(1, (1, *GRID))
+        return FeatureMap(tokens, torch.ones(tokens.shape[:-1], dtype=torch.bool))
+
+
+class Frames(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    """Samples with different numbers of words that count, and a column that the model does not take."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        g = torch.Generator().manual_seed(index)
+        words = torch.randint(3, 40, (WORDS,), generator=g)
+        labels = words.clone()
+        labels[: 1 + index % 3] = -100
+        return {"images": torch.rand(3, SIDE, SIDE, generator=g), "input_ids": words, "labels": labels, "index": index}
+
+
+@pytest.fixture
+def build() -> Callable[..., Pictured]:
+    """``build(**arguments of wrap)``: always with the same weights."""
+
+    def build(**options: Any) -> Pictured:
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
+        policy = Pictured(LlamaConfig(vocab_size=48, pad_token_id=0, **sizes))
+        return SpatialForcing.wrap(policy, PatchTeacher(), depth=2, adapter=PicturedAdapter(policy), **options)
+
+    return build
+
+
+def train(policy: Pictured, folder: Path, batch: int, accumulation: int, *, callback: bool = True) -> Trainer:
+    settings: dict[str, Any] = {
+        "per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation, "max_steps": 2,
+        "optim": "sgd", "learning_rate": 0.5, "max_grad_norm": 0.0, "logging_steps": 1, "use_cpu": True,
+        "report_to": [], "save_strategy": "no", "disable_tqdm": True, "lr_scheduler_type": "constant",
+    }  # fmt: skip
+    trainer = Trainer(
+        model=policy,
+        args=TrainingArguments(output_dir=str(folder), **settings),
+        train_dataset=Frames(),
+        callbacks=[SpatialForcingCallback(policy)] if callback else [],
+    )
+    # The order is the point of the comparison, not what it is.
+    trainer._get_train_sampler = lambda *args: torch.utils.data.SequentialSampler(trainer.train_dataset)  # type: ignore[method-assign]
+    trainer.train()
+    return trainer
+
+
+def test_fault_47_and_48_accumulated_batches_train_as_one(build: Callable[..., Pictured], tmp_path: Path) -> None:
+    """The columns arrive although forward was overridden, and the alignment counts once for each optimizer step."""
+    whole, parts = build(), build()
+    train(whole, tmp_path, 4, 1)
+    trainer = train(parts, tmp_path, 1, 4)
+    torch.manual_seed(0)
+    for (name, one), two in zip(whole.named_parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5, msg=name)
+    assert parts.spatial_forcing.steps == 8
+    assert parts.spatial_forcing.step == 2
+    first = next(entry for entry in trainer.state.log_history if "loss" in entry)
+    assert first["sf_loss"] > 0
+    assert first["sf_weight"] == 0.5
+
+
+def test_the_alignment_moves_what_is_trained(build: Callable[..., Pictured], tmp_path: Path) -> None:
+    aligned, plain = build(), build(weight=0.0)
+    train(aligned, tmp_path, 4, 1)
+    train(plain, tmp_path, 4, 1)
+    assert (aligned.patches.weight - plain.patches.weight).abs().max() > 1e-4
+
+
+def test_fault_48_accumulation_that_nobody_told_is_an_error(build: Callable[..., Pictured], tmp_path: Path) -> None:
+    with pytest.raises(LossError, match="SpatialForcingCallback"):
+        train(build(), tmp_path, 1, 4, callback=False)
+
+
+def test_a_policy_that_is_not_wrapped_is_refused() -> None:
+    with pytest.raises(WrapError, match="not wrapped"):
+        SpatialForcingCallback(nn.Linear(2, 2))

@@ -1,0 +1,1 @@
+"""How the alignment loss gets into what a training loop differentiates."""

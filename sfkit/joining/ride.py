@@ -1,0 +1,120 @@
+"""One forward's alignment loss on its way into the backward pass: it rides on the outputs of that forward.
+
+A training loop whose loss is computed outside the policy differentiates the policy's outputs, and nothing else of it.
+So the outputs pass through one identity node of the autograd graph, which has the alignment loss as a further input.
+Backward hands the outputs' gradients on unchanged, and sends the alignment loss a gradient of its own. This also makes
+the projector reachable from what forward returned, which DDP insists on (``find_unused_parameters=True``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfkit.joining.tree import map_tensors, tensors_in
+
+
+@dataclass(eq=False)
+class Ride:
+    """The alignment of one forward. Holds no tensor of the graph, so that keeping it keeps nothing alive.
+
+    Attributes:
+        gradient: What backward sends to the alignment loss; None where only an explicit ``add`` counts.
+        arrived: Called when a backward pass that accumulates gradients comes by; None for a mere anchor.
+        added: The alignment was added to a loss.
+        spent: It has been sent with a backward pass.
+        passed: A backward pass has been here.
+    """
+
+    gradient: Callable[[], Tensor | float] | None = None
+    arrived: Callable[[Ride], None] | None = None
+    added: bool = False
+    spent: bool = False
+    passed: bool = False
+
+    def share(self, *, accumulates: bool) -> Tensor | float:
+        """The gradient of the alignment loss in this backward pass.
+
+        It counts once for each forward, however many backward passes the loop makes through it. Passes that only
+        look at gradients (``torch.autograd.grad``) see it, and leave it to the one that trains.
+        """
+        if accumulates and not self.passed:
+            self.passed = True
+            if self.arrived is not None:
+                self.arrived(self)
+        if self.gradient is None or self.added or self.spent:
+            return 0.0
+        self.spent = accumulates
+        return self.gradient()
+
+
+class Carrier(torch.autograd.Function):
+    """Identity over the outputs of a forward, with the alignment loss as a passenger."""
+
+    @staticmethod
+    def forward(ctx: Any, ride: Ride, witness: Tensor, passenger: Tensor, *outputs: Tensor) -> tuple[Tensor, ...]:
+        ctx.ride = ride
+        ctx.passenger = passenger
+        ctx.set_materialize_grads(False)
+        return tuple(output.view_as(output) for output in outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        share = ctx.ride.share(accumulates=_reaches_leaves(ctx))
+        passenger = ctx.passenger
+        own = torch.as_tensor(share, dtype=passenger.dtype, device=passenger.device).expand_as(passenger)
+        return (None, None, own, *gradients)
+
+
+def _reaches_leaves(ctx: Any) -> bool:
+    """True in a plain ``backward()``, which accumulates into every leaf; False where only some gradients are asked for.
+
+    The witness is a leaf that nobody can ask for, as it exists in this node alone.
+    """
+    return bool(torch._C._will_engine_execute_node(ctx.next_functions[0][0]))
+
+
+def carry(output: Any, passenger: Tensor | Callable[[Tensor], Tensor], ride: Ride) -> Any | None:
+    """``output`` with its differentiable tensors passed through the carrier; None if it holds none.
+
+    Args:
+        output: What forward returned.
+        passenger: The alignment loss ``()``, weighted, with gradient; or what makes it beside one of the tensors.
+        ride: What is to become of it.
+    """
+    found = [tensor for tensor in tensors_in(output) if tensor.requires_grad]
+    if not found:
+        return None
+    if not isinstance(passenger, Tensor):
+        passenger = passenger(found[0]).sum()
+    witness = torch.zeros((), requires_grad=True)
+    carried: Any = Carrier.apply(ride, witness, passenger, *found)  # type: ignore[no-untyped-call]
+    replaced = {id(tensor): fresh for tensor, fresh in zip(found, carried, strict=True)}
+    return map_tensors(output, lambda tensor: replaced.get(id(tensor), tensor))
+
+
+_CARRIER_NODE: Any = Carrier._backward_cls
+
+
+def riders_in(loss: Tensor) -> list[tuple[Ride, Tensor]]:
+    """The rides that ``loss`` was computed from, each with its alignment loss.
+
+    Looks no further than the carriers: what lies behind them is the policy.
+    """
+    found: list[tuple[Ride, Tensor]] = []
+    seen: set[Any] = set()
+    stack = [loss.grad_fn]
+    while stack:
+        node: Any = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if isinstance(node, _CARRIER_NODE):
+            found.append((node.ride, node.passenger))
+        else:
+            stack.extend(following for following, _ in node.next_functions)
+    return found

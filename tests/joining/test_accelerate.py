@@ -1,0 +1,39 @@
+"""A loss outside the policy in a loop of the real accelerate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from sfkit.testing.outside import loop_loss
+
+accelerate = pytest.importorskip("accelerate")
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_fault_14_accumulation_and_mixed_precision(
+    precision: str, make: Callable[..., Any], batch: Callable[..., Any], gradients: Callable[..., Any]
+) -> None:
+    """What rides on the outputs is what ``add`` gives, to the last bit that bfloat16 outputs have."""
+
+    def run(join: str, **options: Any) -> dict[str, torch.Tensor]:
+        policy = make(join=join, **options).float()
+        # The precision is the process's own, and settled by its first accelerator.
+        accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+        accelerator = accelerate.Accelerator(cpu=True, mixed_precision=precision, gradient_accumulation_steps=2)
+        prepared = accelerator.prepare(policy)
+        for seed in range(2):
+            data = {key: value.float() for key, value in batch(seed).items()}
+            with accelerator.accumulate(prepared):
+                loss = loop_loss(prepared(data), data)
+                accelerator.backward(policy.spatial_forcing.add(loss) if join == "add" else loss)
+        return gradients(policy)
+
+    one, two = run("auto", grad_accumulation=2), run("add")
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(value, two[name], rtol=1e-5, atol=1e-7, msg=name)
+    assert two["spatial_forcing.projectors.0.fc1.weight"].abs().sum() > 0

@@ -1,0 +1,168 @@
+"""Gradients of every kind of training loop, against the alignment loss added by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from sfkit import SpatialForcing
+from sfkit.testing.outside import OutsidePolicy, loop_loss
+from sfkit.testing.policies import TinyAdapter, TinyPolicy
+
+Make, Batch = Callable[..., OutsidePolicy], Callable[..., dict[str, torch.Tensor]]
+Gradients, Same = Callable[..., dict[str, torch.Tensor]], Callable[..., None]
+#: How the alignment loss may get into the loop's, with what the loop must say for it.
+JOINS = ("auto", "carrier", "add")
+
+
+class Scaler:
+    """What a loop uses of ``GradScaler``; the real one, for CPUs, is not in every torch."""
+
+    def scale(self, loss: torch.Tensor) -> torch.Tensor:
+        return loss * 1024.0
+
+
+@pytest.fixture(params=JOINS)
+def join(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def joined(policy: OutsidePolicy, batch: dict[str, torch.Tensor], join: str) -> torch.Tensor:
+    """The loop's loss, in the way that ``join`` asks for."""
+    loss = loop_loss(policy(batch), batch)
+    return policy.spatial_forcing.add(loss) if join == "add" else loss
+
+
+@pytest.fixture
+def reference(by_hand) -> Callable[..., torch.Tensor]:
+    """``reference(policy, batch)``: the loop's loss with the alignment loss added by hand."""
+
+    def reference(policy: OutsidePolicy, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        output, alignment = by_hand(policy, batch)
+        return loop_loss(output, batch) + alignment
+
+    return reference
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "non-reentrant"])
+def test_fault_13_plain(
+    join, checkpointing, reference, make: Make, batch: Batch, gradients: Gradients, same: Same
+) -> None:
+    policy, other = make(join=join, policy={"checkpointing": checkpointing}), make()
+    joined(policy, batch(), join).backward()
+    reference(other, batch()).backward()
+    assert any("projectors" in name for name in gradients(policy))
+    same(gradients(policy), gradients(other))
+
+
+def test_fault_14_scaled(join, reference, make: Make, batch: Batch, gradients: Gradients, same: Same) -> None:
+    policy, other, scaler = make(join=join), make(), Scaler()
+    if join != "add":
+        policy.spatial_forcing.scaler = scaler
+    scaler.scale(joined(policy, batch(), join)).backward()
+    scaler.scale(reference(other, batch())).backward()
+    same(gradients(policy), gradients(other))
+
+
+def test_fault_14_accumulated(join, reference, make: Make, batch: Batch, gradients: Gradients, same: Same) -> None:
+    policy, other = make(join=join, grad_accumulation=None if join == "add" else 3), make()
+    for seed in range(3):
+        (joined(policy, batch(seed), join) / 3).backward()
+        (reference(other, batch(seed)) / 3).backward()
+    same(gradients(policy), gradients(other))
+
+
+def test_fault_55_each_forward_counts_once_however_often_a_loop_goes_backward(
+    join, by_hand, make: Make, batch: Batch, gradients: Gradients, same: Same
+) -> None:
+    """The alignment counts once for each forward, and a look does not use it up."""
+    policy, other = make(join=join), make()
+    output = policy(batch())
+    loss = loop_loss(output, batch())
+    loss = policy.spatial_forcing.add(loss) if join == "add" else loss
+    (looked,) = torch.autograd.grad(loss, policy.embed.weight, retain_graph=True)
+    loss.backward(retain_graph=True)
+    torch.testing.assert_close(looked, policy.embed.weight.grad)
+    output["actions"][0].square().sum().backward()
+    plain, alignment = by_hand(other, batch())
+    (loop_loss(plain, batch()) + alignment + plain["actions"][0].square().sum()).backward()
+    same(gradients(policy), gradients(other))
+
+
+def test_fault_55_several_forwards_before_one_backward(
+    join, by_hand, make: Make, batch: Batch, gradients: Gradients, same: Same
+) -> None:
+    """As with two losses, or in reinforcement learning."""
+    policy, other = make(join=join), make()
+    one, two = (loop_loss(policy(batch(seed)), batch(seed)) for seed in (1, 2))
+    loss = one + 3 * two
+    (policy.spatial_forcing.add(loss) if join == "add" else loss).backward()
+    (one, first), (two, second) = (by_hand(other, batch(seed)) for seed in (1, 2))
+    (loop_loss(one, batch(1)) + 3 * loop_loss(two, batch(2)) + first + second).backward()
+    same(gradients(policy), gradients(other))
+
+
+def test_a_forward_that_does_not_align_adds_nothing(join, make: Make, batch: Batch, gradients: Gradients) -> None:
+    policy = make(join=join)
+    with SpatialForcing.disabled(policy):
+        joined(policy, batch(), join).backward()
+    plain = OutsidePolicy().double()
+    plain.load_state_dict({k: v for k, v in policy.state_dict().items() if not k.startswith("spatial_forcing")})
+    loop_loss(plain(batch()), batch()).backward()
+    assert all(torch.equal(gradient, gradients(policy)[name]) for name, gradient in gradients(plain).items())
+
+
+# torch._dynamo asks tensors for their gradient before it knows whether they are leaves.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("join", ["auto", "add"])
+@pytest.mark.parametrize("how", ["whole", "layers"])
+def test_fault_45_compiled_after_the_wrap(
+    how, join, reference, make: Make, batch: Batch, gradients: Gradients, same: Same
+) -> None:
+    torch._dynamo.reset()
+    policy, other = make(join=join, policy={"fused": False}), make()
+    if how == "whole":
+        run: Any = torch.compile(policy, backend="eager")
+    else:
+        run = policy
+        for block in policy.blocks:
+            block.compile(backend="eager")
+    with torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):
+        loss = loop_loss(run(batch()), batch())
+    (policy.spatial_forcing.add(loss) if join == "add" else loss).backward()
+    reference(other, batch()).backward()
+    same(gradients(policy), gradients(other))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "by sample", "sum over samples"])
+@pytest.mark.parametrize("checkpointing", ["none", "non-reentrant"])
+def test_fault_15_a_loss_inside_the_policy(
+    reduction, checkpointing, by_hand, make: Make, batch: Batch, gradients: Gradients, same: Same
+) -> None:
+    """Joined where it is returned, with its share whatever is done there: reduced, scaled, divided, accumulated."""
+    policy, other = (make(adapter=TinyAdapter, kind=TinyPolicy, policy={"checkpointing": checkpointing}) for _ in "ab")
+    factor = 1024 / 2 * (2 if reduction.startswith("sum") else 1)
+    for seed in (0, 1):
+        loss, _ = policy(batch(seed), "mean" if reduction == "mean" else "none")
+        reduced = loss.sum() if reduction.startswith("sum") else loss.mean()
+        (reduced * 1024 / 2).backward()
+        output, alignment = by_hand(other, batch(seed))
+        ((output[0] + alignment) * factor).backward()
+    same(gradients(policy), gradients(other))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_policy_that_runs_in_parts_under_checkpoint(
+    reentrant, reference, make: Make, batch: Batch, gradients: Gradients, same: Same
+) -> None:
+    """What comes after the policy is recomputed in backward; the alignment is not."""
+    policy, other = make(), make()
+    output = policy(batch())["actions"][0]
+    checkpoint(lambda actions: (actions - batch()["action"]).abs().mean(), output, use_reentrant=reentrant).backward()
+    reference(other, batch()).backward()
+    same(gradients(policy), gradients(other))
+    assert policy.spatial_forcing.steps == 1

@@ -1,0 +1,150 @@
+"""What would train without alignment, or with too much of it, is said."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from sfkit import SpatialForcing
+from sfkit.errors import ConfigError, LossError, SfkitWarning, WrapError
+from sfkit.testing.outside import OutsidePolicy, loop_loss
+from sfkit.testing.policies import TinyAdapter, tiny_batch
+from sfkit.testing.teachers import PatchTeacher
+
+Make, Batch = Callable[..., Any], Callable[..., dict[str, torch.Tensor]]
+
+
+def test_fault_13_a_loss_that_nobody_reads_is_no_place_to_join(make: Make) -> None:
+    with pytest.raises(ConfigError, match="never reads a loss"):
+        make(join="output")
+
+
+def test_an_unknown_way(make: Make) -> None:
+    with pytest.raises(ConfigError, match="auto, output, carrier, add"):
+        make(join="rider")
+
+
+@pytest.mark.parametrize("join", ["add", "auto"])
+def test_fault_13_add_that_is_never_called_is_noticed_at_the_second_step(join: str, make: Make, batch: Batch) -> None:
+    class LossIsElsewhere(TinyAdapter):
+        def loss(self, output: Any) -> None:
+            return None
+
+    policy = make(join=join, adapter=LossIsElsewhere)
+    loop_loss(policy(batch()), batch()).backward()
+    with pytest.raises(LossError, match=r"(?s)never added.*add\(loss\)"):
+        policy(batch())
+
+
+def test_a_forward_without_backward_needs_no_add(make: Make, batch: Batch) -> None:
+    policy = make(join="add")
+    for _ in range(3):
+        policy(batch())
+
+
+def test_add_beside_the_carrier_is_an_error(make: Make, batch: Batch) -> None:
+    policy = make(join="carrier")
+    with pytest.raises(LossError, match="count it twice"):
+        policy.spatial_forcing.add(loop_loss(policy(batch()), batch()))
+
+
+def test_add_beside_a_joined_loss_is_an_error(wrapped: Make) -> None:
+    policy = wrapped()
+    with pytest.raises(LossError, match="already in the loss"):
+        policy.spatial_forcing.add(policy(tiny_batch())[0])
+
+
+def test_add_twice_is_an_error(make: Make, batch: Batch) -> None:
+    policy = make()
+    loss = policy.spatial_forcing.add(loop_loss(policy(batch()), batch()))
+    with pytest.raises(LossError, match="called twice"):
+        policy.spatial_forcing.add(loss)
+
+
+def test_add_after_backward_is_an_error(make: Make, batch: Batch) -> None:
+    policy = make()
+    loss = loop_loss(policy(batch()), batch())
+    loss.backward(retain_graph=True)
+    with pytest.raises(LossError, match="after a backward pass"):
+        policy.spatial_forcing.add(loss)
+
+
+def test_add_of_a_foreign_loss_is_an_error(make: Make, batch: Batch) -> None:
+    policy = make()
+    output = policy(batch())
+    with pytest.raises(LossError, match="not computed"):
+        policy.spatial_forcing.add(loop_loss(output, batch()).detach())
+
+
+def test_fault_14_accumulation_that_was_not_told_is_warned_of_once(make: Make, batch: Batch) -> None:
+    policy = make()
+
+    def accumulate() -> None:
+        for seed in range(4):
+            (loop_loss(policy(batch(seed)), batch(seed)) / 4).backward()
+
+    with pytest.warns(SfkitWarning, match="grad_accumulation=N") as said:
+        accumulate()
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("options", [{"grad_accumulation": 1}, {"join": "add"}])
+def test_nothing_is_warned_of_where_nothing_is_unknown(options: dict[str, Any], make: Make, batch: Batch) -> None:
+    policy = make(**options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for seed in range(3):
+            loss = loop_loss(policy(batch(seed)), batch(seed))
+            (policy.spatial_forcing.add(loss) if "join" in options else loss).backward()
+
+
+def test_ordinary_steps_are_not_taken_for_accumulation(make: Make, batch: Batch) -> None:
+    policy = make()
+    optimizer = torch.optim.SGD(policy.parameters(), 1e-3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for seed in range(3):
+            optimizer.zero_grad()
+            loop_loss(policy(batch(seed)), batch(seed)).backward()
+            optimizer.step()
+
+
+def test_fault_14_a_scaler_that_was_not_told_is_warned_of_once(make: Make, batch: Batch) -> None:
+    policy = make()
+    with torch.autocast("cpu", torch.bfloat16):
+        policy(batch())
+    if not hasattr(torch.amp, "GradScaler"):
+        pytest.skip("this torch has no float16 autocast for CPUs")
+    with torch.autocast("cpu", torch.float16), pytest.warns(SfkitWarning, match="GradScaler"):
+        policy(batch())
+    with torch.autocast("cpu", torch.float16), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        policy(batch())
+
+
+def test_zero_3_is_refused(make: Make) -> None:
+    plain = OutsidePolicy()
+    plain.head.weight.ds_id = 0
+    with pytest.raises(WrapError, match="ZeRO-3"):
+        SpatialForcing.wrap(plain, PatchTeacher(), adapter=TinyAdapter(plain))
+
+
+def test_metrics_know_the_action_loss_once_it_is_known(make: Make, batch: Batch) -> None:
+    policy = make()
+    loss = loop_loss(policy(batch()), batch())
+    assert "action_loss" not in policy.spatial_forcing.metrics()
+    policy.spatial_forcing.add(loss)
+    assert policy.spatial_forcing.metrics()["action_loss"] == pytest.approx(loss.item())
+
+
+def test_a_copy_is_not_in_the_middle_of_a_step(make: Make, batch: Batch) -> None:
+    policy = make()
+    loss = loop_loss(policy(batch()), batch())
+    other = copy.deepcopy(policy)
+    assert other.spatial_forcing.add(loss.detach()) is not None
+    other(batch())

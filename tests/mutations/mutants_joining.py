@@ -1,0 +1,148 @@
+"""Mutants of how the alignment loss gets into what a training loop differentiates."""
+
+from __future__ import annotations
+
+from mutant import Mutant, in_file
+
+CHECKS = "sfkit/alignment/checks.py"
+JOINER = "sfkit/joining/joiner.py"
+LOSS = "sfkit/policies/loss.py"
+RIDE = "sfkit/joining/ride.py"
+SCALE = "sfkit/joining/scale.py"
+
+T_ACCELERATE = "tests/joining/test_accelerate.py"
+T_DDP = "tests/joining/test_ddp.py"
+T_GRADIENTS = "tests/joining/test_gradients.py"
+T_REFUSALS = "tests/joining/test_refusals.py"
+T_TRAINER = "plugins/sfkit-transformers/tests/test_trainer.py"
+T_TRAINING = "tests/test_training.py"
+
+JOINING = (
+    Mutant(
+        fault=3,
+        what="tokens without gradient pass for aligned",
+        file=CHECKS,
+        old="    if not tokens.requires_grad:\n        return None\n",
+        new="    if not tokens.requires_grad:\n        return tokens\n",
+        tests=in_file(T_TRAINING, ["test_fault_03_a_tap_inside_a_reentrant_checkpoint_is_an_error"]),
+    ),
+    Mutant(
+        fault=3,
+        what="a tap reads what the block has made of its input, which a reentrant checkpoint cuts off",
+        file="sfkit/testing/policies.py",
+        old="        return TapPoint(block.input_layernorm,",
+        new="        return TapPoint(block.post_layernorm,",
+        tests=in_file(T_TRAINING, ["test_fault_03_reentrant_checkpointing_changes_no_gradient"]),
+        ends_in=("GradientError",),
+    ),
+    Mutant(
+        fault=12,
+        what="a step that does not align leaves the projector out of the outputs' graph",
+        file=JOINER,
+        old="        carried = carry(output, zero, Ride())\n        return",
+        new="        carried = None\n        return",
+        tests=in_file(T_DDP, ["test_fault_12_and_49_gradients_are_the_mean_of_the_ranks"]),
+        says="Expected to have finished reduction",
+    ),
+    Mutant(
+        fault=13,
+        what="the alignment loss joins a loss that no loop reads",
+        file=JOINER,
+        old='("auto", "output") and not self.adapter.loss_outside',
+        new='("auto", "output")',
+        tests=in_file(T_GRADIENTS, ["test_fault_13_plain"]),
+    ),
+    Mutant(
+        fault=13,
+        what="nobody notices that add is never called",
+        file=JOINER,
+        old="            self._missed = ride\n",
+        new="            pass\n",
+        tests=in_file(T_REFUSALS, ["test_fault_13_add_that_is_never_called_is_noticed_at_the_second_step"]),
+    ),
+    Mutant(
+        fault=13,
+        what="join='output' is believed where the loop reads no loss",
+        file=JOINER,
+        old='if join == "output" and adapter.loss_outside:',
+        new="if False:",
+        tests=in_file(T_REFUSALS, ["test_fault_13_a_loss_that_nobody_reads_is_no_place_to_join"]),
+    ),
+    Mutant(
+        fault=14,
+        what="what rides on the outputs does not follow the division for accumulation",
+        file=SCALE,
+        old="        return scaled / (self.accumulation or 1)\n",
+        new="        return scaled\n",
+        tests=(
+            *in_file(T_GRADIENTS, ["test_fault_14_accumulated"]),
+            *in_file(T_ACCELERATE, ["test_fault_14_accumulation_and_mixed_precision"]),
+        ),
+    ),
+    Mutant(
+        fault=14,
+        what="what rides on the outputs does not follow the scaler",
+        file=SCALE,
+        old="one if self.scaler is None else self.scaler.scale(one)",
+        new="one",
+        tests=in_file(T_GRADIENTS, ["test_fault_14_scaled"]),
+    ),
+    Mutant(
+        fault=14,
+        what="accumulation that was not told is not noticed",
+        file=SCALE,
+        old="        if self.accumulation is not None or parameter is None:\n",
+        new="        if True:\n",
+        tests=in_file(T_REFUSALS, ["test_fault_14_accumulation_that_was_not_told_is_warned_of_once"]),
+    ),
+    Mutant(
+        fault=14,
+        what="a scaler that was not told is not noticed",
+        file=SCALE,
+        old="if self.scaler is None and _autocast_dtype(device) == torch.float16:",
+        new="if False:",
+        tests=in_file(T_REFUSALS, ["test_fault_14_a_scaler_that_was_not_told_is_warned_of_once"]),
+    ),
+    Mutant(
+        fault=15,
+        what="the alignment of all samples is added to each",
+        file=LOSS,
+        old="    return loss + extra.reshape(",
+        new="    return loss + extra.sum().expand_as(extra).reshape(",
+        tests=in_file(T_GRADIENTS, ["test_fault_15_a_loss_inside_the_policy"]),
+    ),
+    Mutant(
+        fault=47,
+        what="the override hides which arguments forward takes",
+        file="sfkit/attach.py",
+        old="    functools.update_wrapper(forward, base.forward)\n"
+        "    forward.__signature__ = inspect.signature(base.forward)",
+        new="    forward.__signature__ = inspect.signature(forward)",
+        tests=in_file(T_TRAINER, ["test_fault_47_and_48_accumulated_batches_train_as_one"]),
+        ends_in=("ValueError", "TypeError", "AttributeError"),
+    ),
+    Mutant(
+        fault=48,
+        what="the callback does not tell how many batches make a step",
+        file="plugins/sfkit-transformers/src/sfkit_transformers/trainer.py",
+        old="        self.handle.grad_accumulation = args.gradient_accumulation_steps\n",
+        new="        self.handle.grad_accumulation = 1\n",
+        tests=in_file(T_TRAINER, ["test_fault_47_and_48_accumulated_batches_train_as_one"]),
+    ),
+    Mutant(
+        fault=55,
+        what="of several forwards behind one loss only one is aligned",
+        file=JOINER,
+        old="        for ride, passenger in rides:\n",
+        new="        for ride, passenger in rides[:1]:\n",
+        tests=in_file(T_GRADIENTS, ["test_fault_55_several_forwards_before_one_backward"]),
+    ),
+    Mutant(
+        fault=55,
+        what="an alignment counts again with every backward pass through its forward",
+        file=RIDE,
+        old="        self.spent = accumulates\n",
+        new="        pass\n",
+        tests=in_file(T_GRADIENTS, ["test_fault_55_each_forward_counts_once_however_often_a_loop_goes_backward"]),
+    ),
+)
