@@ -17,8 +17,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import alignment, disabled, geometry, imports, lerobot_loop, memory, vggt, vggt_gpu, vggt_memory
-from benchmarks import disabled, geometry, imports, lerobot_loop, memory, openpi, vggt, vggt_gpu, vggt_memory
+from benchmarks import alignment, disabled, geometry, imports, lerobot_loop, memory, openpi, vggt, vggt_gpu, vggt_memory
 from benchmarks.report import Report, machine
 from benchmarks.timed import one_thread
 

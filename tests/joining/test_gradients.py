@@ -120,7 +120,7 @@ def test_a_forward_that_does_not_align_adds_nothing(join, make: Make, batch: Bat
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("join", ["auto", "add"])
 @pytest.mark.parametrize("how", ["whole", "layers"])
-def test_fault_45_compiled_after_the_wrap(
+def test_compiled_after_the_wrap(
     how, join, reference, make: Make, batch: Batch, gradients: Gradients, same: Same
 ) -> None:
     torch._dynamo.reset()

@@ -41,8 +41,8 @@ TRANSFORMERS = (
         fault=20,
         what="the class token is taken for the first patch, and the last patch is dropped",
         file=BACKBONE,
-        old="self._normed(tokens[:, self.prefix :], layer)",
-        new="self._normed(tokens[:, : rows * columns], layer)",
+        old="        return tokens[:, self.prefix :]\n",
+        new="        return tokens[:, : rows * columns]\n",
         tests=in_file(T_FAMILIES, [f"{_OWN}[square-vit]", f"{_OWN}[square-dinov2_registers]"]),
     ),
     Mutant(

@@ -127,7 +127,7 @@ def test_the_alignment_moves_what_is_trained(build: Callable[..., Pictured], tmp
     assert (aligned.patches.weight - plain.patches.weight).abs().max() > 1e-4
 
 
-def test_fault_48_accumulation_that_nobody_told_is_an_error(build: Callable[..., Pictured], tmp_path: Path) -> None:
+def test_accumulation_that_nobody_told_is_an_error(build: Callable[..., Pictured], tmp_path: Path) -> None:
     with pytest.raises(LossError, match="SpatialForcingCallback"):
         train(build(), tmp_path, 1, 4, callback=False)
 
