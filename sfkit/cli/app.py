@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 import sfkit
+from sfkit.cli.inspect import inspect
 from sfkit.cli.parity import parity
 from sfkit.errors import PluginError
 from sfkit.registry import Entry, default_registry
@@ -33,6 +34,8 @@ def build_app() -> typer.Typer:
     app.command("presets")(presets)
     app.command("parity")(parity)
     own = {"plugins", "teachers", "policies", "presets", "parity"}
+    app.command("inspect")(inspect)
+    own = {"plugins", "teachers", "policies", "parity", "inspect"}
     offered = {entry.name: entry for entry in default_registry().of_kind("command") if entry.name not in own}
     for name in sorted(offered):
         _add_plugin_command(app, offered[name])

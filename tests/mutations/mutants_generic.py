@@ -10,6 +10,11 @@ OPTIONS = "sfkit/policies/generic/options.py"
 PIXELS = "sfkit/policies/generic/pixels.py"
 TOKENS = "sfkit/policies/generic/tokens.py"
 
+INSPECTING = "sfkit/inspection/inspecting.py"
+SPAN = "sfkit/inspection/span.py"
+STACKS = "sfkit/inspection/stacks.py"
+
+T_INSPECTING = "tests/inspection/test_inspecting.py"
 T_ADAPTER = "tests/policies/generic/test_adapter.py"
 T_PIXELS = "tests/policies/generic/test_pixels.py"
 T_VLMS = "tests/policies/generic/test_vlms.py"
@@ -181,5 +186,47 @@ GENERIC = (
         old="    if pixels is None:\n        raise ViewsError(",
         new="    if pixels is None:\n        return\n        raise ViewsError(",
         tests=in_file(T_PIXELS, ["test_fault_26_what_is_not_declared_is_not_guessed"]),
+    ),
+    # --------------------------------------------------------------------------------------------------- inspection
+    Mutant(
+        fault=1,
+        what="the inspection counts taps that never fire as firing",
+        file=STACKS,
+        old="self.taps.append((point.module, point.path) if log.count(point.module) else None)",
+        new="self.taps.append((point.module, point.path))",
+        tests=in_file(T_INSPECTING, ["test_fault_01_what_never_fires_is_shown"]),
+        ends_in=("KeyError", "AttributeError"),
+    ),
+    Mutant(
+        fault=6,
+        what="the inspection asks whether the sequence requires a gradient, and not whether the pictures' tokens do",
+        file=INSPECTING,
+        old="trained[depth] = find_trained_leaf(student) is not None",
+        new="trained[depth] = state.requires_grad",
+        tests=in_file(T_INSPECTING, ["test_fault_06_a_frozen_backbone_is_shown"]),
+    ),
+    Mutant(
+        fault=16,
+        what="the inspection leaves out the first of each view's tokens",
+        file=SPAN,
+        old="_EXTRAS = (0, 1, 2, 4, 5)",
+        new="_EXTRAS = (1, 2, 4, 5)",
+        tests=in_file(T_INSPECTING, ["test_fault_16_20_tokens_are_those_that_move_with_the_pictures"]),
+    ),
+    Mutant(
+        fault=20,
+        what="the inspection reads tokens column by column",
+        file=SPAN,
+        old="    row, column = most // columns, most % columns\n",
+        new="    column, row = most // columns, most % columns\n",
+        tests=in_file(T_INSPECTING, ["test_fault_16_20_tokens_are_those_that_move_with_the_pictures"]),
+    ),
+    Mutant(
+        fault=25,
+        what="the inspection takes cameras in the order of the batch, whatever that of their tokens",
+        file=SPAN,
+        old="    order = positions[0, :, 0].argsort().tolist()\n",
+        new="    order = list(range(pictures.views))\n",
+        tests=in_file(T_INSPECTING, ["test_fault_25_cameras_are_told_in_the_order_of_their_tokens"]),
     ),
 )

@@ -176,9 +176,9 @@ def check_pixels(pictures: Tensor, valid: Tensor, pixels: str | MeanStd | None) 
     if not bool(raw.isfinite().all()):
         raise ViewsError("The pictures contain NaN or infinity.", "Look at the dataset and at the image transforms.")
     low, high = raw.amin(1), raw.amax(1)
-    fits = {name: span for name, by in NORMALISATIONS.items() if (span := _span(low, high, by, pictures.dtype))}
+    fits = _fits(low, high, pictures.dtype)
+    guess = _widest(fits)
     found = f"Pictures range from {float(low.min()):.3g} to {float(high.max()):.3g} ({pictures.dtype})"
-    guess = max(fits, key=lambda name: fits[name][1] - fits[name][0], default=None)
     advice = f"That looks like pixels={guess!r}." if guess else "No normalisation that sfkit knows fits: use MeanStd."
     if pixels is None:
         raise ViewsError(f"{found}, and how they are normalised is not declared.", f"Set pixels. {advice}")
@@ -191,6 +191,20 @@ def check_pixels(pictures: Tensor, valid: Tensor, pixels: str | MeanStd | None) 
             f"{declared[1]:.2f}, by {guess!r} they range from {fits[guess][0]:.2f} to {fits[guess][1]:.2f}.",
             f"{advice} If the declaration is right, try a batch with more contrast.",
         )
+
+
+def likely_pixels(pictures: Tensor) -> str | None:
+    """The known normalisation by which pictures ``(b, v, 3, h, w)`` use most of their range; None if none fits."""
+    raw = pictures.float().transpose(0, 2).flatten(1)
+    return _widest(_fits(raw.amin(1), raw.amax(1), pictures.dtype))
+
+
+def _fits(low: Tensor, high: Tensor, dtype: torch.dtype) -> dict[str, tuple[float, float]]:
+    return {name: span for name, by in NORMALISATIONS.items() if (span := _span(low, high, by, dtype))}
+
+
+def _widest(fits: Mapping[str, tuple[float, float]]) -> str | None:
+    return max(fits, key=lambda name: fits[name][1] - fits[name][0], default=None)
 
 
 def _span(low: Tensor, high: Tensor, by: MeanStd, dtype: torch.dtype) -> tuple[float, float] | None:

@@ -1,0 +1,79 @@
+"""``sfkit inspect``: what a GenericAdapter must be told of a policy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sfkit.inspection import Inspection
+
+
+def inspect(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="package.module:function or file.py:function: takes nothing, returns (policy, batch).",
+        ),
+    ],
+    images: Annotated[
+        list[str] | None,
+        typer.Option(help="Path of the pictures in the batch; once for each view if they come one by one."),
+    ] = None,
+) -> None:
+    """Find blocks, visual tokens and pictures of any policy, and print the GenericAdapter that aligns it.
+
+    Runs one training step without an optimizer, then forward alone on changed pictures. Exit status 1 when something
+    that the adapter needs was not found.
+    """
+    from rich.console import Console
+
+    from sfkit.inspection import inspect_policy, load_target
+
+    policy, batch = load_target(target)
+    found = inspect_policy(policy, batch, images=images or ())
+    print_inspection(found, Console(highlight=False))
+    if found.missing:
+        raise typer.Exit(1)
+
+
+def print_inspection(found: Inspection, console: Console) -> None:
+    """Tables of stacks and taps, the notes, and the code to paste."""
+    from rich.table import Table
+
+    table = Table("", "blocks", "class", "parameters", "tap", "fires", "is given", "gradient", "reaches", box=None)
+    for stack in found.stacks:
+        table.add_row(
+            "→" if stack.sees else "", stack.path, f"{stack.blocks} {stack.kind}", _millions(stack.parameters),
+            stack.tap, f"{stack.fired} of {stack.blocks}", " × ".join(map(str, stack.shape)),
+            _norm(stack.gradient), _millions(stack.reaches),
+        )  # fmt: skip
+    console.print(f"[bold]{found.policy}[/]: rows of blocks of one class (→ the visual tokens' own)")
+    console.print(table)
+    if found.taps:
+        depths = Table("depth", "tap (input of)", "fires", "gradient of the loss", "alignment trains", box=None)
+        for tap in found.taps:
+            trained = {True: "yes", False: "nothing", None: "not known"}[tap.trained]
+            depths.add_row(str(tap.depth), tap.path, f"{tap.fired} ×", _norm(tap.gradient), trained)
+        console.print()
+        console.print(depths)
+    if found.hits is not None:
+        console.print(f"\nOf the patches that were changed, {found.hits:.0%} moved their own token most.")
+    for note in found.notes:
+        console.print(f"- {note}", markup=False)
+    console.print()
+    console.print(found.snippet(), markup=False, soft_wrap=True)
+    for name in found.missing:
+        console.print(f"[bold red]not found:[/] {name}")
+
+
+def _norm(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1e}"
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.1f} M" if count >= 1e5 else str(count)

@@ -1,0 +1,128 @@
+"""One training step of a policy as it is: which taps fire, where the loss is, and what carries gradient."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from sfkit.alignment.checks import gradient_leaves
+from sfkit.inspection.calls import Call
+from sfkit.inspection.stacks import Candidate, Firings, listening
+from sfkit.policies.loss import find_loss
+
+_DEEPEST = 3
+
+
+@dataclass
+class DryStep:
+    """What a training step has shown.
+
+    Attributes:
+        output: Of forward.
+        log: What the candidates' modules were given.
+        loss: The loss, if forward returned one; of any shape.
+        where: The adapter's option ``loss``; None where it finds the loss by itself.
+        gradients: Norm of the gradient of the loss at each tapped module's input.
+        remarks: What the user must know of the loss.
+    """
+
+    output: Any
+    log: Firings
+    loss: Tensor | None = None
+    where: str | None = None
+    gradients: dict[nn.Module, float] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+    def reaches(self, module: nn.Module) -> int:
+        """Number of trainable parameters that a gradient of what this module was given could reach."""
+        state = self.log.first(module)
+        if state is None or not state.requires_grad:
+            return 0
+        return sum(leaf.numel() for leaf in gradient_leaves(state) if leaf.requires_grad)
+
+
+def dry_step(model: nn.Module, call: Call, candidates: Sequence[Candidate]) -> DryStep:
+    """Run forward and, if it returns a loss, backward. The graph is kept; no parameter is changed."""
+    modules = itertools.chain.from_iterable(candidate.tappable() for candidate in candidates)
+    with listening(modules) as log:
+        output = call.run(model)
+    step = DryStep(output, log)
+    for candidate in candidates:
+        candidate.settle(log)
+    _find(step)
+    if step.loss is not None and step.loss.requires_grad:
+        _backward(step, [tap for candidate in candidates for tap in candidate.taps if tap is not None])
+    return step
+
+
+def _backward(step: DryStep, taps: Sequence[tuple[nn.Module, str]]) -> None:
+    handles = []
+    for module, _ in taps:
+        state = step.log.first(module)
+        if state is not None and state.requires_grad:
+            handles.append(state.register_hook(_noting(step.gradients, module)))  # type: ignore[no-untyped-call]
+    assert step.loss is not None
+    try:
+        step.loss.mean().backward(retain_graph=True)  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        step.remarks.append(f"Its backward failed, so gradients were not measured: {error}")
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _noting(gradients: dict[nn.Module, float], module: nn.Module) -> Any:
+    def note(gradient: Tensor) -> None:
+        gradients[module] = float(gradient.float().norm())
+
+    return note
+
+
+def _find(step: DryStep) -> None:
+    """The loss in what forward returned, as the generic adapter would look for it, else anywhere in it."""
+    loss = find_loss(step.output)
+    predictions = loss is not None and loss.ndim > 1 and not isinstance(step.output, Mapping)
+    if loss is not None and loss.is_floating_point() and loss.requires_grad and not predictions:
+        step.loss = loss
+        return
+    if predictions and loss is not None and loss.requires_grad and bool((loss >= 0).all()):
+        step.loss, step.where = loss, "output"
+        step.remarks.append(
+            f"forward returned a tensor {tuple(loss.shape)} without a negative element: loss='output' takes it for a "
+            "loss of each element. If it holds predictions, say loss='outside'."
+        )
+        return
+    others = dict(_scalars(step.output, "", _DEEPEST))
+    if others:
+        step.where = min(others, key=lambda path: ("total" not in path, "loss" not in path, path.count(".")))
+        step.loss = others[step.where]
+        if len(others) > 1:
+            step.remarks.append(f"forward returned several scalars with a gradient: {', '.join(others)}.")
+        return
+    step.where = "outside"
+    what = f"a tensor {tuple(loss.shape)}, not a loss" if predictions and loss is not None else "no loss"
+    step.remarks.append(
+        f"forward returned {what}: loss='outside' says that the training loop computes it. If forward "
+        "needs targets to return one, put them into the batch."
+    )
+
+
+def _scalars(value: Any, path: str, levels: int) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        if value.ndim == 0 and value.requires_grad and path:
+            yield path, value
+        return
+    if not levels:
+        return
+    if isinstance(value, Mapping):
+        children = [(str(key), child) for key, child in value.items()]
+    elif isinstance(value, list | tuple):
+        children = [(str(index), child) for index, child in enumerate(value)]
+    else:
+        children = list(getattr(value, "__dict__", {}).items())
+    for key, child in children:
+        yield from _scalars(child, f"{path}.{key}" if path else key, levels - 1)

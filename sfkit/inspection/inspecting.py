@@ -1,0 +1,238 @@
+"""The inspection itself: a dry training step, then a look at which tokens move when pictures change."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sfkit.alignment.checks import find_trained_leaf
+from sfkit.building import inside_peft
+from sfkit.errors import AdapterError, SfkitError, ViewsError
+from sfkit.inspection.calls import Call, undisturbed
+from sfkit.inspection.dry_step import DryStep, dry_step
+from sfkit.inspection.findings import Inspection, StackFinding, TapFinding
+from sfkit.inspection.pictures import Pictures, chosen_pictures, find_pictures, leaves
+from sfkit.inspection.span import Found, Prober, as_tokens, find_tokens
+from sfkit.inspection.stacks import Candidate, find_candidates
+from sfkit.policies.base import ForwardCall
+from sfkit.policies.generic import GenericAdapter
+from sfkit.policies.generic.pixels import likely_pixels
+
+#: From this share of patches whose own token moved most, the tokens count as found.
+_SURE = 0.75
+
+
+def inspect_policy(model: nn.Module, batch: Any, *, images: Sequence[str] = ()) -> Inspection:
+    """Find what a :class:`sfkit.GenericAdapter` must be told of a policy.
+
+    The policy runs a training step, and then once for each of some changed pictures (ten for each view). Its
+    parameters, buffers, gradients and modes, and the batch, are left as they were.
+
+    Args:
+        model: The policy.
+        batch: The only argument of its ``forward``, a mapping of keywords, or a tuple of positions.
+        images: Paths of the pictures in the batch, where they are not to be looked for.
+
+    Raises:
+        AdapterError: It holds no row of blocks of one class.
+        ConfigError: ``forward`` cannot be called with the batch.
+        ViewsError: There is nothing at the paths of the pictures.
+    """
+    policy = inside_peft(model)
+    call = Call.of(policy, batch)
+    candidates = find_candidates(policy)
+    if not candidates:
+        raise AdapterError(
+            f"{type(policy).__name__} holds no row of two or more blocks of one class.",
+            "A policy without blocks cannot be tapped by depth; write a PolicyAdapter.",
+        )
+    arguments = call.arguments(policy)
+    samples = _samples(arguments)
+    readings = (
+        chosen_pictures(arguments, policy, images, samples) if images else find_pictures(arguments, policy, samples)
+    )
+    with undisturbed(model):
+        step = dry_step(model, call, candidates)
+        prober = Prober(model, call, candidates)
+        found = _best(find_tokens(prober, candidates, readings, samples), step)
+        return _report(_Evidence(policy, arguments, candidates, step, readings), found)
+
+
+def _samples(arguments: Mapping[str, Any]) -> int:
+    """How many samples a batch holds: what most of its tensors are long."""
+    lengths = Counter(
+        len(leaf) for _, leaf in leaves(arguments) if isinstance(leaf, list) or (leaf.ndim and leaf.ndim < 4)
+    )
+    if not lengths:
+        lengths = Counter(len(leaf) for _, leaf in leaves(arguments) if isinstance(leaf, list) or leaf.ndim)
+    most = max(lengths.values(), default=0)
+    return min((length for length, count in lengths.items() if count == most), default=1)
+
+
+def _best(found: Iterator[Found], step: DryStep) -> Found | None:
+    """The first sure reading of the pictures; among the stacks that see them so, the last one to run."""
+    kept: list[Found] = []
+    for each in found:
+        if kept and kept[-1].hits >= _SURE and each.reading != kept[-1].reading:
+            break
+        kept.append(each)
+
+    def rank(each: Found) -> tuple[bool, float, int]:
+        tap = each.candidate.taps[0]
+        assert tap is not None
+        sure = each.hits >= _SURE
+        return sure, 0.0 if sure else each.hits, step.log.order(tap[0])
+
+    return max(kept, key=rank, default=None)
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """What the report is made from."""
+
+    policy: nn.Module
+    arguments: Mapping[str, Any]
+    candidates: Sequence[Candidate]
+    step: DryStep
+    readings: Sequence[Pictures]
+
+
+def _report(seen: _Evidence, found: Found | None) -> Inspection:
+    notes = list(seen.step.remarks)
+    options: dict[str, Any] = {}
+    taps: tuple[TapFinding, ...] = ()
+    if found is None:
+        notes.append(_why_nothing(seen.readings))
+    else:
+        options = _options(found, seen, notes)
+        trained = _trained(found, seen, options, notes)
+        taps = tuple(
+            TapFinding(depth, path, seen.step.log.count(module), seen.step.gradients.get(module), trained.get(depth))
+            for depth, (module, path) in found.candidate.fired
+        )
+        _warn_of_depths(taps, len(found.candidate.blocks), notes)
+    stacks = tuple(_stack(candidate, seen.step, found) for candidate in seen.candidates)
+    hits = None if found is None else found.hits
+    return Inspection(type(seen.policy).__name__, stacks, taps, options, hits, tuple(notes))
+
+
+def _why_nothing(readings: Sequence[Pictures]) -> str:
+    if not readings:
+        return "Nothing in the batch looks like pictures: name them with images (--images PATH)."
+    seen = ", ".join(dict.fromkeys(str(each.images) for each in readings))
+    return (
+        f"Changing the pictures ({seen}) moves no token at the first block of any stack, or not as many for each view. "
+        "Either these are not the pictures, or they enter the blocks in another way (cross-attention): then a "
+        "PolicyAdapter must be written."
+    )
+
+
+def _options(found: Found, seen: _Evidence, notes: list[str]) -> dict[str, Any]:
+    ids = {
+        path: leaf
+        for path, leaf in leaves(seen.arguments)
+        if isinstance(leaf, Tensor) and leaf.ndim == 2 and not leaf.is_floating_point() and leaf.dtype != torch.bool
+    }
+    tokens, remark = as_tokens(found, ids)
+    if remark:
+        notes.append(remark)
+    raw = found.pictures.raw()
+    pixels = likely_pixels(raw)
+    if pixels is None:
+        notes.append("No normalisation that sfkit knows fits the pictures: pixels=MeanStd(mean, std).")
+    elif pixels in ("clip", "imagenet"):
+        notes.append(f"pixels={pixels!r} is a guess; 'clip' and 'imagenet' hardly differ. Look at the image processor.")
+    options: dict[str, Any] = {
+        "blocks": found.candidate.path,
+        "tokens": tokens,
+        "grid": (found.pictures.views, *found.cells),
+        **found.pictures.told(),
+        "pixels": pixels,
+        "norm": found.candidate.norm,
+        "resize": _resize(raw.shape[-2:], found.cells, notes),
+        "loss": seen.step.where,
+    }
+    if found.hits < _SURE:
+        notes.append(
+            f"Only {found.hits:.0%} of the changed patches moved their own token most, so grid and order of the tokens "
+            "are not sure. The pictures may be letterboxed, cropped, or mixed by a strong vision tower."
+        )
+    if found.candidate.taps[-1] is None:
+        notes.append("After the last block no norm was found: add final_norm if you want to align there.")
+    needed = ("blocks", "tokens", "grid", "images", "pixels")
+    return {name: value for name, value in options.items() if value is not None or name in needed}
+
+
+def _resize(size: Sequence[int], cells: tuple[int, int], notes: list[str]) -> tuple[int, int] | None:
+    """The views must divide into the grid."""
+    fitting = tuple(max(1, round(side / count)) * count for side, count in zip(size, cells, strict=True))
+    if fitting == tuple(size):
+        return None
+    notes.append(
+        f"Pictures of {size[0]}x{size[1]} pixels do not divide into {cells[0]}x{cells[1]} tokens: the policy resizes "
+        f"them. resize={fitting} stretches the teacher's to the nearest size that does; its own size is better."
+    )
+    return fitting[0], fitting[1]
+
+
+def _trained(found: Found, seen: _Evidence, options: Mapping[str, Any], notes: list[str]) -> dict[int, bool]:
+    """Try the adapter on the dry step: does it find those tokens, and does their gradient train anything?"""
+    trained: dict[int, bool] = {}
+    if any(options[name] is None for name in ("tokens", "pixels")):
+        return trained
+    try:
+        adapter = GenericAdapter(**options).bind(seen.policy)
+        views = adapter.views(ForwardCall(seen.arguments, seen.step.output))
+        for depth, (module, _) in found.candidate.fired:
+            state = seen.step.log.first(module)
+            assert state is not None
+            student = adapter.visual_tokens(state, views)
+            expected = state.gather(1, found.patches.unsqueeze(-1).expand(-1, -1, state.shape[-1]))
+            if not torch.equal(student.values.flatten(1, 3), expected):
+                raise ViewsError("It cuts out other tokens than those that moved.")
+            trained[depth] = find_trained_leaf(student) is not None
+    except SfkitError as error:
+        notes.append(f"The adapter below does not work on this batch: {error}")
+    except RuntimeError as error:
+        notes.append(f"Whether the visual tokens' gradient trains anything could not be verified: {error}")
+    return trained
+
+
+def _warn_of_depths(taps: Sequence[TapFinding], blocks: int, notes: list[str]) -> None:
+    known = [tap for tap in taps if tap.trained is not None]
+    working = [tap.depth for tap in known if tap.trained]
+    if known and not working:
+        notes.append(
+            "The gradient of the visual tokens reaches no trainable parameter at any depth: unfreeze the backbone, or "
+            "put LoRA on it."
+        )
+    default = max(1, round(2 * blocks / 3))
+    if working and default not in working:
+        notes.append(f"The default depth {default} trains nothing: choose depth={working[-1]}.")
+
+
+def _stack(candidate: Candidate, step: DryStep, found: Found | None) -> StackFinding:
+    fired = [tap for depth, tap in candidate.fired if depth < len(candidate.blocks)]
+    first = step.log.first(fired[0][0]) if fired else None
+    gradients = [step.gradients[module] for module, _ in fired if module in step.gradients]
+    tap = "nothing fires"
+    if fired:
+        own = fired[0][1].removeprefix(candidate.path).partition(".")[2].partition(".")[2]
+        tap = own or "the block"
+    return StackFinding(
+        path=candidate.path,
+        kind=candidate.kind,
+        blocks=len(candidate.blocks),
+        parameters=candidate.size,
+        tap=tap,
+        fired=len(fired),
+        shape=() if first is None else tuple(first.shape),
+        gradient=max(gradients, default=None),
+        reaches=step.reaches(fired[-1][0]) if fired else 0,
+        sees=found is not None and found.candidate is candidate,
+    )

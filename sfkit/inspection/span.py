@@ -1,0 +1,235 @@
+"""Where the visual tokens are: change the pictures, and see which positions of the sequence move."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sfkit.inspection.calls import Call
+from sfkit.inspection.pictures import Box, Pictures
+from sfkit.inspection.stacks import Candidate, listening
+from sfkit.policies.generic.options import ImageTokens, Span
+
+#: Of the height and of the width: where the patches lie whose tokens are looked for.
+_PLACES = (0.03, 0.47, 0.94)
+_BOX = 1 / 16
+#: Tokens of a view that are no patch and come first, as class and register tokens.
+_EXTRAS = (0, 1, 2, 4, 5)
+_MOST_OBLONG = 2.5
+
+
+@dataclass(frozen=True)
+class Found:
+    """The visual tokens of one stack.
+
+    Attributes:
+        candidate: The stack.
+        pictures: The reading of the batch that explains them.
+        reading: Which reading that is.
+        positions: ``(b, v, n)``: positions that move when a view is changed as a whole, in order.
+        length: Of the sequence.
+        extras: How many of each view's tokens come before its patches.
+        cells: Rows and columns.
+        hits: Share of the changed patches whose own token moved most.
+    """
+
+    candidate: Candidate
+    pictures: Pictures
+    reading: int
+    positions: Tensor
+    length: int
+    extras: int = 0
+    cells: tuple[int, int] = (1, 1)
+    hits: float = 0.0
+
+    @property
+    def patches(self) -> Tensor:
+        """``(b, v * rows * columns)``: positions of the patches, view by view and row by row."""
+        return self.positions[:, :, self.extras :].flatten(1)
+
+
+class Prober:
+    """Runs the policy on changed pictures, and compares what the first block of each stack is given."""
+
+    def __init__(self, model: nn.Module, call: Call, candidates: Sequence[Candidate]) -> None:
+        self._model, self._call = model, call
+        self._taps = {c.path: c.taps[0][0] for c in candidates if c.taps[0] is not None}
+        self._before = self._run({})
+        again = self._run({})
+        self._noise = {path: _distance(again[path], self._before[path]) for path in self._before}
+
+    @torch.no_grad()
+    def _run(self, changed: Mapping[int, Any]) -> dict[str, Tensor]:
+        with listening(self._taps.values()) as log:
+            self._call.run(self._model, changed)
+        found = {path: log.first(module) for path, module in self._taps.items()}
+        return {path: state.detach().float() for path, state in found.items() if state is not None and state.ndim == 3}
+
+    def moved(self, changed: Mapping[int, Any]) -> dict[str, Tensor]:
+        """``(b, n)`` for each stack: how far each position moved; 0 for what is noise."""
+        after = self._run(changed)
+        found = {}
+        for path, before in self._before.items():
+            if path not in after or after[path].shape != before.shape:
+                continue
+            far = _distance(after[path], before)
+            least = 1e-5 * before.norm(dim=-1).mean() + 2 * self._noise[path]
+            found[path] = torch.where(far > least, far, 0.0)
+        return found
+
+
+def _distance(first: Tensor, second: Tensor) -> Tensor:
+    far: Tensor = torch.linalg.vector_norm(first - second, dim=-1)
+    return far
+
+
+def find_tokens(
+    prober: Prober, candidates: Sequence[Candidate], readings: Sequence[Pictures], samples: int
+) -> Iterator[Found]:
+    """For each reading of the pictures, and each stack that sees them: the visual tokens."""
+    for index, pictures in enumerate(readings):
+        whole = [prober.moved(pictures.changed(view)) for view in range(pictures.views)]
+        located = {c.path: _located([move.get(c.path) for move in whole], samples) for c in candidates}
+        if all(positions is None for positions in located.values()):
+            continue
+        boxes = list(_boxes(pictures.raw().shape[-2:]))
+        moves = [[prober.moved(pictures.changed(view, box)) for box in boxes] for view in range(pictures.views)]
+        for candidate in candidates:
+            positions = located[candidate.path]
+            if positions is None:
+                continue
+            order = _order(pictures, positions)
+            length = whole[0][candidate.path].shape[1]
+            found = Found(candidate, pictures.reordered(order), index, positions[:, order], length)
+            yield _with_grid(found, [[move[candidate.path] for move in moves[view]] for view in order], boxes)
+
+
+def _order(pictures: Pictures, positions: Tensor) -> list[int]:
+    """Cameras that come one by one can be told in the order of their tokens, which the batch need not keep."""
+    order = positions[0, :, 0].argsort().tolist()
+    return order if isinstance(pictures.given, tuple) else list(range(pictures.views))
+
+
+def _located(moves: Sequence[Tensor | None], samples: int) -> Tensor | None:
+    """``(b, v, n)`` positions that each view moves, if these are as many for each, and no position is of two views."""
+    rows = []
+    for move in moves:
+        if move is None or len(move) != samples:
+            return None
+        hit = move > 0
+        counts = hit.sum(1)
+        if int(counts.min()) == 0 or int(counts.min()) != int(counts.max()):
+            return None
+        rows.append(hit.nonzero()[:, 1].reshape(samples, -1))
+    if len({row.shape[1] for row in rows}) != 1:
+        return None
+    positions = torch.stack(rows, 1)
+    flat = positions.flatten(1).sort(1).values
+    return None if bool((flat[:, 1:] == flat[:, :-1]).any()) else positions
+
+
+def _boxes(size: Sequence[int]) -> Iterator[Box]:
+    for y in _PLACES:
+        for x in _PLACES:
+            yield _side(y, size[0]), _side(x, size[1])
+
+
+def _side(place: float, pixels: int) -> slice:
+    length = max(2, round(_BOX * pixels))
+    start = min(pixels - length, round(place * pixels))
+    return slice(start, start + length)
+
+
+def _with_grid(found: Found, moves: Sequence[Sequence[Tensor]], boxes: Sequence[Box]) -> Found:
+    """With the grid, and the number of extra tokens, by which the token of a changed patch moves most.
+
+    Args:
+        found: Without a grid.
+        moves: How far each position moved: for each view, for each box.
+        boxes: The boxes, in pixels.
+    """
+    height, width = found.pictures.raw().shape[-2:]
+    ranked = []
+    for extras in _EXTRAS:
+        for cells in _grids(found.positions.shape[2] - extras, (height, width), found.pictures.cells):
+            fractions = [
+                (rows.start / height * cells[0], rows.stop / height * cells[0],
+                 columns.start / width * cells[1], columns.stop / width * cells[1])
+                for rows, columns in boxes
+            ]  # fmt: skip
+            hits = [
+                _hit(move.gather(1, found.positions[:, view])[:, extras:].mean(0), cells[1], box)
+                for view, row in enumerate(moves)
+                for move, box in zip(row, fractions, strict=True)
+            ]
+            oblong = abs(math.log(cells[0] / cells[1]) - math.log(height / width))
+            ranked.append((-sum(hits) / len(hits), oblong, extras, cells))
+    if not ranked:
+        return replace(found, cells=(1, found.positions.shape[2]))
+    missed, _, extras, cells = min(ranked)
+    return replace(found, extras=extras, cells=cells, hits=-missed)
+
+
+def _grids(count: int, size: tuple[int, int], known: tuple[int, int] | None) -> Iterator[tuple[int, int]]:
+    """Rows and columns of so many tokens, of patches that are not too oblong."""
+    for rows in range(1, count + 1):
+        cells = (rows, count // rows)
+        oblong = size[0] / size[1] * cells[1] / rows
+        if rows * cells[1] == count and known in (None, cells) and 1 / _MOST_OBLONG <= oblong <= _MOST_OBLONG:
+            yield cells
+
+
+def _hit(moved: Tensor, columns: int, box: tuple[float, float, float, float]) -> bool:
+    """Did a token move most whose cell the changed box touches? The box is in cells: top, bottom, left, right."""
+    most = int(moved.argmax())
+    row, column = most // columns, most % columns
+    return float(moved[most]) > 0 and row < box[1] and box[0] < row + 1 and column < box[3] and box[2] < column + 1
+
+
+# ------------------------------------------------------------------------------------------------- as options
+
+
+def as_tokens(found: Found, ids: Mapping[str, Tensor]) -> tuple[Any, str]:
+    """The option ``tokens``, and a remark; None where neither an image token nor spans tell the positions.
+
+    Args:
+        found: The positions.
+        ids: Integer tensors ``(b, n)`` of the batch by their paths.
+    """
+    if not found.extras:
+        for path, values in ids.items():
+            token = _image_token(values, found)
+            if token is not None:
+                return (ImageTokens(token) if path == "input_ids" else ImageTokens(token, path)), ""
+    patches = found.patches
+    if not bool((patches == patches[0]).all()):
+        return None, "They are at other positions in each sample, and no token id of the batch tells where."
+    spans = _runs(patches[0].tolist())
+    remark = f"The positions are those of this batch, whose sequence is {found.length} long."
+    return (spans[0] if len(spans) == 1 else tuple(spans)), remark
+
+
+def _image_token(values: Tensor, found: Found) -> int | None:
+    if values.shape[1] != found.length or len(values) != len(found.patches):
+        return None
+    patches = found.patches.sort(1).values.to(values.device)
+    if not torch.equal(patches, found.patches.to(values.device)):
+        return None  # the views do not follow each other
+    token = int(values[0, patches[0, 0]])
+    wanted = torch.zeros_like(values, dtype=torch.bool).scatter_(1, patches, value=True)
+    return token if torch.equal(values == token, wanted) else None
+
+
+def _runs(positions: Sequence[int]) -> list[Span]:
+    runs: list[list[int]] = []
+    for position in positions:
+        if runs and runs[-1][0] + runs[-1][1] == position:
+            runs[-1][1] += 1
+        else:
+            runs.append([position, 1])
+    return [Span(start, length) for start, length in runs]

@@ -1,0 +1,67 @@
+"""Which policy, and which batch: a function of the user's that makes both."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from sfkit.errors import ConfigError, did_you_mean
+
+_FORM = "Write package.module:function, or path/to/file.py:function; it returns (policy, batch)."
+
+
+def load_target(target: str) -> tuple[nn.Module, Any]:
+    """Call the function that a target names. Modules are looked for in the working directory too.
+
+    Args:
+        target: ``package.module:function`` or ``path/to/file.py:function``. It takes no arguments and returns the
+            policy and a batch: the only argument of ``forward``, a mapping of its keywords, or a tuple of positions.
+
+    Raises:
+        ConfigError: It cannot be found, or returns something else. What the function itself raises is not caught.
+    """
+    where, colon, name = target.rpartition(":")
+    if not colon or not where or not name:
+        raise ConfigError(f"{target!r} names no function.", _FORM)
+    found = _function(_module(where), name, target)()
+    if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[0], nn.Module):
+        what = f"({', '.join(type(each).__name__ for each in found)})" if isinstance(found, tuple) else type(found)
+        raise ConfigError(f"{target} returned {what}, expected (policy, batch).", "The policy is a torch.nn.Module.")
+    return found
+
+
+def _module(where: str) -> ModuleType:
+    if where.endswith(".py"):
+        path = Path(where)
+        if not path.is_file():
+            raise ConfigError(f"There is no file {where}.", _FORM)
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules.setdefault(path.stem, module)
+        sys.path.insert(0, str(path.parent.resolve()))  # as `python file.py` does
+        spec.loader.exec_module(module)
+        return module
+    sys.path.insert(0, str(Path.cwd()))  # as `python -m` does
+    try:
+        return importlib.import_module(where)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{where}.".startswith(f"{error.name}."):
+            raise  # found, but something that it imports is missing
+        raise ConfigError(f"There is no module {where!r} (looked for {error.name!r}).", _FORM) from error
+
+
+def _function(module: ModuleType, name: str, target: str) -> Callable[[], Any]:
+    found: Any = getattr(module, name, None)
+    if not callable(found) or isinstance(found, nn.Module):
+        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise ConfigError(f"{target}: {module.__name__} has no function {name!r}.{did_you_mean(name, public)}", _FORM)
+    return found  # type: ignore[no-any-return]

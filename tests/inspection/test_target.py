@@ -1,0 +1,105 @@
+"""Naming the policy on the command line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sfkit.cli import main
+from sfkit.errors import ConfigError
+from sfkit.inspection import load_target
+
+SCRIPT = """
+import torch
+from sfkit.testing.policies import TinyPolicy, tiny_batch
+import beside_it
+
+MODEL = TinyPolicy()
+
+def make():
+    torch.manual_seed(beside_it.SEED)
+    return TinyPolicy(), tiny_batch()
+
+def without_pictures():
+    batch = tiny_batch()
+    batch["images"] = batch["images"] - 60
+    return TinyPolicy(), batch
+
+def alone():
+    return TinyPolicy()
+
+def swapped():
+    return tiny_batch(), TinyPolicy()
+
+def broken():
+    raise RuntimeError("no weights here")
+"""
+
+
+@pytest.fixture
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    (tmp_path / "own_policy.py").write_text(SCRIPT)
+    (tmp_path / "beside_it.py").write_text("SEED = 0\n")
+    (tmp_path / "lacking.py").write_text("import not_installed_at_all\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield tmp_path / "own_policy.py"
+    for name in ("own_policy", "beside_it", "lacking"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("form", ["own_policy:make", "own_policy.py:make", "{}:make"])
+def test_by_module_or_by_file(script: Path, form: str) -> None:
+    policy, batch = load_target(form.format(script))
+    assert type(policy).__name__ == "TinyPolicy"
+    assert "images" in batch
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("own_policy", "names no function"),
+        (":make", "names no function"),
+        ("another.py:make", "There is no file another.py"),
+        ("own_polisy:make", "There is no module 'own_polisy'"),
+        ("own_policy:mak", "has no function 'mak'. Did you mean 'make'"),
+        ("own_policy:MODEL", "has no function 'MODEL'"),
+        ("own_policy:alone", "returned .*TinyPolicy.*expected"),
+        ("own_policy:swapped", r"returned \(dict, TinyPolicy\), expected \(policy, batch\)"),
+    ],
+)
+def test_what_is_wrong_with_a_target_is_told(script: Path, target: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_target(target)
+
+
+def test_faults_of_the_users_own_code_are_shown_as_they_are(script: Path) -> None:
+    with pytest.raises(RuntimeError, match="no weights here"):
+        load_target("own_policy:broken")
+    with pytest.raises(ModuleNotFoundError, match="not_installed_at_all"):
+        load_target("lacking:make")
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    return int(ended.value.code or 0)
+
+
+def test_the_command_prints_tables_and_code(script: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("inspect", "own_policy:make") == 0
+    told = capsys.readouterr().out
+    for line in ("blocks.2.input_layernorm", "3 of 3", "100% moved their own token", "    tokens=Span(0, 32),"):
+        assert line in told
+
+
+def test_what_is_not_found_is_told_and_ends_in_1(script: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("inspect", "own_policy:without_pictures", "--images", "images") == 1
+    told = capsys.readouterr().out
+    assert "not found: pixels" in told
+    assert "    pixels=...," in told
+    assert run("inspect", "own_policy:make", "--images", "pictures") == 1
+    assert "images='pictures' is not in the batch" in capsys.readouterr().err
