@@ -215,7 +215,8 @@ def as_tokens(found: Found, ids: Mapping[str, Tensor]) -> tuple[Any, str]:
 
 
 def _image_token(values: Tensor, found: Found) -> int | None:
-    if values.shape[1] != found.length or len(values) != len(found.patches):
+    # Tokens behind those of the text, such as one for the action, move nothing.
+    if int(found.patches.max()) >= values.shape[1] or len(values) != len(found.patches):
         return None
     patches = found.patches.sort(1).values.to(values.device)
     if not torch.equal(patches, found.patches.to(values.device)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 from sfkit.cli import main
 from sfkit.errors import ConfigError
 from sfkit.inspection import load_target
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "any-policy.md"
 
 SCRIPT = """
 import torch
@@ -103,3 +107,20 @@ def test_what_is_not_found_is_told_and_ends_in_1(script: Path, capsys: pytest.Ca
     assert "    pixels=...," in told
     assert run("inspect", "own_policy:make", "--images", "pictures") == 1
     assert "images='pictures' is not in the batch" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not PAGE.is_file(), reason="the docs are not beside the tests of an installed wheel")
+def test_the_page_of_the_docs_shows_what_is_printed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "110")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    command = re.search(r"^sfkit (inspect \S+)$", PAGE.read_text(), re.MULTILINE)
+    assert command is not None
+    assert run(*command[1].split()) == 0
+    printed = "\n".join(line.rstrip() for line in capsys.readouterr().out.strip("\n").splitlines())
+    shown = PAGE.read_text().partition("```text\n")[2].partition("\n```")[0]
+    norms = re.compile(r"\d\.\de[-+]\d\d")  # of gradients, which a processor may round in another way
+    assert norms.sub("#", shown) == norms.sub("#", printed)
+    sys.modules.pop("policy", None)

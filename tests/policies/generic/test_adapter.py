@@ -378,6 +378,9 @@ def test_predictions_are_not_taken_for_a_loss() -> None:
     policy = wrap(Returning(lambda loss: loss), blocks="inner.blocks")
     with pytest.raises(LossError, match=r"shape \(2, 3\), which may be a loss for each element, or predictions"):
         policy(tiny_batch())
+    policy = wrap(Returning(lambda loss: {"a": loss}), blocks="inner.blocks")
+    with pytest.raises(LossError, match=r"Returning returned no loss \(dict\)"):
+        policy(tiny_batch())
     policy = wrap(Returning(lambda loss: {"a": loss}), blocks="inner.blocks", loss="b")
     with pytest.raises(LossError, match="loss='b' leads to NoneType in the dict with a"):
         policy(tiny_batch())
