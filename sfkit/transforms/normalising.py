@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
@@ -10,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from sfkit.config import Options
+from sfkit.errors import ShapeError
 from sfkit.transforms.base import Transform
 from sfkit.types import FeatureMap
 
@@ -29,6 +31,9 @@ class SpatialNorm(Transform):
     it to 0. The deviation is the unbiased one. ``(b, v, gh, gw, d)`` to the same shape.
 
     Source: iREPA, arXiv 2512.10794 (gamma 0.6 in its latent, 0.8 in its pixel experiments).
+
+    Raises:
+        ShapeError: A view has one patch, of which nothing would be left.
     """
 
     name = "spatial-norm"
@@ -36,6 +41,11 @@ class SpatialNorm(Transform):
     options: SpatialNormOptions
 
     def forward(self, features: FeatureMap, wanted: Tensor) -> FeatureMap:
+        if math.prod(features.grid) < 2:
+            raise ShapeError(
+                f"Transform {self.name!r} standardises over the patches of a view, and there is one.",
+                "Leave it out, or choose a policy and a teacher with a grid.",
+            )
         clean = features.sanitised()
         values, mask = clean.values.float(), clean.mask.unsqueeze(-1)
         count = mask.sum((2, 3), keepdim=True)

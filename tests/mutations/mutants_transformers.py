@@ -43,6 +43,8 @@ TRANSFORMERS = (
         file=BACKBONE,
         old="        return tokens[:, self.prefix :]\n",
         new="        return tokens[:, : rows * columns]\n",
+        old="return tokens[:, self.prefix :]",
+        new="return tokens[:, : rows * columns]",
         tests=in_file(T_FAMILIES, [f"{_OWN}[square-vit]", f"{_OWN}[square-dinov2_registers]"]),
     ),
     Mutant(
