@@ -9,6 +9,7 @@ BASE = f"{_HERE}/base.py"
 EVO1 = f"{_HERE}/evo1.py"
 FRAMING = f"{_HERE}/framing.py"
 GROOT = f"{_HERE}/groot.py"
+MOLMOACT2 = f"{_HERE}/molmoact2.py"
 PLACEHOLDERS = f"{_HERE}/placeholders.py"
 QWEN = f"{_HERE}/qwen.py"
 VLA_JEPA = f"{_HERE}/vla_jepa.py"
@@ -21,6 +22,7 @@ _TESTS = "plugins/sfkit-lerobot/tests"
 T_ALL = f"{_TESTS}/vlms/test_all.py"
 T_GROOT = f"{_TESTS}/vlms/test_groot.py"
 T_EVO1 = f"{_TESTS}/vlms/test_evo1.py"
+T_MOLMOACT2 = f"{_TESTS}/vlms/test_molmoact2.py"
 T_JEPA = f"{_TESTS}/vlms/test_vla_jepa.py"
 T_WALL_X = f"{_TESTS}/vlms/test_wall_x.py"
 T_XVLA = f"{_TESTS}/vlms/test_xvla.py"
@@ -272,5 +274,64 @@ LEROBOT_VLMS = (
         old='                refuse_out_of_range(batch[name], name, "Wall-X")\n',
         new="                pass\n",
         tests=in_file(T_WALL_X, ["test_fault_26_pictures_that_wall_x_would_wrap_around_are_an_error"]),
+    ),
+    # ------------------------------------------------------------------------------------------------- MolmoAct2
+    Mutant(
+        fault=35,
+        what="depth k of MolmoAct2 is the stream after k - 1 blocks",
+        file=MOLMOACT2,
+        old="return TapPoint(self.decoder.blocks[depth], ",
+        new="return TapPoint(self.decoder.blocks[max(depth - 1, 0)], ",
+        tests=(f"{T_ALL}::test_fault_35_depth_k_lies_above_k_blocks[molmoact2]",),
+    ),
+    Mutant(
+        fault=24,
+        what="MolmoAct2's half-empty tokens are taken for whole ones",
+        file=MOLMOACT2,
+        old="resized(size).placed(self._view, *self._corner)",
+        new="resized(self._view)",
+        tests=in_file(T_MOLMOACT2, ["test_fault_24_tokens_that_are_half_empty_are_masked"]),
+    ),
+    Mutant(
+        fault=20,
+        what="the tokens of crops are taken for those of the next view",
+        file=PLACEHOLDERS,
+        old="        if any(prompt.behind):\n",
+        new="        mine = mine[:, : v * gh * gw]\n        if False:\n",
+        tests=in_file(T_MOLMOACT2, ["test_fault_20_of_a_picture_in_crops_the_whole_is_aligned"]),
+    ),
+    Mutant(
+        fault=25,
+        what="nobody looks whether MolmoAct2's prompt shows the cameras in another order",
+        file=MOLMOACT2,
+        old="        if bool((apart.diagonal() > ",
+        new="        if False and bool((apart.diagonal() > ",
+        tests=in_file(T_MOLMOACT2, ["test_fault_25_views_in_another_order_than_the_prompt_are_an_error"]),
+    ),
+    Mutant(
+        fault=25,
+        what="nobody counts the pictures in MolmoAct2's prompts",
+        file=MOLMOACT2,
+        old="        if len(shown) != b * v:\n",
+        new="        if False:\n",
+        tests=in_file(T_MOLMOACT2, ["test_fault_25_a_missing_camera_is_an_error_that_says_how_to_name_the_others"]),
+        ends_in=("RuntimeError",),
+    ),
+    Mutant(
+        fault=26,
+        what="pictures are looked at after MolmoAct2 has clipped them",
+        file=MOLMOACT2,
+        old='            refuse_out_of_range(picture, name, "MolmoAct2")\n',
+        new="            pass\n",
+        tests=in_file(T_MOLMOACT2, ["test_fault_26_pictures_that_molmoact2_would_clip_are_an_error"]),
+    ),
+    Mutant(
+        fault=7,
+        what="the adapter does not know the model that MolmoAct2's own LoRA puts around",
+        file=MOLMOACT2,
+        old='"base_model.model." if hasattr(self.policy.model, "peft_config") else ""',
+        new='""',
+        tests=in_file(T_MOLMOACT2, ["test_fault_07_its_own_lora_is_reached"]),
+        ends_in=("AttributeError",),
     ),
 )

@@ -20,6 +20,7 @@ _EXPORTS = {
     "ACTAdapter": "sfkit_lerobot.act",
     "DiffusionAdapter": "sfkit_lerobot.diffusion",
     "LeRobotAdapter": "sfkit_lerobot.base",
+    "MolmoAct2Adapter": "sfkit_lerobot.molmoact2",
     "PI05Adapter": "sfkit_lerobot.pi05",
     "PI0Adapter": "sfkit_lerobot.pi0",
     "PI0FastAdapter": "sfkit_lerobot.pi0_fast",
@@ -40,6 +41,7 @@ __all__ = [
     "Evo1Adapter",
     "GrootAdapter",
     "LeRobotAdapter",
+    "MolmoAct2Adapter",
     "PI0Adapter",
     "PI0FastAdapter",
     "PI05Adapter",
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
     from sfkit_lerobot.features import policy_features as policy_features
     from sfkit_lerobot.features import strip_geometry as strip_geometry
     from sfkit_lerobot.groot import GrootAdapter as GrootAdapter
+    from sfkit_lerobot.molmoact2 import MolmoAct2Adapter as MolmoAct2Adapter
     from sfkit_lerobot.pi0 import PI0Adapter as PI0Adapter
     from sfkit_lerobot.pi0_fast import PI0FastAdapter as PI0FastAdapter
     from sfkit_lerobot.pi05 import PI05Adapter as PI05Adapter

@@ -42,7 +42,7 @@ class LeRobotAdapter(PolicyAdapter):
     options: LeRobotOptions
     policy: Any
     #: Path from the policy to its language decoder, a module with ``layers`` and ``norm``.
-    decoder_path: ClassVar[str]
+    decoder_path: str
     #: Which of several time steps in a batch is the present one.
     present_frame: ClassVar[int] = -1
 

@@ -31,6 +31,7 @@ class Prompt:
         present: ``(b, v)`` bool: which samples have which view.
         earlier: Views before these in the prompt, such as past frames.
         later: Views behind these.
+        behind: For each view, further tokens directly behind its own, such as those of crops of it.
     """
 
     ids: Tensor
@@ -41,6 +42,7 @@ class Prompt:
     present: Tensor
     earlier: int = 0
     later: int = 0
+    behind: tuple[int, ...] = ()
 
 
 class PlaceholderAdapter(LeRobotAdapter):
@@ -72,10 +74,13 @@ class PlaceholderAdapter(LeRobotAdapter):
                 "This version of LeRobot lays out its tokens in another way: the adapter must be changed.",
             )
         is_visual = prompt.ids.to(hidden.device) == prompt.placeholder
-        self._expect(is_visual, (prompt.earlier + v + prompt.later) * gh * gw)
+        self._expect(is_visual, (prompt.earlier + v + prompt.later) * gh * gw + sum(prompt.behind))
         # A stable sort brings the placeholders to the front in their order, without waiting for the device.
         order = is_visual.byte().argsort(dim=1, descending=True, stable=True)
-        mine = order[:, prompt.earlier * gh * gw : (prompt.earlier + v) * gh * gw]
+        mine = order[:, prompt.earlier * gh * gw : (prompt.earlier + v) * gh * gw + sum(prompt.behind)]
+        if any(prompt.behind):
+            parts = torch.split(mine, [size for more in prompt.behind for size in (gh * gw, more)], dim=1)
+            mine = torch.cat(parts[::2], dim=1)
         visual = hidden.gather(1, mine.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
         return FeatureMap(visual.reshape(b, v, gh, gw, -1), views.token_mask((gh, gw)))
 

@@ -83,6 +83,14 @@ POLICIES: dict[str, dict[str, Any]] = {
         "trains": "everything",
         "verified": f"{_TINY}; without FAST actions",
     },
+    "sfkit_lerobot.molmoact2:MolmoAct2Adapter": {
+        "name": "molmoact2",
+        "summary": "MolmoAct2 of LeRobot",
+        "handles": ("lerobot.policies.molmoact2.modeling_molmoact2.MolmoAct2Policy",),
+        "aligned": "pictures' tokens in Molmo's language model; of a picture shown in crops too, those of the whole",
+        "trains": "everything but the embeddings of words",
+        "verified": _TINY,
+    },
     "sfkit_lerobot.act:ACTAdapter": {
         "name": "act",
         "summary": "ACT of LeRobot",
@@ -105,7 +113,6 @@ _NOT_YET = "nobody has written one yet"
 
 #: LeRobot's type, its class, and why it has no adapter.
 WITHOUT: tuple[tuple[str, str, str], ...] = (
-    ("molmoact2", "MolmoAct2Policy", _NOT_YET),
     ("eo1", "EO1Policy", f"{_NOT_YET}; its Qwen2.5-VL has visual tokens"),
     (
         "multi_task_dit",

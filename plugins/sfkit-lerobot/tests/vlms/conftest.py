@@ -39,6 +39,13 @@ def wall_x_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def molmoact2_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from sfkit_lerobot.tiny import tiny_molmoact2_base
+
+    return tiny_molmoact2_base(tmp_path_factory.mktemp("molmoact2"))
+
+
+@pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("tokenizer")
 
@@ -54,6 +61,7 @@ def build(request: pytest.FixtureRequest) -> Callable[..., Any]:
         "evo1": (tiny.tiny_evo1, "internvl"),
         "wall_x": (tiny.tiny_wall_x, "wall_x_base"),
         "vla_jepa": (tiny.tiny_vla_jepa, "qwen"),
+        "molmoact2": (tiny.tiny_molmoact2, "molmoact2_base"),
     }
 
     def build(kind: str, **options: Any) -> Any:
@@ -92,17 +100,20 @@ def frames() -> Callable[..., dict[str, Any]]:
 def processors(request: pytest.FixtureRequest) -> dict[str, Callable[[Any], Any]]:
     """The preprocessor of a policy of each kind."""
     from lerobot.policies.evo1.processor_evo1 import make_evo1_pre_post_processors
+    from lerobot.policies.molmoact2.processor_molmoact2 import make_molmoact2_pre_post_processors
     from lerobot.policies.vla_jepa.processor_vla_jepa import make_vla_jepa_pre_post_processors
     from lerobot.policies.wall_x.processor_wall_x import make_wall_x_pre_post_processors
     from sfkit_lerobot import tiny
 
     one = torch.ones(4)
-    stats = {name: {"min": -one, "max": one, "mean": 0 * one, "std": one} for name in ("observation.state", "action")}
+    found = {"min": -one, "max": one, "mean": 0 * one, "std": one, "q01": -one, "q99": one}
+    stats = dict.fromkeys(("observation.state", "action"), found)
     return {
         "groot": lambda policy: tiny.tiny_groot_processors(policy, request.getfixturevalue("qwen"), stats)[0],
         "xvla": lambda policy: tiny.tiny_xvla_processors(policy, stats)[0],
         "evo1": lambda policy: make_evo1_pre_post_processors(policy.config, stats)[0],
         "wall_x": lambda policy: make_wall_x_pre_post_processors(policy.config, stats)[0],
+        "molmoact2": lambda policy: make_molmoact2_pre_post_processors(policy.config, stats)[0],
         "vla_jepa": lambda policy: make_vla_jepa_pre_post_processors(policy.config, stats)[0],
     }
 

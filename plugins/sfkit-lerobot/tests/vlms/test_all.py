@@ -14,20 +14,32 @@ from sfkit.errors import GradientError, ShapeError
 from sfkit.testing.registration import check_registration
 
 # VLA-JEPA asks for an autocast to float32, which torch knows on GPUs only.
-pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning"),
+    # MolmoAct2 is written for an older transformers.
+    pytest.mark.filterwarnings("ignore:`rope_config_validation` is deprecated:FutureWarning"),
+]
 
 FRONT, WRIST = CAMERAS
-KINDS = ("groot", "xvla", "evo1", "vla_jepa", "wall_x")
+KINDS = ("groot", "xvla", "evo1", "vla_jepa", "wall_x", "molmoact2")
 #: What is frozen by default, by the options that freeze it, and what the error must name.
 FROZEN = {
     "groot": ({"tune_llm": False, "tune_visual": False}, "tune_llm=True"),
     "evo1": ({"training_stage": "stage1"}, "training_stage"),
     "vla_jepa": ({"freeze_qwen": True}, "freeze_qwen=False"),
+    "molmoact2": (
+        {"train_action_expert_only": True, "action_mode": "continuous"},
+        "train_action_expert_only=False",
+    ),
 }
 #: Views that reach the tapped decoder; all cameras if not said.
 ALIGNED = {"xvla": 1}
 #: Tokens of a square view and of one of 48 x 80 pixels; 4 x 4 if not said.
 GRIDS = {"vla_jepa": ((4, 4), (3, 5)), "wall_x": ((9, 9), (5, 9))}
+#: Options under which the decoder's own forward runs, and not its blocks one by one.
+RUNS_ITS_DECODER = {"molmoact2": {"action_mode": "discrete"}}
+#: The norm behind the last block; ``norm`` if not said.
+ENDS_IN = {"molmoact2": "ln_f"}
 #: Policies whose optimizer is told of their model alone, whatever is beside it.
 WITHOUT_PROJECTOR = {"vla_jepa"}
 
@@ -35,6 +47,11 @@ WITHOUT_PROJECTOR = {"vla_jepa"}
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+def block_path(adapter, block: int) -> str:
+    """Where a block of the tapped decoder is: its tap is on itself or on its first norm."""
+    return adapter.tap(block).path.removesuffix(".input_layernorm").removesuffix(".self_attn_layer_norm")
 
 
 def forward(policy, batch, **arguments):
@@ -62,7 +79,7 @@ def test_fault_35_depth_k_lies_above_k_blocks(kind, build, batch_of, adapter_of,
     before, _, _ = tapped(adapter, batch, depth)
     for block, is_below in ((depth, False), (depth - 1, True)):
         with torch.no_grad():
-            for parameter in adapter.decoder.layers[block].parameters():
+            for parameter in policy.get_submodule(block_path(adapter, block)).parameters():
                 parameter.add_(0.1)
         after, _, _ = tapped(adapter, batch, depth)
         assert torch.equal(after, before) is not is_below
@@ -71,7 +88,7 @@ def test_fault_35_depth_k_lies_above_k_blocks(kind, build, batch_of, adapter_of,
 def test_the_last_depths_are_what_an_independent_forward_of_the_decoder_gives(
     kind, build, batch_of, adapter_of, tapped
 ) -> None:
-    policy = build(kind)
+    policy = build(kind, **RUNS_ITS_DECODER.get(kind, {}))
     adapter, batch, given = adapter_of(policy), batch_of(policy), {}
     hook = adapter.decoder.register_forward_pre_hook(
         lambda _, args, kwargs: given.update(kwargs, autocast=torch.is_autocast_enabled("cpu")), with_kwargs=True
@@ -81,7 +98,7 @@ def test_the_last_depths_are_what_an_independent_forward_of_the_decoder_gives(
     # VLA-JEPA runs its backbone under autocast, on CPUs too.
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=given.pop("autocast")):
         output = adapter.decoder(**{**given, "output_hidden_states": True, "return_dict": True})
-        end = getattr(adapter.decoder, "norm", torch.nn.Identity())
+        end = getattr(adapter.decoder, ENDS_IN.get(kind, "norm"), torch.nn.Identity())
     # Wall-X is in bfloat16, of which it takes a copy in float32 to each norm.
     states, ending = [state.float() for state in output.hidden_states], output.last_hidden_state.float()
     torch.testing.assert_close(first, states[0], atol=1e-5, rtol=1e-4)
@@ -179,7 +196,7 @@ def test_gradient_reaches_what_is_below_the_tap_and_nothing_above(kind, build, b
     _, _, student = tapped(adapter, batch_of(policy), depth)
     student.values.square().sum().backward()
     reached = {name for name, p in policy.named_parameters() if p.grad is not None and bool(p.grad.ne(0).any())}
-    blocks = {k for k in range(4) if any(f"{adapter.decoder_path}.layers.{k}." in name for name in reached)}
+    blocks = {k for k in range(4) if any(f"{block_path(adapter, k)}." in name for name in reached)}
     assert blocks == set(range(depth))
     assert any("vis" in name for name in reached), "the vision tower"
     assert not [name for name in reached if "action" in name]
@@ -209,6 +226,8 @@ def test_the_loss_is_joined_and_learnt(kind, build, batch_of, wrap, parameters_o
     assert found == (set() if kind in WITHOUT_PROJECTOR else projector)
     if kind in WITHOUT_PROJECTOR:
         optimizer.add_param_group({"params": list(policy.spatial_forcing.parameters())})
+    for group in optimizer.param_groups:
+        group["lr"] = 3e-3  # MolmoAct2 has its own for each part
     for _ in range(8):
         loss, after = forward(policy, batch)
         optimizer.zero_grad()

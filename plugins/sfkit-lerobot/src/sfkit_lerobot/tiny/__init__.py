@@ -10,6 +10,7 @@ from __future__ import annotations
 from sfkit_lerobot.tiny.data import tiny_image_stats, tiny_lerobot_batch, tiny_rig
 from sfkit_lerobot.tiny.evo1 import tiny_evo1, tiny_internvl
 from sfkit_lerobot.tiny.groot import tiny_groot, tiny_groot_base, tiny_groot_processors
+from sfkit_lerobot.tiny.molmoact2 import tiny_molmoact2, tiny_molmoact2_base
 from sfkit_lerobot.tiny.pi0 import tiny_pi0, tiny_pi0_fast, tiny_pi0_processors, tiny_pi0_sizes, tiny_pi05
 from sfkit_lerobot.tiny.qwen3vl import tiny_qwen3vl
 from sfkit_lerobot.tiny.resnets import tiny_act, tiny_diffusion
@@ -31,6 +32,8 @@ __all__ = [
     "tiny_image_stats",
     "tiny_internvl",
     "tiny_lerobot_batch",
+    "tiny_molmoact2",
+    "tiny_molmoact2_base",
     "tiny_pi0",
     "tiny_pi0_fast",
     "tiny_pi0_processors",
