@@ -49,12 +49,20 @@ class PoseTable:
 
     index: Tensor
     poses: Tensor
+    _copies: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def __call__(self, index: Tensor) -> Tensor:
         """``(b, 4, 4)`` poses of frames ``(b,)``; NaN for a frame that is not in the table (later masked)."""
-        known, poses = self.index.to(index.device), self.poses.to(index.device)
+        if index.device not in self._copies:
+            # Once for each device, and not at every step: there is a pose for each frame of the dataset.
+            self._copies[index.device] = (self.index.to(index.device), self.poses.to(index.device))
+        known, poses = self._copies[index.device]
         at = torch.searchsorted(known, index.long()).clamp(max=len(known) - 1)
         return torch.where((known[at] == index)[:, None, None], poses[at], torch.nan)
+
+    def __reduce__(self) -> tuple[type[PoseTable], tuple[Tensor, Tensor]]:
+        """Copied and pickled without what lies on devices."""
+        return type(self), (self.index, self.poses)
 
 
 @dataclass(frozen=True)

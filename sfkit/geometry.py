@@ -21,6 +21,15 @@ def resize_matrix(source: tuple[int, int], target: tuple[int, int], offset: tupl
     return torch.tensor([[sx, 0.0, (sx - 1) / 2 + left], [0.0, sy, (sy - 1) / 2 + top], [0.0, 0.0, 1.0]])
 
 
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """``tensor`` on ``device``; from the host it is sent without waiting for what the device is doing.
+
+    An ordinary copy does wait, and at every step. What is sent is read before the call returns, so that it may change.
+    """
+    from_host = tensor.device.type == "cpu" and device.type != "mps"
+    return tensor.to(device, non_blocking=from_host)
+
+
 def warp_intrinsics(intrinsics: Tensor, source_to_view: Tensor) -> Tensor:
     """Intrinsics ``(..., 3, 3)`` of the view from those of the source picture."""
     return source_to_view @ intrinsics
@@ -56,7 +65,7 @@ def _lookup(
     # A view pixel shows the source where its centre falls inside a source pixel's square, whose edges are at -0.5.
     inside = (x >= -0.5) & (x < ws - 0.5) & (y >= -0.5) & (y < hs - 0.5)
     flat = y.round().clamp(0, hs - 1).long() * ws + x.round().clamp(0, ws - 1).long()
-    return flat.flatten().to(device), inside.to(device)
+    return on_device(flat.flatten(), device), on_device(inside, device)
 
 
 def unproject(depth: Tensor, intrinsics: Tensor) -> Tensor:

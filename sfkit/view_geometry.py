@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sfkit.cameras import CameraRig
 from sfkit.errors import ViewsError
-from sfkit.geometry import resize_matrix, warp_intrinsics, warp_nearest
+from sfkit.geometry import on_device, resize_matrix, warp_intrinsics, warp_nearest
 from sfkit.letterbox import Placement
 
 
@@ -51,12 +51,12 @@ def view_geometry(
         key: found for key, box in calibrated.items() if (found := _depth(rig, batch, key, box, frame)) is not None
     }
     intrinsics = {
-        key: warp_intrinsics(rig.intrinsics(key, box.source), box.matrix).to(like.device).expand(b, 3, 3)
+        key: on_device(warp_intrinsics(rig.intrinsics(key, box.source), box.matrix), like.device).expand(b, 3, 3)
         for key, box in calibrated.items()
     }
     index = batch.get("index")
-    index = index.reshape(-1).to(like.device) if isinstance(index, Tensor) else None
-    poses = {key: found.to(like.device) for key in calibrated if (found := rig.pose(key, index, b)) is not None}
+    index = on_device(index.reshape(-1), like.device) if isinstance(index, Tensor) else None
+    poses = {key: on_device(found, like.device) for key in calibrated if (found := rig.pose(key, index, b)) is not None}
     eye = torch.eye(3, device=like.device).expand(b, 3, 3)
     return ViewGeometry(
         _stack(boxes, depth, like.new_zeros(b, h, w, dtype=torch.float32)),

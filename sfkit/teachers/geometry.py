@@ -115,15 +115,15 @@ class GeometryTeacher(Teacher):
 
     def _statistics(self, names: tuple[str, ...], device: torch.device) -> tuple[Tensor, Tensor]:
         """``(d,)`` or ``(v, gh, gw, d)`` mean, and ``(d,)`` deviation."""
-        if self._standard is None or self._standard[0] != names:
+        if self._standard is None or self._standard[0] != names or self._standard[1].device != device:
             mean = self._moments.mean("all")
             if self.options.position_mean:
                 means = [self._moments.mean(name) for name in names]
                 shape = max((item.shape for item in means), key=len)  # (d,) for a camera never seen
                 mean = torch.stack([item.expand(shape) for item in means])
-            self._standard = (names, mean, self._moments.std())
-        _, mean, std = self._standard
-        return mean.to(device), std.to(device)
+            # Statistics of an earlier run are on the host: they are sent once.
+            self._standard = (names, mean.to(device), self._moments.std().to(device))
+        return self._standard[1:]
 
     def _features(self, views: Views, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Raw features ``(b, v, gh, gw, d)`` and mask ``(b, v, gh, gw)``."""

@@ -75,8 +75,8 @@ LEROBOT_VIEWS = (
         fault=24,
         what="padding counts as picture",
         file=BASE,
-        old="return inside.to(images.device) & present.to(images.device)[:, :, None, None]",
-        new="return torch.ones_like(inside).to(images.device) & present.to(images.device)[:, :, None, None]",
+        old="return on_device(inside, images.device) & ",
+        new="return on_device(torch.ones_like(inside), images.device) & ",
         tests=in_file(
             T_VIEWS,
             ["test_fault_24_the_letterbox_is_where_the_policy_puts_it", "test_fault_24_letterbox_tokens_are_masked"],

@@ -244,11 +244,13 @@ LEROBOT_VLMS = (
     ),
     Mutant(
         fault=4,
-        what="taps stay armed while EVO1's checkpoints are recomputed",
+        what="taps stay armed while checkpoints of EVO1 and MolmoAct2 are recomputed",
         file=ALIGNER,
         old="                tap.disarm()\n",
         new="                pass\n",
-        tests=in_file(T_EVO1, ["test_fault_03_and_04_checkpointing_changes_no_gradient"]),
+        tests=tuple(
+            f"{file}::test_fault_03_and_04_checkpointing_changes_no_gradient" for file in (T_EVO1, T_MOLMOACT2)
+        ),
     ),
     Mutant(
         fault=26,

@@ -115,8 +115,8 @@ TEACHERS = (
         fault=25,
         what="the means of one order of cameras are used for another",
         file=GEOMETRY,
-        old="if self._standard is None or self._standard[0] != names:",
-        new="if self._standard is None:",
+        old="or self._standard[0] != names or ",
+        new="or ",
         tests=(f"{T_TEACHER}::test_fault_25_position_means_belong_to_the_camera_and_not_to_its_place",),
     ),
 )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sfkit.component import AnyOptions
 from sfkit.config import Options
 from sfkit.errors import AdapterError
+from sfkit.geometry import on_device
 from sfkit.policies.base import ForwardCall, PolicyAdapter, TapPoint
 from sfkit.policies.loss import replace_loss
 from sfkit.types import Views
@@ -111,11 +112,11 @@ class LeRobotAdapter(PolicyAdapter):
 
     def _valid(self, boxes: Mapping[str, Placement | None], present: Tensor, images: Tensor) -> Tensor:
         inside = torch.stack([_no_pixel(images) if box is None else box.valid for box in boxes.values()])
-        return inside.to(images.device) & present.to(images.device)[:, :, None, None]
+        return on_device(inside, images.device) & on_device(present, images.device)[:, :, None, None]
 
     def _source_to_view(self, boxes: Mapping[str, Placement | None], images: Tensor) -> Tensor:
         matrices = [torch.eye(3) if box is None else box.matrix for box in boxes.values()]
-        return torch.stack(matrices).to(images.device).expand(len(images), -1, -1, -1)
+        return on_device(torch.stack(matrices), images.device).expand(len(images), -1, -1, -1)
 
     # ---------------------------------------------------------------------------------------------------- loss
 
@@ -123,7 +124,7 @@ class LeRobotAdapter(PolicyAdapter):
         output = replace_loss(output, loss)
         if not logs:
             return output
-        self._log.add({key: value.detach().float().to(loss.device) for key, value in logs.items()})
+        self._log.add({key: on_device(value.detach().float(), loss.device) for key, value in logs.items()})
         info = {**(output[1] or {}), **self._log.due()}
         return (output[0], info, *output[2:])
 

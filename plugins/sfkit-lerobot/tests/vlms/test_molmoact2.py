@@ -103,7 +103,7 @@ def test_fault_25_views_in_another_order_than_the_prompt_are_an_error(
         adapter_of(policy, views=("observation.images.side",))
 
 
-def test_fault_25_cameras_that_see_the_same_are_no_error(build, frames, finish, adapter_of) -> None:
+def test_cameras_that_see_the_same_are_no_error(build, frames, finish, adapter_of) -> None:
     policy = build("molmoact2")
     raw = frames(policy)
     raw[WRIST] = raw[FRONT]
