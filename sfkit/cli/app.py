@@ -33,9 +33,8 @@ def build_app() -> typer.Typer:
     app.command("policies")(policies)
     app.command("presets")(presets)
     app.command("parity")(parity)
-    own = {"plugins", "teachers", "policies", "presets", "parity"}
     app.command("inspect")(inspect)
-    own = {"plugins", "teachers", "policies", "parity", "inspect"}
+    own = {"plugins", "teachers", "policies", "presets", "parity", "inspect"}
     offered = {entry.name: entry for entry in default_registry().of_kind("command") if entry.name not in own}
     for name in sorted(offered):
         _add_plugin_command(app, offered[name])
