@@ -31,13 +31,10 @@ def register_policies(register: Register) -> None:
     )
 
 
+# No __dir__ beside it: pluggy before 1.6 gets every name that dir() lists, and would load torch for `sfkit --help`.
 def __getattr__(name: str) -> Any:
     if name == "OpenVLAAdapter":
         from sfkit_openvla.adapter import OpenVLAAdapter
 
         return OpenVLAAdapter
     raise AttributeError(f"module 'sfkit_openvla' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
