@@ -42,8 +42,14 @@ class Saved:
         return sum(self.bytes.values())
 
 
-def saved_by_forward(policy: nn.Module, batch: dict[str, Any]) -> Saved:
-    """What one training forward saves, split into the policy, sfkit's projectors, and the rest of the alignment."""
+def saved_by_forward(policy: nn.Module, batch: Any, *, run: Callable[[Any], Any] | None = None) -> Saved:
+    """What one training forward saves, split into the policy, sfkit's projectors, and the rest of the alignment.
+
+    Args:
+        policy: The policy.
+        batch: What it is called with.
+        run: How it is called, where that takes more than the call.
+    """
     saved = Saved(frozenset(parameter.untyped_storage().data_ptr() for parameter in policy.parameters()))
     handle = SpatialForcing.of(policy)
     parts: dict[str, list[nn.Module]] = {}
@@ -51,7 +57,7 @@ def saved_by_forward(policy: nn.Module, batch: dict[str, Any]) -> Saved:
         parts = {"alignment": [handle], "projector": list(handle.projectors)}
     torch.manual_seed(0)
     with _told_apart(saved, parts), torch.autograd.graph.saved_tensors_hooks(saved.see, lambda tensor: tensor):
-        policy(batch)
+        (run or policy)(batch)
     return saved
 
 

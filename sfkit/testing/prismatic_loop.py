@@ -141,3 +141,7 @@ def prismatic_loss(
     if noise is None:
         return nn.functional.l1_loss(predicted, actions)
     return (predicted - noise).square().mean()  # mse_loss, which old releases of torch lack for bfloat16 on CPUs
+    # In float32: on a CPU, torch 2.2 has no mean squared error of bfloat16.
+    if noise is None:
+        return nn.functional.l1_loss(predicted.float(), actions.float())
+    return nn.functional.mse_loss(predicted.float(), noise.float())
