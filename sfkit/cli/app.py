@@ -8,6 +8,7 @@ import typer
 
 import sfkit
 from sfkit.cli.inspect import inspect
+from sfkit.cli.layers import layers
 from sfkit.cli.parity import parity
 from sfkit.errors import PluginError
 from sfkit.registry import Entry, default_registry
@@ -35,6 +36,8 @@ def build_app() -> typer.Typer:
     app.command("parity")(parity)
     app.command("inspect")(inspect)
     own = {"plugins", "teachers", "policies", "presets", "parity", "inspect"}
+    app.command("layers")(layers)
+    own = {"plugins", "teachers", "policies", "parity", "inspect", "layers"}
     offered = {entry.name: entry for entry in default_registry().of_kind("command") if entry.name not in own}
     for name in sorted(offered):
         _add_plugin_command(app, offered[name])

@@ -34,7 +34,7 @@ def inspect(
 
     from sfkit.inspection import inspect_policy, load_target
 
-    policy, batch = load_target(target)
+    policy, batch, *_ = load_target(target)
     found = inspect_policy(policy, batch, images=images or ())
     print_inspection(found, Console(highlight=False))
     if found.missing:

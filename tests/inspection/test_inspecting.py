@@ -7,6 +7,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -147,6 +148,21 @@ def test_examples_of_starvla(cases: Any) -> None:
         "blocks": "inner.blocks", "tokens": Span(0, 32), "grid": (2, 4, 4), "images": "examples.*.image",
         "pixels": "0-255",
     }  # fmt: skip
+
+
+def test_pictures_of_pillow(cases: Any) -> None:
+    image = pytest.importorskip("PIL.Image")
+
+    class Opening(cases.Examples):
+        def forward(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+            return super().forward([{**e, "image": [np.array(e["image"])]} for e in examples])
+
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    examples = [{"image": image.fromarray(p), "action": [0.0, 1.0, 2.0]} for p in pictures]
+    found = inspect_policy(Opening(), examples)
+    assert options(found)["images"] == "examples.*.image"
+    assert options(found)["grid"] == (1, 4, 4)
+    assert np.array_equal(np.array(examples[0]["image"]), pictures[0])
 
 
 @pytest.mark.parametrize("layout", ["(b v) c h w", "(v b) c h w", "b (v c) h w"])

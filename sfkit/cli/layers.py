@@ -1,0 +1,78 @@
+"""``sfkit layers``: which depth to align."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sfkit.layer_choice import Measure, Ranking
+
+
+def layers(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="package.module:function or file.py:function: takes nothing, returns (policy, batch), or (policy, "
+            "batch, adapter).",
+        ),
+    ],
+    teacher: Annotated[str, typer.Option(help="`sfkit teachers` lists them.")],
+    teacher_options: Annotated[str, typer.Option(help="Its options, as key=value,key=value.")] = "",
+    layer: Annotated[int | None, typer.Option(help="The teacher's layer; its default by default.", min=1)] = None,
+    count: Annotated[int, typer.Option(help="How many depths for choices of several.", min=1)] = 4,
+    resamples: Annotated[int, typer.Option(help="Of the bootstrap over samples.", min=20)] = 200,
+    plot: Annotated[Path | None, typer.Option(help="Write a picture (SVG).")] = None,
+) -> None:
+    """Rank depths by likeness to the teacher (CKA) and, where depth is known, by what a ridge probe reads from them."""
+    from rich.console import Console
+
+    from sfkit.cli.options import parse_options
+    from sfkit.inspection import load_target
+    from sfkit.layer_choice import chart, rank_depths
+
+    policy, batch, *adapter = load_target(target)
+    ranking = rank_depths(
+        policy, batch, (teacher, parse_options(teacher_options)), layer=layer, resamples=resamples,
+        adapter=adapter[0] if adapter else None,
+    )  # fmt: skip
+    print_ranking(ranking, count, Console(highlight=False))
+    if plot is not None:
+        plot.write_text(chart(ranking), encoding="utf-8")
+
+
+def print_ranking(ranking: Ranking, count: int, console: Console) -> None:
+    """The table, what is certain of it, and choices of several depths."""
+    from rich.table import Table
+
+    from sfkit.layer_choice import end_anchored, uniform
+
+    known = ranking.depths[0].probe is not None
+    table = Table("depth", f"CKA to {ranking.teacher}", "best in", box=None)
+    if known:
+        table.add_column("depth probe, R²")
+        table.add_column("best in")
+    for rank in ranking.depths:
+        row = [str(rank.depth), *_cells(rank.cka)]
+        table.add_row(*row, *(_cells(rank.probe) if rank.probe is not None else ()))
+    console.print(
+        f"[bold]{ranking.policy}[/]: {ranking.samples} samples, {ranking.tokens} tokens; 90 % intervals by resampling"
+    )
+    console.print(table)
+    for by, name in (("cka", "CKA"), ("probe", "the depth probe"))[: 2 if known else 1]:
+        others = [str(depth) for depth in ranking.rivals(by) if depth != ranking.best(by)]
+        doubt = f"not told apart from {', '.join(others)}" if others else "told apart from all others"
+        console.print(f"Best by {name}: depth {ranking.best(by)}, {doubt}.")
+    blocks = len(ranking.depths)
+    if count < blocks:
+        console.print(f"{count} depths, uniform: {', '.join(map(str, uniform(blocks, count)))}")
+        console.print(f"{count} depths, end-anchored: {', '.join(map(str, end_anchored(blocks, count)))}")
+
+
+def _cells(measure: Measure) -> tuple[str, str]:
+    return f"{measure.value:.3f} ({measure.low:.3f} to {measure.high:.3f})", f"{measure.best:.0%}"

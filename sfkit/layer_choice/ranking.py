@@ -1,0 +1,234 @@
+"""Ranking the depths of a policy on a batch of the user's data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sfkit.alignment.host import TeacherHost
+from sfkit.alignment.resample import resample
+from sfkit.alignment.tap import Tap, Watch, tap_at, tokens_at
+from sfkit.building import Named, build_adapter, build_teacher, inside_peft
+from sfkit.errors import ConfigError
+from sfkit.inspection.calls import Call, undisturbed
+from sfkit.layer_choice.cka import cka_of_products, products
+from sfkit.policies.base import ForwardCall, PolicyAdapter
+from sfkit.probe.depth import DepthProbe, DepthSamples
+from sfkit.teachers.base import Teacher
+from sfkit.types import FeatureMap, Views
+
+_FEWEST = 4
+_FOLDS = 4
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure, and how certain it is.
+
+    Attributes:
+        value: On the batch as it is.
+        low: 5 % of the resamples are below.
+        high: 5 % of the resamples are above.
+        best: Share of the resamples in which this depth is the best of all.
+        rival: Whether it is as good as the best in 5 % of the resamples or more: the data do not tell them apart.
+    """
+
+    value: float
+    low: float
+    high: float
+    best: float
+    rival: bool
+
+
+@dataclass(frozen=True)
+class DepthRank:
+    """One depth.
+
+    Attributes:
+        depth: Blocks before it.
+        cka: Likeness of its visual tokens to the teacher's features.
+        probe: Share of the residual depth's variance that a ridge regression reads from unseen samples; None where the
+            views carry no depth.
+    """
+
+    depth: int
+    cka: Measure
+    probe: Measure | None
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """All depths of a policy.
+
+    Attributes:
+        policy: Its class.
+        teacher: Name, and layer.
+        samples: In the batch.
+        tokens: That were compared by CKA.
+        depths: In order.
+    """
+
+    policy: str
+    teacher: str
+    samples: int
+    tokens: int
+    depths: tuple[DepthRank, ...]
+
+    def best(self, by: str = "cka") -> int:
+        """The depth with the highest value."""
+        return max(self._measures(by).items(), key=lambda item: item[1].value)[0]
+
+    def rivals(self, by: str = "cka") -> tuple[int, ...]:
+        """Depths that the data do not tell from the best, itself included."""
+        return tuple(depth for depth, measure in self._measures(by).items() if measure.rival)
+
+    def _measures(self, by: str) -> dict[int, Measure]:
+        found = {rank.depth: rank.cka if by == "cka" else rank.probe for rank in self.depths}
+        return {depth: measure for depth, measure in found.items() if measure is not None}
+
+
+def rank_depths(
+    policy: nn.Module,
+    batch: Any,
+    teacher: Named | Teacher,
+    *,
+    layer: int | None = None,
+    adapter: Named | PolicyAdapter | None = None,
+    resamples: int = 200,
+    tokens: int = 512,
+    seed: int = 0,
+) -> Ranking:
+    """Compare the visual tokens of every depth with a teacher's features, and with depth where the views carry it.
+
+    The policy runs once, in eval mode without gradients, and is left as it was. Certainty comes from a bootstrap over
+    the samples of the batch; samples should come from different episodes, or it will look too certain.
+
+    Args:
+        policy: Not wrapped.
+        batch: At least four samples; as :func:`sfkit.inspection.inspect_policy` takes it.
+        teacher: Name, name with options, or instance.
+        layer: The teacher's layer; its default by default.
+        adapter: Where the policy's class is not recognised.
+        resamples: Of the bootstrap.
+        tokens: At most so many are compared by CKA, drawn evenly from the samples.
+        seed: Of the drawing and the bootstrap.
+
+    Raises:
+        ConfigError: Fewer than four samples, or nothing to compare.
+        AdapterError: No adapter handles the policy.
+        ViewsError: The teacher needs what the batch does not hold.
+    """
+    bound = build_adapter(policy, adapter)
+    host = TeacherHost(build_teacher(teacher))
+    students, views, call = _capture(policy, bound, batch)
+    samples = len(views.images)
+    if samples < _FEWEST:
+        raise ConfigError(
+            f"The batch holds {samples} samples; certainty by resampling needs {_FEWEST} at least.",
+            "Give a batch of 16 or more, from different episodes.",
+        )
+    layer = host.teacher.default_layer if layer is None else layer
+    grid = next(iter(students.values())).grid
+    target = resample(host.features(views, [layer], grid, lambda field: bound.explain_missing(field, call))[0], grid)
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.randint(samples, (resamples, samples), generator=generator)
+    counts = torch.stack([torch.bincount(draw, minlength=samples) for draw in draws]).double()
+    chosen, owner = _choose(students, target, tokens, generator)
+    weights = [torch.ones(samples, dtype=torch.float64), *counts]
+    theirs, apart = products(_flat(target, chosen)), owner[:, None] != owner[None, :]
+    ours = [products(_flat(student, chosen)) for student in students.values()]
+    drawn = [cka_of_products(ours, theirs, weight[owner], apart) for weight in weights]
+    alike = list(zip(*drawn, strict=True))
+    probed = None if views.depth is None else [_probe(student, views, counts) for student in students.values()]
+    measures = _measures(alike)
+    probes = [None] * len(measures) if probed is None else _measures(probed)
+    ranks = tuple(DepthRank(*each) for each in zip(students, measures, probes, strict=True))
+    return Ranking(type(policy).__name__, f"{host.teacher.name}@{layer}", samples, len(owner), ranks)
+
+
+def _capture(policy: nn.Module, adapter: PolicyAdapter, batch: Any) -> tuple[dict[int, FeatureMap], Views, ForwardCall]:
+    """The visual tokens of every depth that can be tapped, from one forward."""
+    inner = inside_peft(policy)
+    call = Call.of(inner, batch)
+    points = {depth: adapter.tap(depth) for depth in range(adapter.num_layers)}
+    with undisturbed(policy), torch.no_grad(), ExitStack() as stack:
+        policy.eval()
+        taps: Mapping[int, Tap] = {depth: tap_at(adapter, depth) for depth in points}
+        watches = {name: Watch(point) for name, point in adapter.watched().items()}
+        hooks: Sequence[Tap | Watch] = (*taps.values(), *watches.values())
+        for hook in hooks:
+            stack.callback(hook.remove)
+            hook.arm()
+        output = call.run(policy)
+        inputs = {name: watch.take() for name, watch in watches.items()}
+        seen = ForwardCall(call.arguments(inner), output, inputs, tuple(points))
+        views = adapter.views(seen)
+        return {depth: tokens_at(adapter, depth, tap.take(), views) for depth, tap in taps.items()}, views, seen
+
+
+def _choose(
+    students: Mapping[int, FeatureMap], target: FeatureMap, most: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """``(n,)`` places among the flat tokens that are valid everywhere, and the sample that each belongs to."""
+    mask = target.mask.clone()
+    for student in students.values():
+        mask &= student.mask
+    rows = mask.flatten(1)
+    owners = torch.arange(len(rows), device=rows.device)[:, None].expand_as(rows)
+    places = rows.flatten().nonzero().squeeze(1)
+    if len(places) < _FEWEST:
+        raise ConfigError("Hardly any token is valid on both sides.", "Look at the views and at the teacher's masks.")
+    kept = places[torch.randperm(len(places), generator=generator)[:most].sort().values.to(places.device)]
+    return kept, owners.flatten()[kept].cpu()
+
+
+def _flat(features: FeatureMap, places: Tensor) -> Tensor:
+    return features.values.flatten(0, 3)[places].cpu()
+
+
+def _probe(student: FeatureMap, views: Views, counts: Tensor) -> list[float]:
+    """R² of the depth probe on held-out samples: on the batch as it is, and in each resample."""
+    samples = DepthSamples.of(student, views, torch.arange(len(views.images)))
+    count = len(samples.tokens)
+    errors, baselines = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
+    for fold in range(min(_FOLDS, count)):
+        held = torch.arange(count) % _FOLDS == fold
+        probe = DepthProbe.fit(_select(samples, ~held))
+        for index in held.nonzero().flatten().tolist():
+            one = _select(samples, torch.arange(count) == index)
+            if bool(one.mask.any()):
+                score, _ = probe.score(one)
+                errors[index] = score.rmse_cm**2 * score.samples
+                baselines[index] = score.mean_rmse_cm**2 * score.samples
+    weights = torch.cat([torch.ones(1, count, dtype=torch.float64), counts])
+    return (1 - (weights @ errors) / (weights @ baselines)).tolist()
+
+
+def _select(samples: DepthSamples, rows: Tensor) -> DepthSamples:
+    fields = ("tokens", "depth", "mask", "groups")
+    return DepthSamples(**{name: getattr(samples, name)[rows] for name in fields}, names=samples.names)
+
+
+def _measures(values: Sequence[Sequence[float]]) -> list[Measure]:
+    """From ``[depth][the batch, then each resample]``."""
+    table = torch.tensor(values, dtype=torch.float64)
+    found, drawn = table[:, 0], table[:, 1:].nan_to_num(-1.0)
+    winner = drawn.argmax(0)
+    best = int(found.nan_to_num(-1.0).argmax())
+    low, high = drawn.quantile(0.05, dim=1), drawn.quantile(0.95, dim=1)
+    as_good = (drawn >= drawn[best]).double().mean(1)
+    return [
+        Measure(
+            float(found[i]),
+            float(low[i]),
+            float(high[i]),
+            float((winner == i).double().mean()),
+            float(as_good[i]) >= 0.05,
+        )
+        for i in range(len(values))
+    ]

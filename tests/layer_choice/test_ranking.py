@@ -1,0 +1,164 @@
+"""Depths of a policy in which it is known where the pictures, and their depth, can be read."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sfkit import GenericAdapter, Span
+from sfkit.cli import main
+from sfkit.errors import AdapterError, ConfigError
+from sfkit.layer_choice import Ranking, chart, rank_depths
+from sfkit.testing.teachers import PatchTeacher
+
+
+class Scramble(nn.Module):
+    """A block that leaves nothing in its stream that could be read linearly, or (``gently``) all of it."""
+
+    def __init__(self, dim: int, *, gently: bool) -> None:
+        super().__init__()
+        self.input_layernorm = nn.LayerNorm(dim)
+        self.mix = nn.Linear(dim, dim)
+        self.gently = gently
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        update = self.mix(self.input_layernorm(hidden))
+        return hidden + 1e-3 * update if self.gently else (300 * self.mix(hidden)).sin()
+
+
+class Scrambling(nn.Module):
+    """Pictures can be read from the embeddings and after the first block, and no more after the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, 16, 8, 8)
+        self.blocks = nn.ModuleList(Scramble(16, gently=gently) for gently in (True, False, True))
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        hidden = self.drop(self.embed(batch["images"].flatten(0, 1)).flatten(2).transpose(1, 2))
+        for block in self.blocks:
+            hidden = block(hidden)
+        return hidden.square().mean()
+
+
+def batch_of(samples: int = 12) -> dict[str, Tensor]:
+    """Pictures of patches of one colour, as far away as they are bright."""
+    colours = torch.rand(samples, 1, 3, 4, 4)
+    images = colours.repeat_interleave(8, 3).repeat_interleave(8, 4)
+    return {"images": images, "depth": 1 + images.mean(2)}
+
+
+OPTIONS: dict[str, Any] = {
+    "blocks": "blocks", "tokens": Span(0, 16), "grid": (1, 4, 4), "images": "images", "pixels": "[0,1]",
+}  # fmt: skip
+WITH_DEPTH = {**OPTIONS, "depth": "depth", "depth_unit": "m"}
+
+
+@pytest.fixture
+def ranked() -> Ranking:
+    torch.manual_seed(0)
+    return rank_depths(Scrambling(), batch_of(), PatchTeacher(), adapter=GenericAdapter(**WITH_DEPTH), layer=2)
+
+
+def test_the_depths_where_the_pictures_can_be_read_come_first(ranked: Ranking) -> None:
+    assert [rank.depth for rank in ranked.depths] == [0, 1, 2]
+    assert ranked.teacher == "patch@2"
+    assert (ranked.samples, ranked.tokens) == (12, 12 * 16)
+    clear, same, scrambled = (rank.cka for rank in ranked.depths)
+    assert clear.value == pytest.approx(same.value, abs=0.01)
+    assert clear.value > 0.3 > scrambled.value + 0.1
+    # The first two hardly differ, and the third is told apart.
+    assert set(ranked.rivals()) <= {0, 1}
+    assert ranked.best() in (0, 1)
+    assert clear.best + same.best == 1.0
+    assert all(m.low <= m.value <= m.high for m in (clear, scrambled))
+
+
+def test_depth_is_read_where_it_can_be(ranked: Ranking) -> None:
+    values = [rank.probe.value for rank in ranked.depths if rank.probe is not None]
+    assert values[0] > 0.95
+    assert values[1] > 0.95
+    assert values[2] < 0.3
+    assert 2 not in ranked.rivals("probe")
+
+
+def test_depth_of_other_pictures_cannot_be_read() -> None:
+    torch.manual_seed(0)
+    batch = batch_of()
+    batch["depth"] = batch["depth"].roll(1, 0)
+    found = rank_depths(Scrambling(), batch, PatchTeacher(), adapter=GenericAdapter(**WITH_DEPTH))
+    assert all(rank.probe is not None and rank.probe.value < 0.1 for rank in found.depths)
+
+
+def test_few_samples_leave_more_doubt() -> None:
+    def spread(samples: int) -> float:
+        torch.manual_seed(0)
+        found = rank_depths(Scrambling(), batch_of(samples), PatchTeacher(), adapter=GenericAdapter(**OPTIONS))
+        assert all(rank.probe is None for rank in found.depths)
+        return found.depths[0].cka.high - found.depths[0].cka.low
+
+    assert spread(4) > 1.3 * spread(24)
+
+
+def test_nothing_is_left_behind_and_the_same_is_found_again() -> None:
+    policy, batch = Scrambling().train(), batch_of()
+    policy.drop.eval()
+    before, drawn = copy.deepcopy((dict(policy.state_dict()), batch)), torch.get_rng_state()
+    first, second = (rank_depths(policy, batch, PatchTeacher(), adapter=GenericAdapter(**WITH_DEPTH)) for _ in range(2))
+    assert first == second
+    assert torch.equal(torch.get_rng_state(), drawn)
+    torch.testing.assert_close((dict(policy.state_dict()), batch), before, rtol=0, atol=0)
+    assert policy.training
+    assert not policy.drop.training
+    assert not any(module._forward_pre_hooks for module in policy.modules())
+
+
+def test_bad_input() -> None:
+    with pytest.raises(ConfigError, match="holds 3 samples; certainty by resampling needs 4"):
+        rank_depths(Scrambling(), batch_of(3), PatchTeacher(), adapter=GenericAdapter(**OPTIONS))
+    with pytest.raises(AdapterError, match="No adapter handles"):
+        rank_depths(Scrambling(), batch_of(), PatchTeacher())
+
+
+def test_the_chart_shows_both_curves(ranked: Ranking) -> None:
+    root = ET.fromstring(chart(ranked))
+    name = "{http://www.w3.org/2000/svg}"
+    curves = [line.attrib["points"].split() for line in root.iter(f"{name}polyline")]
+    assert [len(curve) for curve in curves] == [3, 3]
+    heights = [float(point.split(",")[1]) for point in curves[0]]
+    assert heights[2] > heights[0]  # pictures count down: what is less alike is lower
+    texts = [text.text for text in root.iter(f"{name}text")]
+    assert "CKA to patch@2" in texts
+    assert "depth probe, R²" in texts
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ranked_policy.py").write_text(
+        "import torch\n"
+        "from sfkit import GenericAdapter, Span\n"
+        "from sfkit.testing.policies import TinyPolicy, tiny_batch\n"
+        "def make():\n"
+        "    torch.manual_seed(0)\n"
+        "    adapter = GenericAdapter(blocks='blocks', tokens=Span(0, 32), grid=(2, 4, 4), images='images',\n"
+        "                             pixels='[0,1]', depth='depth', depth_unit='m', intrinsics='intrinsics')\n"
+        "    return TinyPolicy(), tiny_batch(b=4), adapter\n"
+    )
+    picture = tmp_path / "depths.svg"
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    arguments = ["--teacher", "geometry", "--count", "2", "--resamples", "20", "--plot", str(picture)]
+    with pytest.raises(SystemExit) as ended:
+        main(["layers", f"{tmp_path / 'ranked_policy.py'}:make", *arguments])
+    assert not ended.value.code
+    told = capsys.readouterr().out
+    for line in ("CKA to geometry@1", "depth probe, R²", "Best by CKA: depth", "2 depths, end-anchored: 2, 3"):
+        assert line in told
+    assert picture.read_text().startswith("<svg")
