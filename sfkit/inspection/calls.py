@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from sfkit.errors import ConfigError
+from sfkit.attach import handle_of
+from sfkit.errors import ConfigError, WrapError
 from sfkit.rng import own_rng
 
 
@@ -68,8 +70,20 @@ class Call:
         except (TypeError, RuntimeError) as error:
             raise ConfigError(f"The batch cannot be copied: {error}.", "Make it of plain tensors and lists.") from error
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-        with own_rng(device, seed=0):
+        with own_rng(device, seed=0), warnings.catch_warnings():
+            if not torch.is_grad_enabled():  # of reentrant checkpoints, which mean a training step
+                warnings.filterwarnings("ignore", message="None of the inputs have requires_grad=True")
             return model(*args, **kwargs)
+
+
+def refuse_wrapped(model: nn.Module) -> None:
+    """What sfkit adds would be looked at too.
+
+    Raises:
+        WrapError: The policy is wrapped.
+    """
+    if any(handle_of(module) is not None for module in model.modules()):
+        raise WrapError(f"This {type(model).__name__} is wrapped already.", "Unwrap it, or look at it before.")
 
 
 def _are_keywords(signature: inspect.Signature, keys: set[str]) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sfkit.alignment.checks import find_trained_leaf
 from sfkit.building import inside_peft
 from sfkit.errors import AdapterError, SfkitError, ViewsError
-from sfkit.inspection.calls import Call, undisturbed
+from sfkit.inspection.calls import Call, refuse_wrapped, undisturbed
 from sfkit.inspection.dry_step import DryStep, dry_step
 from sfkit.inspection.findings import Inspection, StackFinding, TapFinding
 from sfkit.inspection.pictures import Pictures, chosen_pictures, find_pictures, leaves
@@ -42,7 +42,9 @@ def inspect_policy(model: nn.Module, batch: Any, *, images: Sequence[str] = ()) 
         AdapterError: It holds no row of blocks of one class.
         ConfigError: ``forward`` cannot be called with the batch.
         ViewsError: There is nothing at the paths of the pictures.
+        WrapError: The policy is wrapped.
     """
+    refuse_wrapped(model)
     policy = inside_peft(model)
     call = Call.of(policy, batch)
     candidates = find_candidates(policy)
@@ -204,15 +206,15 @@ def _trained(found: Found, seen: _Evidence, options: Mapping[str, Any], notes: l
 
 
 def _warn_of_depths(taps: Sequence[TapFinding], blocks: int, notes: list[str]) -> None:
-    known = [tap for tap in taps if tap.trained is not None]
-    working = [tap.depth for tap in known if tap.trained]
-    if known and not working:
+    trained = {tap.depth: tap.trained for tap in taps}
+    working = [depth for depth, trains in trained.items() if trains]
+    default = max(1, round(2 * blocks / 3))
+    if taps and all(trains is False for trains in trained.values()):
         notes.append(
             "The gradient of the visual tokens reaches no trainable parameter at any depth: unfreeze the backbone, or "
             "put LoRA on it."
         )
-    default = max(1, round(2 * blocks / 3))
-    if working and default not in working:
+    elif working and trained.get(default) is False:
         notes.append(f"The default depth {default} trains nothing: choose depth={working[-1]}.")
 
 

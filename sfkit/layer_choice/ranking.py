@@ -15,7 +15,7 @@ from sfkit.alignment.resample import resample
 from sfkit.alignment.tap import Tap, Watch, tap_at, tokens_at
 from sfkit.building import Named, build_adapter, build_teacher, inside_peft
 from sfkit.errors import ConfigError
-from sfkit.inspection.calls import Call, undisturbed
+from sfkit.inspection.calls import Call, refuse_wrapped, undisturbed
 from sfkit.layer_choice.cka import cka_of_products, products
 from sfkit.policies.base import ForwardCall, PolicyAdapter
 from sfkit.probe.depth import DepthProbe, DepthSamples
@@ -122,7 +122,9 @@ def rank_depths(
         ConfigError: Fewer than four samples, or nothing to compare.
         AdapterError: No adapter handles the policy.
         ViewsError: The teacher needs what the batch does not hold.
+        WrapError: The policy is wrapped.
     """
+    refuse_wrapped(policy)
     bound = build_adapter(policy, adapter)
     host = TeacherHost(build_teacher(teacher))
     students, views, call = _capture(policy, bound, batch)

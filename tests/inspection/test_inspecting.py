@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sfkit import ImageTokens, Span, SpatialForcing
-from sfkit.errors import AdapterError, ConfigError, ViewsError
+from sfkit.errors import AdapterError, ConfigError, ViewsError, WrapError
 from sfkit.inspection import Inspection, inspect_policy
 from sfkit.policies.generic import MeanStd
 from sfkit.testing.openpi import CAMERAS, PI0Pytorch, TinyConfig, tiny_observation
@@ -186,6 +186,19 @@ def test_views_among_samples_or_channels(cases: Any, layout: str) -> None:
     assert options(found).get("channels") == ((0, 1, 2) if layout == "b (v c) h w" else None)
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_what_could_not_be_verified_is_not_judged(tiny: Callable[..., Any], frozen: bool) -> None:
+    policy = tiny(checkpointing="reentrant")
+    if frozen:
+        policy.embed.requires_grad_(False)
+        policy.connector = nn.Linear(16, 16)
+    found = inspect_policy(policy, tiny_batch())
+    assert [tap.trained for tap in found.taps] == [True, None, None, None]
+    assert [bool(tap.gradient) for tap in found.taps] == [True] * 4
+    assert any("could not be verified: When use_reentrant=True" in note for note in found.notes)
+    assert not any("trains nothing" in note or "reaches no trainable" in note for note in found.notes)
+
+
 def test_the_pictures_may_be_named(tiny: Callable[..., Any]) -> None:
     batch = tiny_batch()
     batch["images_of_yesterday"] = batch["images"].clone()
@@ -333,3 +346,5 @@ def test_it_is_used_where_wrap_would_be(tiny: Callable[..., Any]) -> None:
     policy = tiny()
     SpatialForcing.wrap(policy.train(), PatchTeacher(), adapter=inspect_policy(policy, tiny_batch()).adapter)
     assert isinstance(policy, TinyPolicy)
+    with pytest.raises(WrapError, match="wrapped already"):
+        inspect_policy(policy, tiny_batch())
