@@ -232,9 +232,7 @@ class Aligner(nn.Module):
             self.monitor.look(students, maps, views.names, reached=self._check.reaches_policy)
         losses = torch.stack([pair.weight * result.loss for pair, result in zip(self.pairs, results, strict=True)])
         loss = losses.mean(0) if self.config.pair_reduction == "mean" else losses.sum(0)
-        cosine = torch.stack(
-            [result.cosine for result in featured(self.pairs, results)] or [losses.new_tensor(torch.nan)]
-        )
+        cosine = torch.stack([result.cosine for result in featured(self.pairs, results) or results])
         return Alignment(loss, cosine.mean(), torch.stack([result.valid for result in results]).mean())
 
     def _targets(self, call: ForwardCall, views: Views, students: Mapping[Depth, FeatureMap]) -> list[FeatureMap]:

@@ -59,6 +59,27 @@ def test_it_is_saved_and_resumed(wrapped: Make, tiny: Make, tmp_path: Path) -> N
     assert copied(tiny_batch(seed=1))[1]["sf_loss"] == policy(tiny_batch(seed=1))[1]["sf_loss"]
 
 
+def test_attention_alone_trains_is_measured_and_is_resumed(wrapped: Make, tiny: Make, tmp_path: Path) -> None:
+    pairs = [attention(1, PatchTeacher()), attention(3, PatchTeacher())]
+    policy = wrapped(pairs=pairs, health={"every": 1}, weight=5.0)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(12):
+        loss, logs = policy(tiny_batch())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(logs["sf_loss"])
+    assert losses[-1] < 0.7 * losses[0]
+    health = policy.spatial_forcing.health()
+    assert (len(health.depths), health.pairs, health.warnings) == (2, (), ())
+    assert health.ratio > 0
+    policy.spatial_forcing.save(tmp_path)
+    plain = tiny()
+    again = SpatialForcing.from_pretrained(plain, tmp_path, pairs=pairs, adapter=TinyAdapter(plain))
+    assert again.spatial_forcing.steps == 12
+
+
 def test_fault_35_attention_of_block_k_is_made_of_what_enters_it(wrapped: Make) -> None:
     policy, batch = wrapped(pairs=[attention(2, PatchTeacher())]), tiny_batch()
     seen: list[Tensor] = []
