@@ -13,8 +13,8 @@ _SF_TARGET: Final = (
     ("position-code", {"ratio": 0.1, "scale": "absolute"}),
     ("resample", {"align_corners": True, "scale_factor": True}),
 )
-#: VGGT at 518 pixels, enlarged by torch's own bicubic kernel.
-_SF_TEACHER: Final = ("vggt", {"size": 518, "antialias": False})
+#: VGGT at 518 pixels, enlarged by torch's own bicubic kernel, and run under CUDA's autocast.
+_SF_TEACHER: Final = ("vggt", {"size": 518, "antialias": False, "round_rope_angles": True})
 
 _SF_COMMON: Final[dict[str, Any]] = {
     "teacher": _SF_TEACHER,
@@ -30,6 +30,7 @@ _SF_RELEASED = (
     "position code of amplitude 0.1 on the teacher's own grid, in the units of VGGT's features",
     "target resampled bilinearly with align_corners=True: up to 0.28 of a patch off at the borders",
     "size of the target from one ratio, int(37 * r): student grids of 6, 12, 13, 15, 24, 26, 30 or 33 cannot be served",
+    "VGGT's rotary angles rounded to bfloat16, as CUDA's autocast does",
     "raw residual stream of VGGT's last block, frame and global half side by side, without a final norm",
     "weight 0.5 from the first step to the last",
 )
@@ -63,7 +64,12 @@ SPATIAL_FORCING_PI0 = Preset(
     summary="Spatial Forcing as released for pi0",
     source=_SF,
     arguments={**_SF_COMMON, "depth": 12},
-    released=(*_SF_RELEASED, "depth 12 of 18", "tokens of padding and of absent cameras are left out; no token shift"),
+    released=(
+        *_SF_RELEASED,
+        "depth 12 of 18",
+        "tokens of padding and of absent cameras are left out; no token shift",
+        "padding is shown to VGGT in white, the teacher's own fill",
+    ),
     paper=_SF_PAPER,
     missing=(
         *_SF_MISSING,
@@ -203,6 +209,6 @@ HASTE = Preset(
     missing=(
         "policies with fewer than twelve heads: as many as they have",
         "attention over the patches of each view, whatever else the policy attends to",
-        "made for image generation: that depth 8 suits a policy is untested; give depth=",
+        "made for image generation: that these depths suit a policy is untested; give pairs=",
     ),
 )
