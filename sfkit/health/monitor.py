@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,6 +59,8 @@ class Monitor:
         self.options = options
         self.pairs = tuple(pairs)
         self.warner = Warner(options.persist)
+        #: Where warnings go; a trainer with a log of its own puts them there.
+        self.tell: Callable[[str], None] = _warn
         self.last = Health(None, options.every)
         self.reaches_policy: bool | None = None
         self._policy, self._projectors = policy, projectors
@@ -165,7 +167,7 @@ class Monitor:
         if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank():
             return
         for message in due:
-            warnings.warn(f"sfkit: {message}", SfkitWarning, stacklevel=5)
+            self.tell(f"sfkit: {message}")
 
     def peek(self, step: int, sums: GradientSums) -> Health:
         """The measurement that no step has settled yet, if there is one, else the last."""
@@ -235,6 +237,10 @@ class Monitor:
         # What is pending belongs to a step of the original.
         fresh.__dict__.update(copy.deepcopy({**self.__dict__, "_pending": {}}, memo))
         return fresh
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, SfkitWarning, stacklevel=6)
 
 
 def _pair_figures(tokens: Tensor, maps: Compared) -> dict[str, Tensor]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any, ClassVar
 
+import gymnasium
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -78,6 +80,68 @@ def test_fault_30_evaluation_neither_runs_the_teacher_nor_counts_its_loss(evalua
     assert len(run.eval_losses) == 2
     assert max(run.eval_losses) < 10
     assert run.teacher_runs == 2
+
+
+class Env(gymnasium.Env[Any, Any]):
+    """Cameras and state of the dataset, three steps long."""
+
+    metadata: ClassVar[dict[str, Any]] = {"render_fps": 10}
+    task_description, _max_episode_steps = "reach the goal", 3
+    action_space = gymnasium.spaces.Box(-1, 1, (4,))
+    _picture = gymnasium.spaces.Box(0, 255, (96, 96, 3), "uint8")
+    observation_space = gymnasium.spaces.Dict(
+        {
+            "pixels": gymnasium.spaces.Dict({"corner2": _picture, "wrist": _picture}),
+            "agent_pos": gymnasium.spaces.Box(-1, 1, (4,)),
+        }
+    )
+
+    def reset(self, **_: Any) -> tuple[Any, dict[str, Any]]:
+        self.steps = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        return self.observation_space.sample(), 1.0, self.steps == 3, False, {"is_success": True}
+
+    def render(self) -> Any:
+        return self._picture.sample()
+
+
+def test_evaluation_in_an_environment_runs_no_teacher(
+    lerobot_train, common, shape, aligned, tmp_path, monkeypatch
+) -> None:
+    from lerobot.scripts import lerobot_train as module
+
+    played = []
+    evaluate = module.eval_policy_all
+    monkeypatch.setattr(module, "make_env", lambda *_, **__: {"tiny": {0: gymnasium.vector.SyncVectorEnv([Env])}})
+    monkeypatch.setattr(module, "eval_policy_all", lambda **given: played.append(evaluate(**given)) or played[-1])
+    flags = [flag for flag in common if not flag.startswith("--env_eval_freq")]
+    environment = ["--env.type=pusht", "--env_eval_freq=1", "--eval.n_episodes=1", "--eval.batch_size=1"]
+    run = lerobot_train(
+        *(*flags, *shape, *aligned, *environment, "--steps=2", "--save_checkpoint=false"),
+        f"--output_dir={tmp_path / 'run'}",
+    )
+    assert [found["per_task"][0]["metrics"]["sum_rewards"] for found in played] == [[3.0], [3.0]]
+    assert run.teacher_runs == 2
+    assert run.policy.spatial_forcing.steps == 2
+    assert run.warnings == []
+
+
+def test_what_the_health_monitor_finds_is_in_lerobots_log(
+    lerobot_train, common, shape, aligned, tmp_path, caplog
+) -> None:
+    health = '--policy.sf.health={"every": 1, "persist": 2}'
+    run = lerobot_train(
+        *(*common, *shape, *aligned, health, "--policy.sf.weight=1000", "--steps=5", "--save_checkpoint=false"),
+        f"--output_dir={tmp_path / 'run'}",
+    )
+    told = [record for record in caplog.records if record.name == "sfkit" and record.levelname == "WARNING"]
+    assert [record.message for record in told if "The alignment gradient dominates" in record.message]
+    assert len({record.message for record in told}) == len(told)  # each once
+    assert all({"sf_grad_ratio", "sf_grad_cosine"} <= set(window) for window in run.curve[1:])
+    assert run.warnings == []
 
 
 def test_mixed_precision_leaves_the_projector_exact(evaluated) -> None:

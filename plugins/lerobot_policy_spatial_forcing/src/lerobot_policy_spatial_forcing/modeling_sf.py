@@ -6,6 +6,7 @@ They are thin: all that aligns is :meth:`sfkit.SpatialForcing.wrap`, as from Pyt
 from __future__ import annotations
 
 import functools
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -20,6 +21,8 @@ from lerobot_policy_spatial_forcing.trainer import read_trainer
 from lerobot_policy_spatial_forcing.weights import FAILURES, LoadRecord, unreadable
 from sfkit import SpatialForcing
 from sfkit.errors import ConfigError, GradientError, WrapError
+
+logger = logging.getLogger("sfkit")
 
 if TYPE_CHECKING:
     from lerobot.policies.pretrained import PreTrainedPolicy as _Policy
@@ -114,6 +117,7 @@ class SfPolicy(_Policy):  # type: ignore[misc]
             restore(handle, source, revision, trainer)
             self._random = RandomState(source, handle) if trainer.resume else None
         cast("Any", handle.adapter).log_every(trainer.log_freq, handle.steps)
+        handle.monitor.tell = logger.warning  # into LeRobot's log
         handle.companions.append(add_to_readme)
 
     def get_optim_params(self) -> Any:

@@ -10,7 +10,7 @@ from lerobot.scripts import lerobot_train
 
 from sfkit import SpatialForcing
 
-seen: dict[str, Any] = {"gradients": [], "own": [], "logged": []}
+seen: dict[str, Any] = {"gradients": [], "local": [], "own": [], "logged": []}
 #: What holds gloo's process group: its destructor hangs now and then when the other rank has left.
 alive: list[Any] = []
 make, update, reset = (
@@ -24,9 +24,15 @@ def made(cfg: Any, policy: Any) -> Any:
     seen["policy"] = policy
     optimizer, scheduler = make(cfg, policy)
     parameters = list(SpatialForcing.of(policy).projectors.parameters())
-    optimizer.register_step_pre_hook(
-        lambda *_: seen["gradients"].append(torch.cat([p.grad.flatten() for p in parameters]).clone())
-    )
+    local: dict[int, torch.Tensor] = {}
+    for index, parameter in enumerate(parameters):  # what it has before DDP averages it
+        parameter.register_hook(lambda gradient, index=index: local.update({index: gradient.flatten().clone()}))
+
+    def before_step(*_: Any) -> None:
+        seen["gradients"].append(torch.cat([p.grad.flatten() for p in parameters]).clone())
+        seen["local"].append(torch.cat([local.pop(index) for index in range(len(parameters))]))
+
+    optimizer.register_step_pre_hook(before_step)
     return optimizer, scheduler
 
 
