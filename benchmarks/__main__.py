@@ -17,9 +17,18 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import alignment, disabled, geometry, imports, lerobot_loop, memory, openpi, vggt, vggt_gpu, vggt_memory
 from benchmarks import (
-    alignment, disabled, geometry, imports, lerobot_loop, memory, standins, vggt, vggt_gpu, vggt_memory,
+    alignment,
+    disabled,
+    geometry,
+    imports,
+    lerobot_loop,
+    memory,
+    openpi,
+    standins,
+    vggt,
+    vggt_gpu,
+    vggt_memory,
 )  # fmt: skip
 from benchmarks.report import Report, machine
 from benchmarks.timed import one_thread
@@ -37,10 +46,8 @@ class Benchmark(Protocol):
 
 BENCHMARKS: dict[str, Benchmark] = {
     "disabled": disabled, "geometry": geometry, "alignment": alignment, "memory": memory, "imports": imports,
-    "lerobot-train": lerobot_loop, "vggt": vggt.REDUCED, "vggt-memory": vggt_memory.REDUCED, "vggt-gpu": vggt_gpu,
-    "openpi": openpi,
-    "standins": standins, "lerobot-train": lerobot_loop,
-    "vggt": vggt.REDUCED, "vggt-memory": vggt_memory.REDUCED, "vggt-gpu": vggt_gpu,
+    "openpi": openpi, "standins": standins, "lerobot-train": lerobot_loop, "vggt": vggt.REDUCED,
+    "vggt-memory": vggt_memory.REDUCED, "vggt-gpu": vggt_gpu,
 }  # fmt: skip
 #: They take long and need 10 GB of memory: only with ``--full``.
 FULL: dict[str, Benchmark] = {"vggt-memory-full": vggt_memory.AT_FULL_SIZE, "vggt-full": vggt.AT_FULL_SIZE}

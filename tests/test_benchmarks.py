@@ -13,9 +13,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("disabled", "geometry", "alignment", "memory", "imports", "lerobot-train", "vggt", "vggt-memory", "vggt-gpu")
-NAMES = ("disabled", "geometry", "memory", "imports", "lerobot-train", "openpi", "vggt", "vggt-memory", "vggt-gpu")
-NAMES = ("disabled", "geometry", "alignment", "memory", "imports", "standins", "lerobot-train")
+NAMES = ("disabled", "geometry", "alignment", "memory", "imports", "openpi", "standins", "lerobot-train")
 NAMES += ("vggt", "vggt-memory", "vggt-gpu")
 
 

@@ -35,9 +35,8 @@ def build_app() -> typer.Typer:
     app.command("presets")(presets)
     app.command("parity")(parity)
     app.command("inspect")(inspect)
-    own = {"plugins", "teachers", "policies", "presets", "parity", "inspect"}
     app.command("layers")(layers)
-    own = {"plugins", "teachers", "policies", "parity", "inspect", "layers"}
+    own = {"plugins", "teachers", "policies", "presets", "parity", "inspect", "layers"}
     offered = {entry.name: entry for entry in default_registry().of_kind("command") if entry.name not in own}
     for name in sorted(offered):
         _add_plugin_command(app, offered[name])

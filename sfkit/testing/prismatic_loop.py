@@ -138,9 +138,6 @@ def prismatic_loss(
     # Of the labels that count, all but the stop token are actions.
     states = output.hidden_states[-1][:, inserted:-1][targets > STOP]
     predicted = heads.predict(states.reshape(len(actions), actions[0].numel(), -1), head)
-    if noise is None:
-        return nn.functional.l1_loss(predicted, actions)
-    return (predicted - noise).square().mean()  # mse_loss, which old releases of torch lack for bfloat16 on CPUs
     # In float32: on a CPU, torch 2.2 has no mean squared error of bfloat16.
     if noise is None:
         return nn.functional.l1_loss(predicted.float(), actions.float())

@@ -88,7 +88,7 @@ def test_fault_03_04_13_the_loss_of_the_script_trains_the_explicit_sum(
     compare(it, [it.batch()], policy, heads, 1, record_property)
 
 
-def test_accumulated_batches_count_as_one(loop, script, wrap, record_property) -> None:
+def test_fault_14_accumulated_batches_count_as_one(loop, script, wrap, record_property) -> None:
     it = script(loop, images=1)
     policy, heads = wrap(it.policy(), weight=WEIGHT, depth=DEPTH, grad_accumulation=3), it.heads()
     batches = [it.batch(seed) for seed in range(3)]
@@ -98,7 +98,7 @@ def test_accumulated_batches_count_as_one(loop, script, wrap, record_property) -
 
 
 @pytest.mark.parametrize("images", [1, 3])
-def test_what_is_added_follows_every_factor(loop, images, script, wrap, record_property) -> None:
+def test_fault_14_what_is_added_follows_every_factor(loop, images, script, wrap, record_property) -> None:
     if loop == "openvla" and images > 1:
         pytest.skip("OpenVLA takes one picture")
     it = script(loop, images=images, film=loop != "openvla")
@@ -113,7 +113,7 @@ def test_what_is_added_follows_every_factor(loop, images, script, wrap, record_p
 
 
 @pytest.mark.parametrize("loop", OUTSIDE)
-def test_the_scaler_of_the_loop_is_followed(loop, script, wrap, record_property) -> None:
+def test_fault_14_the_scaler_of_the_loop_is_followed(loop, script, wrap, record_property) -> None:
     class Scaler:
         def scale(self, loss):
             return loss * 256
@@ -125,7 +125,7 @@ def test_the_scaler_of_the_loop_is_followed(loop, script, wrap, record_property)
     compare(it, [it.batch()], policy, heads, 256, record_property)
 
 
-def test_two_batches_before_one_backward(loop, script, wrap, record_property) -> None:
+def test_fault_55_two_batches_before_one_backward(loop, script, wrap, record_property) -> None:
     it = script(loop, images=1)
     policy, heads = wrap(it.policy(), weight=WEIGHT, depth=DEPTH), it.heads()
     batches = [it.batch(seed) for seed in range(2)]
@@ -145,7 +145,7 @@ def test_sampling_actions_between_forward_and_backward_changes_nothing(loop, scr
     compare(it, [it.batch()], policy, heads, 1, record_property)
 
 
-def test_the_loss_that_oft_does_not_read_cannot_be_asked_for(script, wrap) -> None:
+def test_fault_13_the_loss_that_oft_does_not_read_cannot_be_asked_for(script, wrap) -> None:
     with pytest.raises(ConfigError, match="join='output' would train nothing"):
         wrap(script("oft-l1").policy(), join="output")
 

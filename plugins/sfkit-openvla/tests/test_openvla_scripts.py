@@ -65,7 +65,7 @@ def train(it, model, heads, *, steps=2, accumulate=2):
 
 
 @pytest.mark.parametrize(("loop", "images", "film"), CASES)
-def test_lora_film_ddp_and_an_optimizer(loop, images, film, script, wrap, alone) -> None:
+def test_fault_12_lora_film_ddp_and_an_optimizer(loop, images, film, script, wrap, alone) -> None:
     it = script(loop, images=images, film=film)
     model = wrap(lora(it, bare(it)), grad_accumulation=2)
     ddp = DistributedDataParallel(model, find_unused_parameters=True, gradient_as_bucket_view=True)
