@@ -105,8 +105,6 @@ def test_fault_14_what_is_added_follows_every_factor(loop, images, script, wrap,
     policy, heads = wrap(it.policy(), weight=WEIGHT, depth=DEPTH), it.heads()
     loss = it.loss(policy, it.batch(), heads)
     if it.oft:
-        if not hasattr(policy.spatial_forcing, "add"):
-            pytest.skip("the core cannot add")
         loss = policy.spatial_forcing.add(loss)
     (loss * 1024 / 3).backward()
     compare(it, [it.batch()], policy, heads, 1024 / 3, record_property)

@@ -60,6 +60,8 @@ def test_every_figure_is_there_and_plausible(both: dict[str, ArmResult]) -> None
     assert both["plain"].untrained is not None
     assert both["plain"].curves.cosine == []
     assert len(both["aligned"].curves.cosine) == 4
+    assert [report.step for report in both["aligned"].curves.health] == [0, 1, 2, 3]
+    assert all(report.ratio > 0 for report in both["aligned"].curves.health)
     assert both["plain"].parameters == both["aligned"].parameters
 
 
@@ -122,6 +124,7 @@ def test_the_report_has_every_section(demo_run: Any) -> None:
         "Everything that was measured",
         "What the tokens look like",
         "Loss curves",
+        "Health of the alignment",
         "The same comparison over several seeds",
         "What these figures mean, and what they do not",
         "How it was made",
@@ -132,8 +135,8 @@ def test_the_report_has_every_section(demo_run: Any) -> None:
 
 
 def test_the_report_needs_no_network_and_has_no_hole(demo_run: Any) -> None:
-    # One figure of curves, and six rows of five pictures.
-    assert demo_run.page.count("data:image/png;base64,") == 1 + 6 * 5
+    # One figure of curves, one of health, and six rows of five pictures.
+    assert demo_run.page.count("data:image/png;base64,") == 2 + 6 * 5
     text = re.sub(r"data:image/png;base64,[^\"]*", "", demo_run.page)
     for trace in ("http:", "https:", 'src="//', "<script", "$", "nan", ">None<"):
         assert trace not in text

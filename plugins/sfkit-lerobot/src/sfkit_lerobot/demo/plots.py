@@ -22,7 +22,7 @@ from sfkit_lerobot.demo.study import UNTRAINED, Row, spread
 _FAR = 10.0
 GREY = "#8b909a"
 COLOURS = {"untrained": GREY, "plain": "#e08a2e", "shuffled": "#9d74d6", "aligned": "#2f8fdd", "geometry": "#2f8fdd"}
-_STYLE = {
+STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
     "text.color": GREY,
@@ -76,7 +76,7 @@ def depth_uri(depth: NDArray[Any]) -> tuple[str, float, float]:
 
 def curves_figure(plain: ArmResult, aligned: ArmResult) -> str:
     """Action loss in training and on held-out episodes, and the alignment cosine, by step."""
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(10, 3.1), layout="constrained")
         training, held_out, cosine = figure.subplots(1, 3)
         for arm in (plain, aligned):
@@ -102,12 +102,12 @@ def curves_figure(plain: ArmResult, aligned: ArmResult) -> str:
             axes.yaxis.set_minor_formatter("{x:.2g}")
             axes.tick_params(axis="y", which="minor", labelsize=8)
         training.legend()
-        return _png(figure)
+        return png(figure)
 
 
 def seeds_figure(rows: Sequence[Row], columns: Mapping[str, str], arms: Sequence[str]) -> str:
     """One panel for each column: a dot for each seed and arm, lines joining a seed's plain and geometry runs."""
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(10, 3.0), layout="constrained")
         panels = np.atleast_1d(figure.subplots(1, len(columns)))
         for axes, (column, title) in zip(panels, columns.items(), strict=True):
@@ -115,7 +115,7 @@ def seeds_figure(rows: Sequence[Row], columns: Mapping[str, str], arms: Sequence
             shown = [arm for arm in arms if not (arm == UNTRAINED and column == "flow_loss")]
             _seed_panel(axes, rows, column, shown)
             axes.set_title(title)
-        return _png(figure)
+        return png(figure)
 
 
 def _seed_panel(axes: Axes, rows: Sequence[Row], column: str, arms: Sequence[str]) -> None:
@@ -142,7 +142,8 @@ def smoothed(values: Sequence[float]) -> tuple[NDArray[Any], NDArray[Any]]:
     return middles, np.array([part.mean() for part in parts])
 
 
-def _png(figure: Figure) -> str:
+def png(figure: Figure) -> str:
+    """A figure as the ``src`` of an ``img``."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=160, transparent=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

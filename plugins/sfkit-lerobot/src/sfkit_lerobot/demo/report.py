@@ -13,6 +13,7 @@ from sfkit_lerobot.demo import plots
 from sfkit_lerobot.demo.comparison import Comparison, Line, table_lines
 from sfkit_lerobot.demo.meaning import details, meaning
 from sfkit_lerobot.demo.pictures import Pictures
+from sfkit_lerobot.demo.plots_health import health_section
 from sfkit_lerobot.demo.report_study import study_section, tracked
 from sfkit_lerobot.demo.settings import POLICIES
 from sfkit_lerobot.demo.teacher import teacher_note
@@ -64,6 +65,7 @@ def render(comparison: Comparison) -> str:
             "Training losses and cosine are averaged over stretches of steps; the held-out loss is on a fixed subset "
             "with fixed noise. The cosine is the projector's own, on training batches."
         ),
+        health=health_section(aligned.curves.health),
         study=study_section(comparison),
         meaning=meaning(comparison),
         details=details(comparison),

@@ -85,6 +85,7 @@ def run_arm(arm: Arm, settings: Settings, tell: Callable[[Progress], None]) -> A
             policy = SpatialForcing.wrap(
                 policy, teacher, preset=settings.preset, depth=settings.depth, weight=settings.weight,
                 objective=settings.objective, cameras=cameras, seed=settings.seed,
+                health={"every": settings.health_every},
             )  # fmt: skip
         evaluator = Evaluator(policy, preprocess, frames, split, settings)
         untrained = evaluator.measure(policy)[0] if arm.untrained else None

@@ -59,6 +59,11 @@ class Settings:
     checkpoints: int = 10
 
     @property
+    def health_every(self) -> int:
+        """The health monitor measures at one step of so many."""
+        return max(1, self.steps // 24)
+
+    @property
     def method(self) -> str:
         """Preset and objective in words."""
         objective = [f"{self.objective or 'cosine'} objective"] if self.objective or not self.preset else []

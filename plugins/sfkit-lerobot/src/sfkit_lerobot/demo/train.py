@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sfkit import SpatialForcing
+from sfkit.health.report import Health
 from sfkit_lerobot.demo.data import Frames
 from sfkit_lerobot.demo.model import Preprocess
 from sfkit_lerobot.demo.settings import Settings
@@ -27,6 +28,7 @@ class Curves:
         held_out_steps: Steps at which the held-out loss was looked at.
         held_out_loss: The losses there.
         seconds: Time of each step, without evaluation.
+        health: What the health monitor measured on the way; empty for a plain arm.
         random_state: Digest of torch's generator after the last step: equal digests, equal random numbers throughout.
     """
 
@@ -35,6 +37,7 @@ class Curves:
     held_out_steps: list[int] = field(default_factory=list)
     held_out_loss: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    health: list[Health] = field(default_factory=list)
     random_state: str = ""
 
 
@@ -103,6 +106,8 @@ def train(
         curves.action_loss.append(float(info.get("action_loss", loss.detach())))
         if handle is not None:
             curves.cosine.append(handle.metrics()["sf_cosine"])
+            if (step - 1) % settings.health_every == 0:
+                curves.health.append(handle.health())
         advance(step, curves.action_loss[-1], curves.cosine[-1] if curves.cosine else None)
         if step % every == 0 or step == settings.steps:
             curves.held_out_steps.append(step)
