@@ -195,7 +195,7 @@ def test_what_could_not_be_verified_is_not_judged(tiny: Callable[..., Any], froz
     found = inspect_policy(policy, tiny_batch())
     assert [tap.trained for tap in found.taps] == [True, None, None, None]
     assert [bool(tap.gradient) for tap in found.taps] == [True] * 4
-    assert any("could not be verified: When use_reentrant=True" in note for note in found.notes)
+    assert any("could not be verified: " in note for note in found.notes)
     assert not any("trains nothing" in note or "reaches no trainable" in note for note in found.notes)
 
 
