@@ -86,7 +86,7 @@ class Standin:
         return SpatialForcing.wrap(self.make(), ConstantTeacher({"width": self.width}))
 
     def loss(self, policy: Any, heads: Heads | None) -> Tensor:
-        return prismatic_loss(policy, self.batch, heads=heads)
+        return prismatic_loss(policy, self.batch, heads=heads, head="l1")
 
 
 def standins(*, quick: bool) -> list[Standin]:
@@ -100,7 +100,7 @@ def standins(*, quick: bool) -> list[Standin]:
             prismatic_batch(one.config, b=samples, text=40), (samples, 1, side, side, width),
         ),
         Standin(
-            "OpenVLA-OFT, two views", lambda: tiny_oft(images=2, **settings).train(),
+            "OpenVLA-OFT, two views, L1", lambda: tiny_oft(images=2, **settings).train(),
             lambda policy: Heads(policy.config),
             prismatic_batch(two.config, b=samples, images=2, text=40), (samples, 2, side, side, width),
         ),

@@ -6,12 +6,15 @@ from mutant import Mutant
 
 ALIGNER = "sfkit/aligner.py"
 ADAPTER = "plugins/sfkit-openvla/src/sfkit_openvla/adapter.py"
+JOINER = "sfkit/joining/joiner.py"
+SCALE = "sfkit/joining/scale.py"
 PICTURES = "plugins/sfkit-openvla/src/sfkit_openvla/pictures.py"
 
 _TESTS = "plugins/sfkit-openvla/tests"
 T_TOKENS = f"{_TESTS}/test_openvla_tokens.py"
 T_VIEWS = f"{_TESTS}/test_openvla_views.py"
 T_LOSS = f"{_TESTS}/test_openvla_loss.py"
+T_SCRIPTS = f"{_TESTS}/test_openvla_scripts.py"
 T_REGISTERED = f"{T_TOKENS}::test_fault_16_20_25_every_patch_moves_its_own_token"
 T_EXPLICIT = f"{T_LOSS}::test_fault_03_04_13_the_loss_of_the_script_trains_the_explicit_sum"
 
@@ -20,6 +23,8 @@ _UNDO = "channels[:, :, -3:] * 0.5 + 0.5"
 _FLOAT = "pixel_values.float().reshape("
 _TAP = "        return TapPoint(self._decoder.layers[depth].input_layernorm, path)\n"
 _AFTER_ATTENTION = _TAP.replace("input_layernorm", "post_attention_layernorm")
+
+_RIDE = "Ride(gradient=lambda: self.scale.gradient(like), arrived=self._carried)"
 
 OPENVLA: tuple[Mutant, ...] = (
     Mutant(
@@ -38,6 +43,59 @@ OPENVLA: tuple[Mutant, ...] = (
         old="                tap.disarm()\n",
         new="                pass\n",
         tests=(f"{T_EXPLICIT}[openvla-checkpointed]",),
+    ),
+    Mutant(
+        fault=12,
+        what="what rides on OFT's outputs does not reach the projector",
+        file=JOINER,
+        old="carry(output, term.mean(), ride)",
+        new="carry(output, term.mean().detach(), ride)",
+        tests=(f"{T_SCRIPTS}::test_fault_12_lora_film_ddp_and_an_optimizer[oft-l1-film]",),
+        ends_in=("GradientError",),
+    ),
+    Mutant(
+        fault=13,
+        what="the alignment loss joins the loss that OFT's loop does not read",
+        file=ADAPTER,
+        old="        self.loss_outside = self.is_oft\n",
+        new="        self.loss_outside = False\n",
+        tests=(
+            f"{T_EXPLICIT}[oft-l1-plain]",
+            f"{T_EXPLICIT}[oft-diffusion-plain]",
+            f"{T_LOSS}::test_fault_13_the_loss_that_oft_does_not_read_cannot_be_asked_for",
+        ),
+    ),
+    Mutant(
+        fault=14,
+        what="what rides on OFT's outputs does not follow the division for accumulation",
+        file=SCALE,
+        old="        return scaled / (self.accumulation or 1)\n",
+        new="        return scaled\n",
+        tests=(f"{T_LOSS}::test_fault_14_accumulated_batches_count_as_one[oft-l1]",),
+    ),
+    Mutant(
+        fault=14,
+        what="what rides on OFT's outputs does not follow the scaler",
+        file=SCALE,
+        old="one if self.scaler is None else self.scaler.scale(one)",
+        new="one",
+        tests=(f"{T_LOSS}::test_fault_14_the_scaler_of_the_loop_is_followed[oft-l1]",),
+    ),
+    Mutant(
+        fault=14,
+        what="what was added to OFT's loss rides on its outputs as well",
+        file=JOINER,
+        old="                ride.added = True\n",
+        new="                pass\n",
+        tests=(f"{T_LOSS}::test_fault_14_what_is_added_follows_every_factor[oft-l1-1]",),
+    ),
+    Mutant(
+        fault=55,
+        what="of two forwards of OFT before one backward only one is aligned",
+        file=JOINER,
+        old=_RIDE,
+        new=f'self.__dict__.setdefault("ride", {_RIDE})',
+        tests=(f"{T_LOSS}::test_fault_55_two_batches_before_one_backward[oft-l1]",),
     ),
     Mutant(
         fault=16,

@@ -107,19 +107,13 @@ class Looped(nn.Module):
         return self.script.loss(self.policy, batch)
 
 
-def needs_join(request: pytest.FixtureRequest) -> bool:
-    return request.node.path.name in ("test_openvla_loss.py", "test_openvla_scripts.py")
-
-
 @pytest.fixture
-def script(request: pytest.FixtureRequest) -> Callable[..., Script]:
+def script() -> Callable[..., Script]:
     """``script(loop, images=..., film=...)``."""
 
     def make(loop: str, **options: Any) -> Script:
         if SOURCE and upstream().is_oft != (loop != "openvla"):
             pytest.skip("the checkout is of the other repository")
-        if loop in ("oft-l1", "oft-diffusion") and not hasattr(SpatialForcing, "add") and needs_join(request):
-            pytest.skip("the core cannot join a loss that is made outside the policy")
         return Script(loop, real=bool(SOURCE), **options)
 
     return make

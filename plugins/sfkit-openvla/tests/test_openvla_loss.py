@@ -46,6 +46,7 @@ def error(found, wanted):
 def compare(it, batches, policy, heads, scale, record):
     """What was trained against ``scale`` times the explicit sum over the batches, and how much alignment matters."""
     handle = policy.spatial_forcing
+    assert all(p.grad is not None for p in handle.projectors.parameters()), "alignment joined nothing that was read"
     mine = gradients(policy, heads)
     own = {name: p.grad.clone() for name, p in handle.projectors.named_parameters()}
     handle.projectors.zero_grad()

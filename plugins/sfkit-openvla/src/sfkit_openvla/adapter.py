@@ -63,6 +63,9 @@ class OpenVLAAdapter(PolicyAdapter):
                 "This adapter is for OpenVLA's Llama and Mistral decoders; write an adapter for others.",
             ) from None
         self.is_oft = "use_film" in inspect.signature(type(policy).forward).parameters
+        # OFT's loop reads the loss in the output with discrete actions only, and else makes one of the hidden states.
+        # As it calls the policy in one way for all of them, the output's loss cannot be relied on.
+        self.loss_outside = self.is_oft
         self._verified = not self.options.verify_pictures
         self._expected_length = 0
 
@@ -181,14 +184,6 @@ class OpenVLAAdapter(PolicyAdapter):
         return 'LoRA on all linear layers, target_modules="all-linear", as upstream\'s scripts do'
 
     # ---------------------------------------------------------------------------------------------------- loss
-
-    @property
-    def loss_outside(self) -> bool:
-        """OFT's loop reads the loss in the output with discrete actions only; else it makes one of the hidden states.
-
-        It calls the policy in one way for all, so the output's loss cannot be relied on.
-        """
-        return self.is_oft
 
     def loss(self, output: Any) -> Tensor | None:
         found = super().loss(output)
