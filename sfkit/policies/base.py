@@ -78,9 +78,11 @@ class PolicyAdapter(Configured, ABC):
     Attributes:
         cameras: Calibration and poses given to ``wrap``; an adapter that can, fills depth, intrinsics and poses of its
             views from it.
+        loss_outside: Whether the training loop computes its loss from what forward returns, and reads no loss there.
     """
 
     cameras: CameraRig | None = None
+    loss_outside: bool = False
 
     def __init__(self, policy: nn.Module, options: AnyOptions = None) -> None:
         self.policy = policy
@@ -207,11 +209,6 @@ class PolicyAdapter(Configured, ABC):
         Shown in the error that stops a run whose backbone is frozen.
         """
         return ""
-
-    @property
-    def loss_outside(self) -> bool:
-        """Whether the training loop computes its loss from what forward returns, and reads no loss there."""
-        return False
 
     def loss(self, output: Any) -> Tensor | None:
         """The policy's own loss in what forward returned; None where it computes none."""

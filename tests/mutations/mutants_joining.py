@@ -10,9 +10,6 @@ LOSS = "sfkit/policies/loss.py"
 RIDE = "sfkit/joining/ride.py"
 SCALE = "sfkit/joining/scale.py"
 
-_OPENVLA = "plugins/sfkit-openvla/tests"
-T_OPENVLA_LOSS = f"{_OPENVLA}/test_openvla_loss.py"
-T_OPENVLA_SCRIPTS = f"{_OPENVLA}/test_openvla_scripts.py"
 T_ACCELERATE = "tests/joining/test_accelerate.py"
 T_DDP = "tests/joining/test_ddp.py"
 T_GRADIENTS = "tests/joining/test_gradients.py"
@@ -48,15 +45,6 @@ JOINING = (
         says="Expected to have finished reduction",
     ),
     Mutant(
-        fault=12,
-        what="what rides on the outputs has no gradient",
-        file=RIDE,
-        old="Carrier.apply(ride, witness, passenger, *found)",
-        new="Carrier.apply(ride, witness, passenger.detach().requires_grad_(), *found)",
-        tests=in_file(T_OPENVLA_SCRIPTS, ["test_fault_12_lora_film_ddp_and_an_optimizer"]),
-        ends_in=("RuntimeError",),
-    ),
-    Mutant(
         fault=13,
         what="the alignment loss joins a loss that no loop reads",
         file=JOINER,
@@ -78,10 +66,7 @@ JOINING = (
         file=JOINER,
         old='if join == "output" and adapter.loss_outside:',
         new="if False:",
-        tests=(
-            *in_file(T_REFUSALS, ["test_fault_13_a_loss_that_nobody_reads_is_no_place_to_join"]),
-            *in_file(T_OPENVLA_LOSS, ["test_fault_13_the_loss_that_oft_does_not_read_cannot_be_asked_for"]),
-        ),
+        tests=(*in_file(T_REFUSALS, ["test_fault_13_a_loss_that_nobody_reads_is_no_place_to_join"]),),
     ),
     Mutant(
         fault=14,
@@ -92,7 +77,6 @@ JOINING = (
         tests=(
             *in_file(T_GRADIENTS, ["test_fault_14_accumulated"]),
             *in_file(T_ACCELERATE, ["test_fault_14_accumulation_and_mixed_precision"]),
-            *in_file(T_OPENVLA_LOSS, ["test_fault_14_accumulated_batches_count_as_one"]),
         ),
     ),
     Mutant(
@@ -101,10 +85,7 @@ JOINING = (
         file=SCALE,
         old="one if self.scaler is None else self.scaler.scale(one)",
         new="one",
-        tests=(
-            *in_file(T_GRADIENTS, ["test_fault_14_scaled"]),
-            *in_file(T_OPENVLA_LOSS, ["test_fault_14_the_scaler_of_the_loop_is_followed"]),
-        ),
+        tests=(*in_file(T_GRADIENTS, ["test_fault_14_scaled"]),),
     ),
     Mutant(
         fault=14,
@@ -121,15 +102,6 @@ JOINING = (
         old="if self.scaler is None and _autocast_dtype(device) == torch.float16:",
         new="if False:",
         tests=in_file(T_REFUSALS, ["test_fault_14_a_scaler_that_was_not_told_is_warned_of_once"]),
-    ),
-    Mutant(
-        fault=14,
-        what="what is added to a loss has no gradient",
-        file=JOINER,
-        old="loss = loss + passenger.to(loss.device)",
-        new="loss = loss + passenger.detach().to(loss.device)",
-        tests=in_file(T_OPENVLA_LOSS, ["test_fault_14_what_is_added_follows_every_factor[oft-l1-3]"]),
-        ends_in=("TypeError",),
     ),
     Mutant(
         fault=15,
@@ -164,15 +136,6 @@ JOINING = (
         old="        for ride, passenger in rides:\n",
         new="        for ride, passenger in rides[:1]:\n",
         tests=in_file(T_GRADIENTS, ["test_fault_55_several_forwards_before_one_backward"]),
-    ),
-    Mutant(
-        fault=55,
-        what="a second forward takes the ride of the first",
-        file=JOINER,
-        old="        return Ride(gradient=lambda: self.scale.gradient(like), arrived=self._carried)\n",
-        new="        ride = Ride(gradient=lambda: self.scale.gradient(like), arrived=self._carried)\n"
-        "        return self.__dict__.setdefault('_only', ride)\n",
-        tests=in_file(T_OPENVLA_LOSS, ["test_fault_55_two_batches_before_one_backward"]),
     ),
     Mutant(
         fault=55,

@@ -48,6 +48,7 @@ class GenericAdapter(PolicyAdapter):
         self._positions: Tensor | None = None
         self._checked = False
         self.configure(fields if options is None else options)
+        self.loss_outside = self.options.loss == "outside"
         if policy is not None:
             self.policy = policy
             self._stack = Stack.of(policy, self.options)
@@ -185,7 +186,7 @@ class GenericAdapter(PolicyAdapter):
 
     def loss(self, output: Any) -> Tensor | None:
         where = self.options.loss
-        if where == "outside":
+        if self.loss_outside:
             return None
         if where is not None:
             return loss_at(output, where)

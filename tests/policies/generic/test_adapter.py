@@ -379,11 +379,24 @@ def test_predictions_are_not_taken_for_a_loss() -> None:
     with pytest.raises(LossError, match=r"shape \(2, 3\), which may be a loss for each element, or predictions"):
         policy(tiny_batch())
     policy = wrap(Returning(lambda loss: {"a": loss}), blocks="inner.blocks")
-    with pytest.raises(LossError, match=r"Returning returned no loss \(dict\)"):
+    policy(tiny_batch())["a"].mean().backward()
+    with pytest.raises(LossError, match="from what Returning returned .* never added"):
         policy(tiny_batch())
     policy = wrap(Returning(lambda loss: {"a": loss}), blocks="inner.blocks", loss="b")
     with pytest.raises(LossError, match="loss='b' leads to NoneType in the dict with a"):
         policy(tiny_batch())
+
+
+def test_a_loss_that_the_loop_computes() -> None:
+    def gradient(add: bool) -> Tensor:
+        torch.manual_seed(0)
+        policy = wrap(Returning(lambda loss: {"a": loss}), blocks="inner.blocks", loss="outside")
+        loss = policy(tiny_batch())["a"].mean()
+        (policy.spatial_forcing.add(loss) if add else loss).backward()
+        assert policy.spatial_forcing.projectors[0].fc1.weight.grad.abs().sum() > 0
+        return policy.inner.embed.weight.grad
+
+    torch.testing.assert_close(gradient(add=True), gradient(add=False))
 
 
 # ------------------------------------------------------------------------------------------------ saved and resumed
