@@ -380,7 +380,7 @@ def test_predictions_are_not_taken_for_a_loss() -> None:
         policy(tiny_batch())
     policy = wrap(Returning(lambda loss: {"a": loss}), blocks="inner.blocks")
     policy(tiny_batch())["a"].mean().backward()
-    with pytest.raises(LossError, match="from what Returning returned .* never added"):
+    with pytest.raises(LossError, match=r"from what Returning returned .* never added"):
         policy(tiny_batch())
     policy = wrap(Returning(lambda loss: {"a": loss}), blocks="inner.blocks", loss="b")
     with pytest.raises(LossError, match="loss='b' leads to NoneType in the dict with a"):
