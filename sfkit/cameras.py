@@ -27,7 +27,9 @@ class Camera(Options):
 
     width: int = Field(ge=1, description="Width of the dataset's picture in pixels.")
     height: int = Field(ge=1, description="Height of the dataset's picture in pixels.")
-    intrinsics: tuple[Row3, Row3, Row3] = Field(description="3x3 matrix K in pixels of that picture.")
+    intrinsics: tuple[Row3, Row3, Row3] | None = Field(
+        default=None, description="3x3 matrix K in pixels of that picture; None where it is unknown."
+    )
     depth_key: str | None = Field(default=None, description="Batch key of the depth map (same field of view).")
     depth_unit: Literal["m", "mm"] | None = Field(
         default=None, description="Unit of the depth map as it arrives in the batch; never guessed."
@@ -99,7 +101,7 @@ class CameraRig:
         Path(path).write_text(json.dumps({"format": _FORMAT, "cameras": cameras}, indent=2) + "\n")
 
     def intrinsics(self, key: str, size: tuple[int, int]) -> Tensor:
-        """``(3, 3)`` float32 K of a camera.
+        """``(3, 3)`` float32 K of a camera; NaN where it is unknown.
 
         Args:
             key: Batch key of its picture.
@@ -114,7 +116,7 @@ class CameraRig:
                 f"{key} arrives as {size[0]}x{size[1]}, its calibration is for {camera.height}x{camera.width}.",
                 "Calibrate for the pictures as they are in the dataset, before any resize.",
             )
-        return torch.tensor(camera.intrinsics)
+        return torch.full((3, 3), torch.nan) if camera.intrinsics is None else torch.tensor(camera.intrinsics)
 
     def depth_scale(self, key: str) -> float:
         """Metres for each unit of a camera's depth map.

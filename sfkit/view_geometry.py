@@ -20,6 +20,7 @@ class ViewGeometry:
     """Optional fields of :class:`sfkit.Views`. A field is None when no view has it.
 
     Otherwise views without it hold what every teacher masks: depth 0, the identity as intrinsics, poses of NaN.
+    Intrinsics of NaN are those of a camera whose calibration is unknown.
     """
 
     depth: Tensor | None

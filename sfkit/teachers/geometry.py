@@ -1,33 +1,53 @@
-"""Ground-truth geometry as a teacher: the 3D points that each patch shows, from depth and calibration."""
+"""Ground-truth geometry as a teacher: points, normals and offsets of what each patch shows."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from sfkit.component import AnyOptions
 from sfkit.config import Options
-from sfkit.errors import ConfigError, ViewsError
+from sfkit.errors import ConfigError, SfkitWarning, ViewsError
 from sfkit.geometry import to_world, unproject
 from sfkit.teachers.base import Teacher
 from sfkit.teachers.moments import RunningMoments
+from sfkit.teachers.surfaces import assumed_intrinsics, neighbour_offsets, plane_normals, turned
 from sfkit.types import FeatureMap, Views
 
 
 class GeometryOptions(Options):
     """Options of :class:`GeometryTeacher`."""
 
-    frame: Literal["camera", "world"] = Field(default="camera", description="Frame of the points; world needs poses.")
+    features: tuple[Literal["points", "normals", "offsets"], ...] = Field(
+        default=("points",),
+        min_length=1,
+        description="What the target is made of: 3D points, surface normals, offsets to other patches.",
+    )
+    frame: Literal["camera", "world"] = Field(default="camera", description="Frame of it all; world needs poses.")
+    fov: float | None = Field(
+        default=60.0,
+        gt=0,
+        lt=180,
+        description="Horizontal field of view in degrees, assumed (with a warning) where intrinsics are unknown; null: "
+        "they must be known.",
+    )
     cells: int = Field(default=2, ge=1, description="Points along each side of a patch (2: four points).")
     bands: int = Field(default=4, ge=0, description="Fourier bands, each halving the wavelength.")
     wavelength: float = Field(default=2.0, gt=0, description="Longest wavelength of the Fourier features, in metres.")
     depth_min: float = Field(default=0.05, gt=0, description="Depth below this many metres is invalid.")
     depth_max: float = Field(default=10.0, gt=0, description="Depth beyond this many metres is invalid.")
     min_valid: float = Field(default=0.5, gt=0, le=1, description="Share of a sub-cell's pixels that must be valid.")
+    flatness: float = Field(
+        default=0.01, gt=0, description="A normal needs a sub-cell this near to its plane, relative to its depth."
+    )
+    reach: tuple[int, ...] = Field(
+        default=(1,), min_length=1, description="Offsets go to the patches so many columns right, and rows below."
+    )
     position_mean: bool = Field(
         default=False, description="Remove the mean of each patch position, so that a constant map earns nothing."
     )
@@ -35,13 +55,38 @@ class GeometryOptions(Options):
         default=32, ge=0, description="Training steps over which statistics are gathered, unless `fit` was called."
     )
 
+    @field_validator("features", "reach", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: object) -> object:
+        return (value,) if isinstance(value, (str, int)) else value
+
+    @field_validator("features", "reach")
+    @classmethod
+    def _each_once(cls, value: tuple[object, ...]) -> tuple[object, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("each may be listed once")
+        return value
+
+    @field_validator("reach")
+    @classmethod
+    def _to_another_patch(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if min(value) < 1:
+            raise ValueError("an offset reaches at least one patch far")
+        return value
+
 
 class GeometryTeacher(Teacher):
-    """Each patch's 3D points and their Fourier features, standardised for each channel.
+    """What each patch shows in 3D, standardised for each channel; ``features`` says in which form, in that order.
 
-    A patch is divided into ``cells x cells`` sub-cells. Each gives the mean point of its valid pixels, and sines and
-    cosines of that point at wavelengths ``wavelength / 2**k``: ``cells**2 * 3 * (1 + 2 * bands)`` channels. Statistics
-    come from :meth:`fit`, or else from the first ``calibration_steps`` training steps (summed over ranks), then freeze.
+    - ``points``: a patch is divided into ``cells x cells`` sub-cells. Each gives the mean point of its valid pixels,
+      and sines and cosines of that point at wavelengths ``wavelength / 2**k``: ``cells**2 * 3 * (1 + 2 * bands)``
+      channels.
+    - ``normals``: the unit normal of the plane through each sub-cell, towards the camera: ``cells**2 * 3`` channels.
+    - ``offsets``: from the patch's mean point to those ``reach`` patches to the right and below: 6 channels for each.
+
+    A patch is masked where any of them is undefined: depth missing or out of range, a sub-cell that is no plane, no
+    patch with depth to go to. Statistics come from :meth:`fit`, or else from the first ``calibration_steps`` training
+    steps (summed over ranks), then freeze.
     """
 
     name = "geometry"
@@ -56,18 +101,27 @@ class GeometryTeacher(Teacher):
         super().__init__(options)
         if self.options.depth_min >= self.options.depth_max:
             raise ConfigError("geometry: depth_min must be below depth_max.")
+        if self.options.fov is not None:
+            self.requires = self.requires - {"intrinsics"}
         if self.options.frame == "world":
             self.requires = self.requires | {"world_from_camera"}
         self._moments = RunningMoments()
         self._steps_left = self.options.calibration_steps
         self._standard: tuple[tuple[str, ...], Tensor, Tensor] | None = None
+        self._settled: set[str] = set()
 
     @property
     def num_layers(self) -> int:
         return 1
 
     def dim(self, layer: int) -> int:
-        return self.options.cells**2 * 3 * (1 + 2 * self.options.bands)
+        vectors = self.options.cells**2
+        widths = {
+            "points": vectors * 3 * (1 + 2 * self.options.bands),
+            "normals": vectors * 3,
+            "offsets": 6 * len(self.options.reach),
+        }
+        return sum(widths[name] for name in self.options.features)
 
     def fit(self, batches: Iterable[tuple[Views, tuple[int, int]]]) -> None:
         """Take the statistics from these ``(views, grid)`` and freeze them.
@@ -127,23 +181,96 @@ class GeometryTeacher(Teacher):
 
     def _features(self, views: Views, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Raw features ``(b, v, gh, gw, d)`` and mask ``(b, v, gh, gw)``."""
-        points, valid = self._points(views)
-        points, valid = _pool(points, valid, self._fine_grid(views.size, grid), self.options.min_valid)
-        features = torch.cat([points, *self._fourier(points)], dim=-1)
-        return _gather_cells(features, self.options.cells), _all_cells(valid, self.options.cells)
+        options, intrinsics = self.options, self._intrinsics(views)
+        cells = self._fine_grid(views.size, grid)
+        points, valid = self._points(views, intrinsics)
+        fine, fine_valid = _pool(points, valid, cells, options.min_valid)
+        parts, mask = [], _all_cells(fine_valid, options.cells)
+        for name in options.features:
+            if name == "points":
+                parts.append(_gather_cells(torch.cat([fine, *self._fourier(fine)], dim=-1), options.cells))
+            elif name == "normals":
+                values, known = self._normals(views, valid, intrinsics, cells)
+                parts.append(_gather_cells(values, options.cells))
+                mask = mask & _all_cells(known, options.cells)
+            else:
+                cells_of = _gather_cells(fine, options.cells)
+                middle = cells_of.reshape(*cells_of.shape[:-1], -1, 3).mean(-2)
+                found = [neighbour_offsets(middle, mask, self._within(reach, grid)) for reach in options.reach]
+                parts += [values for values, _ in found]
+                mask = mask & torch.stack([known for _, known in found]).all(0)
+        return torch.cat(parts, -1), mask
 
-    def _points(self, views: Views) -> tuple[Tensor, Tensor]:
-        if views.depth is None or views.intrinsics is None:
-            raise ViewsError("The geometry teacher needs depth and intrinsics.")
+    def _intrinsics(self, views: Views) -> Tensor:
+        """``(b, v, 3, 3)``: those of the views, and where they are unknown assumed ones, of which the user is told."""
+        if self.options.fov is None:
+            if views.intrinsics is None:
+                raise ViewsError("The geometry teacher needs depth and intrinsics.")
+            return views.intrinsics.float()
+        assumed = assumed_intrinsics(views, self.options.fov)
+        if views.intrinsics is None:
+            self._tell_of_assumed(views.names)
+            return assumed
+        unknown = ~views.intrinsics.isfinite().flatten(2).all(-1)
+        if not self._settled.issuperset(views.names):
+            # Waits for the device, until each camera has been there once.
+            there, without = torch.stack([views.present.any(0), (unknown & views.present).any(0)]).tolist()
+            self._tell_of_assumed([name for name, lacks in zip(views.names, without, strict=True) if lacks])
+            self._settled.update(name for name, seen in zip(views.names, there, strict=True) if seen)
+        return torch.where(unknown[..., None, None], assumed, views.intrinsics.float())
+
+    def _tell_of_assumed(self, names: Iterable[str]) -> None:
+        new = [name for name in names if name not in self._settled]
+        self._settled.update(new)
+        if new:
+            warnings.warn(
+                f"sfkit: the intrinsics of {', '.join(new)} are unknown, so the geometry teacher assumes a horizontal "
+                f"field of view of {self.options.fov:g} degrees and square pixels. Give the camera's calibration, or "
+                "its field of view as the option fov; fov=None makes this an error.",
+                SfkitWarning,
+                stacklevel=2,
+            )
+
+    def _points(self, views: Views, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
+        if views.depth is None:
+            raise ViewsError("The geometry teacher needs depth.")
         depth = views.depth.float()
-        points = unproject(depth, views.intrinsics.float())
+        points = unproject(depth, intrinsics)
         if self.options.frame == "world":
-            if views.world_from_camera is None:
-                raise ViewsError("The geometry teacher needs camera poses for frame='world'.")
-            points = to_world(points, views.world_from_camera.float())
+            points = to_world(points, self._poses(views))
         # NaN depth fails both comparisons, so it is invalid without a test of its own.
         valid = views.valid & (depth >= self.options.depth_min) & (depth <= self.options.depth_max)
         return points, valid & points.isfinite().all(-1)
+
+    def _normals(
+        self, views: Views, valid: Tensor, intrinsics: Tensor, cells: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        (h, w), (rows, columns) = views.size, cells
+        if min(h // rows, w // columns) < 2 or views.depth is None:
+            raise ConfigError(
+                f"geometry: sub-cells of {h // rows}x{w // columns} pixels are too small for a normal.",
+                "Choose fewer `cells`: a plane needs two pixels in each direction, and more where depth is noisy.",
+            )
+        options = self.options
+        normals, known = plane_normals(
+            views.depth, valid, intrinsics, cells, min_valid=options.min_valid, flatness=options.flatness
+        )
+        if options.frame == "world":
+            normals = torch.where(known.unsqueeze(-1), turned(normals, self._poses(views)), 0.0)
+        return normals, known
+
+    def _poses(self, views: Views) -> Tensor:
+        if views.world_from_camera is None:
+            raise ViewsError("The geometry teacher needs camera poses for frame='world'.")
+        return views.world_from_camera.float()
+
+    def _within(self, reach: int, grid: tuple[int, int]) -> int:
+        if reach >= min(grid):
+            raise ConfigError(
+                f"geometry: no patch of a grid of {grid[0]}x{grid[1]} has another one {reach} away in both directions.",
+                "Choose a smaller `reach`.",
+            )
+        return reach
 
     def _fine_grid(self, size: tuple[int, int], grid: tuple[int, int]) -> tuple[int, int]:
         rows, columns = (side * self.options.cells for side in grid)

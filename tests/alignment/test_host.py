@@ -97,7 +97,7 @@ def test_fault_52_the_teacher_sees_float32_whatever_the_student_trains_in(layout
 
 def test_missing_requirements_are_named() -> None:
     with pytest.raises(ViewsError, match="'geometry' needs depth, intrinsics"):
-        TeacherHost(GeometryTeacher()).features(views([[True]]), [1], (2, 2))
+        TeacherHost(GeometryTeacher({"fov": None})).features(views([[True]]), [1], (2, 2))
 
 
 def test_copies_share_the_network_and_pickles_leave_it_behind() -> None:

@@ -71,6 +71,17 @@ TEACHERS = (
     ),
     Mutant(
         fault=54,
+        what="pixels without depth take part in a normal",
+        file="sfkit/teachers/surfaces.py",
+        old="    kept = valid.reshape(shape).float()\n",
+        new="    kept = torch.ones(shape)\n",
+        tests=(
+            "tests/teachers/test_surfaces.py::"
+            "test_fault_54_pixels_without_depth_are_left_out_and_cells_of_them_undefined",
+        ),
+    ),
+    Mutant(
+        fault=54,
         what="millimetres are taken for metres",
         file=CAMERAS,
         old='"mm": 0.001',

@@ -33,6 +33,20 @@ def test_fault_54_the_unit_is_the_one_that_the_trainer_asks_the_dataset_for(meta
         assert {camera.depth_unit for camera in rig.cameras.values()} == {unit}
 
 
+def test_without_a_calibration_the_depth_is_what_lerobot_tells(make, plain, data, tmp_path) -> None:
+    from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+
+    shutil.copytree(data / "meta", tmp_path / "data" / "meta")
+    (tmp_path / "data/meta/cameras.json").unlink()
+    bare = LeRobotDatasetMetadata("local/bare", root=tmp_path / "data")
+    rig = cameras_of(bare, Trainer(), None)
+    for key, camera in cameras_of(LeRobotDatasetMetadata("local/whole", root=data), Trainer(), None).cameras.items():
+        expected = camera.model_copy(update={"intrinsics": None, "world_from_camera": None, "pose_key": None})
+        assert rig.cameras[key] == expected
+    policy = make("sf_smolvla", pretrained_path=plain, dataset=bare)
+    assert policy.spatial_forcing.adapter.cameras.cameras == rig.cameras
+
+
 def test_cameras_follow_the_rename_map(meta) -> None:
     wrist = "observation.images.wrist"
     names = {wrist: "observation.images.camera1", f"{wrist}_depth": "observation.images.depth1"}
@@ -52,8 +66,8 @@ def test_a_dataset_without_calibration_is_refused_before_the_first_batch(make, p
     shutil.copytree(data / "meta", tmp_path / "data" / "meta")
     (tmp_path / "data/meta/cameras.json").unlink()
     bare = LeRobotDatasetMetadata("local/bare", root=tmp_path / "data")
-    with pytest.raises(ConfigError, match=r"needs depth, intrinsics, and there is no calibration at .*cameras\.json"):
-        make("sf_smolvla", pretrained_path=plain, dataset=bare)
+    with pytest.raises(ConfigError, match="needs world_from_camera, and no camera has that"):
+        make("sf_smolvla", {"teacher": '{"name": "geometry", "frame": "world"}'}, pretrained_path=plain, dataset=bare)
     rig = make("sf_smolvla", {"cameras": str(data / "meta/cameras.json")}, pretrained_path=plain)
     assert rig.spatial_forcing.adapter.cameras is not None
     with pytest.raises(ConfigError, match="does not exist"):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sfkit_lerobot import camera_rig, image_stats
+from sfkit_lerobot.dataset import recorded_depth
 from sfkit_lerobot.normalization import visual_mode
 
 from lerobot_policy_spatial_forcing.trainer import Trainer
@@ -18,7 +19,7 @@ _GEOMETRY = ("depth", "intrinsics", "world_from_camera")
 
 
 def cameras_of(meta: Any, trainer: Trainer, path: str | None) -> CameraRig | None:
-    """The calibrated cameras under the names that the policy has for them; None for a dataset without calibration.
+    """The cameras under the names that the policy has for them; None for a dataset without calibration or depth.
 
     Args:
         meta: LeRobot's metadata of the dataset; None when a policy is built without one.
@@ -31,12 +32,12 @@ def cameras_of(meta: Any, trainer: Trainer, path: str | None) -> CameraRig | Non
     if meta is None:
         return None
     file = Path(path) if path is not None else Path(meta.root) / "meta" / "cameras.json"
-    if not file.is_file():
-        if path is not None:
-            raise ConfigError(f"--policy.sf.cameras={path} does not exist.", "Name a file of format sfkit.cameras/1.")
+    if path is not None and not file.is_file():
+        raise ConfigError(f"--policy.sf.cameras={path} does not exist.", "Name a file of format sfkit.cameras/1.")
+    if not file.is_file() and not recorded_depth(meta):
         return None
     dataset = _Dataset(meta, trainer.depth_output_unit, trainer.image_transforms)
-    return _renamed(camera_rig(dataset, file), trainer)
+    return _renamed(camera_rig(dataset, file if file.is_file() else None), trainer)
 
 
 def picture_stats(meta: Any, config: Any) -> dict[str, Any] | None:
@@ -60,8 +61,8 @@ def require_cameras(handle: Any, rig: CameraRig | None, meta: Any) -> None:
         if rig is None:
             raise ConfigError(
                 f"Teacher {host.teacher.name!r} needs {', '.join(wanted)}, and there is no calibration at {where}.",
-                "Write that file (format sfkit.cameras/1), name one with --policy.sf.cameras=, or choose a teacher "
-                "that needs pictures alone.",
+                "Record depth maps beside the pictures (front_depth beside front), write that file (format "
+                "sfkit.cameras/1), name one with --policy.sf.cameras=, or choose a teacher that needs pictures alone.",
             )
         names = list(handle.adapter.policy.config.image_features)
         if not set(names) & set(rig.cameras):
@@ -70,11 +71,27 @@ def require_cameras(handle: Any, rig: CameraRig | None, meta: Any) -> None:
                 f"{', '.join(rig.cameras)}.",
                 'If the checkpoint has other names for them, map them: --rename_map=\'{"<dataset>": "<policy>"}\'.',
             )
+        without = _without(rig, wanted)
+        if without:
+            raise ConfigError(
+                f"Teacher {host.teacher.name!r} needs {', '.join(without)}, and no camera has that at {where}.",
+                "Write it there (format sfkit.cameras/1), or choose options of the teacher that do without.",
+            )
         if "depth" in wanted and not any(camera.depth_key for camera in rig.cameras.values()):
             raise ConfigError(
                 f"Teacher {host.teacher.name!r} needs depth, and no camera in {where} names a depth map.",
                 'Record depth maps and name them there as "depth_key", or choose a teacher that needs pictures alone.',
             )
+
+
+def _without(rig: CameraRig, wanted: list[str]) -> list[str]:
+    """What no camera of the rig has."""
+    cameras = rig.cameras.values()
+    known = {
+        "intrinsics": any(camera.intrinsics is not None for camera in cameras),
+        "world_from_camera": any(camera.world_from_camera or camera.pose_key for camera in cameras),
+    }
+    return [field for field in wanted if not known.get(field, True)]
 
 
 @dataclass(frozen=True)

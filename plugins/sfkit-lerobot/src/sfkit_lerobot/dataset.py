@@ -42,17 +42,40 @@ def camera_rig(dataset: Any, path: str | Path | None = None) -> CameraRig:
     Args:
         dataset: A ``LeRobotDataset``, whole or opened with some ``episodes``.
         path: The calibration file; ``meta/cameras.json`` of the dataset by default. It need not give ``depth_unit``:
-            LeRobot knows in which unit it returns depth maps.
+            LeRobot knows in which unit it returns depth maps. Where there is no such file, the rig is what LeRobot
+            itself tells: which camera has a depth map, and its unit. Intrinsics are then unknown.
 
     Raises:
         ConfigError: The file is unreadable, names a column that the dataset lacks, a depth unit is not recorded or
             contradicts LeRobot's, a pose is not one, or the dataset moves pixels at random.
     """
     _refuse_moving_transforms(dataset)
-    rig = CameraRig.load(path or Path(dataset.root) / "meta" / "cameras.json")
+    file = Path(dataset.root) / "meta" / "cameras.json"
+    known = path is None and not file.is_file() and recorded_depth(dataset.meta)
+    rig = CameraRig(known) if known else CameraRig.load(path or file)
     cameras = {key: _with_unit(key, camera, dataset) for key, camera in rig.cameras.items()}
     pose_keys = {camera.pose_key for camera in cameras.values() if camera.pose_key is not None}
     return CameraRig(cameras, {key: pose_table(dataset, key) for key in sorted(pose_keys)})
+
+
+def recorded_depth(meta: Any) -> dict[str, Camera]:
+    """Cameras that a dataset has depth maps of, by their names: that of ``front`` is ``front_depth``.
+
+    Args:
+        meta: LeRobot's metadata of the dataset.
+
+    Returns:
+        By key of the picture, without intrinsics. A depth map of no camera's name belongs to nobody.
+    """
+    found = {}
+    for depth_key in meta.depth_keys:
+        key = depth_key.removesuffix("_depth")
+        if key in meta.camera_keys and key not in meta.depth_keys:
+            feature = meta.features[key]
+            names = feature.get("names") or ["height", "width", "channels"]
+            height, width = (feature["shape"][list(names).index(side)] for side in ("height", "width"))
+            found[key] = Camera(width=width, height=height, depth_key=depth_key)
+    return found
 
 
 def image_stats(dataset: Any) -> dict[str, dict[str, tuple[float, ...]]]:

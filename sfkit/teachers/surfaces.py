@@ -1,0 +1,147 @@
+"""Of a depth map, beside its points: surface normals, offsets between patches, and intrinsics where none are known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from torch import Tensor
+
+from sfkit.types import Views
+
+#: Of the product of both variances: below it the pixels of a cell lie on one line, and no plane is fixed by them.
+_THIN = 1e-3
+
+
+def plane_normals(
+    depth: Tensor, valid: Tensor, intrinsics: Tensor, cells: tuple[int, int], *, min_valid: float, flatness: float
+) -> tuple[Tensor, Tensor]:
+    """Unit normal of the plane through the pixels of each cell, towards the camera.
+
+    A plane ``a X + b Y + c Z = 1`` has ``1 / Z = a x + b y + c`` at the normalised picture coordinates
+    ``x = X / Z, y = Y / Z``: inverse depth is affine in the pixel. So a least-squares line fit in closed form gives
+    ``(a, b, c)``, exactly for a plane however slanted, and the normal is ``-(a, b, c)`` over its length.
+
+    Args:
+        depth: ``(b, v, h, w)`` metres; anything where it is not valid.
+        valid: ``(b, v, h, w)`` bool.
+        intrinsics: ``(b, v, 3, 3)`` in pixels of the map.
+        cells: Rows and columns of cells; they must divide the map.
+        min_valid: Share of a cell's pixels that must be valid.
+        flatness: Largest deviation of a cell from its plane (root mean square, relative to its depth). Above it, as
+            across the border of an object, there is no one normal.
+
+    Returns:
+        ``(b, v, rows, columns, 3)`` in the camera's frame, 0 where undefined, and ``(b, v, rows, columns)`` bool.
+    """
+    b, v, h, w = depth.shape
+    (rows, columns), (tall, wide) = cells, (h // cells[0], w // cells[1])
+    shape = (b, v, rows, tall, columns, wide)
+    kept = valid.reshape(shape).float()
+    inverse = torch.where(valid, 1 / torch.where(valid, depth.float(), 1.0), 0.0).reshape(shape)
+    # Pixels from the middle of the cell: small numbers, so that float32 is enough.
+    down = (torch.arange(tall, device=depth.device) - (tall - 1) / 2).view(tall, 1, 1)
+    right = (torch.arange(wide, device=depth.device) - (wide - 1) / 2).view(1, 1, wide)
+    count = kept.sum((3, 5), keepdim=True).clamp(min=1)
+
+    def mean(values: Tensor) -> Tensor:
+        return (values * kept).sum((3, 5), keepdim=True) / count
+
+    middle = mean(inverse), mean(down.expand(shape)), mean(right.expand(shape))
+    q, y, x = inverse - middle[0], down - middle[1], right - middle[2]
+    xx, yy, xy, xq, yq, qq = (mean(one) for one in (x * x, y * y, x * y, x * q, y * q, q * q))
+    determinant = xx * yy - xy * xy
+    fixed = determinant > _THIN * (xx * yy).clamp(min=_THIN)
+    safe = torch.where(fixed, determinant, 1.0)
+    along_x, along_y = (yy * xq - xy * yq) / safe, (xx * yq - xy * xq) / safe
+    deviation = (qq - along_x * xq - along_y * yq).clamp(min=0).sqrt() / middle[0].clamp(min=1e-12)
+    defined = fixed & (deviation <= flatness) & (kept.sum((3, 5), keepdim=True) >= min_valid * tall * wide)
+    first = torch.arange(rows, device=depth.device).view(rows, 1, 1, 1) * tall + (tall - 1) / 2
+    left = torch.arange(columns, device=depth.device).view(columns, 1) * wide + (wide - 1) / 2
+    inverse_depth = [part[:, :, :, 0, :, 0] for part in (along_x, along_y, middle[0])]
+    place = [part[:, :, :, 0, :, 0] for part in (left + middle[2], first + middle[1])]
+    normal = _normal(inverse_depth, place, intrinsics.float())
+    known = defined[:, :, :, 0, :, 0] & normal.isfinite().all(-1)
+    return torch.where(known.unsqueeze(-1), normal, 0.0), known
+
+
+def _normal(inverse_depth: Sequence[Tensor], place: Sequence[Tensor], k: Tensor) -> Tensor:
+    """The normal from inverse depth (its slopes by column and by row, and its value) and the pixel with that value."""
+    along_x, along_y, value = inverse_depth
+    column, row = place
+    fx, skew, cx = (k[..., 0, i, None, None] for i in range(3))
+    fy, cy = (k[..., 1, i, None, None] for i in (1, 2))
+    y = (row - cy) / fy
+    x = (column - cx - skew * y) / fx
+    # A step of 1 in y moves the pixel by (skew, fy).
+    a, b = along_x * fx, along_x * skew + along_y * fy
+    plane = torch.stack([a, b, value - a * x - b * y], -1)
+    return F.normalize(-plane, dim=-1)
+
+
+def turned(directions: Tensor, world_from_camera: Tensor) -> Tensor:
+    """Directions ``(b, v, rows, columns, 3)`` of the camera's frame in that of the world, by ``(b, v, 4, 4)`` poses."""
+    rotation = world_from_camera.to(directions.dtype)[..., None, :3, :3]
+    return directions @ rotation.transpose(-1, -2)
+
+
+def neighbour_offsets(points: Tensor, valid: Tensor, reach: int) -> tuple[Tensor, Tensor]:
+    """From each patch's point to those ``reach`` columns to the right and ``reach`` rows below, in metres.
+
+    Where there is none, at the border or beside a patch without depth, the offset from the patch on the other side to
+    this one stands in, as in a finite difference.
+
+    Args:
+        points: ``(b, v, gh, gw, 3)``.
+        valid: ``(b, v, gh, gw)`` bool.
+        reach: In patches.
+
+    Returns:
+        ``(b, v, gh, gw, 6)``, 0 where undefined, and ``(b, v, gh, gw)`` bool: both offsets are defined.
+    """
+    right, right_known = _along(points, valid, 3, reach)
+    down, down_known = _along(points, valid, 2, reach)
+    known = right_known & down_known
+    return torch.where(known.unsqueeze(-1), torch.cat([right, down], -1), 0.0), known
+
+
+def _along(points: Tensor, valid: Tensor, axis: int, reach: int) -> tuple[Tensor, Tensor]:
+    rest = points.shape[axis] - reach
+    step = points.narrow(axis, reach, rest) - points.narrow(axis, 0, rest)
+    both = valid.narrow(axis, reach, rest) & valid.narrow(axis, 0, rest)
+    offset, known = torch.zeros_like(points), torch.zeros_like(valid)
+    for start in (reach, 0):  # the one that begins at the patch itself is written last, and so wins
+        where = offset.narrow(axis, start, rest)
+        where.copy_(torch.where(both.unsqueeze(-1), step, where))
+        known.narrow(axis, start, rest).logical_or_(both)
+    return offset, known
+
+
+def assumed_intrinsics(views: Views, fov: float) -> Tensor:
+    """Intrinsics ``(b, v, 3, 3)`` of a pinhole camera that looks straight ahead, with square pixels in its own picture.
+
+    The field of view is that of the picture inside the view: letterbox padding does not count, and a resize that
+    changes the aspect is undone where ``source_to_view`` tells of it.
+
+    Args:
+        views: For sizes, letterbox and resize.
+        fov: Horizontal field of view in degrees.
+    """
+    left, right = _extent(views.valid.any(-2))
+    top, bottom = _extent(views.valid.any(-1))
+    fx = (right - left + 1) / (2 * math.tan(math.radians(fov) / 2))
+    stretch = torch.ones_like(fx)
+    if views.source_to_view is not None:
+        stretch = views.source_to_view[..., 1, 1].float() / views.source_to_view[..., 0, 0].float()
+    zero, one = torch.zeros_like(fx), torch.ones_like(fx)
+    rows = [fx, zero, (left + right) / 2, zero, fx * stretch, (top + bottom) / 2, zero, zero, one]
+    return torch.stack(rows, -1).reshape(*fx.shape, 3, 3)
+
+
+def _extent(inside: Tensor) -> tuple[Tensor, Tensor]:
+    """``(b, v)`` float: first and last True along the last axis; the whole axis where there is none."""
+    first = inside.int().argmax(-1).float()
+    last = inside.shape[-1] - 1 - inside.flip(-1).int().argmax(-1).float()
+    return first, last
