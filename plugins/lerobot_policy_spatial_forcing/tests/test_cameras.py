@@ -13,7 +13,7 @@ from lerobot_policy_spatial_forcing.geometry import cameras_of
 from lerobot_policy_spatial_forcing.trainer import Trainer, read_trainer
 from sfkit_lerobot import camera_rig
 
-from sfkit.errors import ConfigError
+from sfkit.errors import AdapterError, ConfigError
 
 FLAGS = ["--dataset.repo_id=local/x", "--policy.type=sf_smolvla", "--policy.sf.teacher=geometry"]
 
@@ -72,6 +72,30 @@ def test_a_dataset_without_calibration_is_refused_before_the_first_batch(make, p
     assert rig.spatial_forcing.adapter.cameras is not None
     with pytest.raises(ConfigError, match="does not exist"):
         make("sf_smolvla", {"cameras": "nowhere.json"}, pretrained_path=plain)
+
+
+def test_a_dataset_without_depth_is_refused_before_the_first_batch(make, plain, data, tmp_path) -> None:
+    rig = json.loads((data / "meta/cameras.json").read_text())
+    for camera in rig["cameras"].values():
+        del camera["depth_key"]
+    (tmp_path / "cameras.json").write_text(json.dumps(rig))
+    with pytest.raises(ConfigError, match=r"needs depth, and no camera in .*cameras\.json names a depth map"):
+        make("sf_smolvla", {"cameras": str(tmp_path / "cameras.json")}, pretrained_path=plain)
+
+
+@pytest.mark.parametrize("kind", ["sf_smolvla", "sf_pi0"])
+def test_a_dataset_without_pictures_is_refused(kind, make, data, vlm, tiny_pi, tmp_path) -> None:
+    from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+
+    shutil.copytree(data / "meta", tmp_path / "data" / "meta")
+    info = json.loads((tmp_path / "data/meta/info.json").read_text())
+    info["features"] = {key: one for key, one in info["features"].items() if "images" not in key}
+    (tmp_path / "data/meta/info.json").write_text(json.dumps(info))
+    (tmp_path / "data/meta/cameras.json").unlink()
+    blind = LeRobotDatasetMetadata("local/blind", root=tmp_path / "data")
+    shape = {"vlm_model_name": str(vlm), "load_vlm_weights": False, "num_vlm_layers": 2} if kind == "sf_smolvla" else {}
+    with pytest.raises(AdapterError, match="no pictures among its input features"):
+        make(kind, dataset=blind, **shape)
 
 
 def test_poses_that_are_not_on_this_machine_are_explained(meta, data, tmp_path) -> None:

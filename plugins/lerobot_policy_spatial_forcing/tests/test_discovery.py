@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from importlib.metadata import distribution
@@ -14,6 +15,7 @@ from lerobot_policy_spatial_forcing import compat
 from sfkit.errors import SfkitWarning, WrapError
 
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
+PAGE = Path(__file__).parents[3] / "docs" / "lerobot-train.md"
 
 
 def test_the_distribution_has_the_name_that_lerobot_looks_for() -> None:
@@ -50,6 +52,15 @@ def test_the_package_imports_without_the_extras_and_lerobot_names_the_one_to_ins
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
     assert "lerobot[smolvla]" in done.stderr.splitlines()[-1]
     assert "Could not import third-party plugin" not in done.stderr
+
+
+def test_a_path_and_a_type_are_refused_by_lerobot_in_the_words_of_the_page(lerobot_train, common, plain, capfd) -> None:
+    with pytest.raises((SystemExit, argparse.ArgumentError)) as caught:
+        lerobot_train(*common, "--policy.type=sf_smolvla", f"--policy.path={plain}")
+    told = f"{caught.value} {capfd.readouterr().err}"
+    assert "Cannot specify both --policy.path and --policy.type" in told
+    if PAGE.is_file():
+        assert "Cannot specify both --policy.path and --policy.type" in PAGE.read_text()
 
 
 @pytest.fixture

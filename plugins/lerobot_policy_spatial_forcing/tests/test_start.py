@@ -48,6 +48,27 @@ def test_a_policy_is_copied_and_pickled_with_its_alignment(make, plain) -> None:
         assert other.spatial_forcing.describe() == policy.spatial_forcing.describe()
 
 
+def test_a_newer_lerobot_that_gathers_the_weights_itself_saves_the_plain_policy_too(
+    make, plain, tmp_path, monkeypatch
+) -> None:
+    from lerobot.policies.pretrained import PreTrainedPolicy
+
+    def save(self, save_directory: Path) -> None:  # takes no state_dict, as in LeRobot's next release
+        self.config._save_pretrained(save_directory)
+        save_file(
+            {key: value.clone() for key, value in self.state_dict().items()}, save_directory / "model.safetensors"
+        )
+
+    monkeypatch.setattr(PreTrainedPolicy, "_save_pretrained", save)
+    monkeypatch.setattr(PreTrainedPolicy, "save_pretrained", lambda self, folder: self._save_pretrained(folder))
+    policy = make("sf_smolvla", pretrained_path=plain)
+    policy.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["type"] == "smolvla"
+    assert set(load_file(plain / "model.safetensors")) <= set(load_file(tmp_path / "model.safetensors"))
+    assert not [key for key in load_file(tmp_path / "model.safetensors") if "spatial_forcing" in key]
+    assert (tmp_path / "spatial_forcing/projector.safetensors").is_file()
+
+
 def test_what_the_user_sets_wins_over_the_checkpoint(make, plain, monkeypatch) -> None:
     assert make("sf_smolvla", pretrained_path=plain, n_action_steps=4).config.n_action_steps == 4
     # A value that is LeRobot's default, but given: only the command line can tell.
