@@ -106,10 +106,12 @@ class Joiner:
     def _ride(self, term: Tensor) -> Ride:
         """What is to become of the alignment of this forward."""
         if not (self.join == "carrier" or (self.join == "auto" and self.adapter.loss_outside)):
-            return Ride(arrived=self._miss)
+            return Ride(arrived=self._miss, leaves=self.adapter.policy.parameters)
         self.scale.look_at_forward(term.device.type)
         like = term.detach().mean()
-        return Ride(gradient=lambda: self.scale.gradient(like), arrived=self._carried)
+        return Ride(
+            gradient=lambda: self.scale.gradient(like), arrived=self._carried, leaves=self.adapter.policy.parameters
+        )
 
     def _miss(self, ride: Ride) -> None:
         if not ride.added:

@@ -1,14 +1,15 @@
 """One forward's alignment loss on its way into the backward pass: it rides on the outputs of that forward.
 
 A training loop whose loss is computed outside the policy differentiates the policy's outputs, and nothing else of it.
-So the outputs pass through one identity node of the autograd graph, which has the alignment loss as a further input.
-Backward hands the outputs' gradients on unchanged, and sends the alignment loss a gradient of its own. This also makes
-the projector reachable from what forward returned, which DDP insists on (``find_unused_parameters=True``).
+So each output passes through an identity node of the autograd graph, which has the alignment loss as a further input.
+Backward hands the output's gradient on unchanged, and the first node that it comes by sends the alignment loss a
+gradient of its own. This also makes the projector reachable from what forward returned, which DDP insists on
+(``find_unused_parameters=True``). A node for all outputs would run backward through those that the loop never uses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ class Ride:
     Attributes:
         gradient: What backward sends to the alignment loss; None where only an explicit ``add`` counts.
         arrived: Called when a backward pass that accumulates gradients comes by; None for a mere anchor.
+        leaves: Gives the parameters that a backward pass may accumulate into.
         added: The alignment was added to a loss.
         spent: It has been sent with a backward pass.
         passed: A backward pass has been here.
@@ -32,6 +34,7 @@ class Ride:
 
     gradient: Callable[[], Tensor | float] | None = None
     arrived: Callable[[Ride], None] | None = None
+    leaves: Callable[[], Iterable[Tensor]] = tuple
     added: bool = False
     spent: bool = False
     passed: bool = False
@@ -53,29 +56,56 @@ class Ride:
 
 
 class Carrier(torch.autograd.Function):
-    """Identity over the outputs of a forward, with the alignment loss as a passenger."""
+    """Identity over one output of a forward, with the alignment loss as a passenger."""
 
     @staticmethod
-    def forward(ctx: Any, ride: Ride, witness: Tensor, passenger: Tensor, *outputs: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, ride: Ride, witness: Tensor, passenger: Tensor, output: Tensor, alone: bool) -> Tensor:
         ctx.ride = ride
         ctx.passenger = passenger
-        ctx.set_materialize_grads(False)
-        return tuple(output.view_as(output) for output in outputs)
+        return _alias(output, alone)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        share = ctx.ride.share(accumulates=_reaches_leaves(ctx))
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        share = ctx.ride.share(accumulates=_accumulates(ctx))
         passenger = ctx.passenger
         own = torch.as_tensor(share, dtype=passenger.dtype, device=passenger.device).expand_as(passenger)
-        return (None, None, own, *gradients)
+        return None, None, own, gradient, None
 
 
-def _reaches_leaves(ctx: Any) -> bool:
-    """True in a plain ``backward()``, which accumulates into every leaf; False where only some gradients are asked for.
+def _alone(tensors: Sequence[Tensor]) -> list[bool]:
+    """For each, whether no other of them lies in its memory."""
+    places = [tensor.untyped_storage().data_ptr() for tensor in tensors]
+    return [places.count(place) == 1 for place in places]
+
+
+def _alias(output: Tensor, alone: bool) -> Tensor:
+    """The same values, which a loop may change in place (``logits.div_(2)``) as it could without sfkit.
+
+    An alias that is no view, and has the version counter of the original: what autograd still needs of it is guarded.
+    Where two outputs share memory, a change of one is one of the other's graph too; a view makes that torch's error.
+    """
+    return output.detach() if alone else output.view_as(output)
+
+
+def _accumulates(ctx: Any) -> bool:
+    """True in a backward pass that accumulates into leaves, all or (``inputs=``) some; False in one that only looks.
 
     The witness is a leaf that nobody can ask for, as it exists in this node alone.
     """
-    return bool(torch._C._will_engine_execute_node(ctx.next_functions[0][0]))
+    if torch._C._will_engine_execute_node(ctx.next_functions[0][0]):
+        return True
+    return any(_is_accumulated_into(leaf) for leaf in ctx.ride.leaves())
+
+
+def _is_accumulated_into(leaf: Tensor) -> bool:
+    if not (leaf.is_leaf and leaf.requires_grad):
+        return False
+    with torch.enable_grad():
+        node: Any = leaf.view_as(leaf).grad_fn
+    try:
+        return bool(torch._C._will_engine_execute_node(node.next_functions[0][0]))
+    except RuntimeError:  # what torch says to a leaf whose gradient autograd.grad was asked for
+        return False
 
 
 def carry(output: Any, passenger: Tensor | Callable[[Tensor], Tensor], ride: Ride) -> Any | None:
@@ -92,8 +122,10 @@ def carry(output: Any, passenger: Tensor | Callable[[Tensor], Tensor], ride: Rid
     if not isinstance(passenger, Tensor):
         passenger = passenger(found[0]).sum()
     witness = torch.zeros((), requires_grad=True)
-    carried: Any = Carrier.apply(ride, witness, passenger, *found)  # type: ignore[no-untyped-call]
-    replaced = {id(tensor): fresh for tensor, fresh in zip(found, carried, strict=True)}
+    replaced: dict[int, Any] = {
+        id(tensor): Carrier.apply(ride, witness, passenger, tensor, alone)  # type: ignore[no-untyped-call]
+        for tensor, alone in zip(found, _alone(found), strict=True)
+    }
     return map_tensors(output, lambda tensor: replaced.get(id(tensor), tensor))
 
 

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 from torch import Tensor
+from torch.distributions import Distribution
+
+
+#: What holds its tensors in plain attributes. Policies of reinforcement learning return distributions.
+_RECORDS = (Distribution, types.SimpleNamespace)
 
 
 def tensors_in(output: Any) -> Iterator[Tensor]:
-    """Tensors in nested tuples, lists, mappings (``ModelOutput`` among them) and dataclasses, each object once."""
+    """Tensors in nested tuples, lists, mappings (``ModelOutput`` among them), dataclasses, distributions and namespaces.
+
+    Each object once.
+    """
     seen: set[int] = set()
     for tensor in _walk(output):
         if id(tensor) not in seen:
@@ -30,6 +39,8 @@ def _walk(output: Any) -> Iterator[Tensor]:
     elif is_dataclass_object(output):
         for field in dataclasses.fields(output):
             yield from _walk(getattr(output, field.name))
+    elif isinstance(output, _RECORDS):
+        yield from _walk(vars(output))
 
 
 def map_tensors(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -56,6 +67,10 @@ def map_tensors(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
         fresh_values = {name: map_tensors(value, change) for name, value in values.items()}
         changed = {name: fresh for name, fresh in fresh_values.items() if fresh is not values[name]}
         return with_fields(output, changed) if changed else output
+    if isinstance(output, _RECORDS):
+        attributes = {name: map_tensors(value, change) for name, value in vars(output).items()}
+        renewed = {name: fresh for name, fresh in attributes.items() if fresh is not vars(output)[name]}
+        return with_fields(output, renewed) if renewed else output
     return output
 
 
