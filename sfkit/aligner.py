@@ -15,6 +15,7 @@ from sfkit.alignment.balance import Balance
 from sfkit.alignment.checks import SelfCheck, check_views, is_sharded, refuse_shards
 from sfkit.alignment.gradients import GradientMeter, GradientSums
 from sfkit.alignment.reduction import tell_of_a_sum
+from sfkit.alignment.replay import refuse_transforms, replays
 from sfkit.alignment.step import Alignment, align
 from sfkit.alignment.tap import Captured, Tap, Watch, tap_at, tokens_at
 from sfkit.config import Depth, balance_ratio
@@ -105,6 +106,8 @@ class Aligner(nn.Module):
 
     def _open_step(self) -> None:
         """Take in what the last step has measured, and decide what this one is to do; the same on all ranks."""
+        if replays():
+            return
         self.joiner.begin()
         self._news = {}
         if self._measuring is not None:
@@ -123,6 +126,8 @@ class Aligner(nn.Module):
         watching = self.balance is not None or self._looking or self.schedule.watches_at(self.step)
         wanted = self._factor and watching
         self._measuring = self.step if wanted else None
+        if self.enabled and self._factor:
+            refuse_transforms(type(self.adapter.policy).__name__)
 
     def weight_now(self) -> Tensor:
         """``()``: the weight of the coming step, before its schedule."""
@@ -152,9 +157,9 @@ class Aligner(nn.Module):
         weight = self._factor * self.weight_now()
         if self._measuring is not None:
             hidden = self.meter.branches(hidden, weight)
-        self.meter.live = False  # the checks of the first batch send gradients of their own
-        result: Alignment = self(call, hidden)
-        self.meter.live = True
+        with self.meter.paused():  # the checks of the first batch send gradients of their own
+            result: Alignment = self(call, hidden)
+        self._check.see(result.loss)
         self._count_step()
         # A plain number where there is one: autograd would keep a tensor for backward.
         factor = self._factor * self.weight if self.balance is None else _beside(weight, result.loss)
@@ -171,13 +176,16 @@ class Aligner(nn.Module):
         logs = {key: self._last[key] for key in _LOGGED if key in self._last} | self._news
         output = self.joiner.into(call.output, loss, factor * share * result.loss, logs)
         joined = self.joiner.loss_in(output)
-        if joined is not None and self._check.first_loss():
+        if joined is not None and not replays() and self._check.first_loss():
             tell_of_a_sum(joined, self._warn_once)
         return output
 
-    def _count_step(self) -> None:
+    def _count_step(self) -> bool:
+        """Count a training forward, unless it has been counted before."""
         # Also where nothing is aligned: ranks that sit out, and the steps of a schedule, must not fall behind.
-        self.steps += 1
+        fresh = not replays()
+        self.steps += fresh
+        return fresh
 
     def _resting(self, output: Any) -> Any:
         """A training step at which the schedule's factor is 0: no teacher runs, and the logs say so."""
@@ -210,13 +218,15 @@ class Aligner(nn.Module):
 
     def forward(self, call: ForwardCall, hidden: Mapping[Depth, Captured]) -> Alignment:
         """Align one batch: the sum (or mean) over pairs of ``pair weight * objective``, for each sample."""
-        self._check.before(self.projectors)
+        first = not replays()
+        if first:
+            self._check.before(self.projectors)
         if any(pair.reads_attention for pair in self.pairs):
             refuse_shards(self.adapter.policy)
         with torch.no_grad():
             views = self.adapter.views(call)
         students = {depth: tokens_at(self.adapter, depth, state, views) for depth, state in hidden.items()}
-        if self._check.first_batch:
+        if first and self._check.first_batch:
             check_views(views)
             if is_sharded(self) or is_sharded(self.adapter.policy):
                 self._check.give_up("under FSDP2 the check's own backward pass would scatter the parameters again.")
@@ -227,7 +237,7 @@ class Aligner(nn.Module):
             align(students[pair.depth], target, projector, pair.objective)
             for pair, target, projector in zip(self.pairs, targets, self._projectors(), strict=True)
         ]
-        if self._looking:
+        if first and self._looking:
             maps = [result.compared for result in results if result.compared]
             self.monitor.look(students, maps, views.names, reached=self._check.reaches_policy)
         losses = torch.stack([pair.weight * result.loss for pair, result in zip(self.pairs, results, strict=True)])
@@ -262,7 +272,8 @@ class Aligner(nn.Module):
         if not (training and torch.is_grad_enabled()):
             return output
         ended = self.schedule.over(self.step)
-        self._count_step()
+        if not self._count_step():
+            return output
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return output
         if not ended:
@@ -380,6 +391,7 @@ def leave_to_python() -> None:
     disable(Aligner.around, recursive=False)
     Aligner._open_step = disable(Aligner._open_step)  # type: ignore[method-assign]
     Aligner._join = disable(Aligner._join)  # type: ignore[method-assign]
+    Aligner._count_step = disable(Aligner._count_step)  # type: ignore[method-assign]
 
 
 @functools.cache

@@ -21,6 +21,14 @@ from sfkit.errors import SfkitWarning, WrapError
 
 HANDLE = "spatial_forcing"
 _MARK = "_sfkit_base"
+_WRAPPERS = {
+    "DistributedDataParallel": "DDP",
+    "DataParallel": "DataParallel",
+    "FullyShardedDataParallel": "FSDP",
+    "FSDPModule": "FSDP2 (fully_shard)",
+    "DeepSpeedEngine": "DeepSpeed",
+    "OptimizedModule": "torch.compile",
+}
 _FORCED: dict[type[nn.Module], type[nn.Module]] = {}
 
 
@@ -158,6 +166,14 @@ def _rebuild(base: type[nn.Module], *args: Any) -> nn.Module:
     return forced_class(base).__new__(forced_class(base), *args)
 
 
+def _wrapper_of(module: nn.Module) -> str | None:
+    """What a module is inside of; recognised by name, as not all of them are in every torch."""
+    for cls in type(module).__mro__:
+        if cls.__name__ in _WRAPPERS and cls.__module__.split(".")[0] in ("torch", "deepspeed"):
+            return _WRAPPERS[cls.__name__]
+    return None
+
+
 def refuse_unwrappable(policy: object) -> None:
     """Explain why an object cannot be wrapped now, naming who changed it and the right order.
 
@@ -172,17 +188,14 @@ def refuse_unwrappable(policy: object) -> None:
             "Call SpatialForcing.unwrap(policy) first, or give all pairs in one call with pairs=[...].",
         )
     order = "Order: LoRA first, SpatialForcing.wrap second, then the optimizer and prepare / DDP / FSDP / compile."
-    wrappers = {
-        "DistributedDataParallel": "DDP",
-        "DataParallel": "DataParallel",
-        "FullyShardedDataParallel": "FSDP",
-        "FSDPModule": "FSDP2 (fully_shard)",
-        "DeepSpeedEngine": "DeepSpeed",
-        "OptimizedModule": "torch.compile",
-    }
-    for cls in type(policy).__mro__:
-        if cls.__name__ in wrappers and cls.__module__.split(".")[0] in ("torch", "deepspeed"):
-            raise WrapError(f"The policy is already inside {wrappers[cls.__name__]}.", f"Wrap it before. {order}")
+    for name, module in policy.named_modules():
+        wrapper = _wrapper_of(module)
+        if wrapper is None or (name and wrapper == "torch.compile"):  # of a compiled part, more is said below
+            continue
+        found = f"The policy's submodule {name!r}" if name else "The policy"
+        raise WrapError(
+            f"{found} is already inside {wrapper}.", f"Wrap {'the whole policy' if name else 'it'} before. {order}"
+        )
     if any(hasattr(parameter, "ds_id") for parameter in policy.parameters()):
         raise WrapError(
             f"DeepSpeed ZeRO-3 has split the parameters of this {type(policy).__name__}: here they are empty.",

@@ -6,10 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
+from sfkit import SpatialForcing
 from sfkit.errors import SfkitError
-from sfkit.testing.policies import TinyPolicy, tiny_batch
+from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.testing.registration import check_registration
+from sfkit.testing.teachers import PatchTeacher
 from sfkit.types import FeatureMap
 
 
@@ -52,11 +56,62 @@ def test_fault_25_exchanged_cameras_are_found(wrapped: Callable[..., TinyPolicy]
     adapter, real = policy.spatial_forcing.adapter, policy.spatial_forcing.adapter.views
 
     def exchanged(call: Any) -> Any:
-        import torch
-
         views = real(call)
         return views.select(torch.arange(len(views.images)), [1, 0])
 
     adapter.views = exchanged
     with pytest.raises(SfkitError, match="teacher"):
         check_registration(policy, tiny_batch(), perturb)
+
+
+class Letterboxing(TinyPolicy):
+    """Takes wide pictures, and puts black bars above and below them."""
+
+    def act(self, batch: dict[str, Any]) -> torch.Tensor:
+        return super().act({**batch, "images": F.pad(batch["images"], (0, 0, 8, 8))})
+
+
+class BarsAreOnBothSides(TinyAdapter):
+    """Its views have the bars where the policy puts them."""
+
+    above = 8
+
+    def views(self, call: Any) -> Any:
+        batch = call.arguments["batch"]
+        images = F.pad(batch["images"], (0, 0, self.above, 16 - self.above))
+        valid = F.pad(torch.ones_like(batch["images"][:, :, 0], dtype=torch.bool), (0, 0, self.above, 16 - self.above))
+        shown = {**call.arguments, "batch": {**batch, "images": images}}
+        views = super().views(type(call)(shown, call.output))
+        return type(views)(views.images, valid, views.names)
+
+
+class BarsAreBelow(BarsAreOnBothSides):
+    """Its views have them elsewhere."""
+
+    above = 0
+
+
+@pytest.mark.parametrize("adapter", [BarsAreOnBothSides, BarsAreBelow])
+def test_fault_24_a_wrong_letterbox_is_found(adapter: type[BarsAreOnBothSides]) -> None:
+    torch.manual_seed(0)
+    policy = Letterboxing()
+    SpatialForcing.wrap(policy, PatchTeacher(), depth=0, adapter=adapter(policy))
+
+    def change(batch: dict[str, Any], view: int, box: tuple[slice, slice]) -> dict[str, Any]:
+        rows = slice(box[0].start - adapter.above, box[0].stop - adapter.above)
+        images = batch["images"].clone()
+        images[:, view, :, rows, box[1]] = 1 - images[:, view, :, rows, box[1]]
+        return {**batch, "images": images}
+
+    batch = tiny_batch(geometry=False)
+    batch["images"] = batch["images"][..., :16, :]
+    if adapter is BarsAreBelow:
+        with pytest.raises(SfkitError, match=r"row 0, column 0 of view 0 moved the student's row 1, column 0"):
+            check_registration(policy, batch, change)
+    else:
+        check_registration(policy, batch, change)
+
+
+def test_a_change_that_changes_nothing_is_found(wrapped: Callable[..., TinyPolicy]) -> None:
+    with pytest.raises(SfkitError, match="moved nothing"):
+        check_registration(wrapped(depth=0), tiny_batch(), lambda batch, view, box: batch)

@@ -362,6 +362,14 @@ def test_sharded_policies_are_refused_by_name(tiny: Any, name: str, module: str,
         SpatialForcing.wrap(plain, PatchTeacher(), adapter=TinyAdapter(plain))
 
 
+def test_a_part_that_is_wrapped_for_several_processes_is_refused(tiny: Any) -> None:
+    # The projector would be outside of it: nobody would average its gradients.
+    plain = tiny()
+    plain.blocks[1] = nn.DataParallel(plain.blocks[1])
+    with pytest.raises(WrapError, match=r"submodule 'blocks\.1' is already inside DataParallel"):
+        SpatialForcing.wrap(plain, PatchTeacher(), adapter=TinyAdapter(plain))
+
+
 def test_a_forward_without_a_loss_is_an_error(wrapped: Any, monkeypatch: Any) -> None:
     policy = wrapped()
     monkeypatch.setattr(policy.spatial_forcing.adapter, "loss", lambda output: None)

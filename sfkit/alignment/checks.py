@@ -18,6 +18,7 @@ _NEAREST = 16
 _TOLERANCE = 1e-3
 
 
+@torch.no_grad()
 def check_views(views: Views) -> None:
     """Check the range of the valid pixels.
 
@@ -111,6 +112,7 @@ class SelfCheck:
         self.reaches_policy: bool | None = None
         self.projector_moved: bool | None = None
         self._watch: OptimizerWatch | None = None
+        self._went_back = False
         self._loss_is_new = True
 
     @property
@@ -122,6 +124,14 @@ class SelfCheck:
         """True once: what is looked at in the first backward pass costs a synchronisation."""
         new, self._loss_is_new = self.enabled and self._loss_is_new, False
         return new
+
+    def see(self, loss: Tensor) -> None:
+        """Notice whether a backward pass goes through the alignment loss, as long as nobody knows what moves."""
+        if self._watch is not None and loss.requires_grad and not self._went_back:
+            loss.register_hook(self._note)  # type: ignore[no-untyped-call]
+
+    def _note(self, gradient: Tensor) -> None:
+        self._went_back = True
 
     def before(self, projectors: nn.Module) -> None:
         """Before a step's alignment: is the projector trainable, and does the optimizer know it?
@@ -140,6 +150,14 @@ class SelfCheck:
         if self._watch is None:
             return
         self.projector_moved = self._watch.projector_moved()
+        if self.projector_moved is False and not self._went_back:
+            raise GradientError(
+                "The optimizer has moved the policy twice, and no backward pass went through the alignment loss: the "
+                "training loop's loss is not the one that forward returned, nor computed from what it returned.",
+                "Wrap with join='carrier' if the loop computes its loss from what forward returns, or with join='add' "
+                "and write `loss = policy.spatial_forcing.add(loss)`. What the loop reads from elsewhere (an "
+                "attribute of the policy) cannot carry: return it.",
+            )
         if self.projector_moved is False:
             raise GradientError(
                 "The optimizer has moved the policy twice and never the projector.",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from sfkit.alignment.replay import replays
 from sfkit.alignment.tap import Captured
 from sfkit.config import Depth
 
@@ -100,6 +102,15 @@ class GradientMeter:
         branch.register_hook(record.see_alignment)  # type: ignore[no-untyped-call]
         tensor.register_hook(record.see_sum)  # type: ignore[no-untyped-call]
         return branch
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within the block nothing is measured; after that of a training step everything is, also if it broke off."""
+        before, self.live = self.live, False
+        try:
+            yield
+        finally:
+            self.live = before or not replays()
 
     def add(self, index: int, sums: Tensor) -> None:
         """Add the ``(4,)`` sums of one backward at one depth."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sfkit.alignment.replay import replays
 from sfkit.errors import ViewsError
 from sfkit.notices import notice
 from sfkit.rng import own_rng
@@ -79,7 +80,8 @@ class TeacherHost:
         ):
             model = self._place(views, layers or blocks)
             # Outside inference mode: statistics are communicated and kept, which inference tensors resent.
-            self.teacher.observe((views, grid))
+            if not replays():
+                self.teacher.observe((views, grid))
             with torch.inference_mode():
                 if not self.teacher.drops_absent:
                     return self._encode(model, views, layers, blocks, grid)

@@ -59,17 +59,17 @@ class Carrier(torch.autograd.Function):
     """Identity over one output of a forward, with the alignment loss as a passenger."""
 
     @staticmethod
-    def forward(ctx: Any, ride: Ride, witness: Tensor, passenger: Tensor, output: Tensor, alone: bool) -> Tensor:
-        ctx.ride = ride
+    def forward(ctx: Any, boarding: tuple[Ride, bool], witness: Tensor, passenger: Tensor, output: Tensor) -> Tensor:
+        ctx.ride, alone = boarding
         ctx.passenger = passenger
         return _alias(output, alone)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         share = ctx.ride.share(accumulates=_accumulates(ctx))
         passenger = ctx.passenger
         own = torch.as_tensor(share, dtype=passenger.dtype, device=passenger.device).expand_as(passenger)
-        return None, None, own, gradient, None
+        return None, None, own, gradient
 
 
 def _alone(tensors: Sequence[Tensor]) -> list[bool]:
@@ -123,7 +123,7 @@ def carry(output: Any, passenger: Tensor | Callable[[Tensor], Tensor], ride: Rid
         passenger = passenger(found[0]).sum()
     witness = torch.zeros((), requires_grad=True)
     replaced: dict[int, Any] = {
-        id(tensor): Carrier.apply(ride, witness, passenger, tensor, alone)  # type: ignore[no-untyped-call]
+        id(tensor): Carrier.apply((ride, alone), witness, passenger, tensor)  # type: ignore[no-untyped-call]
         for tensor, alone in zip(found, _alone(found), strict=True)
     }
     return map_tensors(output, lambda tensor: replaced.get(id(tensor), tensor))

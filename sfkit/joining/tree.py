@@ -10,16 +10,12 @@ from typing import Any
 from torch import Tensor
 from torch.distributions import Distribution
 
-
 #: What holds its tensors in plain attributes. Policies of reinforcement learning return distributions.
 _RECORDS = (Distribution, types.SimpleNamespace)
 
 
 def tensors_in(output: Any) -> Iterator[Tensor]:
-    """Tensors in nested tuples, lists, mappings (``ModelOutput`` among them), dataclasses, distributions and namespaces.
-
-    Each object once.
-    """
+    """Tensors in nested tuples, lists, mappings (as ``ModelOutput``), dataclasses and distributions, each once."""
     seen: set[int] = set()
     for tensor in _walk(output):
         if id(tensor) not in seen:

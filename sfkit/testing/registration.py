@@ -41,7 +41,7 @@ def check_registration(
         run: How the policy takes a batch. What it draws at random is the same each time.
 
     Raises:
-        RegistrationError: Names the patch and what moved instead.
+        RegistrationError: Names the patch and what moved instead, if anything did.
     """
     before = _maps(policy, batch, run)
     student, mask = before["student"], before["mask"].any(0)
@@ -101,6 +101,12 @@ def _side(index: int, count: int, pixels: int) -> slice:
 
 def _expect(name: str, moved: Tensor, wanted: tuple[int, int, int]) -> None:
     _, rows, columns = moved.shape
+    if not bool(moved.max() > 0):
+        raise RegistrationError(
+            f"Perturbing row {wanted[1]}, column {wanted[2]} of view {wanted[0]} moved nothing in the {name}.",
+            "Check that perturb changes what the policy reads, in a copy of the batch, and that the adapter shows the "
+            "teacher the pictures of this batch.",
+        )
     most = int(moved.argmax())
     found = (most // (rows * columns), most // columns % rows, most % columns)
     if found != wanted:

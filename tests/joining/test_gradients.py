@@ -48,7 +48,8 @@ def reference(by_hand) -> Callable[..., torch.Tensor]:
     return reference
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "non-reentrant"])
+@pytest.mark.filterwarnings("ignore:sfkit could not verify the gradient path")
+@pytest.mark.parametrize("checkpointing", ["none", "non-reentrant", "reentrant"])
 def test_fault_13_plain(
     join, checkpointing, reference, make: Make, batch: Batch, gradients: Gradients, same: Same
 ) -> None:
@@ -138,8 +139,9 @@ def test_compiled_after_the_wrap(
     same(gradients(policy), gradients(other))
 
 
+@pytest.mark.filterwarnings("ignore:sfkit could not verify the gradient path")
 @pytest.mark.parametrize("reduction", ["mean", "by sample", "sum over samples"])
-@pytest.mark.parametrize("checkpointing", ["none", "non-reentrant"])
+@pytest.mark.parametrize("checkpointing", ["none", "non-reentrant", "reentrant"])
 def test_fault_15_a_loss_inside_the_policy(
     reduction, checkpointing, by_hand, make: Make, batch: Batch, gradients: Gradients, same: Same
 ) -> None:
@@ -153,6 +155,60 @@ def test_fault_15_a_loss_inside_the_policy(
         output, alignment = by_hand(other, batch(seed))
         ((output[0] + alignment) * factor).backward()
     same(gradients(policy), gradients(other))
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["two backwards", "two forwards"])
+def test_fault_55_a_loss_inside_the_policy_follows_every_pass(
+    together: bool, by_hand, make: Make, batch: Batch, gradients: Gradients, same: Same
+) -> None:
+    policy, other = (make(adapter=TinyAdapter, kind=TinyPolicy) for _ in "ab")
+    if together:
+        (policy(batch(1))[0] + 3 * policy(batch(2))[0]).backward()
+    else:
+        loss, _ = policy(batch(1))
+        loss.backward(retain_graph=True)
+        (3 * loss).backward()
+    for seed, factor in ((1, 1), (2 if together else 1, 3)):
+        output, alignment = by_hand(other, batch(seed))
+        (factor * (output[0] + alignment)).backward()
+    same(gradients(policy), gradients(other))
+
+
+class TuplePolicy(OutsidePolicy):
+    """Reentrant checkpoints see tensors in a tuple alone."""
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> Any:  # type: ignore[override]
+        return (self.act(batch),)
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["loss inside", "loss outside"])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_fault_04_a_policy_that_is_checkpointed_as_a_whole(
+    reentrant: bool, inside: bool, by_hand, make: Make, batch: Batch, gradients: Gradients, same: Same
+) -> None:
+    """Its forward runs again in backward: counted once, checked once, and of the same alignment."""
+    kinds: Any = {"kind": TinyPolicy, "adapter": TinyAdapter} if inside else {"kind": TuplePolicy}
+    policy, other = (make(**kinds, grad_accumulation=1, health={"every": 1}) for _ in "ab")
+
+    def loss_of(output: Any, seed: int) -> torch.Tensor:
+        return output[0] if inside else (output[0] - batch(seed)["action"]).abs().mean()
+
+    for seed in range(2):
+        data = batch(seed)
+
+        def run(images: torch.Tensor, data: Any = data) -> Any:
+            return policy({**data, "images": images})
+
+        # A reentrant checkpoint needs an argument that requires a gradient.
+        loss_of(checkpoint(run, data["images"].requires_grad_(), use_reentrant=reentrant), seed).backward()
+        output, alignment = by_hand(other, batch(seed))
+        (loss_of(output, seed) + alignment).backward()
+    same(gradients(policy), gradients(other))
+    handle = policy.spatial_forcing
+    assert handle.steps == 2
+    assert handle._check.reaches_policy or reentrant
+    policy(batch(2))
+    assert handle.metrics()["sf_grad_ratio"] > 0
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

@@ -1,0 +1,34 @@
+"""In what kind of forward we are: one that runs again inside backward, or one that ``torch.func`` transforms."""
+
+from __future__ import annotations
+
+import torch
+
+from sfkit.errors import GradientError
+
+
+def replays() -> bool:
+    """True where a forward runs again inside a backward pass, only to make again what autograd had saved.
+
+    Non-reentrant activation checkpointing around the whole policy does that. Such a run must compute what the first
+    one did, and leave no other trace. The reentrant kind is another matter: there, the first run was without gradient,
+    and the one inside backward is the one that trains.
+    """
+    if torch._C._current_graph_task_id() == -1:
+        return False
+    return "CheckpointFunction" not in type(torch._C._current_autograd_node()).__name__
+
+
+def refuse_transforms(policy: str) -> None:
+    """Stop where a training forward is differentiated or vectorised by ``torch.func``.
+
+    Raises:
+        GradientError: It is.
+    """
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise GradientError(
+            f"{policy} was called inside a transform of torch.func (grad, vmap, jacrev, ...), where neither its taps "
+            "nor its self-check can work.",
+            "Train with loss.backward() or torch.autograd.grad (torch.func.functional_call is fine), or make this call "
+            "under SpatialForcing.disabled(policy).",
+        )
