@@ -93,6 +93,8 @@ class Joiner:
             self._forward = "joined"
             return self.adapter.with_loss(output, add_per_sample(loss, term), logs)
         ride = self._ride(term) if self.join != "output" else None
+        if ride is not None:
+            ride.leaves = self.adapter.policy.parameters
         carried = None if ride is None else carry(output, term.mean(), ride)
         if carried is None:
             raise LossError(
@@ -106,12 +108,10 @@ class Joiner:
     def _ride(self, term: Tensor) -> Ride:
         """What is to become of the alignment of this forward."""
         if not (self.join == "carrier" or (self.join == "auto" and self.adapter.loss_outside)):
-            return Ride(arrived=self._miss, leaves=self.adapter.policy.parameters)
+            return Ride(arrived=self._miss)
         self.scale.look_at_forward(term.device.type)
         like = term.detach().mean()
-        return Ride(
-            gradient=lambda: self.scale.gradient(like), arrived=self._carried, leaves=self.adapter.policy.parameters
-        )
+        return Ride(gradient=lambda: self.scale.gradient(like), arrived=self._carried)
 
     def _miss(self, ride: Ride) -> None:
         if not ride.added:

@@ -15,7 +15,7 @@ HEALTH = (
         fault=32,
         what="a step in which nothing is aligned is not counted",
         file=ALIGNER,
-        old="        self._count_step()\n        if not (torch",
+        old="        if not self._count_step():\n            return output\n        if not (torch",
         new="        if not (torch",
         tests=in_file(
             T_SCHEDULING,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mutant import Mutant, in_file
+from mutant import Edit, Mutant, in_file
 
 CHECKS = "sfkit/alignment/checks.py"
 JOINER = "sfkit/joining/joiner.py"
@@ -13,6 +13,7 @@ SCALE = "sfkit/joining/scale.py"
 T_ACCELERATE = "tests/joining/test_accelerate.py"
 T_DDP = "tests/joining/test_ddp.py"
 T_GRADIENTS = "tests/joining/test_gradients.py"
+T_OUTPUTS = "tests/joining/test_outputs.py"
 T_REFUSALS = "tests/joining/test_refusals.py"
 T_TRAINER = "plugins/sfkit-transformers/tests/test_trainer.py"
 T_TRAINING = "tests/test_training.py"
@@ -77,6 +78,7 @@ JOINING = (
         tests=(
             *in_file(T_GRADIENTS, ["test_fault_14_accumulated"]),
             *in_file(T_ACCELERATE, ["test_fault_14_accumulation_and_mixed_precision"]),
+            *in_file(T_ACCELERATE, ["test_fault_14_accelerate_trains_the_explicit_sum"]),
         ),
     ),
     Mutant(
@@ -104,6 +106,54 @@ JOINING = (
         tests=in_file(T_REFUSALS, ["test_fault_14_a_scaler_that_was_not_told_is_warned_of_once"]),
     ),
     Mutant(
+        fault=4,
+        what="a policy that is checkpointed as a whole counts its steps again in backward",
+        file="sfkit/alignment/replay.py",
+        old='    return "CheckpointFunction" not in',
+        new='    return "X" in',
+        tests=in_file(T_GRADIENTS, ["test_fault_04_a_policy_that_is_checkpointed_as_a_whole"]),
+    ),
+    Mutant(
+        fault=13,
+        what="distributions that forward returns carry nothing",
+        file="sfkit/joining/tree.py",
+        old="    elif isinstance(output, _RECORDS):\n        yield from _walk(vars(output))\n",
+        new="",
+        tests=(f"{T_OUTPUTS}::test_fault_13_whatever_forward_returns_can_carry[distribution-carrier]",),
+    ),
+    Mutant(
+        fault=13,
+        what="a loss from elsewhere is taken for a forgotten optimizer",
+        file=CHECKS,
+        old="        self._went_back = True\n",
+        new="        pass\n",
+        also=(Edit(CHECKS, "self._went_back = False", "self._went_back = True"),),
+        tests=in_file(T_OUTPUTS, ["test_fault_13_a_loss_from_elsewhere_is_told_from_a_forgotten_optimizer"]),
+        says="moved the policy twice",
+    ),
+    Mutant(
+        fault=24,
+        what="the registration check takes whatever moves for the right token",
+        file="sfkit/testing/registration.py",
+        old="    if found != wanted:\n",
+        new="    if False:\n",
+        tests=in_file("tests/test_registration.py", ["test_fault_24_a_wrong_letterbox_is_found"]),
+    ),
+    Mutant(
+        fault=55,
+        what="backward into some leaves is taken for a mere look",
+        file=RIDE,
+        old="    return any(_is_accumulated_into(leaf) for leaf in ctx.ride.leaves())\n",
+        new="    return False\n",
+        tests=in_file(
+            T_OUTPUTS,
+            [
+                "test_fault_55_backward_into_some_leaves_trains_once",
+                "test_fault_13_add_is_missed_also_after_backward_into_some_leaves",
+            ],
+        ),
+    ),
+    Mutant(
         fault=15,
         what="the alignment of all samples is added to each",
         file=LOSS,
@@ -127,7 +177,13 @@ JOINING = (
         file="plugins/sfkit-transformers/src/sfkit_transformers/trainer.py",
         old="        self.handle.grad_accumulation = args.gradient_accumulation_steps\n",
         new="        self.handle.grad_accumulation = 1\n",
-        tests=in_file(T_TRAINER, ["test_fault_47_and_48_accumulated_batches_train_as_one"]),
+        tests=in_file(
+            T_TRAINER,
+            [
+                "test_fault_47_and_48_accumulated_batches_train_as_one",
+                "test_fault_48_the_trainer_trains_the_explicit_sum",
+            ],
+        ),
     ),
     Mutant(
         fault=55,
@@ -144,5 +200,13 @@ JOINING = (
         old="        self.spent = accumulates\n",
         new="        pass\n",
         tests=in_file(T_GRADIENTS, ["test_fault_55_each_forward_counts_once_however_often_a_loop_goes_backward"]),
+    ),
+    Mutant(
+        fault=55,
+        what="of a forward whose loss is inside the policy nothing is joined",
+        file=LOSS,
+        old="        return loss + extra.mean().to(torch.promote_types(loss.dtype, torch.float32))\n",
+        new="        return loss + 0 * extra.mean().to(torch.promote_types(loss.dtype, torch.float32))\n",
+        tests=in_file(T_GRADIENTS, ["test_fault_55_a_loss_inside_the_policy_follows_every_pass"]),
     ),
 )

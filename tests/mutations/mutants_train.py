@@ -108,8 +108,8 @@ TRAIN = (
         fault=32,
         what="each rank counts its own steps",
         file=ALIGNER,
-        old="        self.steps += 1\n",
-        new="        self.steps += 1 + (torch.distributed.is_initialized() and torch.distributed.get_rank())\n",
+        old="        self.steps += fresh\n",
+        new="        self.steps += fresh + (torch.distributed.is_initialized() and torch.distributed.get_rank())\n",
         tests=in_file(T_RANKS, ["test_fault_32_the_step_counter_is_the_same_on_both_ranks"]),
     ),
     # ---------------------------------------------------------------------------------------------------- beginning

@@ -87,9 +87,11 @@ def build() -> Callable[..., Pictured]:
     return build
 
 
-def train(policy: Pictured, folder: Path, batch: int, accumulation: int, *, callback: bool = True) -> Trainer:
+def train(
+    policy: Pictured, folder: Path, batch: int, accumulation: int, *, callback: bool = True, steps: int = 2
+) -> Trainer:
     settings: dict[str, Any] = {
-        "per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation, "max_steps": 2,
+        "per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation, "max_steps": steps,
         "optim": "sgd", "learning_rate": 0.5, "max_grad_norm": 0.0, "logging_steps": 1, "use_cpu": True,
         "report_to": [], "save_strategy": "no", "disable_tqdm": True, "lr_scheduler_type": "constant",
     }  # fmt: skip
@@ -135,3 +137,25 @@ def test_accumulation_that_nobody_told_is_an_error(build: Callable[..., Pictured
 def test_a_policy_that_is_not_wrapped_is_refused() -> None:
     with pytest.raises(WrapError, match="not wrapped"):
         SpatialForcingCallback(nn.Linear(2, 2))
+
+
+def test_fault_48_the_trainer_trains_the_explicit_sum(build: Callable[..., Pictured], tmp_path: Path) -> None:
+    """One step of four batches moves every parameter as the loss over all words, with the alignment added by hand."""
+    policy, other = build(), build()
+    train(policy, tmp_path, 1, 4, steps=1)
+    samples = [Frames()[index] for index in range(4)]
+    data = {key: torch.stack([sample[key] for sample in samples]) for key in ("images", "input_ids", "labels")}
+    handle, seen = other.spatial_forcing, []
+    norm = other.model.layers[2].input_layernorm
+    hook = norm.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    with SpatialForcing.disabled(other):
+        output = other.train()(**data)
+    hook.remove()
+    views = handle.adapter.views(ForwardCall(data, output))
+    tokens = handle.adapter.visual_tokens(seen[0], views)
+    (target,) = handle.hosts[0].features(views, [1], tokens.grid)
+    cosine = nn.functional.cosine_similarity(handle.projectors[0](tokens.values, tokens.mask), target.values, dim=-1)
+    (output.loss + 0.5 * (1 - cosine).mean()).backward()
+    torch.optim.SGD(other.parameters(), 0.5).step()
+    for (name, one), two in zip(policy.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5, msg=name)
