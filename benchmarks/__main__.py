@@ -21,10 +21,12 @@ from benchmarks import (
     alignment,
     disabled,
     geometry,
+    health,
     imports,
     lerobot_loop,
     memory,
     openpi,
+    pairs_memory,
     standins,
     vggt,
     vggt_gpu,
@@ -45,7 +47,8 @@ class Benchmark(Protocol):
 
 
 BENCHMARKS: dict[str, Benchmark] = {
-    "disabled": disabled, "geometry": geometry, "alignment": alignment, "memory": memory, "imports": imports,
+    "disabled": disabled, "geometry": geometry, "alignment": alignment, "memory": memory,
+    "pairs-memory": pairs_memory, "health": health, "imports": imports,
     "openpi": openpi, "standins": standins, "lerobot-train": lerobot_loop, "vggt": vggt.REDUCED,
     "vggt-memory": vggt_memory.REDUCED, "vggt-gpu": vggt_gpu,
 }  # fmt: skip

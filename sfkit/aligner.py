@@ -18,7 +18,7 @@ from sfkit.alignment.reduction import tell_of_a_sum
 from sfkit.alignment.replay import refuse_transforms, replays
 from sfkit.alignment.step import Alignment, align
 from sfkit.alignment.tap import Captured, Tap, Watch, tap_at, tokens_at
-from sfkit.config import Depth, balance_ratio
+from sfkit.config import Depth, Recompute, balance_ratio
 from sfkit.errors import SfkitWarning
 from sfkit.health.monitor import Monitor, Watched
 from sfkit.joining.joiner import Join, Joiner
@@ -234,9 +234,12 @@ class Aligner(nn.Module):
                 self._check.tokens(students, self.projectors, self.adapter.how_to_unfreeze())
         targets = self._targets(call, views, students)
         results = [
-            align(students[pair.depth], target, projector, pair.objective)
+            align(
+                students[pair.depth], target, projector, pair.objective,
+                recompute=self.recompute, keep_maps=self._looking,
+            )
             for pair, target, projector in zip(self.pairs, targets, self._projectors(), strict=True)
-        ]
+        ]  # fmt: skip
         if first and self._looking:
             maps = [result.compared for result in results if result.compared]
             self.monitor.look(students, maps, views.names, reached=self._check.reaches_policy)
@@ -244,6 +247,13 @@ class Aligner(nn.Module):
         loss = losses.mean(0) if self.config.pair_reduction == "mean" else losses.sum(0)
         cosine = torch.stack([result.cosine for result in featured(self.pairs, results) or results])
         return Alignment(loss, cosine.mean(), torch.stack([result.valid for result in results]).mean())
+
+    @property
+    def recompute(self) -> Recompute:
+        """What backward makes again instead of keeping it."""
+        if self.config.recompute == "auto":
+            return "cheap" if len(self.pairs) > 1 else "nothing"
+        return self.config.recompute
 
     def _targets(self, call: ForwardCall, views: Views, students: Mapping[Depth, FeatureMap]) -> list[FeatureMap]:
         """One target for each pair, from one run of each teacher on each moment that is asked for."""

@@ -183,6 +183,7 @@ def wrap_arguments(config: SpatialForcingConfig) -> dict[str, Any]:
         "adapter": config.adapter,
         "weight": config.weight,
         "schedule": list(config.schedule),
+        "recompute": config.recompute,
         "seed": config.seed,
         "health": config.health,
         "self_check": config.self_check,

@@ -30,6 +30,9 @@ def block_of(depth: Depth) -> int | None:
     return int(depth.removeprefix(_ATTENTION)) if isinstance(depth, str) and depth.startswith(_ATTENTION) else None
 
 
+#: What backward makes again instead of keeping it, see ``SpatialForcing.wrap``.
+Recompute: TypeAlias = Literal["nothing", "cheap", "all"]
+
 #: What a weight that follows the gradients begins with.
 BALANCE = "balance"
 
@@ -207,6 +210,11 @@ class SpatialForcingConfig(Options):
     )
     schedule: tuple[ComponentSpec, ...] = Field(
         default=(), description="Factors on the weight, step by step: cosine:10000, or several that multiply."
+    )
+    recompute: Literal["auto", "nothing", "cheap", "all"] = Field(
+        default="auto",
+        description="What backward makes again instead of keeping it: all but the products of the projectors, or "
+        "those as well; auto: cheap where there are several pairs.",
     )
     seed: int = Field(default=0, ge=0, description="Seed of the projector's own random generator.")
     health: HealthOptions = Field(

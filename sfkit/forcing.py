@@ -63,6 +63,7 @@ class SpatialForcing(Aligner):
         cameras: CameraRig | None = None,
         join: Join = "auto",
         grad_accumulation: int | None = None,
+        recompute: Literal["auto", "nothing", "cheap", "all"] = "auto",
         seed: int = 0,
         health: HealthOptions | Mapping[str, Any] | None = None,
         self_check: bool = True,
@@ -106,6 +107,10 @@ class SpatialForcing(Aligner):
                 ``num_items_in_batch`` (HF Trainer), by which the policy's own loss is scaled already, where
                 the alignment loss rides on the outputs and the loop divides its loss, and for a schedule in optimizer
                 steps.
+            recompute: What backward makes again instead of keeping it from forward; gradients are the same to the last
+                bit. ``"cheap"``: masks, norms and activations, so that about what the bare matrix products of the
+                projectors keep is left. ``"all"``: projections and comparisons too, for a third more of the alignment's
+                time, and nothing is left. ``"auto"`` takes ``"cheap"`` for several pairs, ``"nothing"`` for one.
             seed: Seed of the projector's own generator; the global random state is left alone.
             health: Options of the health monitor, as ``{"every": 100}``; see :meth:`health`.
             self_check: Verify on the first batches that alignment really trains.
@@ -134,6 +139,7 @@ class SpatialForcing(Aligner):
         plan = make_plan(
             handled_by,
             **fill_in(found, handled_by, given),
+            recompute=recompute,
             seed=seed,
             self_check=self_check,
             health=HealthOptions() if health is None else health,

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("disabled", "geometry", "alignment", "memory", "imports", "openpi", "standins", "lerobot-train")
-NAMES += ("vggt", "vggt-memory", "vggt-gpu")
+NAMES = ("disabled", "geometry", "alignment", "memory", "pairs-memory", "health", "imports", "openpi", "standins")
+NAMES += ("lerobot-train", "vggt", "vggt-memory", "vggt-gpu")
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +79,43 @@ def test_alignment_keeps_at_most_three_copies_of_openpis_tapped_tokens(results: 
         assert row["data"]["projector"] > row["data"]["alignment"] > row["data"]["tokens"], "each part was counted"
         assert row["data"]["policy"] == row["data"]["plain"]
         assert row["data"]["ratio"] <= 3
+
+
+def test_ten_pairs_hold_what_their_products_hold_or_less(results: Path) -> None:
+    rows = {row["what"]: row for row in read(results, "pairs-memory")["rows"]}
+    assert [row["verdict"] for row in rows.values()] == ["met"] * 4 + [""] * 2
+    assert rows["nothing made again: peak"]["data"]["ratio"] > 2, "or there was nothing to spare"
+
+
+def test_what_the_health_monitor_costs_is_told_of_measured_steps_and_of_all(results: Path) -> None:
+    rows = read(results, "health")["rows"]
+    for measured, spread in (rows[0:2], rows[2:4]):
+        assert spread["data"]["wall"]["median"] == pytest.approx((measured["data"]["wall"]["median"] - 1) / 50)
+    assert "one of them measured" in rows[4]["what"]
+
+
+def test_every_benchmark_is_explained() -> None:
+    pytest.importorskip("sfkit_lerobot")
+    main = pytest.importorskip("benchmarks.__main__")
+    explained = (ROOT / "benchmarks" / "README.md").read_text()
+    assert [name for name in (*main.BENCHMARKS, *main.FULL) if f"`{name}`" not in explained] == []
+    assert set(NAMES) == set(main.BENCHMARKS)
+
+
+def test_live_bytes_are_counted_while_something_refers_to_them() -> None:
+    live = pytest.importorskip("benchmarks.live")
+    x = torch.ones(1000, requires_grad=True)
+    with live.Live([x]) as alive:
+        doubled = x * 2
+        view = doubled.view(10, 100)
+        loss = (doubled * doubled).sum()  # the product is gone again, and its inputs are kept
+        assert (alive.now, alive.peak) == (4004, 8004)
+        del doubled, view
+        assert alive.now == 4004
+        loss.backward()
+        assert alive.now == 4004, "now the gradient, and no more what was kept"
+        del loss
+        assert alive.now == 4000
 
 
 def test_saved_bytes_are_counted_once_for_each_storage_and_told_apart() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,9 +10,11 @@ import torch
 from torch import Tensor
 
 from sfkit.alignment.resample import resample
+from sfkit.config import Recompute
 from sfkit.errors import ShapeError
 from sfkit.objectives.base import Objective, cosine_similarity, masked_mean
 from sfkit.projectors.base import Projector
+from sfkit.recomputing import again, remade, sparing
 from sfkit.types import FeatureMap
 
 
@@ -47,7 +50,15 @@ class Alignment(NamedTuple):
     compared: Compared | None = None
 
 
-def align(student: FeatureMap, teacher: FeatureMap, projector: Projector, objective: Objective) -> Alignment:
+def align(
+    student: FeatureMap,
+    teacher: FeatureMap,
+    projector: Projector,
+    objective: Objective,
+    *,
+    recompute: Recompute = "nothing",
+    keep_maps: bool = True,
+) -> Alignment:
     """Project the student's tokens and compare them with the teacher's, in float32 with autocast off.
 
     Args:
@@ -55,6 +66,11 @@ def align(student: FeatureMap, teacher: FeatureMap, projector: Projector, object
         teacher: Features without gradient on any grid, ``(b, v, *, *, d_teacher)``.
         projector: From ``d_student`` to the width of the target, with the target's transforms, if any.
         objective: Compares them for each sample.
+        recompute: What backward makes again instead of keeping it. ``cheap``: masking, norms and activations of the
+            projectors that know how; about what the bare matrix products keep is left. ``all``: the projection and the
+            comparison; nothing is left but the two maps. An objective that exchanges tokens with other ranks is not run
+            a second time: they would wait for each other.
+        keep_maps: Whether to return what was compared.
 
     Raises:
         ShapeError: Batches, views or widths do not fit.
@@ -68,15 +84,41 @@ def align(student: FeatureMap, teacher: FeatureMap, projector: Projector, object
         target = prepare_target(teacher, projector, student.mask)
         _check_widths(student, target, projector)
         mask = student.mask & target.mask
-        # Selected, not multiplied: a NaN in a masked token must reach neither the loss nor any gradient.
-        tokens = torch.where(mask.unsqueeze(-1), student.values.float(), 0.0)
-        goal = torch.where(mask.unsqueeze(-1), target.values, 0.0)
+        unchanged = not projector.target_transforms and teacher.values.shape == target.values.shape
+        # The teacher's own features are in memory anyway; a copy that differs in masked tokens only need not be.
+        source = teacher.values.detach() if unchanged else target.values
+        del target
+        loss, projected, goal = _compare(student.values, source, mask, projector, objective, recompute=recompute)
+    featured = objective.reads == "features"
+    cosine = _mean_cosine(projected, goal, mask) if featured else loss.new_full((), torch.nan)
+    compared = Compared(projected, goal, mask) if featured and keep_maps else None
+    return Alignment(loss, cosine, mask.float().mean(), compared)
+
+
+def _compare(
+    values: Tensor, source: Tensor, mask: Tensor, projector: Projector, objective: Objective, *, recompute: Recompute
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The losses, and without gradient what was compared."""
+    # Selected, not multiplied: a NaN in a masked token must reach neither the loss nor any gradient.
+    select = functools.partial(_select, mask)
+
+    def compare(tokens: Tensor, goal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         projected = projector(tokens, mask)
         loss = objective.with_head(projected, goal, mask, projector.objective_head)
-    compared = Compared(projected.detach(), goal, mask)
-    featured = objective.reads == "features"
-    cosine = _mean_cosine(compared.projected, goal, mask) if featured else loss.new_full((), torch.nan)
-    return Alignment(loss, cosine, mask.float().mean(), compared if featured else None)
+        return loss, projected.detach(), goal
+
+    if recompute == "all" and not objective.exchanges:
+        # The teacher's features may be inference tensors, which autograd keeps for nobody: hence no argument.
+        found: tuple[Tensor, Tensor, Tensor] = again(lambda tokens: compare(select(tokens), select(source)), values)
+        return found
+    if recompute == "nothing":
+        return compare(select(values), select(source))
+    with sparing(), remade(select, values, source) as maps:
+        return compare(*maps)
+
+
+def _select(mask: Tensor, values: Tensor) -> Tensor:
+    return torch.where(mask.unsqueeze(-1), values.float(), 0.0)
 
 
 @torch.no_grad()

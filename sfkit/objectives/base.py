@@ -59,6 +59,11 @@ class Objective(Configured, ABC):
         """Compare the maps, given what :meth:`head` made for this pair; otherwise as a plain call."""
         return self(student, teacher, mask)
 
+    @property
+    def exchanges(self) -> bool:
+        """Whether ranks exchange tokens in a call, so that it must not be made again in the backward pass."""
+        return False
+
     def sit_out(self) -> None:
         """Take part in what all ranks do together, for one pair that this rank does not align in this step."""
 

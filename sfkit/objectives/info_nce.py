@@ -69,6 +69,10 @@ class InfoNCEObjective(Objective):
             similarity = torch.cat([similarity, p @ far.t() / self.options.temperature], -1)
         return masked_mean((similarity.logsumexp(-1) - own).reshape(mask.shape), mask)
 
+    @property
+    def exchanges(self) -> bool:
+        return self.options.negatives == "devices"
+
     def sit_out(self) -> None:
-        if self.options.negatives == "devices":
+        if self.exchanges:
             tokens_of_other_ranks(None)

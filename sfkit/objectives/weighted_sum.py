@@ -82,6 +82,10 @@ class SumObjective(Objective):
         ]
         return torch.stack(losses).sum(0)
 
+    @property
+    def exchanges(self) -> bool:
+        return any(term.exchanges for _, term in self.terms)
+
     def sit_out(self) -> None:
         for _, term in self.terms:
             term.sit_out()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sfkit.component import AnyOptions
 from sfkit.config import Options
 from sfkit.projectors.base import Projector
+from sfkit.recomputing import spare
 
 
 class MLPOptions(Options):
@@ -41,5 +42,5 @@ class MLPProjector(Projector):
             nn.init.zeros_(layer.bias)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        projected: Tensor = self.fc2(self.act(self.fc1(self.norm(tokens))))
-        return projected
+        inner = spare(lambda x: self.fc1(self.norm(x)), tokens)
+        return spare(lambda x: self.fc2(self.act(x)), inner)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sfkit.component import AnyOptions
 from sfkit.config import Options
 from sfkit.projectors.base import Projector, xavier
+from sfkit.recomputing import spare
 
 
 class SiLUMLPOptions(Options):
@@ -41,6 +42,6 @@ class SiLUMLPProjector(Projector):
         self.act = nn.SiLU()
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        hidden = self.act(self.fc2(self.act(self.fc1(self.norm(tokens)))))
-        projected: Tensor = self.fc3(hidden)
-        return projected
+        first = spare(lambda x: self.fc1(self.norm(x)), tokens)
+        second = spare(lambda x: self.fc2(self.act(x)), first)
+        return spare(lambda x: self.fc3(self.act(x)), second)

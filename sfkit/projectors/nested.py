@@ -12,6 +12,7 @@ from sfkit.component import AnyOptions
 from sfkit.config import Options
 from sfkit.errors import ConfigError
 from sfkit.projectors.base import Projector, xavier
+from sfkit.recomputing import spare
 
 
 class NestedOptions(Options):
@@ -84,5 +85,5 @@ class NestedProjector(Projector):
         """
         if not 1 <= units <= self.hidden:
             raise ConfigError(f"{units} of {self.hidden} hidden units.", f"Give 1 to {self.hidden}.")
-        inner = F.gelu(F.linear(self.norm(tokens), self.fc1.weight[:units], self.fc1.bias[:units]))
-        return F.linear(inner, self.fc2.weight[:, :units], self.fc2.bias)
+        inner = spare(lambda x: F.linear(self.norm(x), self.fc1.weight[:units], self.fc1.bias[:units]), tokens)
+        return spare(lambda x: F.linear(F.gelu(x), self.fc2.weight[:, :units], self.fc2.bias), inner)

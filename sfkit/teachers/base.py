@@ -102,6 +102,7 @@ class Teacher(Configured, ABC):
 
         Returns:
             One map for each layer, over the whole view (letterbox included), mask False where a value means nothing.
+            They must stay as they are until the backward pass, which may read them again.
         """
 
     def attention_heads(self, block: int) -> tuple[int, int]:

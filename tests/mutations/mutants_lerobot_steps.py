@@ -78,7 +78,7 @@ LEROBOT_STEPS = (
         new="handle.to(trainable.device, torch.bfloat16)",
         also=(
             Edit(ALIGNER, "return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)", "return moved"),
-            Edit("sfkit/alignment/step.py", "student.values.float()", "student.values.bfloat16()"),
+            Edit("sfkit/alignment/step.py", "values.float(), 0.0)", "values.bfloat16(), 0.0)"),
         ),
         tests=in_file(T_TRAINING, ["test_fault_52_pi0_in_its_own_bfloat16_mode_keeps_alignment_in_float32"]),
     ),

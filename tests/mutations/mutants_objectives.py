@@ -14,8 +14,8 @@ OBJECTIVES = (
         fault=21,
         what="the student's masked tokens are multiplied by 0 before any projector and objective",
         file=STEP,
-        old="tokens = torch.where(mask.unsqueeze(-1), student.values.float(), 0.0)",
-        new="tokens = student.values.float() * mask.unsqueeze(-1)",
+        old="return torch.where(mask.unsqueeze(-1), values.float(), 0.0)",
+        new="return values.float() * mask.unsqueeze(-1)",
         tests=(
             f"{T_OBJECTIVES}::test_fault_21_nan_in_masked_tokens_reaches_no_objective",
             f"{T_PROJECTORS}::test_fault_21_masked_tokens_reach_no_projector",
