@@ -18,6 +18,7 @@ from sfkit.alignment.reduction import tell_of_a_sum
 from sfkit.alignment.replay import refuse_transforms, replays
 from sfkit.alignment.step import Alignment, align
 from sfkit.alignment.tap import Captured, Tap, Watch, tap_at, tokens_at
+from sfkit.alignment.telling import NOTHING_VALID, left_in_eval, nothing_to_balance
 from sfkit.config import Depth, Recompute, balance_ratio
 from sfkit.errors import SfkitWarning
 from sfkit.health.monitor import Monitor, Watched
@@ -303,27 +304,15 @@ class Aligner(nn.Module):
     def _warn_if_left_in_eval(self, policy: nn.Module) -> None:
         forgotten = not policy.training and self.enabled and self.weight and torch.is_grad_enabled()
         if forgotten and any(parameter.requires_grad for parameter in policy.parameters()):
-            self._warn_once(
-                f"{type(policy).__name__} ran with gradients while in eval mode, so nothing is aligned. Call "
-                "policy.train() before training (LeRobot's from_pretrained returns policies in eval mode), or use "
-                "torch.no_grad() for evaluation."
-            )
+            self._warn_once(left_in_eval(type(policy).__name__))
 
     def _warn_if_nothing_valid(self, valid: Tensor) -> None:
         if not bool(valid > 0):
-            self._warn_once(
-                "No visual token of this batch could be aligned: all are masked, as padding, missing cameras or "
-                "positions without a valid target (for the geometry teacher: depth of 0, NaN or out of range)."
-            )
+            self._warn_once(NOTHING_VALID)
 
     def _warn_if_nothing_to_balance(self) -> None:
         if self.balance is not None and self.steps > 1 and not self.balance.measured:
-            self._warn_once(
-                f'weight="{self.config.weight}" has nothing to balance: no action gradient was seen at the tapped '
-                f"tokens, so the weight stays {self.balance.ratio:g}. Choose a smaller depth (after the last block, "
-                "what is tapped may take no part in the action), or a fixed weight; inside a graph of torch.compile "
-                "it cannot be measured."
-            )
+            self._warn_once(nothing_to_balance(self.config.weight, self.balance.ratio))
 
     def _warn_once(self, message: str) -> None:
         if message not in self._warned:
