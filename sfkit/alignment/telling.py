@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 NOTHING_VALID = (
-    "No visual token of this batch could be aligned: all are masked, as padding, missing cameras or positions without a "
-    "valid target (for the geometry teacher: depth of 0, NaN or out of range)."
+    "No visual token of this batch could be aligned: all are masked, as padding, missing cameras or positions without "
+    "a valid target (for the geometry teacher: depth of 0, NaN or out of range)."
 )
 
 
@@ -19,7 +19,7 @@ def left_in_eval(policy: str) -> str:
 def nothing_to_balance(weight: float | str, ratio: float) -> str:
     """Of a balance that has measured nothing so far."""
     return (
-        f'weight="{weight}" has nothing to balance: no action gradient was seen at the tapped tokens, so the weight stays '
-        f"{ratio:g}. Choose a smaller depth (after the last block, what is tapped may take no part in the action), or a "
-        "fixed weight; inside a graph of torch.compile it cannot be measured."
+        f'weight="{weight}" has nothing to balance: no action gradient was seen at the tapped tokens, so the weight '
+        f"stays {ratio:g}. Choose a smaller depth (after the last block, what is tapped may take no part in the "
+        "action), or a fixed weight; inside a graph of torch.compile it cannot be measured."
     )
