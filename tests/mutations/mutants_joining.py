@@ -149,7 +149,7 @@ JOINING = (
             T_OUTPUTS,
             [
                 "test_fault_55_backward_into_some_leaves_trains_once",
-                "test_fault_13_add_is_missed_also_after_backward_into_some_leaves",
+                "test_fault_13_and_55_add_is_missed_also_after_backward_into_some_leaves",
             ],
         ),
     ),
