@@ -4,7 +4,8 @@ A training loop whose loss is computed outside the policy differentiates the pol
 So each output passes through an identity node of the autograd graph, which has the alignment loss as a further input.
 Backward hands the output's gradient on unchanged, and the first node that it comes by sends the alignment loss a
 gradient of its own. This also makes the projector reachable from what forward returned, which DDP insists on
-(``find_unused_parameters=True``). A node for all outputs would run backward through those that the loop never uses.
+(``find_unused_parameters=True``). One node for all outputs would run backward through those that the loop never uses.
+With several processes that is wanted: DDP waits for every parameter behind any of the outputs, as OFT's unused logits.
 """
 
 from __future__ import annotations
@@ -56,20 +57,23 @@ class Ride:
 
 
 class Carrier(torch.autograd.Function):
-    """Identity over one output of a forward, with the alignment loss as a passenger."""
+    """Identity over outputs of a forward, with the alignment loss as a passenger."""
 
     @staticmethod
-    def forward(ctx: Any, boarding: tuple[Ride, bool], witness: Tensor, passenger: Tensor, output: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, boarding: tuple[Ride, list[bool]], witness: Tensor, passenger: Tensor, *outputs: Tensor
+    ) -> tuple[Tensor, ...]:
         ctx.ride, alone = boarding
+        ctx.set_materialize_grads(False)
         ctx.passenger = passenger
-        return _alias(output, alone)
+        return tuple(map(_alias, outputs, alone))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         share = ctx.ride.share(accumulates=_accumulates(ctx))
         passenger = ctx.passenger
         own = torch.as_tensor(share, dtype=passenger.dtype, device=passenger.device).expand_as(passenger)
-        return None, None, own, gradient
+        return None, None, own, *gradients
 
 
 def _alone(tensors: Sequence[Tensor]) -> list[bool]:
@@ -122,10 +126,14 @@ def carry(output: Any, passenger: Tensor | Callable[[Tensor], Tensor], ride: Rid
     if not isinstance(passenger, Tensor):
         passenger = passenger(found[0]).sum()
     witness = torch.zeros((), requires_grad=True)
-    replaced: dict[int, Any] = {
-        id(tensor): Carrier.apply((ride, alone), witness, passenger, tensor)  # type: ignore[no-untyped-call]
-        for tensor, alone in zip(found, _alone(found), strict=True)
-    }
+    replaced: dict[int, Tensor] = {}
+    alone = _alone(found)
+    size = len(found) if torch.distributed.is_available() and torch.distributed.is_initialized() else 1
+    for start in range(0, len(found), size):
+        group = slice(start, start + size)
+        boarding = (ride, alone[group])
+        carried: Any = Carrier.apply(boarding, witness, passenger, *found[group])  # type: ignore[no-untyped-call]
+        replaced.update((id(tensor), fresh) for tensor, fresh in zip(found[group], carried, strict=True))
     return map_tensors(output, lambda tensor: replaced.get(id(tensor), tensor))
 
 

@@ -117,7 +117,7 @@ def test_fault_55_backward_into_some_leaves_trains_once(
         same(gradients(policy), gradients(other))
 
 
-def test_fault_13_and_55_add_is_missed_also_after_backward_into_some_leaves(make: Make, batch: Batch) -> None:
+def test_fault_13_55_add_is_missed_also_after_backward_into_some_leaves(make: Make, batch: Batch) -> None:
     class LossIsElsewhere(TinyAdapter):
         def loss(self, output: Any) -> None:
             return None
