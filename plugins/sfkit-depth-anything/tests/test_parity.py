@@ -118,4 +118,4 @@ def test_outputs_that_the_trunk_does_not_have_are_told(tmp_path: Path) -> None:
     tensors["single.out.layer17"] = tensors["single.out.layer5"].clone()
     save_file(tensors, tmp_path / "more.safetensors", metadata)
     notes = {d.output: d.note for d in compare(Fixture.load(tmp_path / "more.safetensors")) if d.note}
-    assert notes == {"layer17": "the trunk does not give it"}
+    assert notes == {"layer17": "not given"}
