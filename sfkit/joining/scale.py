@@ -20,13 +20,20 @@ class StepScale:
     Attributes:
         accumulation: Batches for each optimizer step; None: not told.
         scaler: The loop's ``GradScaler``, anything with its ``scale(tensor)``; None: there is none, or it was not told.
+        processes: By how many processes the trainer multiplies a loss that was made with ``num_items_in_batch``, before
+            DDP divides by them; None: not told.
     """
 
     def __init__(self, accumulation: int | None = None, scaler: Any = None) -> None:
         self.accumulation = accumulation
         self.scaler = scaler
+        self.processes: int | None = None
         self._warned: set[str] = set()
         self._last: tuple[int, int] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of the policy has no part in the loop; and a GradScaler refuses to be copied in the middle of a step.
+        return {**self.__dict__, "scaler": None, "_last": None}
 
     def gradient(self, like: Tensor) -> Tensor:
         """The gradient ``()`` that reaches ``loss`` when the loop differentiates its scaled and divided loss."""
@@ -38,13 +45,22 @@ class StepScale:
         """What part of an optimizer step this call is, as far as the policy's own loss already accounts for it.
 
         Handed ``num_items_in_batch``, a model divides its loss by the items of *all* accumulated batches, and HF
-        Trainer then divides no further. The alignment loss must follow, or it counts once for each of them.
+        Trainer then divides no further. The alignment loss must follow, or it counts once for each of them. If they
+        are the items of all processes (``average_tokens_across_devices``), Trainer multiplies the loss by the number of
+        processes, to make up for DDP's mean: the same again.
 
         Raises:
-            LossError: It was handed that, and how many batches are accumulated was not told.
+            LossError: It was handed that, and how many batches are accumulated was not told; or there are several
+                processes, and whether the loss is multiplied by their number was not told.
         """
         if arguments.get("num_items_in_batch") is None:
             return 1.0
+        if self.processes is None and _world_size() > 1:
+            raise LossError(
+                "The policy was called with num_items_in_batch in one of several processes. HF Trainer multiplies such "
+                "a loss by their number, or not, by its average_tokens_across_devices, and sfkit cannot know.",
+                "Give the trainer sfkit_transformers.SpatialForcingCallback(policy), which tells.",
+            )
         if self.accumulation is None:
             raise LossError(
                 "The policy was called with num_items_in_batch, so its loss is already scaled for gradient "
@@ -52,7 +68,7 @@ class StepScale:
                 "Pass SpatialForcing.wrap(..., grad_accumulation=N), the trainer's gradient_accumulation_steps, or "
                 "give the trainer sfkit_transformers.SpatialForcingCallback(policy), which tells.",
             )
-        return 1.0 / self.accumulation
+        return 1.0 / (self.accumulation * (self.processes or 1))
 
     def look_at_forward(self, device: str) -> None:
         """Warn once where a forward runs in float16, which is trained with a GradScaler, and none was told."""
@@ -86,6 +102,11 @@ class StepScale:
         if message not in self._warned:
             self._warned.add(message)
             warnings.warn(f"sfkit: {message}", SfkitWarning, stacklevel=2)
+
+
+def _world_size() -> int:
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if distributed else 1
 
 
 def _autocast_dtype(device: str) -> torch.dtype | None:

@@ -11,6 +11,7 @@ STEP = "sfkit/alignment/step.py"
 MOMENTS = "sfkit/teachers/moments.py"
 
 T_HOST = "tests/alignment/test_host.py"
+T_SCALE = "tests/joining/test_scale.py"
 T_TRAINING = "tests/test_training.py"
 T_WRAP = "tests/test_wrap.py"
 
@@ -73,7 +74,7 @@ STEPS = (
         fault=48,
         what="the alignment loss counts once for each accumulated batch",
         file=SCALE,
-        old="        return 1.0 / self.accumulation\n",
+        old="        return 1.0 / (self.accumulation * (self.processes or 1))\n",
         new="        return 1.0\n",
         tests=in_file(T_TRAINING, ["test_fault_48_num_items_in_batch_with_accumulation"]),
     ),
@@ -84,6 +85,22 @@ STEPS = (
         old="        if self.accumulation is None:\n",
         new="        if self.accumulation is None:\n            return 1.0\n        if False:\n",
         tests=in_file(T_TRAINING, ["test_fault_48_num_items_in_batch_with_accumulation"]),
+    ),
+    Mutant(
+        fault=48,
+        what="nobody asks whether the trainer multiplies the loss by the number of processes",
+        file=SCALE,
+        old="        if self.processes is None and _world_size() > 1:\n",
+        new="        if False:\n",
+        tests=in_file(T_SCALE, ["test_fault_48_several_processes_must_be_told"]),
+    ),
+    Mutant(
+        fault=48,
+        what="the alignment loss counts once for each process",
+        file=SCALE,
+        old="        return 1.0 / (self.accumulation * (self.processes or 1))\n",
+        new="        return 1.0 / self.accumulation\n",
+        tests=in_file(T_SCALE, ["test_fault_48_the_share_of_a_call_follows_batches_and_processes"]),
     ),
     Mutant(
         fault=49,

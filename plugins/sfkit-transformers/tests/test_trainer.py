@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -132,6 +133,18 @@ def test_the_alignment_moves_what_is_trained(build: Callable[..., Pictured], tmp
 def test_accumulation_that_nobody_told_is_an_error(build: Callable[..., Pictured], tmp_path: Path) -> None:
     with pytest.raises(LossError, match="SpatialForcingCallback"):
         train(build(), tmp_path, 1, 4, callback=False)
+
+
+@pytest.mark.parametrize(("averages", "processes"), [(True, 2), (False, 1)])
+def test_the_callback_tells_whether_the_loss_is_multiplied_by_the_processes(
+    averages: bool, processes: int, build: Callable[..., Pictured]
+) -> None:
+    """As Trainer.compute_loss does under average_tokens_across_devices, to make up for DDP's mean."""
+    policy = build()
+    args = SimpleNamespace(gradient_accumulation_steps=4, average_tokens_across_devices=averages, world_size=2)
+    SpatialForcingCallback(policy).on_train_begin(args, None, None)
+    assert policy.spatial_forcing.scale.processes == processes
+    assert policy.spatial_forcing.grad_accumulation == 4
 
 
 def test_a_policy_that_is_not_wrapped_is_refused() -> None:

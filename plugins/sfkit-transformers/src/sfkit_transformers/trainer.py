@@ -15,8 +15,9 @@ from sfkit.errors import WrapError
 class SpatialForcingCallback(TrainerCallback):  # type: ignore[misc]
     """For ``Trainer(model=policy, callbacks=[SpatialForcingCallback(policy)])`` around a wrapped policy.
 
-    It tells sfkit how many batches make an optimizer step: transformers' models divide their loss by the items of all
-    of them, and the alignment loss must follow. To each log it adds ``sf_loss``, ``sf_cosine``, ``sf_weight`` and
+    It tells sfkit how many batches make an optimizer step, and whether the trainer multiplies the loss by the number of
+    processes (``average_tokens_across_devices``): transformers' models divide their loss by the items of all of them,
+    and the alignment loss must follow. To each log it adds ``sf_loss``, ``sf_cosine``, ``sf_weight`` and
     ``valid_tokens``.
 
     Args:
@@ -34,6 +35,8 @@ class SpatialForcingCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.handle.grad_accumulation = args.gradient_accumulation_steps
+        multiplies = getattr(args, "average_tokens_across_devices", False)
+        self.handle.scale.processes = args.world_size if multiplies else 1
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: MutableMapping[str, Any] | None = None, **kwargs: Any
