@@ -54,6 +54,7 @@ JOINING = (
         new="    size = 1\n",
         tests=(f"{T_SCRIPTS}::test_fault_12_lora_film_ddp_and_an_optimizer[oft-diffusion]",),
         says="Expected to have finished reduction",
+        ends_in=("RuntimeError",),
     ),
     Mutant(
         fault=13,
