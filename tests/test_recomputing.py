@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sfkit import SpatialForcing
 from sfkit.alignment.step import align
 from sfkit.config import Recompute
-from sfkit.errors import ConfigError
+from sfkit.errors import ConfigError, GradientError
 from sfkit.objectives.cosine import CosineObjective
 from sfkit.objectives.info_nce import InfoNCEObjective
 from sfkit.objectives.weighted_sum import SumObjective
@@ -134,6 +134,45 @@ def test_features_of_inference_mode_serve_as_well() -> None:
         result = align(student, FeatureMap(features, teacher.mask), projector, CosineObjective(), recompute=recompute)
         found = torch.autograd.grad(result.loss.sum(), [student.values, *projector.parameters()])
         assert all(torch.equal(a, b) for a, b in zip(wanted[1:], found, strict=True))
+
+
+@pytest.mark.parametrize("recompute", MODES)
+@pytest.mark.parametrize("inference", [True, False])
+def test_where_nothing_is_masked_nothing_is_copied_and_all_is_the_same(recompute: Recompute, inference: bool) -> None:
+    """Compared with the same batch where the last sample is masked, so that copies are made."""
+    projector, found = MLPProjector(8, 6), {}
+    student, teacher = torch.randn(3, 2, 4, 4, 8), torch.randn(3, 2, 4, 4, 6)
+    with torch.inference_mode(inference):
+        features = teacher.clone()
+    for masked in (0, 1):
+        tokens = student.clone().requires_grad_()
+        mask = torch.ones(3, 2, 4, 4, dtype=torch.bool)
+        mask[2] = not masked
+        result = align(
+            FeatureMap(tokens, mask), FeatureMap(features, mask), projector, CosineObjective(), recompute=recompute
+        )
+        gradients = torch.autograd.grad(result.loss[:2].sum(), [tokens, *projector.parameters()])
+        found[masked] = [result.loss[:2], gradients[0][:2], *gradients[1:]]
+    assert all(torch.allclose(a, b, rtol=1e-6, atol=1e-7) for a, b in zip(found[0], found[1], strict=True))
+
+
+@pytest.mark.parametrize("recompute", MODES)
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_is_changed_in_place_is_an_error(recompute: Recompute, whole: bool) -> None:
+    class InPlace(MLPProjector):
+        name = "in-place"
+
+        def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+            return super().forward(tokens.mul_(2), mask)
+
+    student, teacher = torch.randn(1, 1, 2, 2, 8, requires_grad=True), torch.randn(1, 1, 2, 2, 6)
+    mask = torch.ones(1, 1, 2, 2, dtype=torch.bool)
+    mask[0, 0, 0, 0] = whole
+    with pytest.raises(GradientError, match="'in-place' or objective 'cosine' changed in place"):
+        align(
+            FeatureMap(student * 1, mask), FeatureMap(teacher, mask), InPlace(8, 6), CosineObjective(),
+            recompute=recompute,
+        )  # fmt: skip
 
 
 def test_an_objective_that_talks_to_other_ranks_is_not_called_twice(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sfkit.alignment.resample import resample
 from sfkit.config import Recompute
-from sfkit.errors import ShapeError
+from sfkit.errors import GradientError, ShapeError
 from sfkit.objectives.base import Objective, cosine_similarity, masked_mean
 from sfkit.projectors.base import Projector
 from sfkit.recomputing import again, remade, sparing
@@ -74,6 +74,7 @@ def align(
 
     Raises:
         ShapeError: Batches, views or widths do not fit.
+        GradientError: Projector or objective changed in place what it was given.
     """
     if student.values.shape[:2] != teacher.values.shape[:2]:
         raise ShapeError(
@@ -81,12 +82,11 @@ def align(
             f"the teacher's features {tuple(teacher.values.shape[:2])}."
         )
     with torch.autocast(student.values.device.type, enabled=False):
-        target = prepare_target(teacher, projector, student.mask)
+        # Features that stay as they are need no copy: masked tokens are left out below.
+        as_it_is = not projector.target_transforms and teacher.grid == student.grid
+        target = teacher if as_it_is else prepare_target(teacher, projector, student.mask)
         _check_widths(student, target, projector)
-        mask = student.mask & target.mask
-        unchanged = not projector.target_transforms and teacher.values.shape == target.values.shape
-        # The teacher's own features are in memory anyway; a copy that differs in masked tokens only need not be.
-        source = teacher.values.detach() if unchanged else target.values
+        mask, source = student.mask & target.mask, target.values.detach()
         del target
         loss, projected, goal = _compare(student.values, source, mask, projector, objective, recompute=recompute)
     featured = objective.reads == "features"
@@ -100,11 +100,18 @@ def _compare(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The losses, and without gradient what was compared."""
     # Selected, not multiplied: a NaN in a masked token must reach neither the loss nor any gradient.
-    select = functools.partial(_select, mask)
+    select = functools.partial(_select, None if _is_whole(mask) else mask)
 
     def compare(tokens: Tensor, goal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        versions = tokens._version, goal._version
         projected = projector(tokens, mask)
         loss = objective.with_head(projected, goal, mask, projector.objective_head)
+        if (tokens._version, goal._version) != versions:
+            raise GradientError(
+                f"Projector {projector.name!r} or objective {objective.name!r} changed in place what it was given; it "
+                "may be the policy's own tensor, or be made again for backward.",
+                "Let it work on a copy.",
+            )
         return loss, projected.detach(), goal
 
     if recompute == "all" and not objective.exchanges:
@@ -117,7 +124,15 @@ def _compare(
         return compare(*maps)
 
 
-def _select(mask: Tensor, values: Tensor) -> Tensor:
+def _is_whole(mask: Tensor) -> bool:
+    """Whether nothing is masked, where that is known at once: a GPU would have to be waited for."""
+    return mask.device.type == "cpu" and bool(mask.all())
+
+
+def _select(mask: Tensor | None, values: Tensor) -> Tensor:
+    if mask is None:
+        # Autograd would not keep a tensor of inference mode for backward.
+        return values.to(torch.float32, copy=values.is_inference())
     return torch.where(mask.unsqueeze(-1), values.float(), 0.0)
 
 

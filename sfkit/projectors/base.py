@@ -42,7 +42,7 @@ class Projector(Configured, nn.Module, ABC):
         """Project.
 
         Args:
-            tokens: ``(b, v, gh, gw, student_dim)`` float32, zero where masked.
+            tokens: ``(b, v, gh, gw, student_dim)`` float32, zero where masked; not to be changed in place.
             mask: ``(b, v, gh, gw)`` bool.
 
         Returns:

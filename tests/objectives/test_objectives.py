@@ -16,7 +16,7 @@ from sfkit.alignment.resample import resample
 from sfkit.alignment.step import align
 from sfkit.building import build_objective
 from sfkit.errors import ConfigError, ShapeError
-from sfkit.objectives.base import Objective
+from sfkit.objectives.base import Objective, cosine_similarity
 from sfkit.projectors.mlp import MLPProjector
 from sfkit.types import FeatureMap
 
@@ -481,3 +481,27 @@ def test_cosine_is_what_it_was() -> None:
     wanted = (1 - F.cosine_similarity(student, teacher, dim=-1, eps=1e-6)).masked_fill(~mask, 0)
     wanted = wanted.flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1)
     assert torch.equal(build_objective("cosine")(student, teacher, mask), wanted)
+
+
+def test_the_gradient_of_cosine_similarity_is_that_of_its_formula() -> None:
+    a, b = torch.randn(2, 5, 7, dtype=torch.float64).unbind(0)
+    a, b = a.requires_grad_(), b.requires_grad_()
+    upstream = torch.randn(5, dtype=torch.float64)
+    plain = (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
+    found = cosine_similarity(a, b)
+    assert torch.allclose(found, plain, rtol=1e-12)
+    for mine, wanted in zip(
+        torch.autograd.grad(found, [a, b], upstream), torch.autograd.grad(plain, [a, b], upstream), strict=True
+    ):
+        assert torch.allclose(mine, wanted, rtol=1e-10, atol=1e-12)
+    assert torch.autograd.gradcheck(cosine_similarity, (a, b))
+
+
+def test_the_gradient_of_cosine_similarity_is_finite_at_0() -> None:
+    a, b = torch.zeros(2, 3, requires_grad=True), torch.ones(2, 3)
+    similarity = cosine_similarity(a, b)
+    similarity.sum().backward()
+    assert torch.equal(similarity, torch.zeros(2))
+    assert a.grad is not None
+    assert a.grad.isfinite().all()
+    assert (a.grad > 0).all(), "towards the target"
