@@ -61,7 +61,7 @@ class _Remade:
     shape: torch.Size
 
     def __call__(self) -> Tensor:
-        if _version(self.source) != self.version:
+        if version_of(self.source) != self.version:
             raise RuntimeError(
                 "sfkit was to make a tensor again for backward, but what it is made from was changed in place after "
                 'the forward pass. Do not change it, or wrap with recompute="nothing".'
@@ -88,7 +88,7 @@ def remade(make: Callable[[Tensor], Tensor], *sources: Tensor) -> Iterator[list[
         source = kept.get((tensor.data_ptr(), tensor.numel(), tensor.dtype))
         if source is None or not (tensor.numel() and tensor.is_contiguous()):
             return tensor
-        return _Remade(source, _version(source), make, tensor.shape)
+        return _Remade(source, version_of(source), make, tensor.shape)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, _unpack):
         yield results
@@ -98,6 +98,6 @@ def _unpack(kept: Tensor | _Remade) -> Tensor:
     return kept() if isinstance(kept, _Remade) else kept
 
 
-def _version(tensor: Tensor) -> int | None:
+def version_of(tensor: Tensor) -> int | None:
     """How often it was changed in place; None for tensors of inference mode, which do not count it."""
     return None if tensor.is_inference() else tensor._version

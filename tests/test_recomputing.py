@@ -175,6 +175,15 @@ def test_what_is_changed_in_place_is_an_error(recompute: Recompute, whole: bool)
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("recompute", MODES)
+def test_a_loss_alone_may_be_computed_in_inference_mode(recompute: Recompute) -> None:
+    with torch.inference_mode():
+        mask = torch.ones(1, 1, 2, 2, dtype=torch.bool)
+        maps = FeatureMap(torch.randn(1, 1, 2, 2, 8), mask), FeatureMap(torch.randn(1, 1, 2, 2, 6), mask)
+        result = align(*maps, MLPProjector(8, 6), CosineObjective(), recompute=recompute)
+    assert result.loss.isfinite().all()
+
+
 def test_an_objective_that_talks_to_other_ranks_is_not_called_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     plain = InfoNCEObjective.__call__

@@ -14,7 +14,7 @@ from sfkit.config import Recompute
 from sfkit.errors import GradientError, ShapeError
 from sfkit.objectives.base import Objective, cosine_similarity, masked_mean
 from sfkit.projectors.base import Projector
-from sfkit.recomputing import again, remade, sparing
+from sfkit.recomputing import again, remade, sparing, version_of
 from sfkit.types import FeatureMap
 
 
@@ -103,10 +103,10 @@ def _compare(
     select = functools.partial(_select, None if _is_whole(mask) else mask)
 
     def compare(tokens: Tensor, goal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        versions = tokens._version, goal._version
+        versions = version_of(tokens), version_of(goal)
         projected = projector(tokens, mask)
         loss = objective.with_head(projected, goal, mask, projector.objective_head)
-        if (tokens._version, goal._version) != versions:
+        if (version_of(tokens), version_of(goal)) != versions:
             raise GradientError(
                 f"Projector {projector.name!r} or objective {objective.name!r} changed in place what it was given; it "
                 "may be the policy's own tensor, or be made again for backward.",

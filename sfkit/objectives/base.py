@@ -99,8 +99,8 @@ class _Cosine(torch.autograd.Function):
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
         lengths = a.norm(dim=-1), b.norm(dim=-1)
         norms = tuple(length.clamp(min=_SMALLEST) for length in lengths)
-        # Not (a * b).sum(-1): it would make the map of all products.
-        similarity = torch.einsum("...d,...d->...", a, b) / (norms[0] * norms[1])
+        # No einsum, though faster: as a matrix product it would follow the user's choice of TF32 or bfloat16.
+        similarity = (a * b).sum(-1) / (norms[0] * norms[1])
         ctx.save_for_backward(a, b, *lengths, similarity)
         return similarity  # type: ignore[no-any-return]
 

@@ -79,6 +79,7 @@ LEROBOT_STEPS = (
         also=(
             Edit(ALIGNER, "return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)", "return moved"),
             Edit("sfkit/alignment/step.py", "values.float(), 0.0)", "values.bfloat16(), 0.0)"),
+            Edit("sfkit/alignment/step.py", "return values.to(torch.float32,", "return values.to(torch.bfloat16,"),
         ),
         tests=in_file(T_TRAINING, ["test_fault_52_pi0_in_its_own_bfloat16_mode_keeps_alignment_in_float32"]),
     ),
