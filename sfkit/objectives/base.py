@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Literal
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from sfkit.component import AnyOptions, Configured
 
@@ -98,17 +97,17 @@ class _Cosine(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
         lengths = a.norm(dim=-1), b.norm(dim=-1)
-        norms = tuple(length.clamp(min=_SMALLEST) for length in lengths)
         # No einsum, though faster: as a matrix product it would follow the user's choice of TF32 or bfloat16.
-        similarity = (a * b).sum(-1) / (norms[0] * norms[1])
+        similarity = (a * b).sum(-1) / (_raised(lengths[0]) * _raised(lengths[1]))
         ctx.save_for_backward(a, b, *lengths, similarity)
-        return similarity  # type: ignore[no-any-return]
+        return similarity
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         a, b, *lengths, similarity = ctx.saved_tensors
-        norms = [length.clamp(min=_SMALLEST) for length in lengths]
+        if torch.is_grad_enabled():  # create_graph: what was kept has no history, and its part would be left out
+            lengths = [a.norm(dim=-1), b.norm(dim=-1)]
+        norms = [_raised(length) for length in lengths]
         across = (gradient / (norms[0] * norms[1])).unsqueeze(-1)
         found: list[Tensor | None] = [None, None]
         for index, (own, other) in enumerate(((a, b), (b, a))):
@@ -116,6 +115,10 @@ class _Cosine(torch.autograd.Function):
                 along = torch.where(lengths[index] < _SMALLEST, 0.0, gradient * similarity / norms[index].square())
                 found[index] = (other * across).addcmul_(own, along.unsqueeze(-1), value=-1)
         return found[0], found[1]
+
+
+def _raised(length: Tensor) -> Tensor:
+    return length.clamp(min=_SMALLEST)
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

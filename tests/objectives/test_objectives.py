@@ -495,6 +495,7 @@ def test_the_gradient_of_cosine_similarity_is_that_of_its_formula() -> None:
     ):
         assert torch.allclose(mine, wanted, rtol=1e-10, atol=1e-12)
     assert torch.autograd.gradcheck(cosine_similarity, (a, b))
+    assert torch.autograd.gradgradcheck(cosine_similarity, (a, b))
 
 
 def test_the_gradient_of_cosine_similarity_is_finite_at_0() -> None:
@@ -505,3 +506,5 @@ def test_the_gradient_of_cosine_similarity_is_finite_at_0() -> None:
     assert a.grad is not None
     assert a.grad.isfinite().all()
     assert (a.grad > 0).all(), "towards the target"
+    (first,) = torch.autograd.grad(cosine_similarity(a, b).sum(), a, create_graph=True)
+    assert torch.autograd.grad(first.sum(), a)[0].isfinite().all()
