@@ -53,7 +53,7 @@ def _record(root: Path, depth_dtype: type = np.uint16) -> None:
         for step in range(LENGTH):
             dataset.add_frame(
                 {
-                    KEY: np.full((12, 16, 3), 9, dtype=np.uint8),
+                    KEY: np.full((12, 16, 3), 9 + episode * LENGTH + step, dtype=np.uint8),
                     DEPTH: np.full((12, 16, 1), value, dtype=depth_dtype),
                     POSE: _pose(episode * LENGTH + step).reshape(16),
                     "observation.state": np.zeros(4, np.float32),
@@ -195,3 +195,25 @@ def test_the_recording_of_the_repository_is_readable() -> None:
     assert {camera.depth_unit for camera in rig.cameras.values()} == {"mm"}
     assert rig.pose("observation.images.wrist", torch.tensor([0, 5]), 2).isfinite().all()
     assert rig.pose("observation.images.corner2", None, 2).shape == (2, 4, 4)
+
+
+def test_later_frames_stand_beside_the_present_ones(root) -> None:
+    from sfkit_lerobot import LaterFrames
+
+    dataset = _open(root)
+    ahead = LaterFrames(dataset, steps=(1, 3))
+    assert len(ahead) == EPISODES * LENGTH
+    for index in range(len(ahead)):
+        sample, place = ahead[index], index % LENGTH
+        for steps in (1, 3):
+            ended = bool(sample[f"{KEY}_in_{steps}_steps_is_pad"])
+            assert ended is (place + steps >= LENGTH)
+            if not ended:
+                for key in (KEY, DEPTH):
+                    assert torch.equal(sample[f"{key}_in_{steps}_steps"], dataset[index + steps][key])
+        assert torch.equal(sample[KEY], dataset[index][KEY])
+    batch = next(iter(torch.utils.data.DataLoader(ahead, batch_size=5)))
+    assert batch[f"{KEY}_in_3_steps_is_pad"].tolist() == [False, True, True, True, False]
+    for steps in ((), (0,), (2, -1)):
+        with pytest.raises(ConfigError, match="1 step ahead or more"):
+            LaterFrames(dataset, steps)

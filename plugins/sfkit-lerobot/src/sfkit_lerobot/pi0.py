@@ -20,6 +20,7 @@ class PI0Adapter(RotaryPrefixAdapter):
 
     name = "pi0"
     decoder_path = "model.paligemma_with_expert.paligemma.model.language_model"
+    connector_path = "model.paligemma_with_expert.paligemma.model.multi_modal_projector"
 
     def __init__(self, policy: nn.Module, options: AnyOptions = None) -> None:
         super().__init__(policy, options)
@@ -33,6 +34,10 @@ class PI0Adapter(RotaryPrefixAdapter):
         images, masks = self.policy._preprocess_images(batch)
         return images, masks
 
+    @property
+    def vision_config(self) -> Any:
+        return self.policy.get_submodule("model.paligemma_with_expert.paligemma").config.vision_config
+
     def how_to_unfreeze(self) -> str:
         return "train_expert_only=False" if hasattr(self.policy.config, "train_expert_only") else ""
 
@@ -40,8 +45,7 @@ class PI0Adapter(RotaryPrefixAdapter):
         return pad_around(source, self._view_size())
 
     def layout(self, view: Size) -> TokenLayout:
-        paligemma = self.policy.get_submodule("model.paligemma_with_expert.paligemma")
-        patch = int(paligemma.config.vision_config.patch_size)
+        patch = int(self.vision_config.patch_size)
         if view[0] % patch or view[1] % patch:
             raise AdapterError(
                 f"{self.name} gets views of {view[0]}x{view[1]} pixels, which do not divide into patches of {patch}.",

@@ -76,7 +76,13 @@ class PrefixAdapter(LeRobotAdapter):
 
     def views(self, call: ForwardCall) -> Views:
         batch = call.arguments["batch"]
-        pictures, present = self.prepare(self._as_seen_by_the_camera(batch))
+        found = self.views_of(batch, self._as_seen_by_the_camera(batch))
+        self._sequence_length = self._expected_length(batch, len(found.names), found.size)
+        return found
+
+    def views_of(self, batch: Mapping[str, Any], as_seen: Mapping[str, Any]) -> Views:
+        """Views of a batch, and of what its pictures are without normalisation."""
+        pictures, present = self.prepare(as_seen)
         boxes = self._boxes(batch, len(pictures))
         sizes = {tuple(picture.shape[-2:]) for picture in pictures}
         if len(sizes) > 1:
@@ -85,7 +91,6 @@ class PrefixAdapter(LeRobotAdapter):
                 "Let the policy resize them to one size (SmolVLA: resize_imgs_with_padding).",
             )
         images = torch.stack(pictures, 1).float() * 0.5 + 0.5
-        self._sequence_length = self._expected_length(batch, len(boxes), (images.shape[-2], images.shape[-1]))
         return self.assemble(batch, images, boxes, torch.stack([mask.to(images.device) for mask in present], 1))
 
     def _expected_length(self, batch: Mapping[str, Any], views: int, size: Size) -> int | None:

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from sfkit.types import FeatureMap, Views
-from sfkit_lerobot.prefix import PrefixAdapter
+from sfkit_lerobot.tower import TowerPrefixAdapter
 
 #: Longest wavelength, over 2 pi, in Gemma and in SmolVLA.
 _LONGEST = 10_000.0
 
 
-class RotaryPrefixAdapter(PrefixAdapter):
+class RotaryPrefixAdapter(TowerPrefixAdapter):
     """A decoder whose blocks have ``self_attn`` with ``q_proj`` and ``k_proj``, and turn both by their position."""
 
     def attention_heads(self, block: int) -> tuple[int, int]:

@@ -22,6 +22,7 @@ class SmolVLAAdapter(RotaryPrefixAdapter):
 
     name = "smolvla"
     decoder_path = "model.vlm_with_expert.vlm.model.text_model"
+    connector_path = "model.vlm_with_expert.vlm.model.connector"
 
     def __init__(self, policy: nn.Module, options: AnyOptions = None) -> None:
         super().__init__(policy, options)
@@ -33,6 +34,10 @@ class SmolVLAAdapter(RotaryPrefixAdapter):
         images, masks = self.policy.prepare_images(batch)
         return images, masks
 
+    @property
+    def vision_config(self) -> Any:
+        return self.policy.model.vlm_with_expert.vlm.model.vision_model.config
+
     def how_to_unfreeze(self) -> str:
         return "train_expert_only=False or freeze_vision_encoder=False"
 
@@ -41,8 +46,8 @@ class SmolVLAAdapter(RotaryPrefixAdapter):
         return unchanged(source) if view is None else pad_top_left(source, view)
 
     def layout(self, view: Size) -> TokenLayout:
-        model = self.policy.model.vlm_with_expert.vlm.model
-        patch, shuffle = int(model.vision_model.config.patch_size), int(model.connector.scale_factor)
+        shuffle = int(self.policy.get_submodule(self.connector_path).scale_factor)
+        patch = int(self.vision_config.patch_size)
         side = patch * shuffle
         if view[0] != view[1] or view[0] % side:
             raise AdapterError(
