@@ -13,6 +13,7 @@ from sfkit_lerobot import camera_rig, policy_features
 from sfkit_lerobot.dataset import pose_table
 
 from sfkit.errors import ConfigError
+from sfkit.policies.base import ForwardCall
 
 KEY, DEPTH, POSE = "observation.images.wrist", "observation.images.wrist_depth", "camera_pose.wrist"
 CAMERA = {
@@ -217,3 +218,31 @@ def test_later_frames_stand_beside_the_present_ones(root) -> None:
     for steps in ((), (0,), (2, -1)):
         with pytest.raises(ConfigError, match="1 step ahead or more"):
             LaterFrames(dataset, steps)
+
+
+def test_later_frames_come_through_lerobots_processors_to_the_teacher(root, build, adapter_of) -> None:
+    from sfkit_lerobot import LaterFrames
+    from sfkit_lerobot.tiny import tiny_pi0_processors
+
+    from sfkit import SpatialForcing
+
+    dataset = _open(root, delta_timestamps={"action": [step / 10 for step in range(8)]})
+    policy = build("pi0", cameras=(KEY,), image_shape=(3, 12, 16))
+    preprocess, _ = tiny_pi0_processors(policy, dataset.meta.stats, ["wave"])
+    ahead = LaterFrames(dataset, steps=(1,))
+    batch = preprocess(next(iter(torch.utils.data.DataLoader(ahead, batch_size=4))))
+    pair = {"depth": 2, "teacher": ("geometry", {"calibration_steps": 0}), "future": 1}
+    SpatialForcing.wrap(policy, pairs=[pair], cameras=camera_rig(dataset))
+    assert policy.spatial_forcing.adapter.future_views(ForwardCall({"batch": batch}, None), 1).present.tolist() == [
+        [True], [True], [True], [False],
+    ]  # fmt: skip
+    seen = []
+    host = policy.spatial_forcing.hosts[0]
+    features = host.features
+    host.features = lambda views, *rest: seen.append(views) or features(views, *rest)
+    policy(batch)
+    (views,) = seen
+    shown = (views.images * views.valid.unsqueeze(2)).amax((-3, -2, -1))[:, 0] * 255
+    assert [round(value) for value in shown.tolist()] == [10, 11, 12, 0]  # each frame is as bright as its number
+    assert views.world_from_camera is not None
+    assert views.world_from_camera[:3, 0, 0, 3].tolist() == [1, 2, 3]
