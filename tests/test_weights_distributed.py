@@ -18,6 +18,7 @@ SCENARIOS: list[dict[str, Any]] = [
     {"weight": "balance:0.1"},
     {"weight": "balance:0.1", "schedule": [CONFLICT]},
     {"health": {"every": 3}},
+    {"objective": {"name": "info-nce", "negatives": "devices"}},
 ]
 
 pytestmark = pytest.mark.slow
@@ -59,6 +60,14 @@ def test_the_balance_moves_and_a_conflict_ends_it_on_both_ranks(ranks: Any) -> N
     for rank in ranks:
         assert rank[2]["state"]["schedule.0.conflict.stopped"] == 1
         assert rank[2]["loaded"] == [False]
+
+
+def test_the_balance_costs_one_small_reduction_a_step(ranks: Any) -> None:
+    for rank in ranks:
+        assert len(rank[0]["reduced"]) == 1, "a plain weight needs none: it is the monitor's, at step 0"
+        assert 5 <= len(rank[1]["reduced"]) <= 8, "eight steps"
+        assert max(rank[1]["reduced"]) <= 4, "numbers, for one tapped depth"
+        assert len(rank[3]["reduced"]) == 3, "the monitor measures at steps 0, 3 and 6"
 
 
 def test_the_gradients_in_the_report_are_those_of_both_ranks(ranks: Any) -> None:

@@ -18,8 +18,8 @@ def layers(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="package.module:function or file.py:function: takes nothing, returns (policy, batch), or (policy, "
-            "batch, adapter).",
+            help="package.module:function or file.py:function: takes nothing, returns (policy, batch), and after them, "
+            "if need be, an adapter and a CameraRig.",
         ),
     ],
     teacher: Annotated[str, typer.Option(help="`sfkit teachers` lists them.")],
@@ -32,14 +32,16 @@ def layers(
     """Rank depths by likeness to the teacher (CKA) and, where depth is known, by what a ridge probe reads from them."""
     from rich.console import Console
 
+    from sfkit.cameras import CameraRig
     from sfkit.cli.options import parse_options
     from sfkit.inspection import load_target
     from sfkit.layer_choice import chart, rank_depths
 
-    policy, batch, *adapter = load_target(target)
+    policy, batch, *rest = load_target(target)
     ranking = rank_depths(
         policy, batch, (teacher, parse_options(teacher_options)), layer=layer, resamples=resamples,
-        adapter=adapter[0] if adapter else None,
+        adapter=next((each for each in rest if not isinstance(each, CameraRig)), None),
+        cameras=next((each for each in rest if isinstance(each, CameraRig)), None),
     )  # fmt: skip
     print_ranking(ranking, count, Console(highlight=False))
     if plot is not None:
@@ -68,7 +70,7 @@ def print_ranking(ranking: Ranking, count: int, console: Console) -> None:
         others = [str(depth) for depth in ranking.rivals(by) if depth != ranking.best(by)]
         doubt = f"not told apart from {', '.join(others)}" if others else "told apart from all others"
         console.print(f"Best by {name}: depth {ranking.best(by)}, {doubt}.")
-    blocks = len(ranking.depths)
+    blocks = ranking.blocks
     if count < blocks:
         console.print(f"{count} depths, uniform: {', '.join(map(str, uniform(blocks, count)))}")
         console.print(f"{count} depths, end-anchored: {', '.join(map(str, end_anchored(blocks, count)))}")

@@ -22,8 +22,8 @@ def load_target(target: str) -> tuple[Any, ...]:
 
     Args:
         target: ``package.module:function`` or ``path/to/file.py:function``. It takes no arguments and returns the
-            policy and a batch: the only argument of ``forward``, a mapping of its keywords, or a tuple of positions. A
-            third value may follow, an adapter.
+            policy and a batch: the only argument of ``forward``, a mapping of its keywords, or a tuple of positions. An
+            adapter and a :class:`sfkit.cameras.CameraRig` may follow.
 
     Raises:
         ConfigError: It cannot be found, or returns something else. What the function itself raises is not caught.
@@ -32,7 +32,7 @@ def load_target(target: str) -> tuple[Any, ...]:
     if not colon or not where or not name:
         raise ConfigError(f"{target!r} names no function.", _FORM)
     found = _function(_module(where), name, target)()
-    if not isinstance(found, tuple) or len(found) not in (2, 3) or not isinstance(found[0], nn.Module):
+    if not isinstance(found, tuple) or len(found) not in (2, 3, 4) or not isinstance(found[0], nn.Module):
         what = f"({', '.join(type(each).__name__ for each in found)})" if isinstance(found, tuple) else type(found)
         raise ConfigError(f"{target} returned {what}, expected (policy, batch).", "The policy is a torch.nn.Module.")
     return found

@@ -14,7 +14,8 @@ from sfkit.alignment.host import TeacherHost
 from sfkit.alignment.resample import resample
 from sfkit.alignment.tap import Tap, Watch, tap_at, tokens_at
 from sfkit.building import Named, build_adapter, build_teacher, inside_peft
-from sfkit.errors import ConfigError
+from sfkit.cameras import CameraRig
+from sfkit.errors import AdapterError, ConfigError
 from sfkit.inspection.calls import Call, refuse_wrapped, undisturbed
 from sfkit.layer_choice.cka import cka_of_products, products
 from sfkit.policies.base import ForwardCall, PolicyAdapter
@@ -70,13 +71,15 @@ class Ranking:
         teacher: Name, and layer.
         samples: In the batch.
         tokens: That were compared by CKA.
-        depths: In order.
+        blocks: Of the policy's decoder.
+        depths: In order; without the last one where no norm is known behind the blocks.
     """
 
     policy: str
     teacher: str
     samples: int
     tokens: int
+    blocks: int
     depths: tuple[DepthRank, ...]
 
     def best(self, by: str = "cka") -> int:
@@ -99,6 +102,7 @@ def rank_depths(
     *,
     layer: int | None = None,
     adapter: Named | PolicyAdapter | None = None,
+    cameras: CameraRig | None = None,
     resamples: int = 200,
     tokens: int = 512,
     seed: int = 0,
@@ -114,6 +118,7 @@ def rank_depths(
         teacher: Name, name with options, or instance.
         layer: The teacher's layer; its default by default.
         adapter: Where the policy's class is not recognised.
+        cameras: Calibration and poses, as for :meth:`sfkit.SpatialForcing.wrap`.
         resamples: Of the bootstrap.
         tokens: At most so many are compared by CKA, drawn evenly from the samples.
         seed: Of the drawing and the bootstrap.
@@ -126,6 +131,8 @@ def rank_depths(
     """
     refuse_wrapped(policy)
     bound = build_adapter(policy, adapter)
+    if cameras is not None:
+        bound.cameras = cameras
     host = TeacherHost(build_teacher(teacher))
     students, views, call = _capture(policy, bound, batch)
     samples = len(views.images)
@@ -150,14 +157,18 @@ def rank_depths(
     measures = _measures(alike)
     probes = [None] * len(measures) if probed is None else _measures(probed)
     ranks = tuple(DepthRank(*each) for each in zip(students, measures, probes, strict=True))
-    return Ranking(type(policy).__name__, f"{host.teacher.name}@{layer}", samples, len(owner), ranks)
+    return Ranking(type(policy).__name__, f"{host.teacher.name}@{layer}", samples, len(owner), bound.num_layers, ranks)
 
 
 def _capture(policy: nn.Module, adapter: PolicyAdapter, batch: Any) -> tuple[dict[int, FeatureMap], Views, ForwardCall]:
     """The visual tokens of every depth that can be tapped, from one forward."""
     inner = inside_peft(policy)
     call = Call.of(inner, batch)
-    points = {depth: adapter.tap(depth) for depth in range(adapter.num_layers)}
+    points = list(range(adapter.num_layers + 1))
+    try:
+        adapter.tap(adapter.num_layers)
+    except AdapterError:  # a policy of which no final norm is known
+        points.pop()
     with undisturbed(policy), torch.no_grad(), ExitStack() as stack:
         policy.eval()
         taps: Mapping[int, Tap] = {depth: tap_at(adapter, depth) for depth in points}

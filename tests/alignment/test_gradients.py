@@ -63,6 +63,27 @@ def test_measuring_changes_no_gradient(wrapped: Make) -> None:
             assert torch.allclose(parameter.grad, balanced.get_parameter(name).grad, atol=1e-8), name
 
 
+def test_the_balance_makes_no_further_backward_through_the_policy(
+    wrapped: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = wrapped(weight="balance:0.3", health={"every": 0}, self_check=False)
+    passes: list[str] = []
+
+    def watch(module: torch.nn.Module, _: Any, output: torch.Tensor) -> None:
+        output.register_hook(lambda gradient: passes.append("block"))
+
+    for block in policy.blocks:
+        block.input_layernorm.register_forward_hook(watch)  # type: ignore[union-attr]
+    real = torch.autograd.backward
+    monkeypatch.setattr(torch.autograd, "backward", lambda *a, **k: passes.append("backward") or real(*a, **k))
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: pytest.fail("a backward pass of sfkit's own"))
+    for seed in range(3):
+        policy(tiny_batch(seed=seed))[0].backward()
+        assert sorted(passes) == ["backward", *["block"] * len(policy.blocks)]
+        passes.clear()
+    assert float(policy.spatial_forcing.weight_now()) != pytest.approx(0.3), "and yet it has measured"
+
+
 def test_the_balanced_weight_gives_the_ratio_that_was_asked_for(wrapped: Make) -> None:
     policy = wrapped(weight="balance:0.1")
     batch = tiny_batch()

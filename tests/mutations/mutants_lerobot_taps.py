@@ -12,6 +12,7 @@ CHECKS = "sfkit/alignment/checks.py"
 T_FAULTS = "plugins/sfkit-lerobot/tests/test_faults.py"
 T_LORA = "plugins/sfkit-lerobot/tests/test_lora.py"
 T_TAPS = "plugins/sfkit-lerobot/tests/test_taps.py"
+T_TOWER = "plugins/sfkit-lerobot/tests/test_tower.py"
 
 _INPUT_NORM = "return TapPoint(decoder.layers[depth].input_layernorm, path)"
 
@@ -106,7 +107,8 @@ LEROBOT_TAPS = (
                 "test_fault_06_the_default_frozen_backbone_of_smolvla_is_an_error",
                 "test_fault_06_a_frozen_backbone_of_pi0_is_an_error",
             ],
-        ),
+        )
+        + in_file(T_TOWER, ["test_fault_06_a_frozen_tower_is_an_error_where_it_is_what_is_aligned"]),
     ),
     Mutant(
         fault=6,

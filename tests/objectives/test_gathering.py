@@ -23,8 +23,11 @@ def test_two_ranks_are_one_large_batch(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     ranks = [torch.load(tmp_path / f"rank.{rank}", weights_only=True) for rank in range(2)]
     parts = [runpy.run_path(str(WORKER), run_name="worker")["case"](rank) for rank in range(2)]
-    whole = InfoNCEObjective({"negatives": "batch"})(*(torch.cat(part) for part in zip(*parts, strict=True)))
+    student, teacher, mask = (torch.cat(part) for part in zip(*parts, strict=True))
+    whole = InfoNCEObjective({"negatives": "batch"})(student.requires_grad_(), teacher, mask)
     assert torch.allclose(torch.cat([rank["both"] for rank in ranks]), whole, atol=1e-6)
+    whole.sum().backward()
+    assert torch.allclose(torch.cat([rank["gradient"] for rank in ranks]), student.grad, atol=1e-6)
     alone = InfoNCEObjective({"negatives": "batch"})(*parts[0])
     assert torch.allclose(ranks[0]["alone"], alone, atol=1e-6)
     assert not torch.allclose(ranks[0]["both"], alone, atol=1e-3)

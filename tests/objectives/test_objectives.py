@@ -18,6 +18,7 @@ from sfkit.building import build_objective
 from sfkit.errors import ConfigError, ShapeError
 from sfkit.objectives.base import Objective, cosine_similarity
 from sfkit.projectors.mlp import MLPProjector
+from sfkit.registry import default_registry
 from sfkit.types import FeatureMap
 
 ALL: dict[str, Any] = {
@@ -77,6 +78,10 @@ def head_of(objective: Objective, dim: int = 6, dtype: torch.dtype = torch.float
 def loss_of(name: str, student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     objective = build_objective(ALL[name])
     return objective.with_head(student, teacher, mask, head_of(objective, student.shape[-1], student.dtype))
+
+
+def test_every_registered_objective_is_tried() -> None:
+    assert {name.split()[0] for name in ALL} == {entry.name for entry in default_registry().of_kind("objective")}
 
 
 @every

@@ -17,6 +17,7 @@ from sfkit.errors import ConfigError
 from sfkit.projectors.base import Projector
 from sfkit.projectors.conv import ConvProjector
 from sfkit.projectors.nested import NestedProjector, nested_widths
+from sfkit.registry import default_registry
 from sfkit.types import FeatureMap
 
 ALL: dict[str, Any] = {
@@ -48,6 +49,10 @@ def case(seed: int = 0, dim: int = 4) -> tuple[Tensor, Tensor]:
     g = torch.Generator().manual_seed(seed)
     mask = torch.rand(2, 2, 3, 4, generator=g) > 0.3
     return torch.randn(2, 2, 3, 4, dim, generator=g) * mask.unsqueeze(-1), mask
+
+
+def test_every_registered_projector_is_tried() -> None:
+    assert {name.split()[0] for name in ALL} == {entry.name for entry in default_registry().of_kind("projector")}
 
 
 @every

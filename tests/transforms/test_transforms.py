@@ -17,6 +17,7 @@ from sfkit.building import build_transforms
 from sfkit.errors import CheckpointError, ConfigError, ShapeError
 from sfkit.objectives.cosine import CosineObjective
 from sfkit.projectors.identity import IdentityProjector
+from sfkit.registry import default_registry
 from sfkit.transforms.base import Transform
 from sfkit.transforms.pca import PCATransform
 from sfkit.transforms.position import PositionCode, position_code
@@ -100,9 +101,25 @@ def test_fault_22_no_valid_feature_gives_zeros(name: str) -> None:
         assert (nothing.values == 0).all()
 
 
+def test_every_registered_transform_is_tried() -> None:
+    assert {name.split()[0] for name in ALL} == {entry.name for entry in default_registry().of_kind("transform")}
+
+
+@every
+@few
+@given(seed=st.integers(0, 1000), power=st.integers(-30, 30))
+def test_bfloat16_features_of_any_size_give_finite_targets(name: str, seed: int, power: int) -> None:
+    features, wanted = case(seed), torch.ones(2, 2, 3, 4, dtype=torch.bool)
+    found = prepare(FeatureMap((features.values * 2.0**power).bfloat16(), features.mask), wanted, name)
+    assert found.values.isfinite().all()
+    assert found.values[found.mask].abs().max() > 0
+
+
 @pytest.mark.parametrize("name", sorted(ALL.keys() - {"pca"}))
-def test_each_sample_has_a_target_of_its_own(name: str) -> None:
-    features, wanted = case(), torch.ones(2, 2, 3, 4, dtype=torch.bool)
+@few
+@given(seed=st.integers(0, 1000))
+def test_each_sample_has_a_target_of_its_own(name: str, seed: int) -> None:
+    features, wanted = case(seed), torch.ones(2, 2, 3, 4, dtype=torch.bool)
     alone = FeatureMap(features.values[:1], features.mask[:1])
     whole = prepare(features, wanted, name).values[:1]
     assert torch.allclose(prepare(alone, wanted[:1], name).values, whole, atol=1e-5)

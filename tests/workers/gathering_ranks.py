@@ -29,11 +29,13 @@ def worker(rank: int, out: str) -> None:
     limit = timedelta(seconds=30)
     dist.init_process_group("gloo", init_method=f"file://{out}.rendezvous", rank=rank, world_size=2, timeout=limit)
     objective = InfoNCEObjective({"negatives": "devices"})
-    both = objective(*case(rank))
+    student, *rest = case(rank)
+    both = objective(student.requires_grad_(), *rest)
+    both.sum().backward()
     # Then the second rank sits out, and afterwards both.
     alone = objective(*case(rank)) if rank == 0 else objective.sit_out()
     objective.sit_out()
-    torch.save({"both": both, "alone": alone}, f"{out}.{rank}")
+    torch.save({"both": both.detach(), "gradient": student.grad, "alone": alone}, f"{out}.{rank}")
     # Not destroyed: with gloo of torch 2.2 that hangs now and then, when the peer is faster.
     dist.barrier()
 

@@ -23,7 +23,10 @@ def train(rank: int, arguments: dict[str, Any]) -> dict[str, Any]:
     SpatialForcing.wrap(policy, "geometry", depth=2, adapter=TinyAdapter(policy), **arguments)
     parallel = DistributedDataParallel(policy)
     optimizer = torch.optim.SGD(parallel.parameters(), 1e-2)
-    weights = []
+    weights, reduced = [], []
+    reduce = dist.all_reduce
+    # DDP's own reductions are not called from Python.
+    dist.all_reduce = lambda tensor, *rest, **more: reduced.append(tensor.numel()) or reduce(tensor, *rest, **more)
     for step in range(8):
         # Rank 1 sits out, at steps of the schedule and between them.
         policy.spatial_forcing.enabled = not (rank == 1 and step in (1, 4))
@@ -32,8 +35,10 @@ def train(rank: int, arguments: dict[str, Any]) -> dict[str, Any]:
         loss.backward()
         optimizer.step()
         weights.append(info.get("sf_weight"))
+    dist.all_reduce = reduce
     handle = policy.spatial_forcing
     return {
+        "reduced": reduced,
         "weights": weights,
         "steps": handle.steps,
         "state": {key: value for key, value in handle.state_dict().items() if key.startswith(("balance", "schedule"))},
