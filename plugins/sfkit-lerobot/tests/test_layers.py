@@ -14,6 +14,7 @@ from sfkit.layer_choice import rank_depths
 TEACHER = ("geometry", {"calibration_steps": 0})
 
 
+@pytest.mark.parametrize("kind", ["smolvla", "pi0"])
 def test_every_depth_of_a_real_policy_is_ranked_and_nothing_is_left_behind(kind, build, wrap) -> None:
     policy = build(kind)
     batch = tiny_lerobot_batch(policy, batch_size=4, geometry=True)

@@ -88,6 +88,7 @@ def test_the_teacher_sees_the_later_frame_and_the_policy_does_not(kind, build, w
     assert found.names == wanted.names
 
 
+@pytest.mark.parametrize("kind", ["smolvla", "pi05"])
 def test_past_the_end_of_an_episode_nothing_is_compared(kind, build, wrap) -> None:
     policy = build(kind)
     batch, _ = later(policy, tiny_lerobot_batch(policy, geometry=True))
