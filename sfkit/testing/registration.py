@@ -9,6 +9,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from sfkit.config import ENCODER
 from sfkit.errors import SfkitError
 from sfkit.forcing import SpatialForcing
 
@@ -34,7 +35,8 @@ def check_registration(
     cosine loss cannot see.
 
     Args:
-        policy: A wrapped policy in training mode, best at depth 0, where tokens have not been mixed yet.
+        policy: A wrapped policy in training mode, best at depth 0, where tokens have not been mixed yet, or at
+            ``"encoder"``. The depth of the first pair is looked at.
         batch: One batch of it.
         perturb: Returns a changed copy of the batch; the box is in pixels of the *view*.
         cells: ``(row, column)`` to try in each view; the valid corners and the centre by default.
@@ -66,10 +68,11 @@ def _maps(policy: nn.Module, batch: Any, run: Callable[[nn.Module, Any], Any]) -
         raise RegistrationError("The policy is not wrapped.", "Wrap it first.")
     seen: dict[str, Tensor] = {}
     adapter, host = handle.adapter, handle.hosts[0]
-    real_tokens, real_features = adapter.visual_tokens, host.features
+    method = "encoder_tokens" if handle.pairs[0].depth == ENCODER else "visual_tokens"
+    real_tokens, real_features = getattr(adapter, method), host.features
 
-    def tokens(hidden: Tensor, views: Any) -> Any:
-        found = real_tokens(hidden, views)
+    def tokens(captured: Any, views: Any) -> Any:
+        found = real_tokens(captured, views)
         seen.update(student=found.values.detach().clone(), mask=found.mask, size=torch.tensor(views.size))
         return found
 
@@ -79,7 +82,7 @@ def _maps(policy: nn.Module, batch: Any, run: Callable[[nn.Module, Any], Any]) -
         return found
 
     with (
-        mock.patch.object(adapter, "visual_tokens", tokens),
+        mock.patch.object(adapter, method, tokens),
         mock.patch.object(host, "features", features),
         torch.random.fork_rng(devices=[]),
     ):

@@ -10,6 +10,7 @@ from sfkit import SpatialForcing
 from sfkit.alignment.tap import tap_at, tokens_at
 from sfkit.errors import ConfigError, GradientError, ViewsError
 from sfkit.policies.base import ForwardCall
+from sfkit.testing.registration import check_registration
 from sfkit.testing.teachers import PatchTeacher
 
 FRONT, WRIST = CAMERAS
@@ -43,6 +44,16 @@ def test_the_towers_output_of_each_view(kind, build, adapter_of, views_of) -> No
     # The policies scale what the connector gives; directions are left alone.
     cosine = torch.nn.functional.cosine_similarity(projected, embedded.values, dim=-1)
     torch.testing.assert_close(cosine, torch.ones_like(cosine), atol=1e-5, rtol=0)
+
+
+def test_every_patch_moves_its_own_token_of_the_tower(kind, build, wrap) -> None:
+    def perturb(batch: dict, view: int, box: tuple[slice, slice]) -> dict:
+        picture = batch[CAMERAS[view]].clone()
+        picture[:, :, box[0], box[1]] = 1 - picture[:, :, box[0], box[1]].round()
+        return {**batch, CAMERAS[view]: picture}
+
+    policy = wrap(build(kind), PatchTeacher(), depth="encoder")
+    check_registration(policy, tiny_lerobot_batch(policy), perturb)
 
 
 def test_vega_trains_the_tower_alone_of_a_real_policy(kind, build, wrap) -> None:

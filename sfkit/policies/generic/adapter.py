@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -15,10 +15,11 @@ from sfkit.policies.base import ForwardCall, PolicyAdapter, TapPoint
 from sfkit.policies.generic.blocks import Stack
 from sfkit.policies.generic.options import GenericOptions
 from sfkit.policies.generic.output import loss_at, with_loss_at
-from sfkit.policies.generic.paths import describe, find_value
+from sfkit.policies.generic.paths import describe, find_module, find_value
 from sfkit.policies.generic.pixels import check_pixels, to_views, undo
 from sfkit.policies.generic.tokens import batch_positions, cut
 from sfkit.policies.loss import find_loss, replace_loss
+from sfkit.policies.tokens import tower_tokens
 from sfkit.types import FeatureMap, Views
 
 _METRES = {"m": 1.0, "mm": 0.001}
@@ -90,6 +91,24 @@ class GenericAdapter(PolicyAdapter):
             )
         return point
 
+    def encoder_tap(self) -> TapPoint:
+        path = self.options.connector
+        if path is None:
+            raise ConfigError(
+                "The GenericAdapter was not told where the vision tower's output is read.",
+                "Add connector='path of the module behind the tower' and tower=(rows, columns, width).",
+            )
+        return TapPoint(find_module(self.policy, path, "connector"), path, every=True)
+
+    def encoder_dim(self) -> int:
+        assert self.options.tower is not None
+        return self.options.tower[2]
+
+    def encoder_tokens(self, states: Sequence[Tensor], views: Views) -> FeatureMap:
+        assert self.options.tower is not None
+        rows, columns, _ = self.options.tower
+        return tower_tokens(states, views, (rows, columns))
+
     # --------------------------------------------------------------------------------------------------- views
 
     def views(self, call: ForwardCall) -> Views:
@@ -111,11 +130,33 @@ class GenericAdapter(PolicyAdapter):
         return Views(
             images=undo(pictures, options.pixels),
             valid=valid,
-            names=options.names or tuple(f"view{index}" for index in range(pictures.shape[1])),
+            names=self._names(pictures),
             depth=None if depth is None else depth * _METRES[options.depth_unit or "m"],
             intrinsics=self._field(call, "intrinsics", pictures),
             world_from_camera=self._field(call, "world_from_camera", pictures),
         )
+
+    def future_views(self, call: ForwardCall, steps: int) -> Views:
+        options = self.options
+        if steps not in options.later:
+            raise ConfigError(
+                f"The GenericAdapter was not told where the pictures {steps} steps later are.",
+                f"Add later={{{steps}: 'path in the batch'}}.",
+            )
+        pictures = to_views(_at(call, options.later[steps], "later"), options)
+        there = self._present(call, pictures)
+        if steps in options.later_present:
+            goes_on = _at(call, options.later_present[steps], "later_present")
+            there = there & _flags(goes_on, "later_present", pictures)
+        return Views(
+            images=undo(pictures, options.pixels),
+            valid=self._valid(call, pictures) & there[:, :, None, None],
+            names=self._names(pictures),
+            intrinsics=self._field(call, "intrinsics", pictures),
+        )
+
+    def _names(self, pictures: Tensor) -> tuple[str, ...]:
+        return self.options.names or tuple(f"view{index}" for index in range(pictures.shape[1]))
 
     def explain_missing(self, field: str, call: ForwardCall) -> str:
         return f"The GenericAdapter was not told where {field} is: add {field}='path in the batch'."
@@ -123,11 +164,7 @@ class GenericAdapter(PolicyAdapter):
     def _found(self, call: ForwardCall, option: str) -> Any:
         """What an option points at: a value, or a tuple of one for each view."""
         where = getattr(self.options, option)
-        if callable(where):
-            return where(call)
-        if isinstance(where, tuple):
-            return tuple(find_value(call.arguments, path, option) for path in where)
-        return find_value(call.arguments, where, option)
+        return where(call) if callable(where) else _at(call, where, option)
 
     def _field(self, call: ForwardCall, option: str, like: Tensor) -> Tensor | None:
         """A tensor with an axis of views, in float32 on the device of the pictures."""
@@ -145,13 +182,9 @@ class GenericAdapter(PolicyAdapter):
         return found.to(like.device, torch.float32)
 
     def _present(self, call: ForwardCall, pictures: Tensor) -> Tensor:
-        shape = tuple(pictures.shape[:2])
-        found = self._field(call, "present", pictures)
-        if found is None:
-            return torch.ones(shape, dtype=torch.bool, device=pictures.device)
-        if tuple(found.shape) != shape:
-            raise ShapeError(f"present has shape {tuple(found.shape)}, expected {shape}: samples, views.")
-        return found != 0
+        if self.options.present is None:
+            return torch.ones(pictures.shape[:2], dtype=torch.bool, device=pictures.device)
+        return _flags(self._found(call, "present"), "present", pictures)
 
     def _valid(self, call: ForwardCall, pictures: Tensor) -> Tensor:
         b, v, _, h, w = pictures.shape
@@ -204,3 +237,21 @@ class GenericAdapter(PolicyAdapter):
         if where in (None, "output"):
             return replace_loss(output, loss)
         return with_loss_at(output, str(where), loss)
+
+
+def _at(call: ForwardCall, where: str | tuple[str, ...], option: str) -> Any:
+    """What a path leads to, or a tuple of one for each view."""
+    if isinstance(where, tuple):
+        return tuple(find_value(call.arguments, path, option) for path in where)
+    return find_value(call.arguments, where, option)
+
+
+def _flags(found: Any, option: str, pictures: Tensor) -> Tensor:
+    """``(b, v)`` bool on the device of the pictures."""
+    flags = torch.stack(found, 1) if isinstance(found, tuple) else found
+    if not isinstance(flags, Tensor):
+        raise ViewsError(f"{option} is a {describe(flags)}, not a tensor.")
+    shape = tuple(pictures.shape[:2])
+    if tuple(flags.shape) != shape:
+        raise ShapeError(f"{option} has shape {tuple(flags.shape)}, expected {shape}: samples, views.")
+    return flags.to(pictures.device) != 0

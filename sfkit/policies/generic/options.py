@@ -112,6 +112,22 @@ class GenericOptions(Options):
     depth_unit: Literal["m", "mm"] | None = Field(default=None, description="Their unit; never guessed.")
     intrinsics: Where | None = Field(default=None, description="K (b, v, 3, 3) in pixels of the view.")
     world_from_camera: Where | None = Field(default=None, description="Poses (b, v, 4, 4), metres.")
+    connector: str | None = Field(
+        default=None,
+        description="Path of the module that takes what the vision tower gives to the language model: depth='encoder' "
+        "reads its input.",
+    )
+    tower: tuple[int, int, int] | None = Field(
+        default=None, description="Rows and columns of the tower's tokens in a view, and their width."
+    )
+    later: dict[int, str | tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="The pictures so many steps later, laid out as images: where they are, by the number of steps.",
+    )
+    later_present: dict[int, str | tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="Bool (b, v), or (b,) for each view, by the number of steps: False where the episode ends before.",
+    )
     loss: str | None = Field(
         default=None,
         description="Path of the loss in what forward returns; 'output' where that is the loss itself, 'outside' where "
@@ -156,6 +172,13 @@ class GenericOptions(Options):
             given = getattr(self, option)
             if isinstance(given, tuple) and given and len(given) != views:
                 raise ConfigError(f"{option} has {len(given)} entries for {views} views.", "Give one for each view.")
+        if (self.connector is None) is not (self.tower is None):
+            raise ConfigError(
+                "connector and tower belong together: where the vision tower's output is read, and what it is.",
+                "Give connector='path of the module behind the tower' and tower=(rows, columns, width), or neither.",
+            )
+        if self.later_present.keys() - self.later.keys():
+            raise ConfigError("later_present names steps that later does not.", "Give both the same numbers of steps.")
         if self.depth is not None and self.depth_unit is None:
             raise ConfigError(
                 "The unit of the depth maps is not given, and never guessed.", 'Add depth_unit="m" or "mm".'

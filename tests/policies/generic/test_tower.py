@@ -1,0 +1,112 @@
+"""The vision tower's output, and later frames, of a policy that is told by paths."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from sfkit import GenericAdapter, Span, SpatialForcing
+from sfkit.errors import AdapterError, ConfigError, ShapeError, ViewsError
+from sfkit.policies.base import ForwardCall
+from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
+from sfkit.testing.registration import check_registration
+from sfkit.testing.teachers import PatchTeacher
+
+TOLD: dict[str, Any] = {
+    "blocks": "blocks", "tokens": Span(0, 32), "grid": (2, 4, 4), "images": "images", "pixels": "[0,1]", "loss": "0",
+}  # fmt: skip
+TOWER = {"connector": "connector", "tower": (4, 4, 16)}
+
+
+def loss_of(adapter: Any, batch: dict[str, Any], per_view: bool = False, **arguments: Any) -> tuple[Any, float]:
+    torch.manual_seed(0)
+    policy = TinyPolicy(tower_per_view=per_view)
+    if adapter is TinyAdapter:
+        adapter = TinyAdapter(policy)
+    SpatialForcing.wrap(policy, adapter=adapter, **arguments)
+    policy(batch)[0].backward()
+    return policy, policy.spatial_forcing.metrics()["sf_loss"]
+
+
+@pytest.mark.parametrize("per_view", [False, True])
+def test_a_tower_told_by_its_connector_is_that_of_an_adapter_that_knows_it(per_view: bool) -> None:
+    arguments: dict[str, Any] = {"teacher": PatchTeacher(), "preset": "vega"}
+    policy, told = loss_of(GenericAdapter(**TOLD, **TOWER), tiny_batch(), per_view, **arguments)
+    assert told == loss_of(TinyAdapter, tiny_batch(), per_view, **arguments)[1] > 0
+    assert policy.spatial_forcing.status().reaches_policy
+
+
+@pytest.mark.parametrize(
+    ("family", "connector", "side"),
+    [("paligemma", "multi_modal_projector", 4), ("llava", "multi_modal_projector", 4), ("smolvlm", "connector", 8)],
+)
+def test_the_tower_of_a_vlm_of_transformers_is_registered(
+    make_vlm: Callable[..., Any], family: str, connector: str, side: int
+) -> None:
+    case = make_vlm(family, "left")
+    told = case.adapter.options.model_copy(update={"connector": f"vlm.{connector}", "tower": (side, side, 24)})
+    adapter = GenericAdapter(options=told)
+    policy = SpatialForcing.wrap(case.policy.train(), PatchTeacher(), adapter=adapter, depth="encoder")
+    check_registration(policy, case.batch(), case.perturb)
+
+
+def test_later_frames_told_by_their_path_are_those_of_an_adapter_that_knows_them() -> None:
+    frames = torch.rand(2, 3, 2, 3, 32, 32)
+    pairs = [{"depth": 2, "teacher": PatchTeacher(), "future": 3}]
+    _, wanted = loss_of(TinyAdapter, {**tiny_batch(), "future": frames}, pairs=pairs)
+    adapter = GenericAdapter(**TOLD, later={3: "next"}, later_present={3: "goes_on"})
+    batch = {**tiny_batch(), "next": frames[:, 2], "goes_on": torch.ones(2, 2, dtype=torch.bool)}
+    assert loss_of(adapter, batch, pairs=pairs)[1] == wanted
+    # Past the end of the episode nothing is compared, whatever the picture.
+    batch["goes_on"][1] = False
+    policy, once = loss_of(adapter, batch, pairs=pairs)
+    batch["next"] = torch.stack([frames[0, 2], torch.zeros(2, 3, 32, 32)])
+    assert loss_of(adapter, batch, pairs=pairs)[1] == once != wanted
+    seen = policy.spatial_forcing.adapter.future_views(ForwardCall({"batch": batch}, None), 3)
+    assert seen.present.tolist() == [[True, True], [False, False]]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"connector": "connector"}, "connector and tower belong together"),
+        ({"tower": (4, 4, 16)}, "connector and tower belong together"),
+        ({"later": {3: "next"}, "later_present": {4: "goes_on"}}, "later_present names steps that later does not"),
+    ],
+)
+def test_half_of_what_is_needed_is_refused(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        GenericAdapter(**TOLD, **options)
+
+
+def test_what_it_was_not_told_and_what_is_wrong_is_said() -> None:
+    teacher = PatchTeacher()
+    with pytest.raises(ConfigError, match=r"not told where the vision tower's output is read\.\n.*connector="):
+        loss_of(GenericAdapter(**TOLD), tiny_batch(), teacher=teacher, depth="encoder")
+    with pytest.raises(AdapterError, match=r"connector='conector': .*Did you mean 'connector'"):
+        loss_of(
+            GenericAdapter(**TOLD, connector="conector", tower=(4, 4, 16)), tiny_batch(), teacher=teacher,
+            depth="encoder",
+        )  # fmt: skip
+    with pytest.raises(ShapeError, match="expected 2 times"):
+        loss_of(
+            GenericAdapter(**TOLD, connector="connector", tower=(2, 4, 16)), tiny_batch(), teacher=teacher,
+            depth="encoder",
+        )  # fmt: skip
+    pairs = [{"depth": 2, "teacher": teacher, "future": 3}]
+    with pytest.raises(ConfigError, match=r"not told where the pictures 3 steps later are\.\n.*later=\{3:"):
+        loss_of(GenericAdapter(**TOLD), tiny_batch(), pairs=pairs)
+    with pytest.raises(ViewsError, match="later='next' is not in the batch"):
+        loss_of(GenericAdapter(**TOLD, later={3: "next"}), tiny_batch(), pairs=pairs)
+
+
+def test_it_is_saved_and_read_again() -> None:
+    adapter = GenericAdapter(**TOLD, **TOWER, later={3: "next"})
+    saved = json.loads(json.dumps(adapter.spec.options))
+    again = GenericAdapter(options=type(adapter.options).model_validate(saved))
+    assert again.options == adapter.options
+    assert (again.options.tower, again.options.later) == ((4, 4, 16), {3: "next"})
