@@ -15,19 +15,19 @@ from sfkit.alignment.balance import Balance
 from sfkit.alignment.checks import SelfCheck, check_views, is_sharded, refuse_shards
 from sfkit.alignment.gradients import GradientMeter, GradientSums
 from sfkit.alignment.reduction import tell_of_a_sum
-from sfkit.alignment.replay import refuse_transforms, replays
 from sfkit.alignment.step import Alignment, align
 from sfkit.alignment.tap import Captured, Tap, Watch, tap_at, tokens_at
 from sfkit.alignment.telling import NOTHING_VALID, left_in_eval, nothing_to_balance
 from sfkit.config import Depth, Recompute, balance_ratio
 from sfkit.errors import SfkitWarning
 from sfkit.health.monitor import Monitor, Watched
-from sfkit.joining.joiner import Join, Joiner
+from sfkit.joining.joiner import Joiner
 from sfkit.joining.scale import StepScale
 from sfkit.notices import notice
 from sfkit.pairing import Plan, featured
 from sfkit.policies.base import ForwardCall
 from sfkit.projectors.base import Projector
+from sfkit.replay import refuse_transforms, replays
 from sfkit.types import FeatureMap, Views
 
 _LOGGED = ("action_loss", "sf_loss", "sf_cosine", "sf_weight")
@@ -42,7 +42,7 @@ class Aligner(nn.Module):
     Its ``state_dict`` holds the projectors, the step counter and small teacher statistics, never a teacher's weights.
     """
 
-    def __init__(self, plan: Plan, *, grad_accumulation: int | None = None, join: Join = "auto") -> None:
+    def __init__(self, plan: Plan) -> None:
         super().__init__()
         self.config = plan.config
         self.adapter = plan.adapter
@@ -57,8 +57,8 @@ class Aligner(nn.Module):
         self._factor = 0.0
         self._measuring: int | None = None
         self._looking = False
-        self.scale = StepScale(grad_accumulation)
-        self.joiner = Joiner(plan.adapter, join, self.scale, self._first_trained)
+        self.scale = StepScale(plan.config.grad_accumulation)
+        self.joiner = Joiner(plan.adapter, plan.config.join, self.scale, self._first_trained)
         self.enabled = True
         self.companions: list[Callable[[Any], None]] = []
         self.steps = 0

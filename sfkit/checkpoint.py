@@ -184,6 +184,8 @@ def wrap_arguments(config: SpatialForcingConfig) -> dict[str, Any]:
         "weight": config.weight,
         "schedule": list(config.schedule),
         "recompute": config.recompute,
+        "join": config.join,
+        "grad_accumulation": config.grad_accumulation,
         "seed": config.seed,
         "health": config.health,
         "self_check": config.self_check,

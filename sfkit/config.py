@@ -36,6 +36,9 @@ Recompute: TypeAlias = Literal["nothing", "cheap", "all"]
 #: What a weight that follows the gradients begins with.
 BALANCE = "balance"
 
+#: How the alignment loss gets into what the training loop differentiates: :class:`sfkit.joining.joiner.Joiner`.
+Join: TypeAlias = Literal["auto", "output", "carrier", "add"]
+
 
 class Options(BaseModel):
     """Base of every options class: frozen, and unknown fields are an error."""
@@ -215,6 +218,14 @@ class SpatialForcingConfig(Options):
         default="auto",
         description="What backward makes again instead of keeping it: all but the products of the projectors, or "
         "those as well; auto: cheap where there are several pairs.",
+    )
+    join: Join = Field(
+        default="auto",
+        description="How the alignment loss gets into what the training loop differentiates: 'output', 'carrier', "
+        "'add', or what fits the policy.",
+    )
+    grad_accumulation: int | None = Field(
+        default=None, ge=1, description="Batches for each optimizer step; none: it was not told."
     )
     seed: int = Field(default=0, ge=0, description="Seed of the projector's own random generator.")
     health: HealthOptions = Field(

@@ -19,10 +19,9 @@ from sfkit.alignment.status import PairStatus, Status
 from sfkit.attach import attach, base_of, detach, detached, handle_of, refuse_unwrappable
 from sfkit.building import Named
 from sfkit.cameras import CameraRig
-from sfkit.config import Depth, HealthOptions
+from sfkit.config import Depth, HealthOptions, Join, SpatialForcingConfig
 from sfkit.errors import GradientError, WrapError
 from sfkit.health.report import Health
-from sfkit.joining.joiner import Join
 from sfkit.objectives.base import Objective
 from sfkit.pairing import Pair, make_plan
 from sfkit.policies.base import PolicyAdapter
@@ -140,13 +139,15 @@ class SpatialForcing(Aligner):
             handled_by,
             **fill_in(found, handled_by, given),
             recompute=recompute,
+            join=join,
+            grad_accumulation=grad_accumulation,
             seed=seed,
             self_check=self_check,
             health=HealthOptions() if health is None else health,
         )
         if cameras is not None:
             plan.adapter.cameras = cameras
-        handle = SpatialForcing(plan, grad_accumulation=grad_accumulation, join=join)
+        handle = SpatialForcing(plan)
         handle.to(trainable.device)
         handle.train(policy.training)
         attach(policy, handle)
@@ -198,7 +199,8 @@ class SpatialForcing(Aligner):
         mode), it returns ``loss`` itself. Several forwards may stand behind one loss.
 
         Args:
-            loss: ``()``, or per sample.
+            loss: ``()``; or ``(b,)`` or ``(b, ...)``, to which each sample's own alignment is added, so that the means
+                add up.
 
         Raises:
             LossError: The alignment loss is in it already, or ``loss`` was not computed from the last forward.
@@ -215,6 +217,8 @@ class SpatialForcing(Aligner):
 
     @grad_accumulation.setter
     def grad_accumulation(self, batches: int | None) -> None:
+        settings = {**self.config.model_dump(), "grad_accumulation": batches}
+        self.config = SpatialForcingConfig.parse("SpatialForcing", settings)
         self.scale.accumulation = batches
 
     @property
@@ -259,11 +263,14 @@ class SpatialForcing(Aligner):
         folder = checkpoint.locate(source, revision)
         config = checkpoint.read_config(folder)
         policy = SpatialForcing.wrap(policy, **{**checkpoint.wrap_arguments(config), **changes})
+        handle = handle_of(policy)
         try:
-            checkpoint.load_into(handle_of(policy), folder)
+            checkpoint.load_into(handle, folder)
         except Exception:
             SpatialForcing.unwrap(policy)
             raise
+        # The schedule's step stays what it was if the run goes on with other groups of batches.
+        handle.steps = handle.steps // (config.grad_accumulation or 1) * (handle.grad_accumulation or 1)
         return policy
 
     # ---------------------------------------------------------------- telling

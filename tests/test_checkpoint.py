@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sfkit import SfkitWarning, SpatialForcing, checkpoint
-from sfkit.errors import CheckpointError, WrapError
+from sfkit.errors import CheckpointError, ConfigError, WrapError
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 
 
@@ -196,3 +196,28 @@ def test_fault_31_a_wrapped_state_dict_round_trips() -> None:
 def test_only_wrapped_policies_are_exported(tmp_path: Path) -> None:
     with pytest.raises(WrapError, match="not wrapped"):
         SpatialForcing.export(make(wrap=False), tmp_path)
+
+
+def test_fault_31_32_what_the_loop_does_with_its_loss_is_saved_with_the_run(tmp_path: Path) -> None:
+    """Without it the schedule, which counts groups of batches, would jump ahead at the resumption."""
+    policy = make(join="output", schedule="stop:5")
+    policy.spatial_forcing.grad_accumulation = 4  # as a trainer's callback does
+    train(policy, 8)
+    policy.save_pretrained(tmp_path)
+
+    def resumed(**changes: Any) -> Any:
+        plain = make(wrap=False)
+        return SpatialForcing.from_pretrained(plain, tmp_path, adapter=TinyAdapter(plain), **changes).spatial_forcing
+
+    same = resumed()
+    assert (same.joiner.join, same.grad_accumulation, same.step, same.steps) == ("output", 4, 2, 8)
+    other = resumed(grad_accumulation=2, join="auto")
+    assert (other.joiner.join, other.grad_accumulation, other.step, other.steps) == ("auto", 2, 2, 4)
+
+
+def test_accumulation_of_no_batches_is_an_error() -> None:
+    policy = make()
+    with pytest.raises(ConfigError, match="grad_accumulation"):
+        policy.spatial_forcing.grad_accumulation = 0
+    with pytest.raises(ConfigError, match="grad_accumulation"):
+        make(grad_accumulation=0)

@@ -18,6 +18,7 @@ WORKER = Path(__file__).parent / "workers" / "two_ranks.py"
 SCENARIOS: list[tuple[str, dict[str, Any]]] = [
     ("plain", {}),
     ("plain", {"find_unused_parameters": True}),
+    ("plain", {"static_graph": True}),
     ("skipped on a step", {}),
     ("skipped on one rank", {}),
     ("masked on one rank", {}),
@@ -50,8 +51,9 @@ def test_ddp_is_refused(ranks: list[dict[str, Any]]) -> None:
     assert "already inside DDP" in ranks[0]["refusal"]
 
 
-def test_gradients_are_the_mean_of_the_ranks(ranks: list[dict[str, Any]]) -> None:
-    one = ranks[0]["plain {}"]
+@pytest.mark.parametrize("options", [options for name, options in SCENARIOS if name == "plain"])
+def test_gradients_are_the_mean_of_the_ranks(ranks: list[dict[str, Any]], options: dict[str, Any]) -> None:
+    one = ranks[0][f"plain {options}"]
     torch.manual_seed(0)
     policy = TinyPolicy()
     SpatialForcing.wrap(policy, "geometry", depth=2, adapter=TinyAdapter(policy))

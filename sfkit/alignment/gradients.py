@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sfkit.alignment.replay import replays
 from sfkit.alignment.tap import Captured
 from sfkit.config import Depth
+from sfkit.replay import replays
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfkit.alignment.replay import replays
 from sfkit.errors import ViewsError
 from sfkit.notices import notice
+from sfkit.replay import replays
 from sfkit.rng import own_rng
 from sfkit.teachers.base import Teacher
 from sfkit.trunks.memory import explain_out_of_memory

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from torch import Tensor
 
+from sfkit.config import Join
 from sfkit.errors import ConfigError, LossError
 from sfkit.joining.ride import Ride, carry, riders_in
 from sfkit.joining.scale import StepScale
 from sfkit.policies.base import PolicyAdapter
 from sfkit.policies.loss import add_per_sample
-
-Join = Literal["auto", "output", "carrier", "add"]
+from sfkit.replay import trains_in_backward
 
 
 class Joiner:
@@ -32,14 +33,12 @@ class Joiner:
         witness: Gives a parameter that the alignment loss trains, to see whether gradients are accumulated.
 
     Raises:
-        ConfigError: ``"output"``, and the loop does not read the loss there (fault 13); or an unknown word.
+        ConfigError: ``"output"``, and the loop does not read the loss there (fault 13).
     """
 
     def __init__(
         self, adapter: PolicyAdapter, join: Join, scale: StepScale, witness: Callable[[], Tensor | None]
     ) -> None:
-        if join not in get_args(Join):
-            raise ConfigError(f"join={join!r} is not known.", f"Choose one of {', '.join(get_args(Join))}.")
         if join == "output" and adapter.loss_outside:
             raise ConfigError(
                 f"join='output' would train nothing: according to the adapter {adapter.name!r}, the training loop "
@@ -52,10 +51,12 @@ class Joiner:
         self.witness = witness
         self._forward: Literal["unaligned", "joined", "riding"] = "unaligned"
         self._missed: Ride | None = None
+        self._rides: weakref.WeakSet[Ride] = weakref.WeakSet()
+        self._adds = join == "add"
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of the policy is not in the middle of a step.
-        return {**self.__dict__, "_forward": "unaligned", "_missed": None}
+        return {**self.__dict__, "_forward": "unaligned", "_missed": None, "_rides": weakref.WeakSet()}
 
     def loss_in(self, output: Any) -> Tensor | None:
         """The loss in what forward returned, if that is where the loop takes it from."""
@@ -95,7 +96,7 @@ class Joiner:
         ride = self._ride(term) if self.join != "output" else None
         if ride is not None:
             ride.leaves = self.adapter.policy.parameters
-        carried = None if ride is None else carry(output, term.mean(), ride)
+        carried = None if ride is None else carry(output, term, ride)
         if carried is None:
             raise LossError(
                 f"{type(self.adapter.policy).__name__} returned no loss ({type(output).__name__}), "
@@ -107,11 +108,20 @@ class Joiner:
 
     def _ride(self, term: Tensor) -> Ride:
         """What is to become of the alignment of this forward."""
-        if not (self.join == "carrier" or (self.join == "auto" and self.adapter.loss_outside)):
-            return Ride(arrived=self._miss)
-        self.scale.look_at_forward(term.device.type)
-        like = term.detach().mean()
-        return Ride(gradient=lambda: self.scale.gradient(like), arrived=self._carried)
+        if self._adds and trains_in_backward():
+            raise LossError(
+                f"{type(self.adapter.policy).__name__} is called within a reentrant activation checkpoint, which runs "
+                "it without gradient first: add(loss) had nothing to add, and now, in backward, is over.",
+                "Checkpoint with use_reentrant=False, or wrap with join='carrier' and leave add(loss) out.",
+            )
+        if self.join == "carrier" or (self.join == "auto" and self.adapter.loss_outside):
+            device = term.device
+            self.scale.look_at_forward(device.type)
+            ride = Ride(gradient=lambda: self.scale.gradient(device), arrived=self._carried)
+        else:
+            ride = Ride(arrived=self._miss)
+        self._rides.add(ride)
+        return ride
 
     def _miss(self, ride: Ride) -> None:
         if not ride.added:
@@ -136,7 +146,8 @@ class Joiner:
 
     def add(self, loss: Tensor) -> Tensor:
         """See :meth:`sfkit.SpatialForcing.add`."""
-        rides = riders_in(loss)
+        self._adds = True
+        rides = self._rides_behind(loss)
         if not rides:
             self._explain_no_ride()
             return loss
@@ -158,8 +169,16 @@ class Joiner:
                 )
             if not ride.added:
                 ride.added = True
-                loss = loss + passenger.to(loss.device)
+                loss = add_per_sample(loss, passenger)
         return loss
+
+    def _rides_behind(self, loss: Tensor) -> list[tuple[Ride, Tensor]]:
+        """This policy's rides that ``loss`` was computed from; another policy may stand behind it as well."""
+        found = [(ride, passenger) for ride, passenger in riders_in(loss) if ride in self._rides]
+        waiting = {ride for ride in self._rides if not (ride.added or ride.passed or ride.spent)}
+        if waiting <= {ride for ride, _ in found}:
+            return found
+        return [(ride, passenger) for ride, passenger in riders_in(loss, behind=True) if ride in self._rides]
 
     def _explain_no_ride(self) -> None:
         """Raise where the last forward was aligned, and ``add`` would silently add nothing."""

@@ -39,19 +39,23 @@ class Ride:
     added: bool = False
     spent: bool = False
     passed: bool = False
+    _last: int = -1
 
     def share(self, *, accumulates: bool) -> Tensor | float:
         """The gradient of the alignment loss in this backward pass.
 
-        It counts once for each forward, however many backward passes the loop makes through it. Passes that only
-        look at gradients (``torch.autograd.grad``) see it, and leave it to the one that trains.
+        It counts once for each forward, however many backward passes the loop makes through it, and however many of the
+        outputs a pass comes through. Passes that only look at gradients (``torch.autograd.grad``) see it, and leave it
+        to the one that trains.
         """
+        this, before = torch._C._current_graph_task_id(), self._last
         if accumulates and not self.passed:
             self.passed = True
             if self.arrived is not None:
                 self.arrived(self)
-        if self.gradient is None or self.added or self.spent:
+        if self.gradient is None or self.added or self.spent or this == before:
             return 0.0
+        self._last = this
         self.spent = accumulates
         return self.gradient()
 
@@ -72,8 +76,8 @@ class Carrier(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         share = ctx.ride.share(accumulates=_accumulates(ctx))
         passenger = ctx.passenger
-        own = torch.as_tensor(share, dtype=passenger.dtype, device=passenger.device).expand_as(passenger)
-        return None, None, own, *gradients
+        own = torch.as_tensor(share, dtype=passenger.dtype, device=passenger.device) / passenger.numel()
+        return None, None, own.expand_as(passenger), *gradients
 
 
 def _alone(tensors: Sequence[Tensor]) -> list[bool]:
@@ -117,7 +121,8 @@ def carry(output: Any, passenger: Tensor | Callable[[Tensor], Tensor], ride: Rid
 
     Args:
         output: What forward returned.
-        passenger: The alignment loss ``()``, weighted, with gradient; or what makes it beside one of the tensors.
+        passenger: The weighted alignment loss, whose mean counts, with gradient; or what makes it beside one of the
+            tensors.
         ride: What is to become of it.
     """
     found = [tensor for tensor in tensors_in(output) if tensor.requires_grad]
@@ -140,12 +145,15 @@ def carry(output: Any, passenger: Tensor | Callable[[Tensor], Tensor], ride: Rid
 _CARRIER_NODE: Any = Carrier._backward_cls
 
 
-def riders_in(loss: Tensor) -> list[tuple[Ride, Tensor]]:
+def riders_in(loss: Tensor, *, behind: bool = False) -> list[tuple[Ride, Tensor]]:
     """The rides that ``loss`` was computed from, each with its alignment loss.
 
-    Looks no further than the carriers: what lies behind them is the policy.
+    Args:
+        loss: With gradient.
+        behind: Look behind carriers too, through whole policies, for a forward that was fed what an earlier one has
+            returned.
     """
-    found: list[tuple[Ride, Tensor]] = []
+    found: dict[Ride, Tensor] = {}
     seen: set[Any] = set()
     stack = [loss.grad_fn]
     while stack:
@@ -154,7 +162,7 @@ def riders_in(loss: Tensor) -> list[tuple[Ride, Tensor]]:
             continue
         seen.add(node)
         if isinstance(node, _CARRIER_NODE):
-            found.append((node.ride, node.passenger))
-        else:
+            found[node.ride] = node.passenger
+        if behind or not isinstance(node, _CARRIER_NODE):
             stack.extend(following for following, _ in node.next_functions)
-    return found
+    return list(found.items())

@@ -35,9 +35,9 @@ class StepScale:
         # A copy of the policy has no part in the loop; and a GradScaler refuses to be copied in the middle of a step.
         return {**self.__dict__, "scaler": None, "_last": None}
 
-    def gradient(self, like: Tensor) -> Tensor:
+    def gradient(self, device: torch.device) -> Tensor:
         """The gradient ``()`` that reaches ``loss`` when the loop differentiates its scaled and divided loss."""
-        one = torch.ones((), dtype=torch.float32, device=like.device)
+        one = torch.ones((), dtype=torch.float32, device=device)
         scaled: Tensor = one if self.scaler is None else self.scaler.scale(one)
         return scaled / (self.accumulation or 1)
 

@@ -60,7 +60,7 @@ def add_per_sample(loss: Tensor, extra: Tensor) -> Tensor:
         return loss + extra.mean().to(torch.promote_types(loss.dtype, torch.float32))
     if loss.shape[0] != extra.shape[0]:
         raise LossError(
-            f"The policy returned a loss of shape {tuple(loss.shape)} for a batch of {extra.shape[0]}.",
+            f"There is a loss of shape {tuple(loss.shape)} for a batch of {extra.shape[0]}.",
             "Reduce it to a scalar, or to one value for each sample.",
         )
     return loss + extra.reshape(-1, *[1] * (loss.ndim - 1))

@@ -32,7 +32,8 @@ def make() -> Callable[..., Any]:
     ) -> Any:
         torch.manual_seed(0)
         plain = kind(**(policy or {})).double()
-        return SpatialForcing.wrap(plain, PatchTeacher(), depth=DEPTH, weight=WEIGHT, adapter=adapter(plain), **options)
+        options = {"depth": DEPTH, "weight": WEIGHT, **options}
+        return SpatialForcing.wrap(plain, PatchTeacher(), adapter=adapter(plain), **options)
 
     return make
 

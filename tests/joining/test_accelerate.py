@@ -40,17 +40,18 @@ def test_fault_14_accumulation_and_mixed_precision(
     assert two["spatial_forcing.projectors.0.fc1.weight"].abs().sum() > 0
 
 
-@pytest.mark.parametrize("inside", [True, False], ids=["loss inside", "loss outside"])
+@pytest.mark.parametrize("join", ["output", "carrier", "add"])
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_fault_14_accelerate_trains_the_explicit_sum(
-    precision: str, inside: bool, make: Callable[..., Any], batch: Callable[..., Any], by_hand: Callable[..., Any],
+    precision: str, join: str, make: Callable[..., Any], batch: Callable[..., Any], by_hand: Callable[..., Any],
     gradients: Callable[..., Any],
 ) -> None:  # fmt: skip
     """Two batches a step: the gradient is that of the alignment loss added by hand in the same precision."""
+    inside = join == "output"
     kinds: Any = (TinyPolicy, TinyAdapter) if inside else (OutsidePolicy, OutsideAdapter)
 
     def run(explicit: bool) -> dict[str, torch.Tensor]:
-        policy = make(kind=kinds[0], adapter=kinds[1], grad_accumulation=2).float()
+        policy = make(kind=kinds[0], adapter=kinds[1], join=join, grad_accumulation=2).float()
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
         accelerator = accelerate.Accelerator(cpu=True, mixed_precision=precision, gradient_accumulation_steps=2)
         prepared = accelerator.prepare(policy)
@@ -59,7 +60,8 @@ def test_fault_14_accelerate_trains_the_explicit_sum(
             with accelerator.accumulate(prepared):
                 output, extra = by_hand(prepared, data) if explicit else (prepared(data), 0.0)
                 loss = output[0] if inside else loop_loss(output, data)
-                accelerator.backward(loss + extra)
+                adds = join == "add" and not explicit
+                accelerator.backward(policy.spatial_forcing.add(loss) if adds else loss + extra)
         return gradients(policy)
 
     one, two = run(explicit=False), run(explicit=True)

@@ -1,8 +1,10 @@
-"""A loss outside the policy under DDP, on two processes."""
+"""Losses outside and inside the policy under DDP, on two processes."""
 
 from __future__ import annotations
 
+import itertools
 import json
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,17 +14,16 @@ from typing import Any
 import pytest
 import torch
 
-from sfkit import SpatialForcing
-from sfkit.testing.outside import OutsideAdapter, OutsidePolicy, loop_loss
-from sfkit.testing.policies import tiny_batch
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.outside import loop_loss
 
 WORKER = Path(__file__).parents[1] / "workers" / "joined_ranks.py"
 OPTIONS: list[dict[str, Any]] = [{}, {"find_unused_parameters": True}, {"static_graph": True}]
+JOINS = ("auto", "add", "output")
+SKIPPED = ("nowhere", "everywhere", "on rank 1")
+#: How the alignment joins, where it is left out in the second step, batches of a step, and DDP's options.
 SCENARIOS = [
-    *((join, "nowhere", options) for join in ("auto", "add") for options in OPTIONS),
-    *((join, skipped, {}) for join in ("auto", "add") for skipped in ("everywhere", "on rank 1")),
-    ("auto", "on rank 1", {"find_unused_parameters": True}),
+    *((join, skipped, 1, options) for join in JOINS for skipped in SKIPPED for options in OPTIONS),
+    *((join, "nowhere", 2, options) for join in JOINS for options in OPTIONS[:2]),
 ]
 
 pytestmark = pytest.mark.slow
@@ -40,23 +41,22 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[list[Any]]:
 
 @pytest.mark.parametrize("index", range(len(SCENARIOS)), ids=[" ".join(map(str, s)) for s in SCENARIOS])
 def test_fault_12_and_49_gradients_are_the_mean_of_the_ranks(
-    index: int, ranks: Any, by_hand: Callable[..., Any]
+    index: int, ranks: Any, by_hand: Callable[..., Any], same: Callable[..., None]
 ) -> None:
-    _, skipped, _ = SCENARIOS[index]
-    torch.manual_seed(0)
-    policy = OutsidePolicy()
-    SpatialForcing.wrap(policy, PatchTeacher(), depth=2, adapter=OutsideAdapter(policy))
+    join, skipped, parts, _ = SCENARIOS[index]
+    script = runpy.run_path(str(WORKER))
+    policy = script["build"](join)
     optimizer = torch.optim.SGD(policy.parameters(), 1e-2)
     for step, (one, two) in enumerate(zip(*(rank[index][:3] for rank in ranks), strict=True)):
         optimizer.zero_grad()
-        for rank in range(2):
-            batch = tiny_batch(seed=10 * step + rank)
+        for rank, part in itertools.product(range(2), range(parts)):
+            batch = script["batch_of"](rank, step, part)
             output, alignment = by_hand(policy, batch)
             skips = step == 1 and skipped in ("everywhere", f"on rank {rank}")
-            ((loop_loss(output, batch) + (0 if skips else 1) * alignment) / 2).backward()
-        for name, parameter in policy.named_parameters():
-            assert torch.equal(one[name], two[name]), f"{name} differs between ranks"
-            assert torch.allclose(one[name], parameter.grad, rtol=1e-4, atol=1e-6), f"{name} at step {step}"
+            action = output[0] if join == "output" else loop_loss(output, batch)
+            ((action + (0 if skips else 1) * alignment) / (2 * parts)).backward()
+        assert all(torch.equal(gradient, two[name]) for name, gradient in one.items()), "the ranks differ"
+        same(one, {name: parameter.grad for name, parameter in policy.named_parameters()})
         optimizer.step()
     for name, parameter in policy.named_parameters():
-        assert torch.allclose(ranks[0][index][3][name], parameter, rtol=1e-4, atol=1e-6), name
+        torch.testing.assert_close(ranks[0][index][3][name], parameter.detach(), rtol=1e-6, atol=1e-7, msg=name)

@@ -107,6 +107,65 @@ def test_fault_55_several_forwards_before_one_backward(
     same(gradients(policy), gradients(other))
 
 
+def test_fault_55_a_forward_that_is_fed_what_an_earlier_one_returned(
+    join, by_hand, make: Make, batch: Batch, gradients: Gradients, same: Same
+) -> None:
+    """As in a rollout: the earlier forward stands behind the later one."""
+    policy, other = make(join=join), make()
+    first = policy(batch(1))["actions"][0]
+    joined(policy, {**batch(2), "state": first}, join).backward()
+    plain, one = by_hand(other, batch(1))
+    later = {**batch(2), "state": plain["actions"][0]}
+    output, two = by_hand(other, later)
+    (loop_loss(output, later) + one + two).backward()
+    same(gradients(policy), gradients(other))
+    policy(batch(3))  # nothing is left over from the step before
+
+
+@pytest.mark.parametrize("reduction", ["mean", "scaled", "weighted"])
+def test_fault_15_add_gives_each_sample_its_own(
+    reduction: str, make: Make, batch: Batch, gradients: Gradients, same: Same
+) -> None:
+    """As a policy does that returns its losses sample by sample, of which the explicit sum is tested below."""
+    weights = torch.tensor([1.0, 3.0], dtype=torch.float64)
+    reduce = {
+        "mean": torch.mean,
+        "scaled": lambda losses: 8 * losses.sum(),
+        "weighted": lambda losses: (weights * losses).sum(),
+    }[reduction]
+    outside, inside = make(join="add"), make(kind=TinyPolicy, adapter=TinyAdapter)
+    losses = (outside(batch())["actions"][0] - batch()["action"]).square().mean(-1)
+    reduce(outside.spatial_forcing.add(losses)).backward()
+    reduce(inside(batch(), "none")[0]).backward()
+    same(gradients(outside), gradients(inside))
+
+
+@pytest.mark.skipif(not hasattr(torch.amp, "GradScaler"), reason="this torch has a GradScaler for CUDA alone")
+def test_fault_14_the_real_scaler_through_its_changes(join, reference, make: Make, batch: Batch, same: Same) -> None:
+    """Its scale grows with every step, and a step whose loss is no number is skipped."""
+
+    def train(policy: OutsidePolicy, loss_of: Callable[..., torch.Tensor], told: bool) -> dict[str, torch.Tensor]:
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=1)
+        if told:
+            policy.spatial_forcing.scaler = scaler
+        optimizer = torch.optim.SGD(policy.parameters(), 1e-2)
+        scales = []
+        for seed in range(4):
+            data = batch(seed)
+            if seed == 2:
+                data["state"][0, 0] = torch.inf
+            optimizer.zero_grad()
+            scaler.scale(loss_of(policy, data)).backward()
+            scales.append(scaler.get_scale())
+            scaler.step(optimizer)
+            scaler.update()
+        assert scales == [1024.0, 2048.0, 4096.0, 2048.0]
+        return {name: parameter.detach() for name, parameter in policy.named_parameters()}
+
+    found = train(make(join=join), lambda policy, data: joined(policy, data, join), join != "add")
+    same(found, train(make(), reference, False))
+
+
 def test_a_forward_that_does_not_align_adds_nothing(join, make: Make, batch: Batch, gradients: Gradients) -> None:
     policy = make(join=join)
     with SpatialForcing.disabled(policy):
@@ -115,28 +174,6 @@ def test_a_forward_that_does_not_align_adds_nothing(join, make: Make, batch: Bat
     plain.load_state_dict({k: v for k, v in policy.state_dict().items() if not k.startswith("spatial_forcing")})
     loop_loss(plain(batch()), batch()).backward()
     assert all(torch.equal(gradient, gradients(policy)[name]) for name, gradient in gradients(plain).items())
-
-
-# torch._dynamo asks tensors for their gradient before it knows whether they are leaves.
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-@pytest.mark.parametrize("join", ["auto", "add"])
-@pytest.mark.parametrize("how", ["whole", "layers"])
-def test_compiled_after_the_wrap(
-    how, join, reference, make: Make, batch: Batch, gradients: Gradients, same: Same
-) -> None:
-    torch._dynamo.reset()
-    policy, other = make(join=join, policy={"fused": False}), make()
-    if how == "whole":
-        run: Any = torch.compile(policy, backend="eager")
-    else:
-        run = policy
-        for block in policy.blocks:
-            block.compile(backend="eager")
-    with torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):
-        loss = loop_loss(run(batch()), batch())
-    (policy.spatial_forcing.add(loss) if join == "add" else loss).backward()
-    reference(other, batch()).backward()
-    same(gradients(policy), gradients(other))
 
 
 @pytest.mark.filterwarnings("ignore:sfkit could not verify the gradient path")
@@ -179,6 +216,18 @@ class TuplePolicy(OutsidePolicy):
 
     def forward(self, batch: dict[str, torch.Tensor]) -> Any:  # type: ignore[override]
         return (self.act(batch),)
+
+
+def test_add_after_a_policy_that_is_checkpointed_as_a_whole(
+    reference, make: Make, batch: Batch, gradients: Gradients, same: Same
+) -> None:
+    """Not reentrant: where it is, ``add`` is refused."""
+    policy, other = make(join="add"), make()
+    output = checkpoint(policy, batch(), use_reentrant=False)
+    policy.spatial_forcing.add(loop_loss(output, batch())).backward()
+    reference(other, batch()).backward()
+    same(gradients(policy), gradients(other))
+    assert policy.spatial_forcing.steps == 1
 
 
 @pytest.mark.parametrize("inside", [True, False], ids=["loss inside", "loss outside"])

@@ -18,27 +18,29 @@ from sfkit.testing.teachers import PatchTeacher
 peft = pytest.importorskip("peft")
 
 KINDS: dict[str, Any] = {
-    "loss inside": (TinyPolicy, TinyAdapter, lambda output, batch: output[0]),
-    "loss outside": (OutsidePolicy, OutsideAdapter, loop_loss),
+    "output": (TinyPolicy, TinyAdapter, lambda output, batch: output[0]),
+    "carrier": (OutsidePolicy, OutsideAdapter, loop_loss),
+    "add": (OutsidePolicy, OutsideAdapter, loop_loss),
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("join", KINDS)
 def test_lora_trains_by_the_explicit_sum_and_merges(
-    kind: str, batch: Callable[..., Any], gradients: Callable[..., Any], same: Callable[..., None]
+    join: str, batch: Callable[..., Any], gradients: Callable[..., Any], same: Callable[..., None]
 ) -> None:
-    of, adapter, loss_of = KINDS[kind]
+    of, adapter, loss_of = KINDS[join]
 
     def build() -> Any:
         torch.manual_seed(0)
         base = of().double()
         config = peft.LoraConfig(r=2, target_modules=r"blocks\.\d+\.(qkv|out)", init_lora_weights=False)
         return SpatialForcing.wrap(
-            peft.get_peft_model(base, config).double(), PatchTeacher(), depth=2, adapter=adapter(base)
+            peft.get_peft_model(base, config).double(), PatchTeacher(), depth=2, join=join, adapter=adapter(base)
         )
 
     policy, other = build(), build()
-    loss_of(policy(batch()), batch()).backward()
+    loss = loss_of(policy(batch()), batch())
+    (policy.spatial_forcing.add(loss) if join == "add" else loss).backward()
 
     seen: list[torch.Tensor] = []
     handle = other.spatial_forcing

@@ -129,6 +129,51 @@ def test_fault_13_55_add_is_missed_also_after_backward_into_some_leaves(make: Ma
 
 
 @pytest.mark.parametrize("join", ["carrier", "add"])
+def test_fault_55_the_alignment_counts_once_however_many_outputs_are_used(
+    join: str, make: Make, batch: Batch, by_hand: ByHand, gradients: Gradients, same: Same
+) -> None:
+    """Also in a pass that only looks."""
+
+    def both(output: Any) -> Tensor:
+        return loop_loss(output, batch()) + output["loss"]  # type: ignore[no-any-return]
+
+    policy, other = make(join=join), make()
+    loss = both(policy(batch()))
+    loss = policy.spatial_forcing.add(loss) if join == "add" else loss
+    (looked,) = torch.autograd.grad(loss, policy.embed.weight, retain_graph=True)
+    loss.backward()
+    torch.testing.assert_close(looked, policy.embed.weight.grad)
+    output, alignment = by_hand(other, batch())
+    (both(output) + alignment).backward()
+    same(gradients(policy), gradients(other))
+
+
+class Marked(torch.autograd.Function):
+    """Identity that counts how often backward comes through."""
+
+    passes = 0
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        Marked.passes += 1
+        return gradients[0]
+
+
+@pytest.mark.parametrize("join", ["carrier", "add"])
+def test_backward_does_not_run_through_outputs_that_the_loop_does_not_use(join: str, make: Make, batch: Batch) -> None:
+    policy = make(kind=returning(lambda a: {"actions": (a,), "logits": Marked.apply(a)}), join=join)
+    before = Marked.passes
+    loss = loop_loss(policy(batch()), batch())
+    (policy.spatial_forcing.add(loss) if join == "add" else loss).backward()
+    assert Marked.passes == before
+    assert policy.spatial_forcing.projectors[0].fc1.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("join", ["carrier", "add"])
 def test_gradients_of_gradients(
     join: str, make: Make, batch: Batch, by_hand: ByHand, gradients: Gradients, same: Same
 ) -> None:

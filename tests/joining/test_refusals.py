@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from sfkit import SpatialForcing
 from sfkit.errors import ConfigError, LossError, SfkitWarning, WrapError
@@ -25,7 +26,7 @@ def test_fault_13_a_loss_that_nobody_reads_is_no_place_to_join(make: Make) -> No
 
 
 def test_an_unknown_way(make: Make) -> None:
-    with pytest.raises(ConfigError, match="auto, output, carrier, add"):
+    with pytest.raises(ConfigError, match="join: Input should be 'auto'"):
         make(join="rider")
 
 
@@ -72,6 +73,25 @@ def test_add_after_backward_is_an_error(make: Make, batch: Batch) -> None:
     loss.backward(retain_graph=True)
     with pytest.raises(LossError, match="after a backward pass"):
         policy.spatial_forcing.add(loss)
+
+
+@pytest.mark.parametrize("join", ["add", "auto"])
+def test_fault_13_add_to_a_policy_in_a_reentrant_checkpoint_is_an_error(join: str, make: Make, batch: Batch) -> None:
+    policy = make(join=join)
+
+    def run(images: torch.Tensor) -> torch.Tensor:
+        return policy({**batch(), "images": images})["actions"][0]  # type: ignore[no-any-return]
+
+    output = checkpoint(run, batch()["images"].requires_grad_(), use_reentrant=True)
+    loss = policy.spatial_forcing.add(output.abs().mean())
+    with pytest.raises(LossError, match=r"(?s)within a reentrant.*use_reentrant=False"):
+        loss.backward()
+
+
+def test_add_to_a_loss_of_other_samples_is_an_error(make: Make, batch: Batch) -> None:
+    policy = make()
+    with pytest.raises(LossError, match="batch of 2"):
+        policy.spatial_forcing.add(policy(batch())["actions"][0].flatten())
 
 
 def test_add_of_a_foreign_loss_is_an_error(make: Make, batch: Batch) -> None:
@@ -140,6 +160,26 @@ def test_metrics_know_the_action_loss_once_it_is_known(make: Make, batch: Batch)
     assert "action_loss" not in policy.spatial_forcing.metrics()
     policy.spatial_forcing.add(loss)
     assert policy.spatial_forcing.metrics()["action_loss"] == pytest.approx(loss.item())
+
+
+def test_fault_55_each_of_two_policies_adds_its_own(make: Make, batch: Batch) -> None:
+    one, two = make(weight=0.3), make(weight=0.7)
+    loss = loop_loss(one(batch()), batch()) + loop_loss(two(batch()), batch())
+    both = two.spatial_forcing.add(one.spatial_forcing.add(loss))
+    alignments = [policy.spatial_forcing.metrics()["sf_loss"] for policy in (one, two)]
+    assert (both - loss).item() == pytest.approx(0.3 * alignments[0] + 0.7 * alignments[1])
+
+
+def test_a_policy_is_copied_in_the_middle_of_a_scaled_step(make: Make, batch: Batch) -> None:
+    """``GradScaler`` refuses to be copied there; an exponential moving average has no use for one."""
+    if not hasattr(torch.amp, "GradScaler"):
+        pytest.skip("this torch has a GradScaler for CUDA alone")
+    policy, scaler = make(), torch.amp.GradScaler("cpu")
+    policy.spatial_forcing.scaler = scaler
+    scaler.scale(loop_loss(policy(batch()), batch())).backward()
+    scaler.unscale_(torch.optim.SGD(policy.parameters(), 1e-3))
+    assert copy.deepcopy(policy).spatial_forcing.scaler is None
+    assert policy.spatial_forcing.scaler is scaler
 
 
 def test_a_copy_is_not_in_the_middle_of_a_step(make: Make, batch: Batch) -> None:

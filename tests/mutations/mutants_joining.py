@@ -13,6 +13,7 @@ SCALE = "sfkit/joining/scale.py"
 T_ACCELERATE = "tests/joining/test_accelerate.py"
 T_DDP = "tests/joining/test_ddp.py"
 T_GRADIENTS = "tests/joining/test_gradients.py"
+T_CHECKPOINT = "tests/test_checkpoint.py"
 T_OUTPUTS = "tests/joining/test_outputs.py"
 T_REFUSALS = "tests/joining/test_refusals.py"
 T_SCRIPTS = "plugins/sfkit-openvla/tests/test_openvla_scripts.py"
@@ -20,6 +21,55 @@ T_TRAINER = "plugins/sfkit-transformers/tests/test_trainer.py"
 T_TRAINING = "tests/test_training.py"
 
 JOINING = (
+    Mutant(
+        fault=13,
+        what="add has nothing to add in a reentrant checkpoint, and nobody says so",
+        file=JOINER,
+        old="        if self._adds and trains_in_backward():\n",
+        new="        if False:\n",
+        tests=in_file(T_REFUSALS, ["test_fault_13_add_to_a_policy_in_a_reentrant_checkpoint_is_an_error"]),
+    ),
+    Mutant(
+        fault=15,
+        what="add gives every sample the mean of all alignments",
+        file=JOINER,
+        old="                loss = add_per_sample(loss, passenger)\n",
+        new="                loss = loss + passenger.mean()\n",
+        tests=in_file(T_GRADIENTS, ["test_fault_15_add_gives_each_sample_its_own"]),
+    ),
+    Mutant(
+        fault=31,
+        what="a resumed run does not know how many batches make a step",
+        file="sfkit/checkpoint.py",
+        old='        "grad_accumulation": config.grad_accumulation,\n',
+        new="",
+        tests=in_file(T_CHECKPOINT, ["test_fault_31_32_what_the_loop_does_with_its_loss_is_saved_with_the_run"]),
+    ),
+    Mutant(
+        fault=55,
+        what="add does not look behind the last forward",
+        file=JOINER,
+        old="riders_in(loss, behind=True)",
+        new="riders_in(loss)",
+        tests=in_file(T_GRADIENTS, ["test_fault_55_a_forward_that_is_fed_what_an_earlier_one_returned"]),
+    ),
+    Mutant(
+        fault=55,
+        what="one policy adds the alignment of another",
+        file=JOINER,
+        old="for ride, passenger in riders_in(loss) if ride in self._rides]",
+        new="for ride, passenger in riders_in(loss)]",
+        tests=in_file(T_REFUSALS, ["test_fault_55_each_of_two_policies_adds_its_own"]),
+        ends_in=("LossError",),
+    ),
+    Mutant(
+        fault=55,
+        what="a pass that only looks sees the alignment once for each output",
+        file=RIDE,
+        old=" or this == before:\n",
+        new=":\n",
+        tests=in_file(T_OUTPUTS, ["test_fault_55_the_alignment_counts_once_however_many_outputs_are_used"]),
+    ),
     Mutant(
         fault=3,
         what="tokens without gradient pass for aligned",
@@ -98,7 +148,7 @@ JOINING = (
         file=SCALE,
         old="one if self.scaler is None else self.scaler.scale(one)",
         new="one",
-        tests=(*in_file(T_GRADIENTS, ["test_fault_14_scaled"]),),
+        tests=in_file(T_GRADIENTS, ["test_fault_14_scaled", "test_fault_14_the_real_scaler_through_its_changes"]),
     ),
     Mutant(
         fault=14,
@@ -119,9 +169,9 @@ JOINING = (
     Mutant(
         fault=4,
         what="a policy that is checkpointed as a whole counts its steps again in backward",
-        file="sfkit/alignment/replay.py",
-        old='    return "CheckpointFunction" not in',
-        new='    return "X" in',
+        file="sfkit/replay.py",
+        old="    return _in_backward() and not _in_reentrant_checkpoint()\n",
+        new="    return False\n",
         tests=in_file(T_GRADIENTS, ["test_fault_04_a_policy_that_is_checkpointed_as_a_whole"]),
     ),
     Mutant(

@@ -1,7 +1,8 @@
-"""A loss outside the policy on two gloo processes under DDP: ``joined_ranks.py SCENARIOS_AS_JSON OUT``."""
+"""Losses outside and inside the policy on two gloo processes under DDP: ``joined_ranks.py SCENARIOS_AS_JSON OUT``."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import warnings
@@ -15,33 +16,51 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sfkit import SpatialForcing
 from sfkit.testing.outside import OutsideAdapter, OutsidePolicy, loop_loss
-from sfkit.testing.policies import tiny_batch
+from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.testing.teachers import PatchTeacher
 
 
-def train(rank: int, join: str, skipped: str, options: dict[str, Any]) -> list[dict[str, torch.Tensor]]:
-    """Gradients of three steps, and the parameters at the end."""
+def build(join: str, **options: Any) -> Any:
+    """In float64, always with the same weights; ``join="output"`` is a policy that returns its loss."""
     torch.manual_seed(0)
-    policy = OutsidePolicy()
-    SpatialForcing.wrap(policy, PatchTeacher(), depth=2, join=join, adapter=OutsideAdapter(policy))
+    inside = join == "output"
+    policy = (TinyPolicy() if inside else OutsidePolicy()).double()
+    adapter = TinyAdapter(policy) if inside else OutsideAdapter(policy)
+    return SpatialForcing.wrap(policy, PatchTeacher(), depth=2, join=join, adapter=adapter, **options)
+
+
+def batch_of(rank: int, step: int, part: int) -> dict[str, torch.Tensor]:
+    batch = tiny_batch(seed=100 * step + 10 * part + rank, geometry=False)
+    return {key: value.double() for key, value in batch.items()}
+
+
+def backward(parallel: Any, policy: Any, join: str, batch: dict[str, torch.Tensor], parts: int) -> None:
+    output = parallel(batch)
+    loss = output[0] if join == "output" else loop_loss(output, batch)
+    if join == "add":
+        loss = policy.spatial_forcing.add(loss)
+    (loss / parts).backward()
+
+
+def train(rank: int, join: str, skipped: str, parts: int, options: dict[str, Any]) -> list[dict[str, torch.Tensor]]:
+    """Gradients of three steps, and the parameters at the end."""
+    policy = build(join, grad_accumulation=parts)
     parallel = DistributedDataParallel(policy, **options)
     optimizer = torch.optim.SGD(parallel.parameters(), 1e-2)
     found = []
     for step in range(3):
         policy.spatial_forcing.enabled = not (step == 1 and skipped in ("everywhere", f"on rank {rank}"))
-        batch = tiny_batch(seed=10 * step + rank)
-        loss = loop_loss(parallel(batch), batch)
-        if join == "add":
-            loss = policy.spatial_forcing.add(loss)
         optimizer.zero_grad()
-        loss.backward()
+        for part in range(parts):
+            with contextlib.nullcontext() if part == parts - 1 else parallel.no_sync():
+                backward(parallel, policy, join, batch_of(rank, step, part), parts)
         # DDP's are views of its buckets.
         found.append({name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None})
         optimizer.step()
     return [*found, {name: parameter.detach() for name, parameter in policy.named_parameters()}]
 
 
-def worker(rank: int, scenarios: list[tuple[str, str, dict[str, Any]]], out: str) -> None:
+def worker(rank: int, scenarios: list[tuple[str, str, int, dict[str, Any]]], out: str) -> None:
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
     torch.set_num_threads(1)

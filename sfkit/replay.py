@@ -14,9 +14,20 @@ def replays() -> bool:
     one did, and leave no other trace. The reentrant kind is another matter: there, the first run was without gradient,
     and the one inside backward is the one that trains.
     """
-    if torch._C._current_graph_task_id() == -1:
-        return False
-    return "CheckpointFunction" not in type(torch._C._current_autograd_node()).__name__
+    return _in_backward() and not _in_reentrant_checkpoint()
+
+
+def trains_in_backward() -> bool:
+    """True where a forward runs inside a backward pass as the one that trains: in a reentrant activation checkpoint."""
+    return _in_backward() and _in_reentrant_checkpoint()
+
+
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1
+
+
+def _in_reentrant_checkpoint() -> bool:
+    return "CheckpointFunction" in type(torch._C._current_autograd_node()).__name__
 
 
 def refuse_transforms(policy: str) -> None:
