@@ -232,6 +232,26 @@ JOINING = (
         tests=in_file(T_TRAINER, ["test_fault_47_and_48_accumulated_batches_train_as_one"]),
         ends_in=("ValueError", "TypeError", "AttributeError"),
     ),
+    *(
+        Mutant(
+            fault=48,
+            what=f"the callback tells that the trainer {what} multiplies by the number of processes",
+            file="plugins/sfkit-transformers/src/sfkit_transformers/trainer.py",
+            old="args.world_size if multiplies else 1\n",
+            new=f"{told}\n",
+            tests=in_file(T_TRAINER, ["test_fault_48_two_processes_train_the_explicit_sum"]),
+        )
+        for what, told in (("never", "1"), ("always", "args.world_size"))
+    ),
+    Mutant(
+        fault=48,
+        what="in several processes the alignment is taken to follow the trainer untold",
+        file=SCALE,
+        old="        if self.processes is None and _world_size() > 1:\n",
+        new="        if False:\n",
+        tests=in_file(T_TRAINER, ["test_fault_48_two_processes_whose_number_nobody_told_are_an_error"]),
+        ends_in=("FileNotFoundError",),
+    ),
     Mutant(
         fault=48,
         what="the callback does not tell how many batches make a step",

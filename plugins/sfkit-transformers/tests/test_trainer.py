@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from sfkit_transformers import SpatialForcingCallback
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
@@ -75,26 +79,28 @@ class Frames(torch.utils.data.Dataset):  # type: ignore[type-arg]
         return {"images": torch.rand(3, SIDE, SIDE, generator=g), "input_ids": words, "labels": labels, "index": index}
 
 
+def pictured(**options: Any) -> Pictured:
+    """Wrapped with these arguments, and always with the same weights."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
+    policy = Pictured(LlamaConfig(vocab_size=48, pad_token_id=0, **sizes))
+    return SpatialForcing.wrap(policy, PatchTeacher(), depth=2, adapter=PicturedAdapter(policy), **options)
+
+
 @pytest.fixture
 def build() -> Callable[..., Pictured]:
-    """``build(**arguments of wrap)``: always with the same weights."""
-
-    def build(**options: Any) -> Pictured:
-        torch.manual_seed(0)
-        sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
-        policy = Pictured(LlamaConfig(vocab_size=48, pad_token_id=0, **sizes))
-        return SpatialForcing.wrap(policy, PatchTeacher(), depth=2, adapter=PicturedAdapter(policy), **options)
-
-    return build
+    return pictured
 
 
 def train(
-    policy: Pictured, folder: Path, batch: int, accumulation: int, *, callback: bool = True, steps: int = 2
-) -> Trainer:
+    policy: Pictured, folder: Path, batch: int, accumulation: int, *, callback: bool = True, steps: int = 2,
+    **further: Any,
+) -> Trainer:  # fmt: skip
     settings: dict[str, Any] = {
         "per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation, "max_steps": steps,
         "optim": "sgd", "learning_rate": 0.5, "max_grad_norm": 0.0, "logging_steps": 1, "use_cpu": True,
         "report_to": [], "save_strategy": "no", "disable_tqdm": True, "lr_scheduler_type": "constant",
+        **further,
     }  # fmt: skip
     trainer = Trainer(
         model=policy,
@@ -152,23 +158,62 @@ def test_a_policy_that_is_not_wrapped_is_refused() -> None:
         SpatialForcingCallback(nn.Linear(2, 2))
 
 
+def step_by_hand(policy: Pictured, groups: Sequence[Sequence[int]]) -> None:
+    """One step by the mean, over groups of samples, of the loss over all their words with the alignment loss added."""
+    handle, seen = policy.spatial_forcing, []
+    norm = policy.model.layers[2].input_layernorm
+    hook = norm.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    for group in groups:
+        samples = [Frames()[index] for index in group]
+        data = {key: torch.stack([sample[key] for sample in samples]) for key in ("images", "input_ids", "labels")}
+        with SpatialForcing.disabled(policy):
+            output = policy.train()(**data)
+        views = handle.adapter.views(ForwardCall(data, output))
+        tokens = handle.adapter.visual_tokens(seen.pop(), views)
+        (target,) = handle.hosts[0].features(views, [1], tokens.grid)
+        projected = handle.projectors[0](tokens.values, tokens.mask)
+        alignment = 0.5 * (1 - nn.functional.cosine_similarity(projected, target.values, dim=-1)).mean()
+        ((output.loss + alignment) / len(groups)).backward()
+    hook.remove()
+    torch.optim.SGD(policy.parameters(), 0.5).step()
+
+
 def test_fault_48_the_trainer_trains_the_explicit_sum(build: Callable[..., Pictured], tmp_path: Path) -> None:
     """One step of four batches moves every parameter as the loss over all words, with the alignment added by hand."""
     policy, other = build(), build()
     train(policy, tmp_path, 1, 4, steps=1)
-    samples = [Frames()[index] for index in range(4)]
-    data = {key: torch.stack([sample[key] for sample in samples]) for key in ("images", "input_ids", "labels")}
-    handle, seen = other.spatial_forcing, []
-    norm = other.model.layers[2].input_layernorm
-    hook = norm.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    with SpatialForcing.disabled(other):
-        output = other.train()(**data)
-    hook.remove()
-    views = handle.adapter.views(ForwardCall(data, output))
-    tokens = handle.adapter.visual_tokens(seen[0], views)
-    (target,) = handle.hosts[0].features(views, [1], tokens.grid)
-    cosine = nn.functional.cosine_similarity(handle.projectors[0](tokens.values, tokens.mask), target.values, dim=-1)
-    (output.loss + 0.5 * (1 - cosine).mean()).backward()
-    torch.optim.SGD(other.parameters(), 0.5).step()
+    step_by_hand(other, [range(4)])
     for (name, one), two in zip(policy.named_parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What each of two processes has left of one step of two batches each."""
+    folder = tmp_path_factory.mktemp("ranks")
+    command = [sys.executable, str(Path(__file__).parent / "workers" / "trainer_ranks.py"), str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("average", [True, False])
+def test_fault_48_two_processes_train_the_explicit_sum(
+    average: bool, ranks: Path, build: Callable[..., Pictured]
+) -> None:
+    """With ``average_tokens_across_devices`` each word counts alike, else each process: the alignment counts once."""
+    start, other = build(), build()
+    step_by_hand(other, [range(4)] if average else [(0, 2), (1, 3)])
+    for rank in range(2):
+        found = load_file(ranks / f"{average}.{rank}.safetensors")
+        for (name, before), wanted in zip(start.named_parameters(), other.parameters(), strict=True):
+            moved, by_hand = found[name] - before.detach(), wanted.detach() - before.detach()
+            assert (moved - by_hand).norm() <= 1e-4 * by_hand.norm() + 1e-6, name
+
+
+@pytest.mark.slow
+def test_fault_48_two_processes_whose_number_nobody_told_are_an_error(ranks: Path) -> None:
+    for rank in range(2):
+        assert "average_tokens_across_devices" in (ranks / f"{rank}.txt").read_text()
