@@ -232,7 +232,8 @@ class Aligner(nn.Module):
             if is_sharded(self) or is_sharded(self.adapter.policy):
                 self._check.give_up("under FSDP2 the check's own backward pass would scatter the parameters again.")
             elif any(bool(student.mask.any()) for student in students.values()):
-                self._check.tokens(students, self.projectors, self.adapter.how_to_unfreeze())
+                off = [depth for depth, tap in self.taps.items() if tap.without_gradient]
+                self._check.tokens(students, self.projectors, self.adapter.how_to_unfreeze(), off)
         targets = self._targets(call, views, students)
         results = [
             align(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from sfkit import SpatialForcing
 from sfkit.errors import SfkitError
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.testing.registration import check_registration
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.teachers import PatchTeacher, PatchTeacherOptions
 from sfkit.types import FeatureMap
 
 
@@ -110,6 +111,24 @@ def test_fault_24_a_wrong_letterbox_is_found(adapter: type[BarsAreOnBothSides]) 
             check_registration(policy, batch, change)
     else:
         check_registration(policy, batch, change)
+
+
+@pytest.mark.parametrize("side", [3, 4, 7, 16])
+def test_fault_20_a_teacher_with_a_grid_of_its_own_is_registered_too(side: int, tiny: Callable[..., Any]) -> None:
+    plain = tiny()
+    policy = SpatialForcing.wrap(
+        plain, PatchTeacher(PatchTeacherOptions(grid=side)), depth=0, adapter=TinyAdapter(plain)
+    )
+    adapter, real = policy.spatial_forcing.adapter, policy.spatial_forcing.adapter.views
+    check_registration(policy, tiny_batch(), perturb)
+
+    def mirrored(call: Any) -> Any:
+        views = real(call)
+        return dataclasses.replace(views, images=views.images.flip(-1))
+
+    adapter.views = mirrored
+    with pytest.raises(SfkitError, match=f"the teacher's row .* (on its grid of {side}x{side}|most)"):
+        check_registration(policy, tiny_batch(), perturb)
 
 
 def test_a_change_that_changes_nothing_is_found(wrapped: Callable[..., TinyPolicy]) -> None:

@@ -68,7 +68,7 @@ def test_fault_03_a_tap_inside_a_reentrant_checkpoint_is_an_error(tiny: Make) ->
 
     policy = tiny(checkpointing="reentrant")
     SpatialForcing.wrap(policy, PatchTeacher(), depth=1, adapter=Inside(policy))
-    with pytest.raises(GradientError, match="reaches no trainable parameter"):
+    with pytest.raises(GradientError, match=r"(?s)depth 1 fired while gradients were off.*use_reentrant=False"):
         policy(tiny_batch())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -166,13 +166,20 @@ class SelfCheck:
         if self.projector_moved:
             self._watch = None
 
-    def tokens(self, students: Mapping[Depth, FeatureMap], projectors: nn.Module, unfreeze: str = "") -> None:
+    def tokens(
+        self,
+        students: Mapping[Depth, FeatureMap],
+        projectors: nn.Module,
+        unfreeze: str = "",
+        without_gradient: Collection[Depth] = (),
+    ) -> None:
         """On the first batch with valid tokens: does gradient reach trainable parameters from every depth?
 
         Args:
             students: Visual tokens by depth.
             projectors: The projectors, watched from then on.
             unfreeze: What this policy calls the options that unfreeze what is below a tap.
+            without_gradient: Depths whose taps fired while gradients were off.
 
         Raises:
             GradientError: It does not.
@@ -186,6 +193,13 @@ class SelfCheck:
                 return
             if leaf is None:
                 self.reaches_policy = False
+                if depth in without_gradient:
+                    raise GradientError(
+                        f"The tap at {depth_name(depth)} fired while gradients were off: inside a reentrant activation "
+                        "checkpoint, which runs without gradient first, or under no_grad. From there the alignment "
+                        "would train the projector alone.",
+                        "Checkpoint with use_reentrant=False, take the no_grad away, or choose a depth outside of it.",
+                    )
                 raise GradientError(
                     f"The gradient of the visual tokens at {depth_name(depth)} reaches no trainable parameter of the "
                     "policy: alignment would train the projector alone.",

@@ -61,6 +61,7 @@ class Tap:
         self.every = point.every
         self.armed = False
         self.fired = 0
+        self.without_gradient = False
         self.hidden: Tensor | None = None
         self._later: list[Tensor] = []
         self._others = [Tap(depth, TapPoint(module, point.path)) for module in point.others]
@@ -70,6 +71,7 @@ class Tap:
         """The hook itself. It must return None, or torch would replace the module's input."""
         if self.armed:
             self.fired += 1
+            self.without_gradient = not torch.is_grad_enabled()
             found = args[0] if args else next(iter(kwargs.values()))
             if self.hidden is None:
                 self.hidden = found

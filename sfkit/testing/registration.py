@@ -31,8 +31,8 @@ def check_registration(
 ) -> None:
     """Perturb one image patch at a time; what moves most must be that patch's own token and feature.
 
-    It catches exchanged axes, token spans that are off by one, exchanged cameras and wrong letterboxes, all of which a
-    cosine loss cannot see.
+    Of a teacher with a grid of its own, that is a cell which overlaps with the patch. It catches exchanged axes, token
+    spans that are off by one, exchanged cameras and wrong letterboxes, all of which a cosine loss cannot see.
 
     Args:
         policy: A wrapped policy in training mode, best at depth 0, where tokens have not been mixed yet, or at
@@ -46,7 +46,7 @@ def check_registration(
         RegistrationError: Names the patch and what moved instead, if anything did.
     """
     before = _maps(policy, batch, run)
-    student, mask = before["student"], before["mask"].any(0)
+    mask = before["mask"].any(0)
     views, (rows, columns) = mask.shape[0], mask.shape[1:]
     height, width = before["size"].tolist()
     for view in range(views):
@@ -56,10 +56,8 @@ def check_registration(
             box = (_side(row, rows, height), _side(column, columns, width))
             after = _maps(policy, perturb(batch, view, box), run)
             for name in ("student", "teacher"):
-                if name == "teacher" and before[name].shape[1:4] != student.shape[1:4]:
-                    continue  # a teacher on a grid of its own is resampled, which is tested elsewhere
                 moved = (after[name] - before[name]).float().norm(dim=-1).mean(0)
-                _expect(name, moved, (view, row, column))
+                _expect(name, moved, (view, row, column), (rows, columns))
 
 
 def _maps(policy: nn.Module, batch: Any, run: Callable[[nn.Module, Any], Any]) -> dict[str, Tensor]:
@@ -102,7 +100,8 @@ def _side(index: int, count: int, pixels: int) -> slice:
     return slice(index * step, (index + 1) * step)
 
 
-def _expect(name: str, moved: Tensor, wanted: tuple[int, int, int]) -> None:
+def _expect(name: str, moved: Tensor, wanted: tuple[int, int, int], grid: tuple[int, int]) -> None:
+    """What moved most lies where it was expected; a teacher's cell, on a grid of its own, overlaps with the patch."""
     _, rows, columns = moved.shape
     if not bool(moved.max() > 0):
         raise RegistrationError(
@@ -112,10 +111,18 @@ def _expect(name: str, moved: Tensor, wanted: tuple[int, int, int]) -> None:
         )
     most = int(moved.argmax())
     found = (most // (rows * columns), most // columns % rows, most % columns)
-    if found != wanted:
+    places = zip(found[1:], (rows, columns), wanted[1:], grid, strict=True)
+    own = all(_overlap(*place) for place in places)
+    if found[0] != wanted[0] or not own:
         view, row, column = wanted
         raise RegistrationError(
             f"Perturbing row {row}, column {column} of view {view} moved the {name}'s row {found[1]}, "
-            f"column {found[2]} of view {found[0]} most.",
+            f"column {found[2]} of view {found[0]} most"
+            f"{'' if (rows, columns) == grid else f', on its grid of {rows}x{columns}'}.",
             "Check the order of axes, the token span, the order of cameras and the letterbox in the adapter.",
         )
+
+
+def _overlap(one: int, ones: int, other: int, others: int) -> bool:
+    """Whether cell ``one`` of ``ones`` along an axis and cell ``other`` of ``others`` have a piece of it in common."""
+    return one * others < (other + 1) * ones and other * ones < (one + 1) * others

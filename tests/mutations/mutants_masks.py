@@ -39,16 +39,19 @@ MASKS = (
         fault=20,
         what="the registration check looks at the view only",
         file=REGISTRATION,
-        old="    if found != wanted:\n",
+        old="    if found[0] != wanted[0] or not own:\n",
         new="    if found[0] != wanted[0]:\n",
-        tests=("tests/test_registration.py::test_fault_20_exchanged_axes_are_found",),
+        tests=(
+            "tests/test_registration.py::test_fault_20_exchanged_axes_are_found",
+            "tests/test_registration.py::test_fault_20_a_teacher_with_a_grid_of_its_own_is_registered_too",
+        ),
     ),
     Mutant(
         fault=25,
         what="the registration check looks at the cell only",
         file=REGISTRATION,
-        old="    if found != wanted:\n",
-        new="    if found[1:] != wanted[1:]:\n",
+        old="    if found[0] != wanted[0] or not own:\n",
+        new="    if not own:\n",
         tests=("tests/test_registration.py::test_fault_25_exchanged_cameras_are_found",),
     ),
     Mutant(

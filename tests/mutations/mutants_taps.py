@@ -210,7 +210,7 @@ TAPS = (
         fault=6,
         what="the check counts the gradient of all tokens, not of the visual ones",
         file=ALIGNER,
-        old="self._check.tokens(students, self.projectors, self.adapter.how_to_unfreeze())",
+        old="self._check.tokens(students, self.projectors, self.adapter.how_to_unfreeze(), off)",
         new="self._check.tokens({d: FeatureMap(h[:, None, None], h[..., 0][:, None, None].isfinite()) "
         "for d, h in hidden.items()}, self.projectors)",
         tests=in_file(T_CHECKS, ["test_fault_06_a_frozen_backbone_is_an_error_although_the_tap_requires_grad"]),
