@@ -67,3 +67,9 @@ def test_a_schedule_rests_and_the_unverified_gradient_path_is_said(ranks: list[d
     assert [loss is not None for loss in ranks[0]["every:2"]["losses"]] == [True, False, True, False]
     assert ranks[0]["every:2"]["runs"] == 2
     assert any("could not verify the gradient path" in message for message in ranks[0]["constant"]["warned"])
+
+
+def test_what_is_sharded_already_is_refused(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert "already inside FSDP2 (fully_shard)" in rank["refusal"]
+        assert "SpatialForcing.wrap second" in rank["refusal"]

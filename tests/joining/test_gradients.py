@@ -140,8 +140,9 @@ def test_fault_15_add_gives_each_sample_its_own(
     same(gradients(outside), gradients(inside))
 
 
+@pytest.mark.parametrize("join", ["output", *JOINS])
 @pytest.mark.skipif(not hasattr(torch.amp, "GradScaler"), reason="this torch has a GradScaler for CUDA alone")
-def test_fault_14_the_real_scaler_through_its_changes(join, reference, make: Make, batch: Batch, same: Same) -> None:
+def test_fault_14_the_real_scaler_through_its_changes(join: str, by_hand, make: Make, batch: Batch, same: Same) -> None:
     """Its scale grows with every step, and a step whose loss is no number is skipped."""
 
     def train(policy: OutsidePolicy, loss_of: Callable[..., torch.Tensor], told: bool) -> dict[str, torch.Tensor]:
@@ -162,8 +163,20 @@ def test_fault_14_the_real_scaler_through_its_changes(join, reference, make: Mak
         assert scales == [1024.0, 2048.0, 4096.0, 2048.0]
         return {name: parameter.detach() for name, parameter in policy.named_parameters()}
 
-    found = train(make(join=join), lambda policy, data: joined(policy, data, join), join != "add")
-    same(found, train(make(), reference, False))
+    def loss_in(output: Any, data: dict[str, torch.Tensor]) -> torch.Tensor:
+        return output[0] if join == "output" else loop_loss(output, data)
+
+    def explicit(policy: OutsidePolicy, data: dict[str, torch.Tensor]) -> torch.Tensor:
+        output, alignment = by_hand(policy, data)
+        return loss_in(output, data) + alignment
+
+    def forced(policy: OutsidePolicy, data: dict[str, torch.Tensor]) -> torch.Tensor:
+        loss = loss_in(policy(data), data)
+        return policy.spatial_forcing.add(loss) if join == "add" else loss
+
+    kind: Any = {"kind": TinyPolicy, "adapter": TinyAdapter} if join == "output" else {}
+    found = train(make(join=join, **kind), forced, join in ("auto", "carrier"))
+    same(found, train(make(**kind), explicit, False))
 
 
 def test_a_forward_that_does_not_align_adds_nothing(join, make: Make, batch: Batch, gradients: Gradients) -> None:

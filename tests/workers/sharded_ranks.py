@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from sfkit import SpatialForcing
+from sfkit.errors import WrapError
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 
 
@@ -50,13 +51,24 @@ def policy_step(policy: Any, optimizer: Any, batch: dict[str, torch.Tensor]) -> 
     return loss, logs
 
 
+def refusal() -> str:
+    policy = TinyPolicy()
+    fully_shard(policy, mesh=init_device_mesh("cpu", (2,)))
+    try:
+        SpatialForcing.wrap(policy, "geometry", adapter=TinyAdapter(policy))
+    except WrapError as error:
+        return str(error)
+    return ""
+
+
 def worker(rank: int, schedules: list[str], out: str) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     # A rank that waits for one that never comes must end before whoever waits for both.
     limit = timedelta(seconds=30)
     dist.init_process_group("gloo", init_method=f"file://{out}.rendezvous", rank=rank, world_size=2, timeout=limit)
-    torch.save({schedule: train(rank, schedule) for schedule in schedules}, f"{out}.{rank}")
+    results: dict[str, Any] = {schedule: train(rank, schedule) for schedule in schedules}
+    torch.save(results | {"refusal": refusal()}, f"{out}.{rank}")
     dist.destroy_process_group()
 
 
