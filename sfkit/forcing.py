@@ -269,8 +269,9 @@ class SpatialForcing(Aligner):
         except Exception:
             SpatialForcing.unwrap(policy)
             raise
-        # The schedule's step stays what it was if the run goes on with other groups of batches.
-        handle.steps = handle.steps // (config.grad_accumulation or 1) * (handle.grad_accumulation or 1)
+        before, now = config.grad_accumulation or 1, handle.grad_accumulation or 1
+        if now != before:  # the schedule's step stays what it was
+            handle.steps = handle.steps // before * now
         return policy
 
     # ---------------------------------------------------------------- telling
