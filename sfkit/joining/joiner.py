@@ -56,7 +56,11 @@ class Joiner:
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of the policy is not in the middle of a step.
-        return {**self.__dict__, "_forward": "unaligned", "_missed": None, "_rides": weakref.WeakSet()}
+        return {**self.__dict__, "_forward": "unaligned", "_missed": None, "_rides": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._rides = weakref.WeakSet()  # which cannot be pickled
 
     def loss_in(self, output: Any) -> Tensor | None:
         """The loss in what forward returned, if that is where the loop takes it from."""
