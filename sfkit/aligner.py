@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sfkit.alignment.balance import Balance
-from sfkit.alignment.checks import SelfCheck, check_views, is_sharded, refuse_shards
+from sfkit.alignment.checks import SelfCheck, check_views, is_sharded, refuse_cast, refuse_shards
 from sfkit.alignment.gradients import GradientMeter, GradientSums
 from sfkit.alignment.reduction import tell_of_a_sum
 from sfkit.alignment.step import Alignment, align
@@ -230,6 +230,7 @@ class Aligner(nn.Module):
         if first and self._check.first_batch:
             check_views(views)
             if is_sharded(self) or is_sharded(self.adapter.policy):
+                refuse_cast(self.projectors)
                 self._check.give_up("under FSDP2 the check's own backward pass would scatter the parameters again.")
             elif any(bool(student.mask.any()) for student in students.values()):
                 off = [depth for depth, tap in self.taps.items() if tap.without_gradient]

@@ -10,13 +10,14 @@ import copyreg
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol, SupportsIndex, cast
 
 import torch
 from torch import nn
 
+from sfkit.alignment.checks import is_sharded
 from sfkit.errors import SfkitWarning, WrapError
 
 HANDLE = "spatial_forcing"
@@ -40,8 +41,8 @@ class Handle(Protocol):
     ) -> Any:
         """Run the policy's own forward, and align."""
 
-    def save(self, directory: str) -> None:
-        """Write the projector and config beside the policy's own files."""
+    def save(self, directory: str, gathered: Mapping[str, torch.Tensor] | None = None) -> bool:
+        """Write the projector and config beside the policy's own files; whether it was this process that wrote."""
 
     @property
     def companions(self) -> list[Callable[[Any], None]]:
@@ -51,9 +52,12 @@ class Handle(Protocol):
 def base_of(policy: object) -> type[nn.Module] | None:
     """The class that a wrapped object had before, or None for an object that is not wrapped.
 
-    Only the class's own mark counts: a subclass of a swapped class is somebody else's.
+    Only the class's own mark counts: a subclass of a swapped class is somebody else's, unless FSDP2 has made it.
     """
-    return cast("type[nn.Module] | None", type(policy).__dict__.get(_MARK))
+    cls = type(policy)
+    if [base.__name__ for base in cls.__bases__[:-1]] == ["FSDPModule"]:
+        cls = cls.__bases__[-1]
+    return cast("type[nn.Module] | None", cls.__dict__.get(_MARK))
 
 
 def handle_of(policy: nn.Module) -> Any:
@@ -71,7 +75,7 @@ def detach(policy: nn.Module) -> Any:
     """Undo ``attach`` and return the handle.
 
     Raises:
-        WrapError: The class is not one of ours.
+        WrapError: The class is not one of ours, or FSDP2 has scattered the parameters.
     """
     base = base_of(policy)
     if base is None:
@@ -79,18 +83,30 @@ def detach(policy: nn.Module) -> Any:
             f"{type(policy).__name__} is not wrapped by sfkit.",
             "Unwrap the object that SpatialForcing.wrap returned (under DDP or compile that is its inner module).",
         )
+    if is_sharded(policy):
+        raise WrapError(
+            f"FSDP2 has scattered the parameters of this {base.__name__}, the projector's among them.",
+            "Save it (SpatialForcing.export), and load what was saved.",
+        )
     policy.__class__ = base
     return policy._modules.pop(HANDLE, None)
 
 
 @contextmanager
 def detached(policy: nn.Module) -> Iterator[Any]:
-    """Within the block the policy is exactly what it was before ``wrap``; yields the handle."""
-    handle = detach(policy)
+    """Within the block the policy is exactly what it was before ``wrap``; yields the handle.
+
+    Under FSDP2 only the handle is gone: the class, which is FSDP2's, gathers the parameters.
+    """
+    sharded = is_sharded(policy) and base_of(policy) is not None
+    handle: Any = policy._modules.pop(HANDLE) if sharded else detach(policy)
     try:
         yield handle
     finally:
-        attach(policy, handle)
+        if sharded:
+            policy.add_module(HANDLE, handle)
+        else:
+            attach(policy, handle)
 
 
 def forced_class(base: type[nn.Module]) -> type[nn.Module]:
@@ -138,8 +154,11 @@ def _make_forced_class(base: type[nn.Module]) -> type[nn.Module]:
 def _save_pretrained(base: Any) -> Callable[..., Any]:
     @functools.wraps(base.save_pretrained)
     def save_pretrained(self: nn.Module, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("state_dict") is not None:
-            kwargs["state_dict"] = without_handle(kwargs["state_dict"])
+        if HANDLE not in self._modules:  # the class stays where FSDP2 has made one from it
+            return base.save_pretrained(self, save_directory, *args, **kwargs)
+        given = kwargs.get("state_dict")
+        if given is not None:
+            kwargs["state_dict"] = without_handle(given)
         if kwargs.get("push_to_hub"):
             message = (
                 "sfkit: push_to_hub=True uploads the policy's own files only; call policy.push_to_hub(...) to publish "
@@ -148,9 +167,9 @@ def _save_pretrained(base: Any) -> Callable[..., Any]:
             warnings.warn(message, SfkitWarning, stacklevel=2)
         with detached(self) as handle:
             result = base.save_pretrained(self, save_directory, *args, **kwargs)
-        handle.save(save_directory)
-        for companion in handle.companions:
-            companion(save_directory)
+        if handle.save(save_directory, given):
+            for companion in handle.companions:
+                companion(save_directory)
         return result
 
     return save_pretrained

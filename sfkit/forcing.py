@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sfkit import checkpoint
 from sfkit.aligner import Aligner, leave_to_python
 from sfkit.alignment.gradients import GradientSums
+from sfkit.alignment.names import StateName
 from sfkit.alignment.status import PairStatus, Status
 from sfkit.attach import attach, base_of, detach, detached, handle_of, refuse_unwrappable
 from sfkit.building import Named
@@ -232,6 +233,8 @@ class SpatialForcing(Aligner):
 
     # ---------------------------------------------------------------- saving
 
+    teachers = measured = StateName()
+
     @staticmethod
     def export(policy: nn.Module, directory: str | Path) -> None:
         """Write what the policy's own framework would write, and nothing of sfkit."""
@@ -240,12 +243,33 @@ class SpatialForcing(Aligner):
         with detached(policy):
             policy.save_pretrained(directory)  # type: ignore[operator]
 
-    def save(self, directory: str | Path) -> None:
-        """Write ``directory/spatial_forcing/`` (config and projector), as ``policy.save_pretrained`` does by itself."""
+    def save(self, directory: str | Path, gathered: Mapping[str, Tensor] | None = None) -> bool:
+        """Write ``directory/spatial_forcing/`` (config and projector), as ``policy.save_pretrained`` does by itself.
+
+        Under FSDP2 all processes must call it, as they must call ``policy.save_pretrained``, and the first one writes;
+        a process that gives what was gathered before needs no others.
+
+        Args:
+            directory: Where the policy's own files are.
+            gathered: The whole state of the policy, handle included; looked at under FSDP2 alone.
+
+        Returns:
+            Whether it was this process that wrote.
+        """
+        state = self.state_dict()
+        scattered = checkpoint.is_scattered(state)
+        first = True
+        if scattered and gathered is not None:
+            state, first = checkpoint.part_of(gathered), bool(gathered)
+        elif scattered:
+            state, first = checkpoint.gather(state), not torch.distributed.get_rank()
+        if not (first and self.adapter.writes_checkpoints()):
+            return False
         references = {f"health.{key}": value for key, value in self.monitor.state().items()}
-        checkpoint.save(
-            directory, self.config, {**self.state_dict(), **references}, [host.teacher for host in self.hosts]
-        )
+        if scattered:  # of one process's part
+            references.pop("health.projector", None)
+        checkpoint.save(directory, self.config, {**state, **references}, [host.teacher for host in self.hosts])
+        return True
 
     @staticmethod
     def from_pretrained(policy: Policy, source: str | Path, *, revision: str | None = None, **changes: Any) -> Policy:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from sfkit import SpatialForcing
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
@@ -26,8 +27,13 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    out = tmp_path_factory.mktemp("sharded") / "rank"
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sharded")
+
+
+@pytest.fixture(scope="module")
+def ranks(folder: Path) -> list[dict[str, Any]]:
+    out = folder / "rank"
     command = [sys.executable, str(WORKER), json.dumps(SCHEDULES), str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
@@ -63,6 +69,31 @@ def test_each_rank_holds_its_part(ranks: list[dict[str, Any]]) -> None:
     assert sum(rank["constant"]["held"] for rank in ranks) == whole
 
 
+@pytest.mark.parametrize("way", ["by-all", "by-one"])
+def test_fault_31_a_sharded_policy_saves_what_it_is_and_the_projector_whole(
+    ranks: list[dict[str, Any]], folder: Path, way: str
+) -> None:
+    saved = folder / f"rank.constant.{way}"
+    expected = ranks[0]["constant"]["parameters"]
+    plain, exported = (load_file(part / "model.safetensors") for part in (saved, folder / "rank.constant.exported"))
+    assert plain.keys() == exported.keys() == dict(TinyPolicy().named_parameters()).keys()
+    assert all(torch.equal(plain[name], expected[name]) for name in plain)
+    assert not (folder / "rank.constant.exported" / "spatial_forcing").exists()
+    policy = TinyPolicy()
+    SpatialForcing.from_pretrained(policy, saved, adapter=TinyAdapter(policy))
+    handle = policy.spatial_forcing
+    assert handle.steps == 4
+    for name, parameter in handle.named_parameters():
+        assert torch.equal(parameter, expected[f"spatial_forcing.{name}"])
+
+
+def test_fault_52_a_projector_that_is_cast_and_unwrapping_are_refused(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert "makes bfloat16 of the projector" in rank["refusals"]["cast"]
+        assert "fully_shard(policy.spatial_forcing) first" in rank["refusals"]["cast"]
+        assert "has scattered the parameters of this TinyPolicy" in rank["refusals"]["unwrap"]
+
+
 def test_a_schedule_rests_and_the_unverified_gradient_path_is_said(ranks: list[dict[str, Any]]) -> None:
     assert [loss is not None for loss in ranks[0]["every:2"]["losses"]] == [True, False, True, False]
     assert ranks[0]["every:2"]["runs"] == 2
@@ -71,5 +102,5 @@ def test_a_schedule_rests_and_the_unverified_gradient_path_is_said(ranks: list[d
 
 def test_what_is_sharded_already_is_refused(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
-        assert "already inside FSDP2 (fully_shard)" in rank["refusal"]
-        assert "SpatialForcing.wrap second" in rank["refusal"]
+        assert "already inside FSDP2 (fully_shard)" in rank["refusals"]["wrap"]
+        assert "SpatialForcing.wrap second" in rank["refusals"]["wrap"]

@@ -194,11 +194,12 @@ class SelfCheck:
             if leaf is None:
                 self.reaches_policy = False
                 if depth in without_gradient:
+                    frozen = f" that guards what is frozen ({unfreeze})" if unfreeze else ""
                     raise GradientError(
                         f"The tap at {depth_name(depth)} fired while gradients were off: inside a reentrant activation "
                         "checkpoint, which runs without gradient first, or under no_grad. From there the alignment "
                         "would train the projector alone.",
-                        "Checkpoint with use_reentrant=False, take the no_grad away, or choose a depth outside of it.",
+                        f"Checkpoint with use_reentrant=False, take away the no_grad{frozen}, or choose another depth.",
                     )
                 raise GradientError(
                     f"The gradient of the visual tokens at {depth_name(depth)} reaches no trainable parameter of the "
@@ -232,4 +233,19 @@ def refuse_shards(policy: nn.Module) -> None:
         raise ConfigError(
             "Queries and keys are made outside the policy's blocks, where FSDP2 has scattered their weights.",
             "Train with DDP, or choose an objective that reads features.",
+        )
+
+
+def refuse_cast(projectors: nn.Module) -> None:
+    """Check that FSDP2 has left the projectors in the precision in which features are compared.
+
+    Raises:
+        ConfigError: Its mixed precision has not.
+    """
+    found = {parameter.dtype for parameter in projectors.parameters()} - {torch.float32, torch.float64}
+    if found:
+        raise ConfigError(
+            f"FSDP2 in mixed precision makes {str(found.pop()).removeprefix('torch.')} of the projector.",
+            "fully_shard(policy.spatial_forcing) first, without an mp_policy, then the policy, whose mp_policy has "
+            "cast_forward_inputs=False. (accelerate cannot: use it without mixed precision, or DDP.)",
         )

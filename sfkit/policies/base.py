@@ -122,6 +122,13 @@ class PolicyAdapter(Configured, ABC):
     def views(self, call: ForwardCall) -> Views:
         """What the student saw in this call: same pixels, same geometry, in the order of its tokens."""
 
+    def writes_checkpoints(self) -> bool:
+        """Whether this process writes when ``save_pretrained`` is called.
+
+        Some frameworks have all processes call it and write in the first one alone.
+        """
+        return True
+
     def future_views(self, call: ForwardCall, steps: int) -> Views:
         """What the cameras will see so many steps later, as :meth:`views` would show it; for the teacher alone.
 

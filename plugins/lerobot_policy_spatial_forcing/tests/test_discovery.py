@@ -7,9 +7,12 @@ import subprocess
 import sys
 from importlib.metadata import distribution
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tomllib
+import torch
+from accelerate.state import AcceleratorState
 from lerobot_policy_spatial_forcing import compat
 
 from sfkit.errors import SfkitWarning, WrapError
@@ -109,6 +112,16 @@ def test_fully_sharded_training_is_refused_with_the_reason(make, plain, monkeypa
         make("sf_smolvla", pretrained_path=plain)
     monkeypatch.setattr(compat, "trainer_calls_forward", lambda: False)
     compat.refuse_fsdp()
+    half = SimpleNamespace(fsdp_version=2, mixed_precision_policy=SimpleNamespace(param_dtype=torch.bfloat16))
+    monkeypatch.setitem(AcceleratorState._shared_state, "fsdp_plugin", half)  # as the trainer makes it
+    with pytest.raises(WrapError, match="makes bfloat16 of the batch's depth"):
+        compat.refuse_fsdp()
+    half.mixed_precision_policy = None
+    compat.refuse_fsdp()
+    half.fsdp_version = 1
+    with pytest.raises(WrapError, match="FSDP 1"):
+        compat.refuse_fsdp()
+    monkeypatch.delitem(AcceleratorState._shared_state, "fsdp_plugin")
     monkeypatch.setenv("FSDP_VERSION", "1")
     with pytest.raises(WrapError, match="FSDP 1"):
         compat.refuse_fsdp()

@@ -67,6 +67,13 @@ def test_a_newer_lerobot_that_gathers_the_weights_itself_saves_the_plain_policy_
     assert set(load_file(plain / "model.safetensors")) <= set(load_file(tmp_path / "model.safetensors"))
     assert not [key for key in load_file(tmp_path / "model.safetensors") if "spatial_forcing" in key]
     assert (tmp_path / "spatial_forcing/projector.safetensors").is_file()
+    # There the trainer asks every process to save, and the first one writes.
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    for rank in (1, 0):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        (tmp_path / str(rank)).mkdir()
+        policy.save_pretrained(tmp_path / str(rank))
+        assert (tmp_path / str(rank) / "spatial_forcing").exists() is (rank == 0)
 
 
 def test_what_the_user_sets_wins_over_the_checkpoint(make, plain, monkeypatch) -> None:

@@ -167,6 +167,42 @@ def test_the_log_shows_means_over_its_window_and_samples_are_weighted(
     assert any(key.startswith("sample_weight_") for key in window)
 
 
+def test_each_samples_weight_counts_for_its_alignment_too(
+    lerobot_train, common, shape, aligned, tmp_path, monkeypatch
+) -> None:
+    import pandas as pd
+    from lerobot.rewards.sarm.rabc import RABCWeights
+
+    from sfkit.joining import joiner
+
+    frames = pd.DataFrame({"index": range(600)}).assign(episode_index=lambda d: d["index"] // 60)
+    frames["progress_sparse"] = frames["index"] * 7 % 13 / 13  # forth and back: weights from 0 to 1
+    frames.to_parquet(tmp_path / "progress.parquet")
+    losses, weights, weigh = [], [], RABCWeights.compute_batch_weights
+
+    def joined(action: torch.Tensor, alignment: torch.Tensor) -> torch.Tensor:
+        losses.append((action.detach(), alignment.detach()))
+        return add_per_sample(action, alignment)
+
+    def weighed(self: Any, batch: Any) -> Any:
+        weights.append(weigh(self, batch)[0])
+        return weights[-1], {}
+
+    add_per_sample = joiner.add_per_sample
+    monkeypatch.setattr(joiner, "add_per_sample", joined)
+    monkeypatch.setattr(RABCWeights, "compute_batch_weights", weighed)
+    run = lerobot_train(
+        *(*common, *shape, *aligned, "--steps=4", f"--output_dir={tmp_path / 'run'}", "--save_checkpoint=false"),
+        *("--sample_weighting.type=rabc", f"--sample_weighting.progress_path={tmp_path / 'progress.parquet'}"),
+    )
+    assert any(weight.min() < 0.5 * weight.max() for weight in weights)
+    for window, weight, (action, alignment) in zip(run.curve, weights, losses, strict=True):
+        assert action.shape == alignment.shape == weight.shape == (2,)
+        assert bool((alignment > 0).all())
+        wanted = ((action + alignment) * weight).sum() / (weight.sum() + 1e-6)  # LeRobot's own: all may be 0
+        assert window["loss"] == pytest.approx(float(wanted), rel=1e-4)
+
+
 def test_checkpoints_are_those_of_plain_lerobot_byte_by_byte(trained, plain, tmp_path) -> None:
     from lerobot.configs import PreTrainedConfig
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy

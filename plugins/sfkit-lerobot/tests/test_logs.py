@@ -23,6 +23,20 @@ def test_means_over_the_window_leave_out_what_is_not_known() -> None:
     assert found == {"a": 3.0, "b": 3.5}
 
 
+def test_what_a_window_has_not_is_not_shown_as_zero() -> None:
+    window = LogWindow(2)
+    shown = []
+    for step in range(6):
+        rare = {"sf_grad_ratio": torch.tensor(0.5 + step)} if step in (1, 5) else {}
+        aligned = {"sf_loss": torch.tensor(0.25)} if step < 4 else {}
+        window.add({"action_loss": torch.tensor(float(step)), **rare, **aligned})
+        shown.append(window.due())
+    assert shown[::2] == [{}, {}, {}]
+    assert shown[1] == {"action_loss": 0.5, "sf_grad_ratio": 1.5, "sf_loss": 0.25}
+    assert shown[3] == {"action_loss": 2.5, "sf_grad_ratio": 1.5, "sf_loss": 0.25}
+    assert shown[5] == {"action_loss": 4.5, "sf_grad_ratio": 5.5, "sf_loss": pytest.approx(math.nan, nan_ok=True)}
+
+
 def test_between_two_logs_nothing_is_read_back(kind, build, wrap, monkeypatch) -> None:
     policy = wrap(build(kind))
     policy.spatial_forcing.adapter.log_every(2)

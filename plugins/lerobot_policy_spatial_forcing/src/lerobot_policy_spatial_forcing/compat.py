@@ -8,6 +8,9 @@ import os
 import re
 import warnings
 from importlib.metadata import version
+from typing import Any
+
+import torch
 
 from sfkit.errors import SfkitWarning, WrapError
 
@@ -52,11 +55,13 @@ def refuse_fsdp() -> None:
     """Refuse fully sharded training where it cannot work.
 
     Raises:
-        WrapError: FSDP2 with a trainer that calls ``policy.forward`` directly, or the older FSDP.
+        WrapError: FSDP2 with a trainer that calls ``policy.forward`` directly or in mixed precision, or the older FSDP.
     """
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() not in ("true", "1", "yes"):
         return
-    if os.environ.get("FSDP_VERSION", "1") != "2":
+    plugin = _fsdp_plugin()
+    asked_for = int(os.environ.get("FSDP_VERSION", "1")) if plugin is None else plugin.fsdp_version
+    if asked_for != 2:
         raise WrapError(
             "Spatial forcing does not run under FSDP 1, which flattens the projector into its shards.",
             "Use DDP, or FSDP2 (fsdp_version: 2) with a LeRobot whose trainer supports it.",
@@ -67,6 +72,20 @@ def refuse_fsdp() -> None:
             "gathers parameters.",
             "Use DDP (torchrun --nproc-per-node=N), or a LeRobot whose trainer calls policy(batch).",
         )
+    precision = getattr(getattr(plugin, "mixed_precision_policy", None), "param_dtype", None)
+    if precision not in (None, torch.float32):
+        raise WrapError(
+            f"FSDP2 in mixed precision makes {str(precision).removeprefix('torch.')} of the batch's depth and of the "
+            "projector.",
+            "Use FSDP2 with --accelerator.mixed_precision=no, or DDP, under which both stay in float32.",
+        )
+
+
+def _fsdp_plugin() -> Any:
+    """What accelerate was told about FSDP, if it was; a trainer that does so leaves the version in no variable."""
+    from accelerate.state import AcceleratorState
+
+    return AcceleratorState._shared_state.get("fsdp_plugin")
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -138,6 +139,13 @@ class LeRobotAdapter(PolicyAdapter):
             first: Steps that the trainer has done before.
         """
         self._log = LogWindow(steps, first)
+
+    def writes_checkpoints(self) -> bool:
+        # Up to 0.6.1 the trainer asks its first process alone to save. Later ones ask all, without which FSDP2's parts
+        # could not be gathered, and the policy writes in the first.
+        asks_all = "state_dict" not in inspect.signature(type(self.policy)._save_pretrained).parameters
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        return not (asks_all and distributed and torch.distributed.get_rank())
 
     # -------------------------------------------------------------------------------------------------- checks
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+_STAYS = "sf_grad_"
+
 
 class LogWindow:
     """Means over a window of steps.
+
+    LeRobot goes on showing what it has seen once, as 0 where it is not given: a figure that no step of a window has is
+    NaN there. Gradients are measured at one step of many: their figures stay as they were measured last.
 
     Args:
         length: Steps in a window.
@@ -21,6 +27,7 @@ class LogWindow:
         self.steps = done
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, Tensor] = {}
+        self._last: dict[str, float] = {}
 
     def add(self, figures: Mapping[str, Tensor]) -> None:
         """Note the figures of a step (0-d). NaN, as of a cosine without any token, does not count."""
@@ -37,4 +44,6 @@ class LogWindow:
         means = torch.stack([self._sums[key] / self._counts[key] for key in self._sums]).tolist()
         keys = list(self._sums)
         self._sums, self._counts = {}, {}
-        return dict(zip(keys, means, strict=True))
+        absent = {key: value if key.startswith(_STAYS) else math.nan for key, value in self._last.items()}
+        self._last = {**absent, **dict(zip(keys, means, strict=True))}
+        return dict(self._last)

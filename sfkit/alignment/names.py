@@ -1,0 +1,12 @@
+"""Names in the handle's state that are no attributes of the handle."""
+
+from __future__ import annotations
+
+
+class StateName:
+    """Stands where torch looks a key of a state up as a path of attributes, which it does to gather FSDP2's parts."""
+
+    def __getattr__(self, name: str) -> StateName:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return self
