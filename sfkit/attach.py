@@ -104,7 +104,7 @@ def detached(policy: nn.Module) -> Iterator[Any]:
         yield handle
     finally:
         if sharded:
-            policy.add_module(HANDLE, handle)
+            policy._modules[HANDLE] = handle
         else:
             attach(policy, handle)
 

@@ -69,4 +69,37 @@ SAVING = (
         tests=("tests/test_registry.py::test_fault_40_a_misspelt_hook_is_an_error",),
         ends_in=("IndexError",),
     ),
+    # ------------------------------------------------------------------------------------------------------- FSDP2
+    Mutant(
+        fault=31,
+        what="under FSDP2 the first process writes its own part of the projector",
+        file="sfkit/forcing.py",
+        old="            state, first = checkpoint.gather(state), not torch.distributed.get_rank()\n",
+        new="            state = {k: getattr(v, 'to_local', lambda v=v: v)() for k, v in state.items()}\n"
+        "            first = not torch.distributed.get_rank()\n",
+        tests=(
+            "tests/test_sharded.py::test_fault_31_a_sharded_policy_saves_what_it_is_and_the_projector_whole[by-all]",
+        ),
+        ends_in=("CheckpointError", "AssertionError"),
+    ),
+    Mutant(
+        fault=31,
+        what="under FSDP2 a process that was given nothing writes as well",
+        file="sfkit/forcing.py",
+        old="state, first = checkpoint.part_of(gathered), bool(gathered)",
+        new="state, first = checkpoint.part_of(gathered), True",
+        tests=(
+            "plugins/lerobot_policy_spatial_forcing/tests/test_sharded.py::"
+            "test_fault_31_what_a_sharded_run_saves_plain_lerobot_loads_and_the_projector_is_whole[cpu]",
+        ),
+    ),
+    Mutant(
+        fault=52,
+        what="FSDP2 may cast the projector",
+        file="sfkit/aligner.py",
+        old="                refuse_cast(self.projectors)\n",
+        new="",
+        tests=("tests/test_sharded.py::test_fault_52_a_projector_that_is_cast_and_unwrapping_are_refused",),
+        ends_in=("KeyError", "AssertionError"),
+    ),
 )
