@@ -19,11 +19,6 @@ from sfkit.types import Views
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.fixture(scope="session")
 def trunk_of() -> Callable[..., DepthAnythingTrunk]:
     """``trunk_of(config, seed)``: a trunk with random weights under which every part counts."""

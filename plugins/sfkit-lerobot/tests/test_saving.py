@@ -81,7 +81,10 @@ def test_fault_31_training_resumes_where_it_was(kind, build, wrap, tmp_path) -> 
         torch.manual_seed(3)
         results.append(each(dict(batch)))
     assert torch.equal(results[0][0], results[1][0])
-    assert results[0][1] == results[1][1]
+    # Figures of gradients are not measured at this step: the first still shows those of its last measurement.
+    figures = [{k: v for k, v in result[1].items() if not k.startswith("sf_grad_")} for result in results]
+    assert figures[0] == figures[1]
+    assert "sf_cosine" in figures[0]
 
 
 def test_fault_50_from_pretrained_leaves_a_policy_that_never_aligns_and_says_so(kind, build, wrap, tmp_path) -> None:

@@ -79,7 +79,7 @@ def main(device: str, out: str, checkpoint: str, data: str) -> None:
     parameters = {name: parameter.full_tensor().cpu() for name, parameter in policy.named_parameters()}
     held = sum(parameter.to_local().numel() for parameter in policy.parameters())
     torch.save({"losses": losses, "parameters": parameters, "held": held}, f"{out}.{rank}.pt")
-    os._exit(0)  # past gloo's destructor, which hangs now and then when the other rank has left
+    os._exit(0)  # past gloo's end, which now and then hangs or aborts when the other rank has left
 
 
 if __name__ == "__main__":

@@ -66,7 +66,6 @@ def build(request: pytest.FixtureRequest) -> Callable[..., Any]:
 
     def build(kind: str, **options: Any) -> Any:
         builder, folder = builders[kind]
-        # Whoever is first makes the folder, which draws random numbers of its own: the seed comes after it.
         made = request.getfixturevalue(folder)
         torch.manual_seed(0)
         return builder(made, **options)

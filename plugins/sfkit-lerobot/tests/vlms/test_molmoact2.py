@@ -80,7 +80,7 @@ def test_fault_20_of_a_picture_in_crops_the_whole_is_aligned(
     assert batch["image_grids"].tolist() == [[4, 4, 4, 6]] * 4
     _, _, before = tapped(adapter, batch, 0)
     changed = {**raw, WRIST: raw[WRIST].clone()}
-    changed[WRIST][:, :, 17:31, 48:72] = 1 - changed[WRIST][:, :, 17:31, 48:72].round()
+    changed[WRIST][:, :, 17:31, 57:81] = 1 - changed[WRIST][:, :, 17:31, 57:81].round()
     moved = (tapped(adapter, finish(policy, changed), 0)[2].values - before.values).norm(dim=-1)
     assert moved.flatten(1).argmax(1).tolist() == [16 + 4 + 2] * 2
     assert not bool(moved[:, 0].any())
