@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfkit.alignment.balance import Balance
+from sfkit.alignment.balance import Balance, beside
 from sfkit.alignment.checks import SelfCheck, check_views, is_sharded, refuse_cast, refuse_shards
 from sfkit.alignment.gradients import GradientMeter, GradientSums
 from sfkit.alignment.reduction import tell_of_a_sum
@@ -27,6 +27,7 @@ from sfkit.notices import notice
 from sfkit.pairing import Plan, featured
 from sfkit.policies.base import ForwardCall
 from sfkit.projectors.base import Projector
+from sfkit.ranks import in_a_group
 from sfkit.replay import refuse_transforms, replays
 from sfkit.types import FeatureMap, Views
 
@@ -85,9 +86,15 @@ class Aligner(nn.Module):
         self, policy: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Run the policy's own forward and, in a training step, join the alignment loss to what it returns."""
-        if policy.training and torch.is_grad_enabled():
+        trains = policy.training and torch.is_grad_enabled()
+        if not (self.enabled or in_a_group()):
+            if trains and not replays():
+                self.joiner.begin()
+                self.steps += 1
+            return forward(*args, **kwargs)
+        if trains:
             self._open_step()
-        if not (self.enabled and self.weight and policy.training and torch.is_grad_enabled()):
+        if not (self.enabled and self.weight and trains):
             self._warn_if_left_in_eval(policy)
             return self._anchored(forward(*args, **kwargs), training=policy.training)
         if not self._factor:
@@ -163,7 +170,7 @@ class Aligner(nn.Module):
         self._check.see(result.loss)
         self._count_step()
         # A plain number where there is one: autograd would keep a tensor for backward.
-        factor = self._factor * self.weight if self.balance is None else _beside(weight, result.loss)
+        factor = self._factor * self.weight if self.balance is None else beside(weight, result.loss)
         self._last = {
             **({} if loss is None else {"action_loss": loss.detach().float().mean()}),
             "sf_loss": result.loss.detach().mean(),
@@ -285,9 +292,7 @@ class Aligner(nn.Module):
         if not (training and torch.is_grad_enabled()):
             return output
         ended = self.schedule.over(self.step)
-        if not self._count_step():
-            return output
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        if not (self._count_step() and in_a_group()):
             return output
         if not ended:
             for index, _ in dict.fromkeys((pair.host, pair.future) for pair in self.pairs):
@@ -375,11 +380,6 @@ class Aligner(nn.Module):
         for key in [key for key in state_dict if key.startswith(f"{prefix}teachers.")]:
             del state_dict[key]
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _beside(scalar: Tensor, other: Tensor) -> Tensor:
-    """A 0-d tensor where it may be multiplied with another; one on the host may be anyway, without a copy."""
-    return scalar if scalar.device.type == "cpu" else scalar.to(other.device)
 
 
 @functools.cache

@@ -29,6 +29,7 @@ from sfkit.policies.base import PolicyAdapter
 from sfkit.presets.base import Preset
 from sfkit.presets.filling import adapter_for, fill_in, find_preset
 from sfkit.projectors.base import Projector
+from sfkit.ranks import in_a_group
 from sfkit.schedules.base import Schedule
 from sfkit.teachers.base import Teacher, licence_note
 from sfkit.transforms.base import Transform
@@ -345,8 +346,7 @@ class SpatialForcing(Aligner):
 
         Reading it waits for the device. With several processes it is what the last training step has settled.
         """
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if self._measuring is None or not self._looking or distributed:
+        if self._measuring is None or not self._looking or in_a_group():
             return replace(self.monitor.last, warnings=tuple(self.monitor.warner.given.values()))
         table = self.meter.table
         empty = torch.zeros(len(self.taps), 4, device=self._device())

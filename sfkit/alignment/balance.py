@@ -52,3 +52,8 @@ class Balance:
     def measured(self) -> bool:
         """Whether anything was measured so far. Asking waits for the device."""
         return not bool(self.log.isnan())
+
+
+def beside(scalar: Tensor, other: Tensor) -> Tensor:
+    """A 0-d tensor where it may be multiplied with another; one on the host may be anyway, without a copy."""
+    return scalar if scalar.device.type == "cpu" else scalar.to(other.device)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sfkit.alignment.tap import Captured
 from sfkit.config import Depth
+from sfkit.ranks import in_a_group
 from sfkit.replay import replays
 
 
@@ -126,7 +127,7 @@ class GradientMeter:
         table, self.table = self.table, None
         if table is None:
             table = torch.zeros(len(self.depths), 4, device=device)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if in_a_group():
             torch.distributed.all_reduce(table)
         return table
 

@@ -21,6 +21,7 @@ from sfkit.health.registration import SHIFTS, shift_errors
 from sfkit.health.report import DepthHealth, Health, PairHealth
 from sfkit.health.rules import Warner, findings
 from sfkit.objectives.base import masked_mean, unit
+from sfkit.ranks import in_a_group
 from sfkit.types import FeatureMap
 
 _PAIR = ("valid", "token_norm", "projected_norm", "target_norm")
@@ -164,7 +165,7 @@ class Monitor:
         found = list(findings(self.last, self.options, idle_projector=idle))
         due = self.warner.hear(step, found)
         self.last = replace(self.last, warnings=tuple(self.warner.given.values()))
-        if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank():
+        if in_a_group() and torch.distributed.get_rank():
             return
         for message in due:
             self.tell(f"sfkit: {message}")

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sfkit.joining.tree import map_tensors, tensors_in
+from sfkit.ranks import in_a_group
 
 
 @dataclass(eq=False)
@@ -133,7 +134,7 @@ def carry(output: Any, passenger: Tensor | Callable[[Tensor], Tensor], ride: Rid
     witness = torch.zeros((), requires_grad=True)
     replaced: dict[int, Tensor] = {}
     alone = _alone(found)
-    size = len(found) if torch.distributed.is_available() and torch.distributed.is_initialized() else 1
+    size = len(found) if in_a_group() else 1
     for start in range(0, len(found), size):
         group = slice(start, start + size)
         boarding = (ride, alone[group])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sfkit.errors import LossError, SfkitWarning
+from sfkit.ranks import in_a_group
 
 _ADD = "or write `loss = policy.spatial_forcing.add(loss)` before the loss is scaled or divided: always exact."
 
@@ -105,8 +106,7 @@ class StepScale:
 
 
 def _world_size() -> int:
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if distributed else 1
+    return torch.distributed.get_world_size() if in_a_group() else 1
 
 
 def _autocast_dtype(device: str) -> torch.dtype | None:

@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sfkit.ranks import in_a_group
+
 
 @torch.no_grad()
 def tokens_of_other_ranks(mine: Tensor | None) -> Tensor:
@@ -22,10 +24,10 @@ def tokens_of_other_ranks(mine: Tensor | None) -> Tensor:
     """
     if mine is None:
         device = "cpu"
-        if dist.is_available() and dist.is_initialized() and dist.get_backend() == "nccl":
+        if in_a_group() and dist.get_backend() == "nccl":
             device = f"cuda:{torch.cuda.current_device()}"
         mine = torch.zeros(0, 0, device=device)
-    if not (dist.is_available() and dist.is_initialized()):
+    if not in_a_group():
         return mine.detach()[:0]
     shapes: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(shapes, tuple(mine.shape))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
-import torch.distributed as dist
 from pydantic import Field
 from torch import Tensor
 
@@ -13,6 +12,7 @@ from sfkit.config import Options
 from sfkit.errors import ShapeError
 from sfkit.objectives.base import Objective, masked_mean, unit
 from sfkit.objectives.gathering import tokens_of_other_ranks
+from sfkit.ranks import in_a_group
 
 
 class InfoNCEOptions(Options):
@@ -53,7 +53,7 @@ class InfoNCEObjective(Objective):
         groups = {"view": b * v, "sample": b}.get(negatives, 1)
         count = mask.numel() // groups if groups else 0
         # Other ranks may have some.
-        if count < 2 and not (negatives == "devices" and dist.is_available() and dist.is_initialized()):
+        if count < 2 and not (negatives == "devices" and in_a_group()):
             raise ShapeError(
                 f"Objective {self.name!r} finds no negative: {count} token of {b} samples, {v} views and a grid of "
                 f"{gh} x {gw}, with negatives of the {negatives}.",

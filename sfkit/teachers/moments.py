@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sfkit.errors import ShapeError
+from sfkit.ranks import in_a_group
 
 #: How many values, their sum, and the sum of their squares: ``(*positions, 1)``, then twice ``(*positions, d)``.
 Sums: TypeAlias = tuple[Tensor, Tensor, Tensor]
@@ -116,7 +117,7 @@ def _from_all_ranks(mine: dict[str, Sums]) -> Iterable[dict[str, Sums]]:
     Objects rather than tensors are gathered: a rank that sits out knows neither names nor shapes. It happens in the
     first few steps only.
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not in_a_group():
         return [mine]
     everybody: list[dict[str, Sums] | None] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(everybody, mine)

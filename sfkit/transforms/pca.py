@@ -15,6 +15,7 @@ from torch import Tensor
 from sfkit.component import AnyOptions
 from sfkit.config import Options
 from sfkit.errors import CheckpointError, ConfigError
+from sfkit.ranks import in_a_group
 from sfkit.transforms.base import Transform
 from sfkit.transforms.random_projection import check_fewer
 from sfkit.types import FeatureMap
@@ -76,7 +77,7 @@ class PCATransform(Transform):
             self._ready = True
         elif self.options.file is not None:
             self._read(Path(self.options.file))
-        elif dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        elif in_a_group() and dist.get_world_size() > 1:
             raise ConfigError(
                 f"Transform {self.name!r} would fit other components on each rank.",
                 "Fit them in one process (PCATransform.fit and save), and give the option file.",

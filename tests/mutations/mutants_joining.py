@@ -100,7 +100,7 @@ JOINING = (
         fault=12,
         what="DDP waits for parameters behind outputs that the loop does not use",
         file=RIDE,
-        old="    size = len(found) if torch.distributed.is_available() and torch.distributed.is_initialized() else 1\n",
+        old="    size = len(found) if in_a_group() else 1\n",
         new="    size = 1\n",
         tests=(f"{T_SCRIPTS}::test_fault_12_lora_film_ddp_and_an_optimizer[oft-diffusion]",),
         says="Expected to have finished reduction",

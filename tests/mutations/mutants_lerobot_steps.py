@@ -30,8 +30,9 @@ LEROBOT_STEPS = (
         fault=30,
         what="`disabled` does not disable",
         file=ALIGNER,
-        old="if not (self.enabled and self.weight and policy.training and torch.is_grad_enabled()):",
-        new="if not (self.weight and policy.training and torch.is_grad_enabled()):",
+        old="if not (self.enabled and self.weight and trains):",
+        new="if not (self.weight and trains):",
+        also=(Edit(ALIGNER, "if not (self.enabled or in_a_group()):", "if False:"),),
         tests=in_file(T_TRAINING, ["test_fault_30_outside_training_nothing_changes_by_a_bit"]),
     ),
     Mutant(

@@ -15,7 +15,7 @@ T_SCALE = "tests/joining/test_scale.py"
 T_TRAINING = "tests/test_training.py"
 T_WRAP = "tests/test_wrap.py"
 
-_CAN_TRAIN = "if not (self.enabled and self.weight and policy.training and torch.is_grad_enabled()):"
+_CAN_TRAIN = "if not (self.enabled and self.weight and trains):"
 
 STEPS = (
     Mutant(
@@ -40,7 +40,8 @@ STEPS = (
         what="`disabled` does not disable",
         file=ALIGNER,
         old=_CAN_TRAIN,
-        new="if not (self.weight and policy.training and torch.is_grad_enabled()):",
+        new="if not (self.weight and trains):",
+        also=(Edit(ALIGNER, "if not (self.enabled or in_a_group()):", "if False:"),),
         tests=in_file(T_WRAP, ["test_fault_30_eval_disabled_no_grad_and_weight_zero_change_nothing"]),
     ),
     Mutant(
@@ -48,7 +49,7 @@ STEPS = (
         what="the teacher runs at weight 0",
         file=ALIGNER,
         old=_CAN_TRAIN,
-        new="if not (self.enabled and policy.training and torch.is_grad_enabled()):",
+        new="if not (self.enabled and trains):",
         also=(
             Edit(ALIGNER, "self.schedule.factor(self.step) if self.weight else 0.0", "self.schedule.factor(self.step)"),
         ),
@@ -115,7 +116,7 @@ STEPS = (
         fault=49,
         what="each rank standardises its targets by its own statistics",
         file=MOMENTS,
-        old="    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):\n",
+        old="    if not in_a_group():\n",
         new="    if True:\n",
         tests=("tests/test_distributed.py::test_fault_49_ranks_stay_equal",),
         says="differs between ranks",

@@ -1,0 +1,10 @@
+"""Whether there are other processes that train the same policy."""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+
+
+def in_a_group() -> bool:
+    """True once ``torch.distributed`` runs: other ranks may then wait for what this one does."""
+    return dist.is_available() and dist.is_initialized()
