@@ -189,6 +189,15 @@ def test_a_forward_that_does_not_align_adds_nothing(join, make: Make, batch: Bat
     assert all(torch.equal(gradient, gradients(policy)[name]) for name, gradient in gradients(plain).items())
 
 
+def test_a_forward_that_does_not_align_takes_nothing_of_the_one_before(make: Make, batch: Batch) -> None:
+    policy = make(join="add")
+    loop_loss(policy(batch()), batch())
+    with SpatialForcing.disabled(policy):
+        loss = loop_loss(policy(batch()), batch())
+        assert policy.spatial_forcing.add(loss) is loss
+    assert policy.spatial_forcing.steps == 2
+
+
 @pytest.mark.filterwarnings("ignore:sfkit could not verify the gradient path")
 @pytest.mark.parametrize("reduction", ["mean", "by sample", "sum over samples"])
 @pytest.mark.parametrize("checkpointing", ["none", "non-reentrant", "reentrant"])
