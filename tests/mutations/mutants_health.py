@@ -13,17 +13,19 @@ T_RANKS = "tests/test_weights_distributed.py"
 HEALTH = (
     Mutant(
         fault=32,
-        what="a step in which nothing is aligned is not counted",
+        what="a step at which the schedule rests is not counted",
         file=ALIGNER,
-        old="        if not self._count_step():\n            return output\n        if not (torch",
-        new="        if not (torch",
-        tests=in_file(
-            T_SCHEDULING,
-            [
-                "test_fault_32_every_training_forward_counts_aligned_or_not",
-                "test_fault_32_with_accumulation_a_step_is_an_optimizer_step",
-            ],
-        ),
+        old="        if not (self._count_step() and in_a_group()):\n",
+        new="        if not in_a_group():\n",
+        tests=in_file(T_SCHEDULING, ["test_fault_32_with_accumulation_a_step_is_an_optimizer_step"]),
+    ),
+    Mutant(
+        fault=32,
+        what="a step under `disabled` is not counted",
+        file=ALIGNER,
+        old="                self.steps += 1\n",
+        new="",
+        tests=in_file(T_SCHEDULING, ["test_fault_32_every_training_forward_counts_aligned_or_not"]),
     ),
     Mutant(
         fault=32,
