@@ -49,7 +49,7 @@ def details(comparison: Comparison) -> str:
     teacher = build_teacher(settings.teacher)
     options = ", ".join(f"{key}={value}" for key, value in teacher.spec.options.items()) or "its defaults"
     seconds = [median(arm.curves.seconds) for arm in (plain, comparison.aligned)]
-    versions = ", ".join(f"{name} {version(name)}" for name in ("sfkit", "lerobot", "torch"))
+    versions = ", ".join(f"{name} {version(name)}" for name in ("spatial-forcing", "lerobot", "torch"))
     rows = [
         ("teacher", f"{teacher.name} (licence {teacher.license}), {options}; present in training only"),
         ("alignment", f"weight {settings.weight:g} at depth {settings.depth} of {BLOCKS}, {settings.method}"),

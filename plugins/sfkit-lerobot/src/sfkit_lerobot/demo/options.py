@@ -21,7 +21,7 @@ def require_extras() -> None:
     """
     missing = [name for name in _EXTRAS if find_spec(name) is None]
     if missing:
-        raise PluginError(f"The demo needs {', '.join(missing)}.", "pip install sfkit-lerobot[demo]")
+        raise PluginError(f"The demo needs {', '.join(missing)}.", 'pip install "spatial-forcing[demo]"')
 
 
 def find_data(given: Path | None, places: Sequence[Path]) -> Path:
