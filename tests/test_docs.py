@@ -42,7 +42,7 @@ def small_smolvla(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[N
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from lerobot.policies.smolvla import configuration_smolvla as module
-        from sfkit_lerobot.tiny import tiny_smolvlm
+        from sfkit_lerobot.testing import tiny_smolvlm
     folder = tiny_smolvlm(tmp_path / "vlm", layers=16, texts=("reach the goal",))
     small: dict[str, Any] = {
         "vlm_model_name": str(folder), "load_vlm_weights": False, "resize_imgs_with_padding": (64, 64),
@@ -93,7 +93,11 @@ def test_shell_lines_are_run_somewhere(page: Path, tmp_path: Path) -> None:
 
 
 def test_the_readmes_figures_are_those_of_the_study() -> None:
-    rows = list(csv.DictReader((ROOT / "benchmarks" / "seeds" / "results.csv").read_text().splitlines()))
+    rows = list(
+        csv.DictReader(
+            (ROOT / "plugins" / "sfkit-demo" / "src" / "sfkit_demo" / "seeds" / "results.csv").read_text().splitlines()
+        )
+    )
     readme = (ROOT / "README.md").read_text()
     for title, column, digits in (
         ("object position", "object_cm", 2),

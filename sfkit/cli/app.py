@@ -14,7 +14,7 @@ from sfkit.errors import PluginError
 from sfkit.registry import CORE, Entry, default_registry
 
 #: Commands of plugins of this project, told about where the plugin is missing.
-_KNOWN = {"demo": ("sfkit-lerobot", "demo", "train a small policy with and without alignment, and compare")}
+_KNOWN = {"demo": ("sfkit-demo", "demo", "train a small policy with and without alignment, and compare")}
 
 #: All that follows the name of a plugin's command is its own business, ``--help`` included.
 _PASS_ON: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}

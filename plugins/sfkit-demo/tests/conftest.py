@@ -12,20 +12,17 @@ from typing import Any
 
 import pytest
 import torch
-from sfkit_lerobot.demo.data import Frames, Split, load_frames, split_episodes
-from sfkit_lerobot.demo.run import ArmResult, run_arm
-from sfkit_lerobot.demo.settings import Settings
+from sfkit_demo import RECORDING
+from sfkit_demo.data import Frames, Split, load_frames, split_episodes
+from sfkit_demo.run import ArmResult, run_arm
+from sfkit_demo.settings import Settings
 
 from sfkit.cli import main
-
-DATA = Path(__file__).parents[4] / "examples" / "metaworld" / "data"
 
 
 @pytest.fixture(scope="session")
 def data() -> Path:
-    if not DATA.is_dir():
-        pytest.skip("the shipped recording is not here: this is no checkout of the repository")
-    return DATA
+    return RECORDING
 
 
 @pytest.fixture(scope="session")
@@ -59,11 +56,11 @@ def run_demo(frames: Frames, data: Path) -> Callable[..., Any]:
             return result
 
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
-            patch.setattr("sfkit_lerobot.demo.run.load_frames", lambda root: frames)
-            patch.setattr("sfkit_lerobot.demo.arms.run_arm", recorded)
+            patch.setattr("sfkit_demo.run.load_frames", lambda root: frames)
+            patch.setattr("sfkit_demo.arms.run_arm", recorded)
             shorter = functools.partial(Settings, stride=stride, noise_draws=1, checkpoints=2)
-            patch.setattr("sfkit_lerobot.demo.settings.Settings", shorter)
-            patch.setattr("sfkit_lerobot.demo.cli._ROOT", folder)
+            patch.setattr("sfkit_demo.settings.Settings", shorter)
+            patch.setattr("sfkit_demo.STUDY", folder / "none.csv")
             patch.chdir(folder)
             with pytest.raises(SystemExit) as ended:
                 main(["demo", "--seed", "1", "--jobs", "0", "--data", str(data), "--out", "result", *options])

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from sfkit_lerobot.demo.data import Frames, Split, episode_bounds, load_frames, split_episodes, thinned
-from sfkit_lerobot.demo.model import build_policy
-from sfkit_lerobot.demo.settings import Settings
+from sfkit_demo.data import Frames, Split, episode_bounds, load_frames, split_episodes, thinned
+from sfkit_demo.model import build_policy
+from sfkit_demo.settings import Settings
 
 from sfkit.errors import ConfigError
 

@@ -20,7 +20,7 @@ from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.testing.teachers import PatchTeacher
 from sfkit.types import FeatureMap
 
-plots = pytest.importorskip("sfkit_lerobot.demo.plots_health", reason="the demo's plots are not installed")
+plots = pytest.importorskip("sfkit_demo.plots_health", reason="the demo's plots are not installed")
 
 
 class Constant(PatchTeacher):

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from sfkit_lerobot.demo import run
-from sfkit_lerobot.demo.data import Frames, Split
-from sfkit_lerobot.demo.model import build_policy
-from sfkit_lerobot.demo.run import run_arm
-from sfkit_lerobot.demo.settings import BLOCKS, POLICIES, Arm, Settings
-from sfkit_lerobot.demo.teacher import teacher_note
+from sfkit_demo import run
+from sfkit_demo.data import Frames, Split
+from sfkit_demo.model import build_policy
+from sfkit_demo.run import run_arm
+from sfkit_demo.settings import BLOCKS, POLICIES, Arm, Settings
+from sfkit_demo.teacher import teacher_note
 from torch import nn
 
 from sfkit import SpatialForcing

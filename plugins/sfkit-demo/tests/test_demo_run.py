@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from sfkit_lerobot.demo.arms import ArmError, _portable, _receive, _Running, run_jobs
-from sfkit_lerobot.demo.options import parse_weight
-from sfkit_lerobot.demo.run import ArmResult
-from sfkit_lerobot.demo.settings import Arm, Job, Settings
-from sfkit_lerobot.demo.train import batches, learning_rate
+from sfkit_demo.arms import ArmError, _portable, _receive, _Running, run_jobs
+from sfkit_demo.options import parse_weight
+from sfkit_demo.run import ArmResult
+from sfkit_demo.settings import Arm, Job, Settings
+from sfkit_demo.train import batches, learning_rate
 
 from sfkit.cli import main
 from sfkit.errors import ConfigError

@@ -4,12 +4,12 @@ import math
 from pathlib import Path
 
 import pytest
-from sfkit_lerobot.demo.evaluate import Metrics
-from sfkit_lerobot.demo.run import ArmResult
-from sfkit_lerobot.demo.settings import Settings
-from sfkit_lerobot.demo.study import CURVES, append_result, read_results, read_rows, spread
-from sfkit_lerobot.demo.train import Curves
-from sfkit_lerobot.demo.wording import Paired, live_sentence, paired_sentence
+from sfkit_demo.evaluate import Metrics
+from sfkit_demo.run import ArmResult
+from sfkit_demo.settings import Settings
+from sfkit_demo.study import CURVES, append_result, read_results, read_rows, spread
+from sfkit_demo.train import Curves
+from sfkit_demo.wording import Paired, live_sentence, paired_sentence
 
 from sfkit.errors import ConfigError
 

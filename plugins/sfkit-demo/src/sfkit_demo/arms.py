@@ -14,8 +14,8 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from sfkit.errors import SfkitError
-from sfkit_lerobot.demo.run import ArmResult, Progress, run_arm
-from sfkit_lerobot.demo.settings import Job
+from sfkit_demo.run import ArmResult, Progress, run_arm
+from sfkit_demo.settings import Job
 
 _GRACE_SECONDS = 5.0
 

@@ -7,10 +7,7 @@ from typing import Annotated
 
 import typer
 
-_ROOT = Path(__file__).parents[5]
-#: The shipped recording, in a checkout of the repository (in which the demo is meant to be run).
-_DATA = Path("examples") / "metaworld" / "data"
-_STUDY = Path("benchmarks") / "seeds" / "results.csv"
+import sfkit_demo
 
 
 def demo(  # noqa: PLR0917 - Typer makes an option of each parameter
@@ -39,15 +36,12 @@ def demo(  # noqa: PLR0917 - Typer makes an option of each parameter
     Both arms see the same batches and draw the same noise. Prints a table and writes one HTML file that needs no
     network. Takes some minutes on two cores.
     """
-    from sfkit_lerobot.demo.options import find_data, parse_policy, parse_teacher, parse_weight, require_extras
+    from sfkit_demo.options import find_data, parse_policy, parse_teacher, parse_weight
+    from sfkit_demo.compare import compare
+    from sfkit_demo.settings import Settings
 
-    require_extras()
-    from sfkit_lerobot.demo.compare import compare
-    from sfkit_lerobot.demo.settings import Settings
-
-    roots = [Path.cwd(), _ROOT]
     settings = Settings(
-        data=find_data(data, [root / _DATA for root in roots]),
+        data=find_data(data),
         policy=parse_policy(policy),
         steps=steps,
         seed=seed,
@@ -57,5 +51,4 @@ def demo(  # noqa: PLR0917 - Typer makes an option of each parameter
         depth=depth,
         teacher=parse_teacher(teacher, teacher_options),
     )
-    studies = [root / _STUDY for root in roots]
-    compare(settings, out, jobs, study=next((path for path in studies if path.is_file()), studies[0]))
+    compare(settings, out, jobs, study=sfkit_demo.STUDY)

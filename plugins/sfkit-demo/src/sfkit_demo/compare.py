@@ -7,15 +7,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sfkit_lerobot.demo.arms import ArmError, run_jobs
-from sfkit_lerobot.demo.comparison import Comparison
-from sfkit_lerobot.demo.live import Live
-from sfkit_lerobot.demo.report import write_report
-from sfkit_lerobot.demo.run import ArmResult
-from sfkit_lerobot.demo.settings import Arm, Job, Settings
-from sfkit_lerobot.demo.study import read_results
-from sfkit_lerobot.demo.table import print_table
-from sfkit_lerobot.demo.wording import settings_line
+from sfkit_demo.arms import ArmError, run_jobs
+from sfkit_demo.comparison import Comparison
+from sfkit_demo.live import Live
+from sfkit_demo.report import write_report
+from sfkit_demo.run import ArmResult
+from sfkit_demo.settings import Arm, Job, Settings
+from sfkit_demo.study import read_results
+from sfkit_demo.table import print_table
+from sfkit_demo.wording import settings_line
 
 PLAIN, ALIGNED = "plain", "aligned"
 

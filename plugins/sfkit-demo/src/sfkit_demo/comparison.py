@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from statistics import median
 
-from sfkit_lerobot.demo.evaluate import Metrics
-from sfkit_lerobot.demo.run import ArmResult
-from sfkit_lerobot.demo.settings import Settings
-from sfkit_lerobot.demo.study import Row
+from sfkit_demo.evaluate import Metrics
+from sfkit_demo.run import ArmResult
+from sfkit_demo.settings import Settings
+from sfkit_demo.study import Row
 
 
 @dataclass(frozen=True)

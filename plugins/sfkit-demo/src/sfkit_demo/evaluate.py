@@ -17,9 +17,9 @@ from sfkit.policies.base import ForwardCall
 from sfkit.probe import DepthProbe, DepthSamples, DepthScore, RidgeProbe, capture_tokens, probe_error, token_depth
 from sfkit.rng import own_rng
 from sfkit.types import FeatureMap, Views
-from sfkit_lerobot.demo.data import Frames, Split, thinned
-from sfkit_lerobot.demo.model import Preprocess
-from sfkit_lerobot.demo.settings import Settings
+from sfkit_demo.data import Frames, Split, thinned
+from sfkit_demo.model import Preprocess
+from sfkit_demo.settings import Settings
 
 _BATCH = 64
 #: Noise and times of the held-out loss are the same for every arm, seed and moment.

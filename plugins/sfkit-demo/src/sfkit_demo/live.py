@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 from typing_extensions import Self
 
-from sfkit_lerobot.demo.run import Progress
+from sfkit_demo.run import Progress
 
 #: Share of the old value in the shown loss: single batches jump too much to be read.
 _SMOOTHING = 0.9

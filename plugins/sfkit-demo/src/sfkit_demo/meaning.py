@@ -8,8 +8,8 @@ from importlib.metadata import version
 from statistics import median
 
 from sfkit.building import build_teacher
-from sfkit_lerobot.demo.comparison import Comparison
-from sfkit_lerobot.demo.settings import BLOCKS, POLICIES
+from sfkit_demo.comparison import Comparison
+from sfkit_demo.settings import BLOCKS, POLICIES
 
 
 def meaning(comparison: Comparison) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfkit_lerobot.demo.data import Frames
-from sfkit_lerobot.demo.settings import BLOCKS, Settings
+from sfkit_demo.data import Frames
+from sfkit_demo.settings import BLOCKS, Settings
 
 Preprocess = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -55,7 +55,7 @@ def _smolvla(
 ) -> tuple[nn.Module, Preprocess]:
     from lerobot.policies.smolvla.processor_smolvla import make_smolvla_pre_post_processors
 
-    from sfkit_lerobot.tiny import tiny_smolvla, tiny_smolvlm
+    from sfkit_lerobot.testing import tiny_smolvla, tiny_smolvlm
 
     vlm = tiny_smolvlm(
         folder,
@@ -72,7 +72,7 @@ def _pi0(
     kind: str, arguments: Mapping[str, Any], stats: Mapping[str, Any], frames: Frames, seed: int
 ) -> tuple[nn.Module, Preprocess]:
     """pi0 or pi0.5, of nearly the same sizes: their attention needs eight heads."""
-    from sfkit_lerobot.tiny import tiny_pi0, tiny_pi0_processors, tiny_pi05
+    from sfkit_lerobot.testing import tiny_pi0, tiny_pi0_processors, tiny_pi05
 
     sizes = {
         "vision_hidden": 64, "vision_layers": 3, "vision_heads": 4, "patch_size": 16,

@@ -2,45 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sfkit.errors import ConfigError, PluginError, UnknownNameError, did_you_mean
-from sfkit_lerobot.demo.settings import POLICIES
+from sfkit.errors import ConfigError, UnknownNameError, did_you_mean
+from sfkit_demo import RECORDING
+from sfkit_demo.settings import POLICIES
 
-_EXTRAS = ("datasets", "lerobot", "matplotlib", "transformers")
-
-
-def require_extras() -> None:
-    """Check that what the demo needs beside the adapters is installed.
+def find_data(given: Path | None) -> Path:
+    """The dataset that was named, or else the shipped recording.
 
     Raises:
-        PluginError: Something is missing.
+        ConfigError: There is none where it was named.
     """
-    missing = [name for name in _EXTRAS if find_spec(name) is None]
-    if missing:
-        raise PluginError(f"The demo needs {', '.join(missing)}.", 'pip install "spatial-forcing[demo]"')
-
-
-def find_data(given: Path | None, places: Sequence[Path]) -> Path:
-    """The dataset that was named, or else the first of ``places`` that exists.
-
-    Raises:
-        ConfigError: There is none.
-    """
-    if given is not None:
-        if not given.is_dir():
-            raise ConfigError(f"There is no dataset at {given}.")
-        return given
-    for place in places:
-        if place.is_dir():
-            return place
-    raise ConfigError(
-        "The shipped recording was not found.",
-        "Run the demo in a checkout of the repository, or name a dataset with --data.",
-    )
+    if given is not None and not given.is_dir():
+        raise ConfigError(f"There is no dataset at {given}.")
+    return given or RECORDING
 
 
 def parse_policy(name: str) -> str:

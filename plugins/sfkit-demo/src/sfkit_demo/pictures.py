@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sfkit.probe import pca_colours
 
 if TYPE_CHECKING:
-    from sfkit_lerobot.demo.evaluate import Evaluator
+    from sfkit_demo.evaluate import Evaluator
 
 
 @dataclass(frozen=True)

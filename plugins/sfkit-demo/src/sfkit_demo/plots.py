@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from sfkit_lerobot.demo.run import ArmResult
-from sfkit_lerobot.demo.study import UNTRAINED, Row, spread
+from sfkit_demo.run import ArmResult
+from sfkit_demo.study import UNTRAINED, Row, spread
 
 #: Metres beyond which depth is background: the geometry teacher leaves it out too.
 _FAR = 10.0

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from sfkit.health.report import Health
-from sfkit_lerobot.demo.plots import COLOURS, GREY, STYLE, png
+from sfkit_demo.plots import COLOURS, GREY, STYLE, png
 
 _COLOURS = (COLOURS["aligned"], COLOURS["plain"], COLOURS["shuffled"])
 #: Lines of a panel, each with its values by measurement.

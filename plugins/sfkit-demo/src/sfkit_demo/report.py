@@ -9,15 +9,15 @@ from pathlib import Path
 from string import Template
 
 from sfkit.building import build_teacher
-from sfkit_lerobot.demo import plots
-from sfkit_lerobot.demo.comparison import Comparison, Line, table_lines
-from sfkit_lerobot.demo.meaning import details, meaning
-from sfkit_lerobot.demo.pictures import Pictures
-from sfkit_lerobot.demo.plots_health import health_section
-from sfkit_lerobot.demo.report_study import study_section, tracked
-from sfkit_lerobot.demo.settings import POLICIES
-from sfkit_lerobot.demo.teacher import teacher_note
-from sfkit_lerobot.demo.wording import live_sentence
+from sfkit_demo import plots
+from sfkit_demo.comparison import Comparison, Line, table_lines
+from sfkit_demo.meaning import details, meaning
+from sfkit_demo.pictures import Pictures
+from sfkit_demo.plots_health import health_section
+from sfkit_demo.report_study import study_section, tracked
+from sfkit_demo.settings import POLICIES
+from sfkit_demo.teacher import teacher_note
+from sfkit_demo.wording import live_sentence
 
 FILE = "report.html"
 
@@ -40,7 +40,7 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
 
 def render(comparison: Comparison) -> str:
     """The page."""
-    template = Template((files("sfkit_lerobot.demo") / "page.html").read_text(encoding="utf-8"))
+    template = Template((files("sfkit_demo") / "page.html").read_text(encoding="utf-8"))
     plain, aligned, settings = comparison.plain, comparison.aligned, comparison.settings
     return template.substitute(
         lead=_lead(comparison),

@@ -8,11 +8,11 @@ from html import escape
 
 from sfkit.building import build_teacher
 from sfkit.config import ComponentSpec
-from sfkit_lerobot.demo import plots
-from sfkit_lerobot.demo.comparison import Comparison
-from sfkit_lerobot.demo.settings import POLICIES
-from sfkit_lerobot.demo.study import STUDIED, UNTRAINED, Row, is_studied, spread
-from sfkit_lerobot.demo.wording import Paired, paired_sentence
+from sfkit_demo import plots
+from sfkit_demo.comparison import Comparison
+from sfkit_demo.settings import POLICIES
+from sfkit_demo.study import STUDIED, UNTRAINED, Row, is_studied, spread
+from sfkit_demo.wording import Paired, paired_sentence
 
 COMMAND = "python -m benchmarks.seeds"
 _ARMS = ("untrained", "plain", "shuffled", "geometry")

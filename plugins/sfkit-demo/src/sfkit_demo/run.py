@@ -9,12 +9,12 @@ from pathlib import Path
 
 from sfkit import SpatialForcing
 from sfkit.building import build_teacher
-from sfkit_lerobot.demo.data import load_frames, split_episodes
-from sfkit_lerobot.demo.evaluate import Evaluator, Metrics
-from sfkit_lerobot.demo.model import build_policy
-from sfkit_lerobot.demo.pictures import Pictures, take_pictures
-from sfkit_lerobot.demo.settings import Arm, Settings
-from sfkit_lerobot.demo.train import Curves, train
+from sfkit_demo.data import load_frames, split_episodes
+from sfkit_demo.evaluate import Evaluator, Metrics
+from sfkit_demo.model import build_policy
+from sfkit_demo.pictures import Pictures, take_pictures
+from sfkit_demo.settings import Arm, Settings
+from sfkit_demo.train import Curves, train
 
 
 @dataclass(frozen=True)

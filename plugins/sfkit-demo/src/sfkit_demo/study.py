@@ -12,10 +12,10 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 
 from sfkit.errors import ConfigError
-from sfkit_lerobot.demo.evaluate import Metrics
-from sfkit_lerobot.demo.run import ArmResult
-from sfkit_lerobot.demo.settings import Settings
-from sfkit_lerobot.demo.teacher import is_geometry
+from sfkit_demo.evaluate import Metrics
+from sfkit_demo.run import ArmResult
+from sfkit_demo.settings import Settings
+from sfkit_demo.teacher import is_geometry
 
 CURVES = "curves.csv"
 UNTRAINED = "untrained"

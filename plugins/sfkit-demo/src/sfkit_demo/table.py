@@ -5,9 +5,9 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from sfkit_lerobot.demo.comparison import Comparison, table_lines
-from sfkit_lerobot.demo.study import is_studied
-from sfkit_lerobot.demo.teacher import teacher_note
+from sfkit_demo.comparison import Comparison, table_lines
+from sfkit_demo.study import is_studied
+from sfkit_demo.teacher import teacher_note
 
 
 def print_table(comparison: Comparison, console: Console) -> None:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from sfkit import SpatialForcing
 from sfkit.health.report import Health
-from sfkit_lerobot.demo.data import Frames
-from sfkit_lerobot.demo.model import Preprocess
-from sfkit_lerobot.demo.settings import Settings
+from sfkit_demo.data import Frames
+from sfkit_demo.model import Preprocess
+from sfkit_demo.settings import Settings
 
 
 @dataclass

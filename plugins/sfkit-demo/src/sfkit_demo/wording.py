@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from sfkit.building import build_teacher
-from sfkit_lerobot.demo.settings import BLOCKS, POLICIES, Settings
-from sfkit_lerobot.demo.study import Row, spread
+from sfkit_demo.settings import BLOCKS, POLICIES, Settings
+from sfkit_demo.study import Row, spread
 
 #: Wall time of both arms in minutes, on two cores with nothing else to do, with any of the policies and geometry.
 _MINUTES, _MINUTES_PER_STEP = 1.0, 3 / 800

@@ -8,7 +8,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from sfkit_lerobot.tiny.tokenizer import TEXTS, byte_tokenizer
+from sfkit_lerobot.testing.tokenizer import TEXTS, byte_tokenizer
 
 #: Tokens of the tiny language model, and of an action.
 VOCABULARY = 512

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from sfkit_lerobot.tiny.settings import CAMERAS, common_settings
+from sfkit_lerobot.testing.settings import CAMERAS, common_settings
 
 _ATTENTION = {"positional_embeddings": None, "num_attention_heads": 2, "attention_head_dim": 16, "dropout": 0.0}
 
@@ -20,7 +20,7 @@ def tiny_groot_base(
 
     Args:
         directory: Where to write; made if missing.
-        qwen: The folder that :func:`sfkit_lerobot.tiny.tiny_qwen3vl` wrote.
+        qwen: The folder that :func:`sfkit_lerobot.testing.tiny_qwen3vl` wrote.
         chunk_size: Actions for each prediction.
         pictures: Settings of pictures in ``processor_config.json``, such as ``video_modality_keys``'s modality config
             or ``letter_box_transform``; by default they are resized to 64 pixels, of which 56 are kept.
@@ -105,7 +105,7 @@ def tiny_groot_processors(policy: Any, qwen: str | Path, stats: Mapping[str, Any
 
     Args:
         policy: A tiny policy.
-        qwen: The folder that :func:`sfkit_lerobot.tiny.tiny_qwen3vl` wrote.
+        qwen: The folder that :func:`sfkit_lerobot.testing.tiny_qwen3vl` wrote.
         stats: The dataset's statistics (min and max), as LeRobot takes them.
 
     Returns:

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sfkit_lerobot.tiny.fast import action_words
-from sfkit_lerobot.tiny.settings import CAMERAS, features
-from sfkit_lerobot.tiny.tokenizer import TEXTS, byte_tokenizer
+from sfkit_lerobot.testing.fast import action_words
+from sfkit_lerobot.testing.settings import CAMERAS, features
+from sfkit_lerobot.testing.tokenizer import TEXTS, byte_tokenizer
 
 #: Special tokens of pictures, by the names that the model's configuration has for them.
 _PICTURE_TOKENS = {

@@ -9,8 +9,8 @@ from types import ModuleType
 from typing import Any
 from unittest import mock
 
-from sfkit_lerobot.tiny.fast import VOCABULARY, offline_tokenizers
-from sfkit_lerobot.tiny.settings import CAMERAS, common_settings
+from sfkit_lerobot.testing.fast import VOCABULARY, offline_tokenizers
+from sfkit_lerobot.testing.settings import CAMERAS, common_settings
 
 _CLASSES = {"pi0": "PI0", "pi05": "PI05", "pi0_fast": "PI0Fast"}
 
@@ -132,7 +132,7 @@ def tiny_pi0_processors(policy: Any, stats: Mapping[str, Any], texts: Sequence[s
     """
     from functools import partial
 
-    from sfkit_lerobot.tiny.tokenizer import byte_tokenizer
+    from sfkit_lerobot.testing.tokenizer import byte_tokenizer
 
     kind = policy.config.type
     module = _module(kind, "processor")

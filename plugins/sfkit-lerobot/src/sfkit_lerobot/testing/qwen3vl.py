@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sfkit_lerobot.tiny.tokenizer import TEXTS, byte_tokenizer
+from sfkit_lerobot.testing.tokenizer import TEXTS, byte_tokenizer
 
 _IMAGE_TOKENS = {
     "image_token": "<|image_pad|>",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sfkit_lerobot.tiny.settings import CAMERAS, features
+from sfkit_lerobot.testing.settings import CAMERAS, features
 
 _SIDE = 128
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sfkit_lerobot.tiny.settings import CAMERAS, common_settings
+from sfkit_lerobot.testing.settings import CAMERAS, common_settings
 
 
 def tiny_smolvla(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sfkit_lerobot.tiny.tokenizer import IMAGE_TOKENS, TEXTS, byte_tokenizer
+from sfkit_lerobot.testing.tokenizer import IMAGE_TOKENS, TEXTS, byte_tokenizer
 
 
 def tiny_smolvlm(

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sfkit_lerobot.tiny.settings import CAMERAS, common_settings
-from sfkit_lerobot.tiny.tokenizer import TEXTS, byte_tokenizer
+from sfkit_lerobot.testing.settings import CAMERAS, common_settings
+from sfkit_lerobot.testing.tokenizer import TEXTS, byte_tokenizer
 
 _IMAGE_TOKENS = {
     "image_token": "<|image_pad|>",

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sfkit_lerobot.tiny.settings import CAMERAS, common_settings
-from sfkit_lerobot.tiny.tokenizer import byte_tokenizer
+from sfkit_lerobot.testing.settings import CAMERAS, common_settings
+from sfkit_lerobot.testing.tokenizer import byte_tokenizer
 
 #: Patches that do not overlap, unlike Florence-2's own: with random weights these would see their neighbours best.
 _VISION = {
