@@ -20,7 +20,7 @@ from benchmarks.policies import tiny_smolvlm_at_128, wide_smolvlm
 from benchmarks.report import Report, Row
 
 _LIMIT = 0.90
-_DATA = Path(__file__).parents[1] / "examples" / "metaworld" / "data"
+_DATA = Path(__file__).parents[1] / "plugins" / "sfkit-demo" / "src" / "sfkit_demo" / "recording"
 _RUN = "from lerobot.scripts.lerobot_train import main; main()"
 _LINE = re.compile(r"\bstep:(\d+)\b.*\bupdt_s:([\d.]+)")
 #: Plain LeRobot would take the depth maps for pictures, and fail on them.
@@ -85,7 +85,7 @@ def run(*, quick: bool, advance: Callable[[], None]) -> Report:
         conditions={
             "loop": "from the first line of the log to the last, loading of data and logging included, start left out",
             "update": "LeRobot's own updt_s: forward, backward and optimizer alone",
-            "data": "examples/metaworld/data, two cameras of 96 px, decoded in the training process",
+            "data": "the recording of sfkit-demo, two cameras of 96 px, decoded in the training process",
             **{
                 model.what: {
                     "batch size": model.batch, "view": f"{model.side} px", "text blocks": model.blocks,

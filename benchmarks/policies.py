@@ -12,10 +12,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from sfkit_demo import RECORDING
 
 from sfkit.cameras import Camera, CameraRig, PoseTable
 
-_CAMERAS = Path(__file__).parents[1] / "examples" / "metaworld" / "data" / "meta" / "cameras.json"
+_CAMERAS = RECORDING / "meta" / "cameras.json"
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class Subject:
 @cache
 def demo_smolvla(batch_size: int) -> Subject:
     """The demonstration's own policy, cameras and preprocessing, with pictures of noise."""
-    from sfkit_lerobot.demo.model import build_policy
-    from sfkit_lerobot.demo.settings import Settings
+    from sfkit_demo.model import build_policy
+    from sfkit_demo.settings import Settings
 
     settings = Settings(data=_CAMERAS.parents[1])
     rows = torch.arange(batch_size)
@@ -60,7 +61,7 @@ def demo_smolvla(batch_size: int) -> Subject:
 
 def _noise_frames(count: int) -> Any:
     """Frames of the sizes of the demonstration's data. To decode the real ones takes longer than to measure."""
-    from sfkit_lerobot.demo.data import Frames
+    from sfkit_demo.data import Frames
 
     rig = CameraRig.load(_CAMERAS)
     keys = {key: f"{key}_depth" for key in rig.cameras}
@@ -93,7 +94,7 @@ def wide_smolvla(*, quick: bool) -> Subject:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # LeRobot's imports warn about optional packages
-        from sfkit_lerobot.tiny import tiny_smolvla
+        from sfkit_lerobot.testing import tiny_smolvla
 
     batch_size, side, vision_blocks, text_blocks = (1, 128, 1, 2) if quick else (4, 512, 2, 4)
     torch.manual_seed(0)
@@ -111,14 +112,14 @@ def wide_smolvla(*, quick: bool) -> Subject:
 
 def tiny_smolvlm_at_128(folder: Path) -> Path:
     """A tiny backbone with 8 x 8 tokens for each camera of 128 pixels."""
-    from sfkit_lerobot.tiny import tiny_smolvlm
+    from sfkit_lerobot.testing import tiny_smolvlm
 
     return tiny_smolvlm(folder, image_size=128)
 
 
 def wide_smolvlm(folder: Path, side: int, vision_blocks: int, text_blocks: int) -> Path:
     """A backbone of SmolVLA-450M's widths, with so many blocks."""
-    from sfkit_lerobot.tiny import tiny_smolvlm
+    from sfkit_lerobot.testing import tiny_smolvlm
 
     folder = tiny_smolvlm(
         folder,
@@ -135,7 +136,7 @@ def wide_smolvlm(folder: Path, side: int, vision_blocks: int, text_blocks: int) 
 
 def _wide_batch(policy: Any, batch_size: int) -> dict[str, Any]:
     """Pictures of 256 pixels with depth maps of 128, and a text padded to LeRobot's 48 tokens."""
-    from sfkit_lerobot.tiny import tiny_lerobot_batch
+    from sfkit_lerobot.testing import tiny_lerobot_batch
 
     batch: dict[str, Any] = tiny_lerobot_batch(policy, batch_size=batch_size, geometry=True)
     halved = {key: value[..., ::2, ::2].contiguous() for key, value in batch.items() if key.endswith("_depth")}

@@ -78,7 +78,7 @@ def machine(load: float) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
         "load before": round(load, 2),
-        **{name: version(name) for name in ("torch", "transformers", "lerobot", "sfkit")},
+        **{name: version(name) for name in ("torch", "transformers", "lerobot", "spatial-forcing")},
     }
 
 

@@ -25,9 +25,7 @@ fi
 
 projects=(-e .)
 for file in plugins/*/pyproject.toml; do
-    plugin=$(dirname "$file")
-    if grep -q '^demo = ' "$file"; then plugin+='[demo]'; fi
-    projects+=(-e "$plugin")
+    projects+=(-e "$(dirname "$file")")
 done
 "$uv" pip install --python "$venv/bin/python" ${constraints[@]+"${constraints[@]}"} "${projects[@]}" --group dev
 

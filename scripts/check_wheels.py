@@ -22,7 +22,8 @@ def faults(path: Path) -> list[str]:
         entry_points.read_string(wheel.read(f"{info}/entry_points.txt").decode())
 
     found = []
-    package = metadata["Name"].replace("-", "_")
+    # The name `sfkit` on PyPI is a stranger's, so the core alone is called otherwise than its package.
+    package = {"spatial-forcing": "sfkit"}.get(metadata["Name"], metadata["Name"].replace("-", "_"))
     if (tops := {name.split("/")[0] for name in files} - {info}) != {package}:
         found.append(f"installs {sorted(tops)}, not {package} alone")
     if f"{package}/py.typed" not in files:

@@ -15,7 +15,7 @@ trap 'rm -rf "$work"' EXIT
 python=$root/.venv-lowest/bin/python
 
 "$uv" build --quiet --wheel --out-dir "$work" .
-forced=(--reinstall-package sfkit) tests=("$root/tests")
+forced=(--reinstall-package spatial-forcing) tests=("$root/tests")
 for plugin in "${plugins[@]}"; do
     "$uv" build --quiet --wheel --out-dir "$work" "plugins/$plugin"
     forced+=(--reinstall-package "$plugin")

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sfkit.registry import Entry, default_registry
+from sfkit.registry import CORE, Entry, default_registry
 
 DOCS = Path(__file__).parents[1] / "docs"
 #: Kinds of methods that have a page each, and the folder of those pages. Of teachers, those that the core brings.
@@ -32,7 +32,7 @@ def methods() -> list[Entry]:
     """Everything that must have a page."""
     registry = default_registry()
     entries = [entry for kind in FOLDERS for entry in registry.of_kind(kind)]  # type: ignore[arg-type]
-    return [entry for entry in entries if entry.kind != "teacher" or entry.distribution == "sfkit"]
+    return [entry for entry in entries if entry.kind != "teacher" or entry.distribution == CORE]
 
 
 def page_of(entry: Entry) -> Path:

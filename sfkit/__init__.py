@@ -7,6 +7,8 @@ neither torch nor pydantic is imported until a name that needs them is touched.
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -76,3 +78,29 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_EXPORTS})
+
+
+def _warn_of_namesake(folders: list[str]) -> None:
+    """Warn when PyPI's distribution ``sfkit`` is installed: it is a genomics tool, and installs the same package.
+
+    The folders are listed by hand, because importing ``importlib.metadata`` takes longer than all of ``import sfkit``.
+    """
+    for folder in folders:
+        try:
+            names = os.listdir(folder)  # noqa: PTH208 - importing pathlib takes longer than the rest
+        except OSError:  # sys.path holds zip files and folders that do not exist
+            continue
+        if any(name.startswith("sfkit-") and name.endswith((".dist-info", ".egg-info")) for name in names):
+            import warnings
+
+            from sfkit.errors import SfkitWarning
+
+            warnings.warn(
+                f"Another project's distribution `sfkit` is installed in {folder}; it overwrites files of this one. "
+                "Run: pip uninstall sfkit, then: pip install --force-reinstall --no-deps spatial-forcing",
+                SfkitWarning,
+                stacklevel=3,
+            )
+
+
+_warn_of_namesake([folder for folder in sys.path if folder])

@@ -32,6 +32,8 @@ _HOOKS: Mapping[Kind, str] = {
     "command": "register_commands",
 }
 _ENTRY_POINT_GROUP = "sfkit"
+#: The distribution of the core, whose components are always there.
+CORE = "spatial-forcing"
 
 
 @dataclass(frozen=True)
@@ -265,7 +267,7 @@ def discover(points: Iterable[EntryPoint], only: str | None) -> Registry:
         only: Comma list of distributions to load (``""``: none; None: all). The core itself is always loaded.
     """
     registry = Registry()
-    wanted = None if only is None else {name.strip() for name in only.split(",")} | {"sfkit"}
+    wanted = None if only is None else {name.strip() for name in only.split(",")} | {CORE}
     for point in points:
         if wanted is None or (point.dist is not None and point.dist.name in wanted):
             registry.add_entry_point(point)

@@ -25,15 +25,8 @@ FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 #: Shell lines of the docs that tests elsewhere, or CI itself, run; anything else must be added here or be run.
 RUN_ELSEWHERE = {
     "make demo",
-    "pip install sfkit sfkit-lerobot",
-    "pip install sfkit-depth-anything",
-    "pip install sfkit-dust3r",
-    "pip install sfkit-openpi",
-    "pip install sfkit-openvla",
-    'pip install sfkit-lerobot "lerobot[smolvla]"',
-    "pip install sfkit-transformers",
-    "pip install sfkit-vggt",
 }
+INSTALL = re.compile(r'pip install "spatial-forcing\[([\w,-]+)\]"')
 
 pytestmark = pytest.mark.skipif(not PAGES, reason="the docs are not beside the tests of an installed wheel")
 
@@ -49,7 +42,7 @@ def small_smolvla(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[N
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from lerobot.policies.smolvla import configuration_smolvla as module
-        from sfkit_lerobot.tiny import tiny_smolvlm
+        from sfkit_lerobot.testing import tiny_smolvlm
     folder = tiny_smolvlm(tmp_path / "vlm", layers=16, texts=("reach the goal",))
     small: dict[str, Any] = {
         "vlm_model_name": str(folder), "load_vlm_weights": False, "resize_imgs_with_padding": (64, 64),
@@ -91,7 +84,7 @@ def test_shell_lines_are_run_somewhere(page: Path, tmp_path: Path) -> None:
     for code in blocks(page, "bash") + blocks(page, "console"):
         for line in code.splitlines():
             command = line.split("#")[0].removeprefix("$").strip()
-            if not command or command in RUN_ELSEWHERE:
+            if not command or command in RUN_ELSEWHERE or INSTALL.fullmatch(command):
                 continue
             assert command.startswith("sfkit "), f"{page.name}: {command!r} is run by no test"
             arguments = [str(sfkit), *shlex.split(command)[1:]]
@@ -100,7 +93,11 @@ def test_shell_lines_are_run_somewhere(page: Path, tmp_path: Path) -> None:
 
 
 def test_the_readmes_figures_are_those_of_the_study() -> None:
-    rows = list(csv.DictReader((ROOT / "benchmarks" / "seeds" / "results.csv").read_text().splitlines()))
+    rows = list(
+        csv.DictReader(
+            (ROOT / "plugins" / "sfkit-demo" / "src" / "sfkit_demo" / "seeds" / "results.csv").read_text().splitlines()
+        )
+    )
     readme = (ROOT / "README.md").read_text()
     for title, column, digits in (
         ("object position", "object_cm", 2),
@@ -121,3 +118,14 @@ def test_links_to_files_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
             if not target.startswith("http"):
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_install_lines_name_extras_that_exist() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11 has it")
+    extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    lines = [(page, line) for page in PAGES for line in page.read_text().splitlines() if "pip install" in line]
+    named = {extra for _, line in lines for found in INSTALL.findall(line) for extra in found.split(",")}
+    assert named <= extras
+    # The name `sfkit` alone would bring a stranger's package.
+    stranger = re.compile(r'install (.* )?"?sfkit(["\[ ]|$)')
+    assert not [(page.name, line) for page, line in lines if stranger.search(line)]

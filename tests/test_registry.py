@@ -94,9 +94,9 @@ def test_unknown_names_get_the_nearest_match_and_what_is_installed() -> None:
 
 
 def test_the_list_of_plugins_to_load_can_be_limited() -> None:
-    points = [FakePoint(name, teacher(name)) for name in ("sfkit", "one", "two")]
-    assert [entry.name for entry in discover_fakes(points, "one").entries] == ["sfkit", "one"]
-    assert [entry.name for entry in discover_fakes(points, "").entries] == ["sfkit"]
+    points = [FakePoint(name, teacher(name)) for name in ("spatial-forcing", "one", "two")]
+    assert [entry.name for entry in discover_fakes(points, "one").entries] == ["spatial-forcing", "one"]
+    assert [entry.name for entry in discover_fakes(points, "").entries] == ["spatial-forcing"]
 
 
 def test_an_import_error_of_the_target_is_explained() -> None:

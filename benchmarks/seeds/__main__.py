@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from sfkit_lerobot.demo.arms import run_jobs
-from sfkit_lerobot.demo.run import Progress
-from sfkit_lerobot.demo.settings import Arm, Job, Settings
-from sfkit_lerobot.demo.study import append_result, read_rows
+from sfkit_demo import RECORDING, STUDY
+from sfkit_demo.arms import run_jobs
+from sfkit_demo.run import Progress
+from sfkit_demo.settings import Arm, Job, Settings
+from sfkit_demo.study import append_result, read_rows
 
 from benchmarks.seeds.shuffled import ShuffledGeometry
 from sfkit.errors import SfkitError
-
-ROOT = Path(__file__).parents[2]
 
 #: What each arm is wrapped with. The variants of the geometry teacher are there to choose its defaults by.
 ARMS: dict[str, Callable[[], Any]] = {
@@ -69,8 +68,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=["plain", "geometry", "shuffled"])
     parser.add_argument("--steps", type=int, default=Settings.steps)
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time (default: 2)")
-    parser.add_argument("--data", type=Path, default=ROOT / "examples" / "metaworld" / "data")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "seeds" / "results.csv")
+    parser.add_argument("--data", type=Path, default=RECORDING)
+    parser.add_argument("--out", type=Path, default=STUDY)
     return parser
 
 

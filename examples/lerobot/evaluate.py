@@ -2,7 +2,7 @@
 
 Nothing here needs sfkit, whatever the checkpoint was trained with.
 
-python examples/lerobot/evaluate.py outputs/aligned --data examples/metaworld/data
+python examples/lerobot/evaluate.py outputs/aligned --data plugins/sfkit-demo/src/sfkit_demo/recording
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Train a LeRobot policy in a loop of your own, aligned with a frozen 3D teacher: two lines are sfkit's.
 
-python examples/lerobot/train.py --data examples/metaworld/data --steps 100 --output outputs/aligned
+python examples/lerobot/train.py --data plugins/sfkit-demo/src/sfkit_demo/recording --steps 100 --output outputs/aligned
 """
 
 from __future__ import annotations

@@ -11,10 +11,10 @@ from sfkit.cli.inspect import inspect
 from sfkit.cli.layers import layers
 from sfkit.cli.parity import parity
 from sfkit.errors import PluginError
-from sfkit.registry import Entry, default_registry
+from sfkit.registry import CORE, Entry, default_registry
 
 #: Commands of plugins of this project, told about where the plugin is missing.
-_KNOWN = {"demo": ("sfkit-lerobot", "train a small policy with and without alignment, and compare")}
+_KNOWN = {"demo": ("sfkit-demo", "demo", "train a small policy with and without alignment, and compare")}
 
 #: All that follows the name of a plugin's command is its own business, ``--help`` included.
 _PASS_ON: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -111,14 +111,15 @@ def _add_plugin_command(app: typer.Typer, entry: Entry) -> None:
 
 
 def _add_missing_command(app: typer.Typer, name: str) -> None:
-    distribution, summary = _KNOWN[name]
+    distribution, extra, summary = _KNOWN[name]
 
     def run() -> None:
         broken = [plugin for plugin in default_registry().broken if plugin.distribution == distribution]
         if broken:
             raise PluginError(f"`sfkit {name}` is part of a plugin that is broken: {broken[0]}")
         raise PluginError(
-            f"`sfkit {name}` is part of {distribution}, which is not installed.", f"pip install {distribution}[demo]"
+            f"`sfkit {name}` is part of {distribution}, which is not installed.",
+            f'pip install "{CORE}[{extra}]"',
         )
 
     help_text = f"{summary} (needs {distribution})"

@@ -142,7 +142,7 @@ def test_the_demo_says_where_it_comes_from_when_it_is_not_installed(
     arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("demo", *arguments) == 1
-    assert "pip install sfkit-lerobot[demo]" in capsys.readouterr().err
+    assert 'pip install "spatial-forcing[demo]"' in capsys.readouterr().err
 
 
 def test_a_broken_plugin_is_named_by_the_command_that_it_would_bring(

@@ -1,4 +1,4 @@
-"""The recording shipped in examples/metaworld/data, and the recorder that made it."""
+"""The recording shipped in sfkit-demo, and the recorder that made it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "metaworld"
-DATA = EXAMPLE / "data"
+DATA = Path(__file__).parents[2] / "plugins" / "sfkit-demo" / "src" / "sfkit_demo" / "recording"
 CORNER, WRIST = "observation.images.corner2", "observation.images.wrist"
 
 pytestmark = pytest.mark.skipif(

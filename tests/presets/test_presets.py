@@ -16,7 +16,7 @@ from sfkit.config import ComponentSpec, Options, SpatialForcingConfig
 from sfkit.errors import ConfigError, SfkitWarning, UnknownNameError
 from sfkit.presets.base import Preset
 from sfkit.projectors.nested import nested_widths
-from sfkit.registry import Entry, default_registry
+from sfkit.registry import CORE, Entry, default_registry
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.testing.teachers import PatchTeacher
 
@@ -319,7 +319,7 @@ def test_presets_are_listed_and_told(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_the_registry_says_of_each_preset_what_it_says_itself() -> None:
-    entries = {entry.name: entry for entry in default_registry().of_kind("preset") if entry.distribution == "sfkit"}
+    entries = {entry.name: entry for entry in default_registry().of_kind("preset") if entry.distribution == CORE}
     assert {*entries} == {*NAMES}
     for name, entry in entries.items():
         preset = entry.load()

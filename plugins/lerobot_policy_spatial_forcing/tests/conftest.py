@@ -18,7 +18,7 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-DATA = Path(__file__).parents[3] / "examples" / "metaworld" / "data"
+DATA = Path(__file__).parents[3] / "plugins" / "sfkit-demo" / "src" / "sfkit_demo" / "recording"
 
 
 @dataclass
@@ -53,7 +53,7 @@ def data() -> Path:
 def vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from sfkit_lerobot.tiny import tiny_smolvlm
+        from sfkit_lerobot.testing import tiny_smolvlm
 
         return tiny_smolvlm(tmp_path_factory.mktemp("smolvlm"), texts=("reach the goal",))
 
@@ -229,7 +229,7 @@ def make(meta: Any) -> Callable[..., Any]:
 @pytest.fixture
 def tiny_pi(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     """``tiny_pi("pi0")``: a checkpoint of a tiny pi0 or pi0.5; both are built tiny as long as the test runs."""
-    from sfkit_lerobot.tiny import tiny_pi0, tiny_pi0_sizes, tiny_pi05
+    from sfkit_lerobot.testing import tiny_pi0, tiny_pi0_sizes, tiny_pi05
 
     def build(kind: str) -> Path:
         cameras = ("observation.images.corner2", "observation.images.wrist")

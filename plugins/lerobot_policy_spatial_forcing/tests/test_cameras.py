@@ -133,7 +133,7 @@ def test_the_trainer_is_read_as_lerobot_reads_it(tmp_path) -> None:
 
 
 def test_fault_50_a_policy_from_a_checkpoint_is_in_eval_mode_and_says_so(make, plain) -> None:
-    from sfkit_lerobot.tiny import tiny_lerobot_batch
+    from sfkit_lerobot.testing import tiny_lerobot_batch
 
     from sfkit.errors import SfkitWarning
 

@@ -147,7 +147,7 @@ def test_fault_29_what_pi0_only_prints_is_an_error(kind, what, make, tiny_pi) ->
 
 @pytest.mark.parametrize("kind", ["pi0", "pi05"])
 def test_pi0_and_pi05_start_from_a_plain_checkpoint_and_align(kind, make, tiny_pi) -> None:
-    from sfkit_lerobot.tiny import tiny_lerobot_batch
+    from sfkit_lerobot.testing import tiny_lerobot_batch
 
     folder = tiny_pi(kind)
     policy = make(f"sf_{kind}", pretrained_path=folder).train()

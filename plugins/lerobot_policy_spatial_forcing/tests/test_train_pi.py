@@ -17,7 +17,7 @@ _SEEN = ("loss", "action_loss", "sf_loss", "sf_cosine", "grad_norm", "lr")
 @pytest.fixture
 def tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A small tokenizer where the Hub's cache would keep PaliGemma's."""
-    from sfkit_lerobot.tiny.tokenizer import byte_tokenizer
+    from sfkit_lerobot.testing.tokenizer import byte_tokenizer
 
     numbers = " ".join(str(number) for number in range(256))
     folder = tmp_path / "hub" / f"models--{REPOSITORY.replace('/', '--')}"

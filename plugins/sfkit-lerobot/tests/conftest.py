@@ -18,7 +18,7 @@ KINDS = ("smolvla", "pi0", "pi05", "pi0_fast")
 
 @pytest.fixture(scope="session")
 def vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from sfkit_lerobot.tiny import tiny_smolvlm
+    from sfkit_lerobot.testing import tiny_smolvlm
 
     return tiny_smolvlm(tmp_path_factory.mktemp("smolvlm"))
 
@@ -26,7 +26,7 @@ def vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def build(vlm: Path) -> Callable[..., Any]:
     """``build(kind, **options)``: a tiny policy, always with the same weights."""
-    from sfkit_lerobot.tiny import tiny_pi0, tiny_pi0_fast, tiny_pi05, tiny_smolvla
+    from sfkit_lerobot.testing import tiny_pi0, tiny_pi0_fast, tiny_pi05, tiny_smolvla
 
     builders = {
         "smolvla": functools.partial(tiny_smolvla, vlm),
@@ -50,7 +50,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def wrap() -> Callable[..., Any]:
     """``wrap(policy, **arguments)``: aligned with geometry, calibrated for the batches of ``tiny_lerobot_batch``."""
-    from sfkit_lerobot.tiny import tiny_rig
+    from sfkit_lerobot.testing import tiny_rig
 
     from sfkit import SpatialForcing
 
@@ -65,7 +65,7 @@ def wrap() -> Callable[..., Any]:
 def adapter_of() -> Callable[..., Any]:
     """``adapter_of(policy, **options)``: its adapter, with the cameras of ``tiny_rig``."""
     from sfkit_lerobot import PI0Adapter, PI0FastAdapter, PI05Adapter, SmolVLAAdapter
-    from sfkit_lerobot.tiny import tiny_rig
+    from sfkit_lerobot.testing import tiny_rig
 
     adapters = {
         "smolvla": SmolVLAAdapter,

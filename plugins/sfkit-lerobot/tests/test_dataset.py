@@ -189,7 +189,7 @@ def test_fault_27_geometric_augmentation_is_refused(root) -> None:
 
 
 def test_the_recording_of_the_repository_is_readable() -> None:
-    root = Path(__file__).parents[3] / "examples" / "metaworld" / "data"
+    root = Path(__file__).parents[3] / "plugins" / "sfkit-demo" / "src" / "sfkit_demo" / "recording"
     if not root.is_dir():
         pytest.skip("not in a checkout of the repository")
     rig = camera_rig(_open(root))
@@ -222,7 +222,7 @@ def test_later_frames_stand_beside_the_present_ones(root) -> None:
 
 def test_later_frames_come_through_lerobots_processors_to_the_teacher(root, build, adapter_of) -> None:
     from sfkit_lerobot import LaterFrames
-    from sfkit_lerobot.tiny import tiny_pi0_processors
+    from sfkit_lerobot.testing import tiny_pi0_processors
 
     from sfkit import SpatialForcing
 

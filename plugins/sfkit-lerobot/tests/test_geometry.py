@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from sfkit_lerobot import policy_features, strip_geometry
-from sfkit_lerobot.tiny import CAMERAS, tiny_lerobot_batch, tiny_rig
+from sfkit_lerobot.testing import CAMERAS, tiny_lerobot_batch, tiny_rig
 
 from sfkit.cameras import CameraRig, PoseTable
 from sfkit.errors import AdapterError, ConfigError, ViewsError

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from sfkit_lerobot.tiny import tiny_lerobot_batch, tiny_rig
+from sfkit_lerobot.testing import tiny_lerobot_batch, tiny_rig
 
 from sfkit.cli import main
 from sfkit.layer_choice import rank_depths
@@ -35,7 +35,7 @@ def test_every_depth_of_a_real_policy_is_ranked_and_nothing_is_left_behind(kind,
 def test_the_command_takes_the_cameras_from_make(tmp_path, capsys, monkeypatch) -> None:
     (tmp_path / "ranked_pi0.py").write_text(
         "import torch\n"
-        "from sfkit_lerobot.tiny import tiny_lerobot_batch, tiny_pi0, tiny_rig\n"
+        "from sfkit_lerobot.testing import tiny_lerobot_batch, tiny_pi0, tiny_rig\n"
         "def make():\n"
         "    torch.manual_seed(0)\n"
         "    policy = tiny_pi0()\n"

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from sfkit_lerobot.logs import LogWindow
-from sfkit_lerobot.tiny import tiny_lerobot_batch
+from sfkit_lerobot.testing import tiny_lerobot_batch
 
 from sfkit import SpatialForcing
 

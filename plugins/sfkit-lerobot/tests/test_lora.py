@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors.torch import load_file
-from sfkit_lerobot.tiny import tiny_lerobot_batch
+from sfkit_lerobot.testing import tiny_lerobot_batch
 
 from sfkit.errors import GradientError
 

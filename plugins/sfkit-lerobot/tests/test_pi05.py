@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from lerobot.policies.pi05.configuration_pi05 import PI05Config
-from sfkit_lerobot.tiny import CAMERAS, tiny_lerobot_batch, tiny_pi0_processors
+from sfkit_lerobot.testing import CAMERAS, tiny_lerobot_batch, tiny_pi0_processors
 
 from sfkit.errors import ShapeError
 

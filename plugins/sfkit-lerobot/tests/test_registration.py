@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sfkit_lerobot.tiny import CAMERAS, tiny_lerobot_batch
+from sfkit_lerobot.testing import CAMERAS, tiny_lerobot_batch
 
 from sfkit.teachers.geometry import GeometryTeacher
 

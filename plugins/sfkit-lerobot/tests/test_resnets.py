@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from sfkit_lerobot import ACTAdapter, DiffusionAdapter
-from sfkit_lerobot.tiny import CAMERAS, tiny_act, tiny_diffusion, tiny_image_stats, tiny_lerobot_batch, tiny_rig
+from sfkit_lerobot.testing import CAMERAS, tiny_act, tiny_diffusion, tiny_image_stats, tiny_lerobot_batch, tiny_rig
 
 from sfkit import SpatialForcing
 from sfkit.alignment.checks import check_views

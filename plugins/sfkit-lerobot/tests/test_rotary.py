@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sfkit_lerobot.tiny import tiny_lerobot_batch
+from sfkit_lerobot.testing import tiny_lerobot_batch
 
 from sfkit.alignment.tap import tap_at, tokens_at
 from sfkit.config import attention_of

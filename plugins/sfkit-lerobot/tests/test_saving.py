@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from sfkit_lerobot.tiny import tiny_lerobot_batch, tiny_pi0_sizes, tiny_rig
+from sfkit_lerobot.testing import tiny_lerobot_batch, tiny_pi0_sizes, tiny_rig
 
 from sfkit import SfkitWarning, SpatialForcing
 

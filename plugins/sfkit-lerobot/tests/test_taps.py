@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sfkit_lerobot.tiny import tiny_lerobot_batch
+from sfkit_lerobot.testing import tiny_lerobot_batch
 
 from sfkit.alignment.tap import Tap
 from sfkit.errors import GradientError

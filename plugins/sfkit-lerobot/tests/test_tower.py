@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sfkit_lerobot.tiny import CAMERAS, tiny_lerobot_batch
+from sfkit_lerobot.testing import CAMERAS, tiny_lerobot_batch
 
 from sfkit import SpatialForcing
 from sfkit.alignment.tap import tap_at, tokens_at
@@ -175,7 +175,7 @@ def test_a_later_frame_is_as_the_camera_saw_it_where_pictures_are_normalised(bui
 
 def test_an_adapter_that_knows_no_later_frames_says_so(build) -> None:
     from sfkit_lerobot import ACTAdapter
-    from sfkit_lerobot.tiny import tiny_act
+    from sfkit_lerobot.testing import tiny_act
 
     policy = tiny_act()
     with pytest.raises(ConfigError, match="cannot give a teacher the frame 8 steps ahead"):

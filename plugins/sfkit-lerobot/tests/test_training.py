@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from sfkit_lerobot.tiny import CAMERAS, tiny_lerobot_batch
+from sfkit_lerobot.testing import CAMERAS, tiny_lerobot_batch
 
 from sfkit import SfkitWarning, SpatialForcing
 from sfkit.errors import SfkitError, ViewsError

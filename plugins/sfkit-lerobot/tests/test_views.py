@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from sfkit_lerobot import image_stats
-from sfkit_lerobot.tiny import CAMERAS, tiny_lerobot_batch
+from sfkit_lerobot.testing import CAMERAS, tiny_lerobot_batch
 
 from sfkit.alignment.checks import check_views
 from sfkit.errors import AdapterError, ShapeError, ViewsError

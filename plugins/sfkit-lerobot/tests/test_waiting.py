@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from sfkit_lerobot.tiny import tiny_lerobot_batch, tiny_rig
+from sfkit_lerobot.testing import tiny_lerobot_batch, tiny_rig
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sfkit.cameras import PoseTable

@@ -18,7 +18,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.policies.factory import make_policy
 from lerobot_policy_spatial_forcing import CONFIGS, SpatialForcingOptions, compat
-from sfkit_lerobot.tiny import tiny_lerobot_batch
+from sfkit_lerobot.testing import tiny_lerobot_batch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 STEPS, RATE = 3, 1.0

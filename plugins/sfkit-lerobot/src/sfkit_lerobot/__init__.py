@@ -86,15 +86,6 @@ def register_policies(register: Register) -> None:
         register(None, name=kind, handles=(class_pattern(kind, name),), reason=reason)
 
 
-@hookimpl
-def register_commands(register: Register) -> None:
-    register(
-        "sfkit_lerobot.demo.cli:demo",
-        name="demo",
-        summary="train a small policy with and without alignment, and compare",
-    )
-
-
 def __getattr__(name: str) -> Any:
     try:
         module = _EXPORTS[name]

@@ -12,35 +12,35 @@ import torch
 
 @pytest.fixture(scope="session")
 def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from sfkit_lerobot.tiny import tiny_qwen3vl
+    from sfkit_lerobot.testing import tiny_qwen3vl
 
     return tiny_qwen3vl(tmp_path_factory.mktemp("qwen3vl"))
 
 
 @pytest.fixture(scope="session")
 def groot_base(tmp_path_factory: pytest.TempPathFactory, qwen: Path) -> Path:
-    from sfkit_lerobot.tiny import tiny_groot_base
+    from sfkit_lerobot.testing import tiny_groot_base
 
     return tiny_groot_base(tmp_path_factory.mktemp("groot"), qwen)
 
 
 @pytest.fixture(scope="session")
 def internvl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from sfkit_lerobot.tiny import tiny_internvl
+    from sfkit_lerobot.testing import tiny_internvl
 
     return tiny_internvl(tmp_path_factory.mktemp("internvl"))
 
 
 @pytest.fixture(scope="session")
 def wall_x_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from sfkit_lerobot.tiny import tiny_wall_x_base
+    from sfkit_lerobot.testing import tiny_wall_x_base
 
     return tiny_wall_x_base(tmp_path_factory.mktemp("wall_x"))
 
 
 @pytest.fixture(scope="session")
 def molmoact2_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from sfkit_lerobot.tiny import tiny_molmoact2_base
+    from sfkit_lerobot.testing import tiny_molmoact2_base
 
     return tiny_molmoact2_base(tmp_path_factory.mktemp("molmoact2"))
 
@@ -53,7 +53,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def build(request: pytest.FixtureRequest) -> Callable[..., Any]:
     """``build(kind, **options)``: a tiny policy, always with the same weights."""
-    from sfkit_lerobot import tiny
+    from sfkit_lerobot import testing as tiny
 
     builders = {
         "groot": (tiny.tiny_groot, "groot_base"),
@@ -102,7 +102,7 @@ def processors(request: pytest.FixtureRequest) -> dict[str, Callable[[Any], Any]
     from lerobot.policies.molmoact2.processor_molmoact2 import make_molmoact2_pre_post_processors
     from lerobot.policies.vla_jepa.processor_vla_jepa import make_vla_jepa_pre_post_processors
     from lerobot.policies.wall_x.processor_wall_x import make_wall_x_pre_post_processors
-    from sfkit_lerobot import tiny
+    from sfkit_lerobot import testing as tiny
 
     one = torch.ones(4)
     found = {"min": -one, "max": one, "mean": 0 * one, "std": one, "q01": -one, "q99": one}
@@ -141,7 +141,7 @@ def batch_of(frames: Callable[..., Any], finish: Callable[..., Any]) -> Callable
 @pytest.fixture
 def adapter_of() -> Callable[..., Any]:
     """``adapter_of(policy, **options)``: the adapter that is registered for it, with the cameras of ``tiny_rig``."""
-    from sfkit_lerobot.tiny import tiny_rig
+    from sfkit_lerobot.testing import tiny_rig
 
     from sfkit.registry import default_registry
 
@@ -157,7 +157,7 @@ def adapter_of() -> Callable[..., Any]:
 @pytest.fixture
 def wrap() -> Callable[..., Any]:
     """``wrap(policy, **arguments)``: aligned with geometry, calibrated by ``tiny_rig``."""
-    from sfkit_lerobot.tiny import tiny_rig
+    from sfkit_lerobot.testing import tiny_rig
 
     from sfkit import SpatialForcing
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from sfkit_lerobot.tiny import CAMERAS
+from sfkit_lerobot.testing import CAMERAS
 
 from sfkit import SpatialForcing
 from sfkit.alignment.tap import Tap

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sfkit_lerobot.tiny import CAMERAS
+from sfkit_lerobot.testing import CAMERAS
 
 from sfkit.errors import ViewsError
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from sfkit_lerobot.tiny import CAMERAS, tiny_groot, tiny_groot_processors
+from sfkit_lerobot.testing import CAMERAS, tiny_groot, tiny_groot_processors
 
 from sfkit.errors import AdapterError, ViewsError
 

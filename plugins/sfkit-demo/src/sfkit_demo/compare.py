@@ -1,0 +1,55 @@
+"""Both arms, the table, and the report."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from sfkit_demo.arms import ArmError, run_jobs
+from sfkit_demo.comparison import Comparison
+from sfkit_demo.live import Live
+from sfkit_demo.report import write_report
+from sfkit_demo.run import ArmResult
+from sfkit_demo.settings import Arm, Job, Settings
+from sfkit_demo.study import read_results
+from sfkit_demo.table import print_table
+from sfkit_demo.wording import settings_line
+
+PLAIN, ALIGNED = "plain", "aligned"
+
+
+def compare(settings: Settings, out: Path, jobs: int, study: Path) -> Path:
+    """Run the demonstration.
+
+    Args:
+        settings: What both arms share; ``settings.teacher`` is the aligned arm's.
+        out: Folder for the report.
+        jobs: Processes at a time.
+        study: The results of the seed study; may be absent.
+
+    Returns:
+        The report.
+    """
+    console = Console()
+    precomputed = read_results(study)
+    console.print(settings_line(settings), highlight=False)
+    start = time.monotonic()
+    arms = [Arm(PLAIN, untrained=True, pictures=True), Arm(ALIGNED, settings.teacher, pictures=True)]
+    with Live([arm.name for arm in arms], settings.steps, console) as live:
+        results: dict[str, ArmResult] = {}
+        for result in run_jobs([Job(arm, settings) for arm in arms], jobs, live.tell):
+            results[result.arm] = result
+            live.done(result.arm)
+    plain, aligned = results[PLAIN], results[ALIGNED]
+    if plain.curves.random_state != aligned.curves.random_state:
+        raise ArmError(
+            "The two arms drew different random numbers, so they may not be compared.",
+            "A teacher or projector must leave torch's global generator alone: this is a bug of the teacher's plugin.",
+        )
+    comparison = Comparison(settings, plain, aligned, tuple(precomputed), time.monotonic() - start)
+    print_table(comparison, console)
+    report = write_report(comparison, out)
+    console.print(f"Report: {report} (open it in a browser)", highlight=False, soft_wrap=True)
+    return report

@@ -1,0 +1,96 @@
+"""Small policies: LeRobot's own classes and preprocessors, random weights, about a million parameters."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sfkit_demo.data import Frames
+from sfkit_demo.settings import BLOCKS, Settings
+
+Preprocess = Callable[[dict[str, Any]], dict[str, Any]]
+
+_SIDE = 64
+
+
+def build_policy(frames: Frames, train_rows: Tensor, settings: Settings, folder: Path) -> tuple[nn.Module, Preprocess]:
+    """The policy, initialised from ``settings.seed``, and the preprocessor that its batches go through.
+
+    64-pixel pictures become 4 x 4 tokens each; six blocks of width 96; everything that LeRobot lets be trained is.
+    Prompts are padded to the longest of the dataset only: pi0.5's 200 tokens would take most of the time.
+
+    Args:
+        frames: The dataset.
+        train_rows: Rows whose statistics normalise states and actions.
+        settings: Policy, seed and chunk length.
+        folder: Where the definition of SmolVLA's vision-language model is written.
+    """
+    channels, height, width = next(iter(frames.images.values())).shape[1:]
+    arguments = {
+        "cameras": tuple(frames.images),
+        "image_shape": (channels, height, width),
+        "state_dim": frames.state.shape[1],
+        "action_dim": frames.action.shape[1],
+        "chunk_size": settings.chunk,
+    }
+    stats = {
+        "observation.state": _statistics(frames.state[train_rows]),
+        "action": _statistics(frames.action[train_rows]),
+    }
+    texts = sorted(set(frames.tasks))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # LeRobot's imports warn about optional packages
+        if settings.policy == "smolvla":
+            return _smolvla(arguments, stats, texts, settings.seed, folder)
+        return _pi0(settings.policy, arguments, stats, frames, settings.seed)
+
+
+def _smolvla(
+    arguments: Mapping[str, Any], stats: Mapping[str, Any], texts: list[str], seed: int, folder: Path
+) -> tuple[nn.Module, Preprocess]:
+    from lerobot.policies.smolvla.processor_smolvla import make_smolvla_pre_post_processors
+
+    from sfkit_lerobot.testing import tiny_smolvla, tiny_smolvlm
+
+    vlm = tiny_smolvlm(
+        folder,
+        vision_hidden=64, vision_layers=3, vision_heads=4, image_size=_SIDE, patch_size=8, scale_factor=2,
+        hidden=96, layers=BLOCKS, heads=6, kv_heads=3, texts=texts,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    policy: Any = tiny_smolvla(vlm, **arguments)
+    preprocess, _ = make_smolvla_pre_post_processors(policy.config, stats)
+    return policy, preprocess
+
+
+def _pi0(
+    kind: str, arguments: Mapping[str, Any], stats: Mapping[str, Any], frames: Frames, seed: int
+) -> tuple[nn.Module, Preprocess]:
+    """pi0 or pi0.5, of nearly the same sizes: their attention needs eight heads."""
+    from sfkit_lerobot.testing import tiny_pi0, tiny_pi0_processors, tiny_pi05
+
+    sizes = {
+        "vision_hidden": 64, "vision_layers": 3, "vision_heads": 4, "patch_size": 16,
+        "hidden": 96, "expert_hidden": 72, "layers": BLOCKS, "head_dim": 12,
+    }  # fmt: skip
+    torch.manual_seed(seed)
+    build = {"pi0": tiny_pi0, "pi05": tiny_pi05}[kind]
+    policy: Any = build(**arguments, sizes=sizes, image_resolution=(_SIDE, _SIDE))
+    texts = sorted(set(frames.tasks))
+    preprocess, _ = tiny_pi0_processors(policy, stats, texts)
+    # With the state in the prompt, each frame has a prompt of its own.
+    prompts = preprocess({"observation.state": frames.state, "task": list(frames.tasks)})
+    policy.config.tokenizer_max_length = int(prompts["observation.language.attention_mask"].sum(1).max())
+    preprocess, _ = tiny_pi0_processors(policy, stats, texts)
+    return policy, preprocess
+
+
+def _statistics(values: Tensor) -> dict[str, Tensor]:
+    """Mean and deviation, by which SmolVLA and pi0 normalise, and the quantiles, by which pi0.5 does."""
+    q01, q99 = torch.quantile(values, torch.tensor([0.01, 0.99]), dim=0)
+    return {"mean": values.mean(0), "std": values.std(0), "q01": q01, "q99": q99}
