@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable
 
 import torch
+from sfkit_backbones.blocks import cast_products
+from sfkit_backbones.randomise import randomise
 from sfkit_vggt.aggregator import Aggregator
 from sfkit_vggt.config import FULL, TINY, VggtConfig
 
 from benchmarks.report import Report, Row
 from benchmarks.vggt import about
-from sfkit.trunks.blocks import cast_products
-from sfkit.trunks.randomise import randomise
 
 _LIMIT = 0.5
 _BATCH, _VIEWS = 8, 2

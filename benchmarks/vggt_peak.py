@@ -16,14 +16,13 @@ if os.environ.get("MALLOC_MMAP_THRESHOLD_") != "65536":
 
 import torch
 from safetensors.torch import save_file
+from sfkit_backbones.blocks import cast_products
+from sfkit_backbones.memory import weight_bytes
+from sfkit_backbones.randomise import randomise
+from sfkit_backbones.weights import load_weights, without_weights
 from sfkit_vggt.aggregator import Aggregator
 from sfkit_vggt.config import VggtConfig
 from sfkit_vggt.teacher import Vggt
-
-from sfkit.trunks.blocks import cast_products
-from sfkit.trunks.memory import weight_bytes
-from sfkit.trunks.randomise import randomise
-from sfkit.trunks.weights import load_weights, without_weights
 
 
 def write(task: dict[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 RUN_ELSEWHERE = {
     "make demo",
     "pip install sfkit sfkit-lerobot",
+    "pip install sfkit-backbones",
     "pip install sfkit-depth-anything",
     "pip install sfkit-dust3r",
     "pip install sfkit-openpi",

@@ -8,9 +8,9 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from sfkit.imagenet import imagenet_normalised
 from sfkit.testing.llama import IGNORE
 from sfkit.testing.prismatic import STOP, TinyConfig
-from sfkit.trunks.patches import imagenet_normalised
 
 Head = Literal["l1", "diffusion", "discrete"]
 

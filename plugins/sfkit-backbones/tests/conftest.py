@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-
-from sfkit.testing.network import SmallTeacher
+from sfkit_backbones.testing import SmallTeacher
 
 
 @pytest.fixture

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-
-from sfkit.trunks.blocks import Block, cast_products
-from sfkit.trunks.randomise import randomise
-from sfkit.trunks.rope import grid_positions, rope_table, rotate
+from sfkit_backbones.blocks import Block, cast_products
+from sfkit_backbones.randomise import randomise
+from sfkit_backbones.rope import grid_positions, rope_table, rotate
 
 
 def plain(block: Block, x: torch.Tensor) -> torch.Tensor:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+from sfkit_backbones.hub import Source, locate
 
 from sfkit.errors import CheckpointError
-from sfkit.trunks.hub import Source, locate
 
 WEIGHTS = bytes(range(256)) * 64
 OFFICIAL = Source("owner/model", ("model.safetensors", "model.pt"), revision="v1", gate="Accept the licence")

@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from hypothesis import given
 from hypothesis import strategies as st
-
-from sfkit.trunks.placement import Placement, paint, place, read_back
+from sfkit_backbones.placement import Placement, paint, place, read_back
 
 sides = st.integers(8, 200)
 

@@ -6,8 +6,7 @@ import math
 
 import pytest
 import torch
-
-from sfkit.trunks.rope import grid_positions, rope_table, rotate
+from sfkit_backbones.rope import grid_positions, rope_table, rotate
 
 
 def test_positions_are_row_major_with_specials_at_the_origin() -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from sfkit_backbones.view_order import check_view_order, view_order
 
 from sfkit.errors import ConfigError
-from sfkit.teachers.order import check_view_order, view_order
 
 NAMES = ("observation.images.top", "observation.images.wrist", "side")
 

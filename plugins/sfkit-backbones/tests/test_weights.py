@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sfkit_backbones import files, weights
+from sfkit_backbones.blocks import Block, cast_products
+from sfkit_backbones.weights import load_weights, without_weights
 from torch import nn
 
 from sfkit.errors import CheckpointError
-from sfkit.trunks import files, weights
-from sfkit.trunks.blocks import Block, cast_products
-from sfkit.trunks.weights import load_weights, without_weights
 
 
 def trunk() -> Block:

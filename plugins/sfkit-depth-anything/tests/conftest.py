@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from sfkit_backbones.randomise import randomise
 from sfkit_depth_anything.config import TINY, TrunkConfig
 from sfkit_depth_anything.trunk import DepthAnythingTrunk
 from torch import Tensor
 
-from sfkit.trunks.randomise import randomise
 from sfkit.types import Views
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from sfkit_backbones.randomise import randomise
 from torch import Tensor
-
-from sfkit.trunks.randomise import randomise
 
 SHARED = Path(__file__).parents[4] / "shared"
 

@@ -16,8 +16,9 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import transformers
 
+from sfkit_backbones.randomise import randomise
+
 from sfkit.rng import own_rng
-from sfkit.trunks.randomise import randomise
 from sfkit.types import Views
 
 _BLOCKS = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from sfkit_backbones.randomise import randomise
 from sfkit_vggt.aggregator import Aggregator
 from sfkit_vggt.config import TINY
 from torch import nn
 
 from sfkit.testing.policies import TinyAdapter, TinyPolicy
-from sfkit.trunks.randomise import randomise
 from sfkit.types import Views
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

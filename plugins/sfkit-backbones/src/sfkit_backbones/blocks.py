@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor, nn
 
-from sfkit.trunks.rope import Rope, rotate
+from sfkit_backbones.rope import Rope, rotate
 
 
 class Linear(nn.Linear):

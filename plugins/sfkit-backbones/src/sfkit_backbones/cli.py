@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 
-def parity(
+def parity(  # noqa: PLR0917 - Typer makes an option of each parameter
     fixture: Annotated[Path, typer.Argument(help="The fixture; with --record, the file to write.")],
     tolerance: Annotated[float, typer.Option(help="Largest difference that passes.", min=0.0)] = 1e-5,
     record: Annotated[bool, typer.Option("--record", help="Write a fixture for --teacher instead.")] = False,
-    teacher: Annotated[str | None, typer.Option(help="With --record: the teacher whose trunk is recorded.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="With --record: the teacher whose backbone is recorded.")] = None,
     teacher_options: Annotated[str, typer.Option(help="Its options, as key=value,key=value.")] = "config=tiny",
     seed: Annotated[int, typer.Option(help="With --record: seed of weights and inputs.", min=0)] = 0,
     stream: Annotated[
@@ -30,7 +30,7 @@ def _record(path: Path, teacher: str | None, options: str, seed: int, stream: fl
     from sfkit.building import build_teacher
     from sfkit.cli.options import parse_options
     from sfkit.errors import ConfigError
-    from sfkit.parity import record
+    from sfkit_backbones.parity import record
 
     if teacher is None:
         raise ConfigError("--record needs a teacher.", "Add --teacher NAME; `sfkit teachers` lists them.")
@@ -41,7 +41,7 @@ def _record(path: Path, teacher: str | None, options: str, seed: int, stream: fl
 def _compare(path: Path, tolerance: float) -> bool:
     from rich.console import Console
 
-    from sfkit.parity import Difference, Fixture, compare
+    from sfkit_backbones.parity import Difference, Fixture, compare
 
     console = Console(highlight=False)
     loaded = Fixture.load(path)

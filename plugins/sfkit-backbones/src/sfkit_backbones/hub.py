@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sfkit.errors import CheckpointError
-from sfkit.trunks.progress import progress
+from sfkit_backbones.progress import progress
 
 
 @dataclass(frozen=True)

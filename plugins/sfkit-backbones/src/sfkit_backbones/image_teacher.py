@@ -1,4 +1,4 @@
-"""Base of teachers that look at pictures with a frozen network: sizes, padding, precision and memory."""
+"""Base of teachers that look at images with a frozen network: sizes, padding, precision and memory."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from torch import Tensor, nn
 from sfkit.config import Options
 from sfkit.errors import ConfigError, ShapeError, ViewsError
 from sfkit.teachers.base import Teacher
-from sfkit.trunks.memory import Memory, weight_bytes
-from sfkit.trunks.placement import Fit, Placement, Size, paint, place, read_back
+from sfkit.teachers.memory import Memory
 from sfkit.types import FeatureMap, Views
+from sfkit_backbones.memory import weight_bytes
+from sfkit_backbones.placement import Fit, Placement, Size, paint, place, read_back
 
 _TOLERANCE = 1e-3
 
 
-class PictureOptions(Options):
-    """Options that all teachers have that look at pictures."""
+class ImageOptions(Options):
+    """Options that all teachers have that look at images."""
 
     size: int | None = Field(
         default=None, ge=1, description="Side in pixels of what the network sees; a multiple of its patch."
@@ -41,8 +42,8 @@ class PictureOptions(Options):
     micro_batch: int | None = Field(default=None, ge=1, description="Samples at once, to bound memory.")
 
 
-class PictureTeacher(Teacher):
-    """Prepares pictures, bounds memory and maps features to the student's view; subclasses say where weights come from.
+class ImageTeacher(Teacher):
+    """Prepares images, bounds memory and maps features to the student's view; subclasses say where weights come from.
 
     Attributes:
         patch: Side of a patch in pixels.
@@ -54,18 +55,18 @@ class PictureTeacher(Teacher):
     default_size: int
     default_fill: float = 1.0
 
-    Options: ClassVar[type[Options]] = PictureOptions
-    options: PictureOptions
+    Options: ClassVar[type[Options]] = ImageOptions
+    options: ImageOptions
     _looked_at_range = False
 
     # ------------------------------------------------------------------------------- what a family of networks defines
 
     @abstractmethod
-    def features(self, trunk: nn.Module, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
-        """Features of prepared pictures, on no more than their own device and without a synchronisation.
+    def features(self, backbone: nn.Module, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """Features of prepared images, on no more than their own device and without a synchronisation.
 
         Args:
-            trunk: What :meth:`load` gave.
+            backbone: What :meth:`load` gave.
             images: ``(b, v, 3, h, w)`` float32 in [0, 1], sides multiples of the patch, views in the teacher's order.
             layers: Layers wanted, in any order.
 
@@ -74,12 +75,12 @@ class PictureTeacher(Teacher):
             (such as 1 x 1 for a token that speaks for a whole view) is taken to cover the whole canvas.
         """
 
-    def working_bytes(self, trunk: nn.Module, shape: tuple[int, int, int, int], layers: Sequence[int]) -> int:
-        """Peak memory of :meth:`features` beside the weights, for ``(b, v, h, w)`` of prepared pictures."""
+    def working_bytes(self, backbone: nn.Module, shape: tuple[int, int, int, int], layers: Sequence[int]) -> int:
+        """Peak memory of :meth:`features` beside the weights, for ``(b, v, h, w)`` of prepared images."""
         return 0
 
     @abstractmethod
-    def _meta_trunk(self, product: torch.dtype) -> nn.Module:
+    def _meta_backbone(self, product: torch.dtype) -> nn.Module:
         """The network without memory, with the dtypes that it is kept in; ``product`` is that of matrix products."""
 
     def _order(self, names: Sequence[str]) -> Sequence[int]:
@@ -121,9 +122,9 @@ class PictureTeacher(Teacher):
     def memory(self, views: tuple[int, int, int, int], layers: Sequence[int], device: torch.device) -> Memory:
         b, v, *size = views
         canvas = self.placement((size[0], size[1])).canvas
-        trunk = self._meta_trunk(self._product_dtype(device))
-        working = self.working_bytes(trunk, (min(b, self.options.micro_batch or b), v, *canvas), layers)
-        return Memory(weight_bytes(trunk), working)
+        backbone = self._meta_backbone(self._product_dtype(device))
+        working = self.working_bytes(backbone, (min(b, self.options.micro_batch or b), v, *canvas), layers)
+        return Memory(weight_bytes(backbone), working)
 
     @property
     def memory_advice(self) -> str:
@@ -159,7 +160,7 @@ class PictureTeacher(Teacher):
         return [read_back(_reordered(found, back), placement) for found in whole]
 
     def paint(self, images: Tensor, placement: Placement) -> Tensor:
-        """Resize pictures in [0, 1] and put them on their canvas."""
+        """Resize images in [0, 1] and put them on their canvas."""
         return paint(images, placement, fill=self.fill, antialias=self.options.antialias)
 
     def check(self, views: Views, layers: Sequence[int]) -> None:
@@ -167,7 +168,7 @@ class PictureTeacher(Teacher):
 
         Raises:
             ConfigError: There is no such layer.
-            ShapeError: There are no pictures.
+            ShapeError: There are no images.
             ViewsError: The first batch is not in [0, 1].
         """
         unknown = [layer for layer in layers if not 1 <= layer <= self.num_layers]
@@ -187,8 +188,8 @@ class PictureTeacher(Teacher):
         low, high = float(seen.min()), float(seen.max())
         if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):
             raise ViewsError(
-                f"Teacher {self.name!r} was given pictures from {low:.3g} to {high:.3g}, expected [0, 1].",
-                "Undo the student's normalisation first: the teacher applies its own. NaN means a broken picture.",
+                f"Teacher {self.name!r} was given images from {low:.3g} to {high:.3g}, expected [0, 1].",
+                "Undo the student's normalisation first: the teacher applies its own. NaN means a broken image.",
             )
 
 

@@ -69,7 +69,7 @@ def _multiple(pixels: float, patch: int) -> int:
 
 
 def paint(images: Tensor, placement: Placement, *, fill: float, antialias: bool = True) -> Tensor:
-    """Put pictures on their canvas.
+    """Put images on their canvas.
 
     Args:
         images: ``(..., 3, h, w)`` float in [0, 1].
@@ -79,7 +79,7 @@ def paint(images: Tensor, placement: Placement, *, fill: float, antialias: bool 
             False is torch's plain bicubic (a = -0.75).
 
     Returns:
-        ``(..., 3, *canvas)`` float32 in [0, 1]: bicubic overshoot is cut off, as in 8-bit pictures.
+        ``(..., 3, *canvas)`` float32 in [0, 1]: bicubic overshoot is cut off, as in 8-bit images.
     """
     flat = images.float().flatten(0, -4)
     if tuple(flat.shape[-2:]) != placement.scaled:
@@ -89,7 +89,7 @@ def paint(images: Tensor, placement: Placement, *, fill: float, antialias: bool 
 
 
 def canvas_of(scaled: Tensor, placement: Placement, fill: float) -> Tensor:
-    """Pictures ``(n, 3, *scaled)`` that have their final scale, cropped or surrounded by ``fill``."""
+    """Images ``(n, 3, *scaled)`` that have their final scale, cropped or surrounded by ``fill``."""
     if placement.fills:
         return scaled
     bottom = placement.canvas[0] - placement.scaled[0] - placement.top

@@ -16,7 +16,7 @@ def grid_positions(grid: tuple[int, int], *, specials: int = 0, offset: int = 0)
 
     Args:
         grid: Rows and columns of patches, in row-major order.
-        specials: Tokens in front that have no place in the picture; they are at (0, 0), which is no rotation.
+        specials: Tokens in front that have no place in the image; they are at (0, 0), which is no rotation.
         offset: Position of the first row and column.
 
     Returns:

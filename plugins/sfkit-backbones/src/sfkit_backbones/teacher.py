@@ -16,18 +16,18 @@ from sfkit.config import Options
 from sfkit.errors import ConfigError, did_you_mean
 from sfkit.notices import notice
 from sfkit.rng import own_rng
-from sfkit.teachers.order import check_view_order, view_order
-from sfkit.teachers.pictures import PictureOptions, PictureTeacher
-from sfkit.trunks.blocks import cast_products
-from sfkit.trunks.hub import Source, locate
-from sfkit.trunks.memory import weight_bytes
-from sfkit.trunks.progress import progress
-from sfkit.trunks.randomise import randomise
-from sfkit.trunks.weights import load_weights, without_weights
 from sfkit.types import Views
+from sfkit_backbones.blocks import cast_products
+from sfkit_backbones.hub import Source, locate
+from sfkit_backbones.image_teacher import ImageOptions, ImageTeacher
+from sfkit_backbones.memory import weight_bytes
+from sfkit_backbones.progress import progress
+from sfkit_backbones.randomise import randomise
+from sfkit_backbones.view_order import check_view_order, view_order
+from sfkit_backbones.weights import load_weights, without_weights
 
 
-class NetworkOptions(PictureOptions):
+class BackboneOptions(ImageOptions):
     """Options that all teachers with a network have."""
 
     weights: str | None = Field(
@@ -42,15 +42,15 @@ class NetworkOptions(PictureOptions):
     residual: Literal["float32", "bfloat16"] = Field(default="float32", description="Of the residual stream.")
 
 
-class NetworkTeacher(PictureTeacher):
+class BackboneTeacher(ImageTeacher):
     """Finds, loads and places published weights; subclasses give the network and its features.
 
     Class attributes:
         source: Where the official weights are.
-        prefix: What stands before the trunk's keys in their file.
-        ignored: Patterns of keys in the file that the trunk is known not to need.
-        configs: Pydantic configuration of the trunk, for each value of the option ``config``.
-        family: Name under which fixtures of the trunk are known to ``sfkit parity``; empty if there are none.
+        prefix: What stands before the backbone's keys in their file.
+        ignored: Patterns of keys in the file that the backbone is known not to need.
+        configs: Pydantic configuration of the backbone, for each value of the option ``config``.
+        family: Name under which fixtures of the backbone are known to ``sfkit parity``; empty if there are none.
     """
 
     source: ClassVar[Source]
@@ -59,8 +59,8 @@ class NetworkTeacher(PictureTeacher):
     configs: ClassVar[Mapping[str, Any]]
     family: ClassVar[str] = ""
 
-    Options: ClassVar[type[Options]] = NetworkOptions
-    options: NetworkOptions
+    Options: ClassVar[type[Options]] = BackboneOptions
+    options: BackboneOptions
 
     def __init__(self, options: AnyOptions = None) -> None:
         super().__init__(options)
@@ -76,13 +76,13 @@ class NetworkTeacher(PictureTeacher):
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """The trunk without weights (called on the meta device), with the checkpoint's keys."""
+        """The backbone without weights (called on the meta device), with the checkpoint's keys."""
 
     # -------------------------------------------------------------------------------------------------------- settings
 
     @property
-    def trunk_config(self) -> Any:
-        """Configuration of the trunk."""
+    def backbone_config(self) -> Any:
+        """Configuration of the backbone."""
         return self.configs[self.options.config]
 
     @property
@@ -92,7 +92,7 @@ class NetworkTeacher(PictureTeacher):
 
     @property
     def not_needed(self) -> tuple[str, ...]:
-        """Patterns of keys that the trunk does not need; to be overridden where that depends on the options."""
+        """Patterns of keys that the backbone does not need; to be overridden where that depends on the options."""
         return self.ignored
 
     @property
@@ -119,34 +119,34 @@ class NetworkTeacher(PictureTeacher):
         if self.random:
             notice(f"teacher {self.name!r} has random weights (config=tiny): it shows the wiring and teaches nothing")
             with own_rng():
-                trunk = randomise(self.build()).to(device)
-            cast_products(trunk, product)
+                backbone = randomise(self.build()).to(device)
+            cast_products(backbone, product)
         else:
-            trunk = self._meta_trunk(product)
+            backbone = self._meta_backbone(product)
             path = locate(self.official, self.options.weights, self.options.revision, self.options.sha256)
-            with progress(f"loading {self.name}", weight_bytes(trunk)) as advance:
+            with progress(f"loading {self.name}", weight_bytes(backbone)) as advance:
                 prefix = self.prefix_in(path)
-                load_weights(trunk, path, prefix=prefix, ignored=self.not_needed, device=device, advance=advance)
+                load_weights(backbone, path, prefix=prefix, ignored=self.not_needed, device=device, advance=advance)
         if self.options.compile:
-            self.compile(trunk)
-        return trunk
+            self.compile(backbone)
+        return backbone
 
     def prefix_in(self, path: Path) -> str:
-        """What stands before the trunk's keys in this file, for families whose files differ."""
+        """What stands before the backbone's keys in this file, for families whose files differ."""
         return self.prefix
 
-    def compile(self, trunk: nn.Module) -> None:
+    def compile(self, backbone: nn.Module) -> None:
         """Compile what is worth it; the blocks, by default, which share one compiled program."""
-        for stack in trunk.modules():
+        for stack in backbone.modules():
             if isinstance(stack, nn.ModuleList):
                 for block in stack:
                     block.compile()
 
-    def _meta_trunk(self, product: torch.dtype) -> nn.Module:
+    def _meta_backbone(self, product: torch.dtype) -> nn.Module:
         with without_weights():
-            trunk = self.build()
-        cast_products(trunk, product)
-        return trunk
+            backbone = self.build()
+        cast_products(backbone, product)
+        return backbone
 
     # -------------------------------------------------------------------------------------------------------- encoding
 

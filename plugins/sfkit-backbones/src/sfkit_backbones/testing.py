@@ -9,20 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from sfkit.config import Options
-from sfkit.teachers.network import NetworkTeacher
-from sfkit.trunks.blocks import Block
-from sfkit.trunks.hub import Source
-from sfkit.trunks.memory import block_bytes
-from sfkit.trunks.patches import PatchEmbed, patch_grid
+from sfkit_backbones.blocks import Block
+from sfkit_backbones.hub import Source
+from sfkit_backbones.memory import block_bytes
+from sfkit_backbones.patches import PatchEmbed, patch_grid
+from sfkit_backbones.teacher import BackboneTeacher
 
 
 class SmallConfig(Options):
-    """Width of :class:`SmallTrunk`."""
+    """Width of :class:`SmallBackbone`."""
 
     dim: int = 8
 
 
-class SmallTrunk(nn.Module):
+class SmallBackbone(nn.Module):
     """Patches, then two blocks over all views of a sample jointly."""
 
     def __init__(self, config: SmallConfig) -> None:
@@ -43,8 +43,8 @@ class SmallTrunk(nn.Module):
         return [found[layer] for layer in layers]
 
 
-class SmallTeacher(NetworkTeacher):
-    """The teacher of :class:`SmallTrunk`: views are joint, and the first is marked."""
+class SmallTeacher(BackboneTeacher):
+    """The teacher of :class:`SmallBackbone`: views are joint, and the first is marked."""
 
     name = "small"
     license = "CC-BY-NC-4.0"
@@ -60,14 +60,14 @@ class SmallTeacher(NetworkTeacher):
         return 2
 
     def dim(self, layer: int) -> int:
-        return int(self.trunk_config.dim)
+        return int(self.backbone_config.dim)
 
     def build(self) -> nn.Module:
-        return SmallTrunk(self.trunk_config)
+        return SmallBackbone(self.backbone_config)
 
-    def features(self, trunk: nn.Module, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
-        return trunk(images, layers)  # type: ignore[no-any-return]
+    def features(self, backbone: nn.Module, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        return backbone(images, layers)  # type: ignore[no-any-return]
 
-    def working_bytes(self, trunk: nn.Module, shape: tuple[int, int, int, int], layers: Sequence[int]) -> int:
+    def working_bytes(self, backbone: nn.Module, shape: tuple[int, int, int, int], layers: Sequence[int]) -> int:
         b, v, h, w = shape
         return block_bytes(b * v * h * w // 16, self.dim(1), 2 * self.dim(1), product=4)

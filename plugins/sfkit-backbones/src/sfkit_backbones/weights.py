@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sfkit.errors import CheckpointError
-from sfkit.trunks.files import TensorFile, open_tensors
+from sfkit_backbones.files import TensorFile, open_tensors
 
 #: Host memory for tensors on their way, in bytes: what is mapped from the file is given back after so many.
 _SHARE = 64 * 2**20

@@ -8,27 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sfkit_backbones
 import torch
 from safetensors.torch import load_file, save_file
+from sfkit_backbones.parity import BackboneParity, Case, Fixture, compare, record, save_fixture
+from sfkit_backbones.testing import SmallBackbone, SmallConfig, SmallTeacher
 from torch import Tensor, nn
 
 import sfkit.registry
 from sfkit.cli import main
 from sfkit.errors import CheckpointError, ConfigError, UnknownNameError
-from sfkit.parity import Case, Fixture, TrunkParity, compare, record, save_fixture
 from sfkit.registry import Entry, Registry
-from sfkit.testing.network import SmallConfig, SmallTeacher, SmallTrunk
 from sfkit.testing.teachers import PatchTeacher
 
 
-class SmallParity(TrunkParity):
+class SmallParity(BackboneParity):
     """Of the small trunk; ``double`` in a case's name asks for an option of it."""
 
     prefix = "trunk."
     ignored = ("trunk.unused",)
 
     def build(self, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
-        return SmallTrunk(SmallConfig(dim=shapes["trunk.first_view"][0]))
+        return SmallBackbone(SmallConfig(dim=shapes["trunk.first_view"][0]))
 
     def run(
         self, trunk: nn.Module, case: str, inputs: Mapping[str, Tensor], wanted: Sequence[str]
@@ -59,7 +60,8 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
             Entry("teacher", "known", KnownTeacher, "tests"),
         ]
     )
-    for module in ("sfkit.parity.comparing", "sfkit.building", "sfkit.cli.app"):
+    registry.add_plugin(sfkit_backbones, "sfkit-backbones")
+    for module in ("sfkit_backbones.parity.comparing", "sfkit.building", "sfkit.cli.app"):
         monkeypatch.setattr(f"{module}.default_registry", lambda: registry)
     return registry
 
@@ -164,7 +166,7 @@ def test_an_unknown_model_says_what_is_known(recorded: Path) -> None:
 
 def test_a_port_is_recorded_where_the_original_is(tmp_path: Path) -> None:
     """Whoever has the original needs only its state dict, inputs and outputs: no sfkit teacher."""
-    original = SmallTrunk(SmallConfig(dim=12))
+    original = SmallBackbone(SmallConfig(dim=12))
     images = torch.rand(1, 1, 3, 8, 8)
     case = Case({"images": images}, {"layer2": original(images, [2])[0]})
     state = {f"trunk.{key}": value for key, value in original.state_dict().items()}

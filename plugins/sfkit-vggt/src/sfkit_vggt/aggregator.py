@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+from sfkit_backbones.blocks import Block
+from sfkit_backbones.patches import patch_grid
+from sfkit_backbones.rope import Rope, grid_positions, rope_table
+from sfkit_backbones.tables import Tables
 from torch import Tensor, nn
 
 from sfkit.errors import ShapeError
-from sfkit.trunks.blocks import Block
-from sfkit.trunks.patches import imagenet_normalised, patch_grid
-from sfkit.trunks.rope import Rope, grid_positions, rope_table
-from sfkit.trunks.tables import Tables
+from sfkit.imagenet import imagenet_normalised
 from sfkit_vggt.config import VggtConfig
 from sfkit_vggt.embedder import Embedder
 

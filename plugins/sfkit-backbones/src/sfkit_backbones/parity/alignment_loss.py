@@ -10,18 +10,18 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor, nn
 
-from sfkit.alignment.step import prepare_target
+from sfkit import SpatialForcing
 from sfkit.config import ComponentSpec, Options
 from sfkit.errors import CheckpointError
-from sfkit.forcing import SpatialForcing
-from sfkit.parity.base import Parity
-from sfkit.parity.fixture import Case, Fixture
 from sfkit.policies.base import AdapterOptions, ForwardCall, PolicyAdapter, TapPoint
 from sfkit.policies.tokens import cut
 from sfkit.presets.base import Preset
-from sfkit.presets.filling import find_preset
+from sfkit.projectors.base import Projector
+from sfkit.registry import default_registry
 from sfkit.teachers.base import Teacher
 from sfkit.types import FeatureMap, Views
+from sfkit_backbones.parity.base import Parity
+from sfkit_backbones.parity.fixture import Case, Fixture
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class AlignmentLossParity(Parity):
 
 def _run(case: Case) -> dict[str, Tensor]:
     recipe = _PI0 if case.settings["masked"] else _OPENVLA
-    policy, preset = _Policy(case, recipe), find_preset(recipe.preset)
-    assert preset is not None
+    policy = _Policy(case, recipe)
+    preset: Preset = default_registry().get("preset", recipe.preset).load()
     adapter = _Adapter(policy, preset.arguments_for(recipe.blocks).get("adapter"))
     changes: dict[str, Any] = {} if case.settings["target_pe"] else {"transforms": _without_code(preset)}
     SpatialForcing.wrap(
@@ -88,15 +88,21 @@ def _run(case: Case) -> dict[str, Tensor]:
     projector.load_state_dict({**projector.state_dict(), **recorded})
     loss = policy()["loss"]
     loss.backward()
-    everywhere = torch.ones_like(policy.mask)
     return {
-        "target": prepare_target(_teacher_map(case), projector, everywhere).values.reshape(
-            *policy.hidden.shape[:2], -1
-        ),
+        "target": _target(case, projector, torch.ones_like(policy.mask)).reshape(*policy.hidden.shape[:2], -1),
         "loss": loss.detach().reshape(1),
         "grad_hidden": _grad(policy.hidden),
         **{f"grad_{start}{_theirs(key)}": _grad(value) for key, value in projector.named_parameters()},
     }
+
+
+@torch.no_grad()
+def _target(case: Case, projector: Projector, wanted: Tensor) -> Tensor:
+    """The target ``(b, v, gh, gw, d)`` of all ``wanted`` tokens; the loss alone knows the recorded mask."""
+    features = _teacher_map(case)
+    for transform in projector.target_transforms:
+        features = transform(features, wanted)
+    return features.values
 
 
 def _grad(parameter: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from sfkit.parity.fixture import STATE, Fixture
-from sfkit.trunks.weights import load_weights, without_weights
+from sfkit_backbones.parity.fixture import STATE, Fixture
+from sfkit_backbones.weights import load_weights, without_weights
 
 
 class Parity(ABC):
@@ -27,12 +27,12 @@ class Parity(ABC):
         """Run each case of the fixture: its name, and the outputs by name. Called under ``torch.no_grad``."""
 
 
-class TrunkParity(Parity):
+class BackboneParity(Parity):
     """Parity of a network whose weights are in the fixture.
 
     Class attributes:
-        prefix: What stands before the trunk's keys in a checkpoint.
-        ignored: Patterns of checkpoint keys that the trunk does not need.
+        prefix: What stands before the backbone's keys in a checkpoint.
+        ignored: Patterns of checkpoint keys that the backbone does not need.
     """
 
     prefix: ClassVar[str] = ""
@@ -40,7 +40,7 @@ class TrunkParity(Parity):
 
     @abstractmethod
     def build(self, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
-        """The trunk that a fixture describes, without weights.
+        """The backbone that a fixture describes, without weights.
 
         Args:
             config: Of the fixture. What it leaves out is told by the shapes.
@@ -49,16 +49,16 @@ class TrunkParity(Parity):
 
     @abstractmethod
     def run(
-        self, trunk: nn.Module, case: str, inputs: Mapping[str, Tensor], wanted: Sequence[str]
+        self, backbone: nn.Module, case: str, inputs: Mapping[str, Tensor], wanted: Sequence[str]
     ) -> dict[str, Tensor]:
         """Run one case and return the outputs that are wanted, by name.
 
-        A case may ask for an option of the trunk by bearing its name (``bf16_rounded_rope_angles``).
+        A case may ask for an option of the backbone by bearing its name (``bf16_rounded_rope_angles``).
         """
 
     @abstractmethod
     def describe(self, config: Any) -> dict[str, Any]:
-        """The fixture's ``config`` for a trunk of this configuration, without the ``model``."""
+        """The fixture's ``config`` for a backbone of this configuration, without the ``model``."""
 
     @abstractmethod
     def examples(self, config: Any) -> dict[str, tuple[dict[str, Tensor], list[str]]]:
@@ -68,16 +68,16 @@ class TrunkParity(Parity):
         """
 
     def outputs(self, fixture: Fixture) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
-        """Rebuild the trunk and run each case.
+        """Rebuild the backbone and run each case.
 
         Raises:
-            CheckpointError: The fixture's state dict does not fit the trunk.
+            CheckpointError: The fixture's state dict does not fit the backbone.
         """
         with without_weights():
-            trunk = self.build(fixture.config, fixture.shapes)
+            backbone = self.build(fixture.config, fixture.shapes)
         cases = [f"{name}.{side}.*" for name in fixture.cases for side in ("in", "out")]
         ignored = [*cases, *(STATE + pattern for pattern in self.ignored)]
-        load_weights(trunk, fixture.path, prefix=STATE + self.prefix, ignored=ignored)
-        trunk.eval()
+        load_weights(backbone, fixture.path, prefix=STATE + self.prefix, ignored=ignored)
+        backbone.eval()
         for name, case in fixture.cases.items():
-            yield name, self.run(trunk, name, case.inputs, list(case.outputs))
+            yield name, self.run(backbone, name, case.inputs, list(case.outputs))

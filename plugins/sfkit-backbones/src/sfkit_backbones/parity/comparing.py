@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sfkit.parity.base import Parity
-from sfkit.parity.fixture import Fixture
 from sfkit.registry import default_registry
+from sfkit_backbones.parity.base import Parity
+from sfkit_backbones.parity.fixture import Fixture
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def compare(fixture: Fixture, seen: Callable[[Difference], None] = lambda differ
 
     Raises:
         UnknownNameError: Nothing installed knows the fixture's model.
-        CheckpointError: Its state dict does not fit the trunk.
+        CheckpointError: Its state dict does not fit the backbone.
     """
     reader = parity_of(fixture.model)
     found: list[Difference] = []

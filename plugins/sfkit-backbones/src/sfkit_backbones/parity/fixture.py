@@ -2,7 +2,7 @@
 
 Metadata: ``config``, JSON of an object that names the ``model`` and its settings; ``cases``, JSON of a list of names,
 or of objects that hold a ``name`` and settings of the case. Tensors: ``sd.<checkpoint key>``, ``<case>.in.<name>`` and
-``<case>.out.<name>``. Inputs are what the trunk itself takes, so that no preprocessing is involved.
+``<case>.out.<name>``. Inputs are what the backbone itself takes, so that no preprocessing is involved.
 
 A file of the second form that has no ``config`` is the record of an alignment loss.
 """
@@ -22,7 +22,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from sfkit.errors import CheckpointError
-from sfkit.trunks.files import SafeTensorFile, open_tensors
+from sfkit_backbones.files import SafeTensorFile, open_tensors
 
 #: Before the checkpoint's own keys.
 STATE = "sd."
@@ -57,7 +57,7 @@ class Fixture:
 
     @property
     def model(self) -> str:
-        """Name of the family of trunks."""
+        """Name of the family of backbones."""
         return str(self.config["model"])
 
     @classmethod
