@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from sfkit_backbones.blocks import cast_products
-from sfkit_backbones.randomise import randomise
+from sfkit_backbones.randomize import randomize
 from sfkit_vggt.aggregator import Aggregator
 from sfkit_vggt.config import FULL, TINY, VggtConfig
 from torch import Tensor
@@ -109,7 +109,7 @@ class VggtCost:
 def trunk_with_random_weights(config: VggtConfig) -> Aggregator:
     """The same weights for the same sizes."""
     trunk = Aggregator(config).eval().requires_grad_(False)
-    randomise(trunk)
+    randomize(trunk)
     return trunk
 
 

@@ -22,7 +22,7 @@ from sfkit_backbones.hub import Source, locate
 from sfkit_backbones.image_teacher import ImageOptions, ImageTeacher
 from sfkit_backbones.memory import weight_bytes
 from sfkit_backbones.progress import progress
-from sfkit_backbones.randomise import randomise
+from sfkit_backbones.randomize import randomize
 from sfkit_backbones.view_order import check_view_order, view_order
 from sfkit_backbones.weights import load_weights, without_weights
 
@@ -119,7 +119,7 @@ class BackboneTeacher(ImageTeacher):
         if self.random:
             notice(f"teacher {self.name!r} has random weights (config=tiny): it shows the wiring and teaches nothing")
             with own_rng():
-                backbone = randomise(self.build()).to(device)
+                backbone = randomize(self.build()).to(device)
             cast_products(backbone, product)
         else:
             backbone = self._meta_backbone(product)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sfkit.component import AnyOptions
 from sfkit.config import Options
-from sfkit.imagenet import imagenet_normalised
+from sfkit.imagenet import imagenet_normalized
 from sfkit.notices import notice
 from sfkit.types import Views
 from sfkit_depth_anything import config
@@ -93,7 +93,7 @@ class DepthAnything3(BackboneTeacher):
     def features(self, trunk: nn.Module, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
         residual = torch.bfloat16 if self.options.residual == "bfloat16" else torch.float32
         found = trunk(
-            imagenet_normalised(images),
+            imagenet_normalized(images),
             layers,
             half=self.options.half,
             reference=self.options.reference,

@@ -12,7 +12,7 @@ from sfkit.teachers.base import Teacher
 from sfkit_backbones.parity.base import BackboneParity
 from sfkit_backbones.parity.comparing import parity_of
 from sfkit_backbones.parity.fixture import Case, save_fixture
-from sfkit_backbones.randomise import randomise
+from sfkit_backbones.randomize import randomize
 from sfkit_backbones.teacher import BackboneTeacher
 
 
@@ -37,7 +37,7 @@ def record(teacher: Teacher, path: str | Path, *, seed: int = 0, stream: float =
             f"Teacher {teacher.name!r} belongs to no family that `sfkit parity` knows.",
             "Register a BackboneParity under its name (hook register_parity), or write the file with save_fixture.",
         )
-    backbone = randomise(teacher.build(), seed, stream=stream).eval()
+    backbone = randomize(teacher.build(), seed, stream=stream).eval()
     with own_rng(seed=seed + 1):
         examples = reader.examples(teacher.backbone_config)
     cases = {
