@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml $(wildcard plugins/*/pyproject.toml) constraints.txt sc
 demo: $(STAMP) ## run the demonstration (ARGS="--help" lists its options)
 	$(BIN)/sfkit demo $(ARGS)
 
-test: $(STAMP) ## run all tests, with the coverage of sfkit
+test: $(STAMP) ## run all tests, with the coverage of sfkit and sfkit-backbones
 	$(ALONE) $(BIN)/pytest -n 2 $(SAME) --cov --cov-report=term $(ARGS)
 
 faults: $(STAMP) ## take each protection out of a copy, and see that its tests fail (ARGS="6 24": these faults)
@@ -38,7 +38,7 @@ format: $(STAMP) ## mend style and formatting where a tool can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: $(STAMP) ## check types: the core for Python 3.10, the plugins for 3.12
+types: $(STAMP) ## check types: the core and sfkit-backbones for Python 3.10, all plugins for 3.12
 	$(BIN)/mypy
 	$(BIN)/mypy --python-version 3.12 plugins/*/src
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from sfkit_backbones.blocks import cast_products
+from sfkit_backbones.randomize import randomize
 from sfkit_vggt.aggregator import Aggregator
 from sfkit_vggt.config import FULL, TINY, VggtConfig
 from torch import Tensor
@@ -15,8 +17,6 @@ from torch import Tensor
 from benchmarks.pairs import interleave
 from benchmarks.report import Report, Row
 from benchmarks.timed import at_most, row
-from sfkit.trunks.blocks import cast_products
-from sfkit.trunks.randomise import randomise
 
 REDUCED_CONFIG = VggtConfig(
     dim=384, heads=6, depth=8, hidden=1536, embed_heads=6, embed_depth=8, embed_hidden=1536
@@ -109,7 +109,7 @@ class VggtCost:
 def trunk_with_random_weights(config: VggtConfig) -> Aggregator:
     """The same weights for the same sizes."""
     trunk = Aggregator(config).eval().requires_grad_(False)
-    randomise(trunk)
+    randomize(trunk)
     return trunk
 
 

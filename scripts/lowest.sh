@@ -6,8 +6,8 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 cd "$root"
 
-# Plugins whose tests need nothing but the core: their host frameworks run on old releases.
-plugins=(sfkit-openpi sfkit-openvla)
+# Plugins whose tests need nothing but the core: they have no host framework, or one that runs on old releases.
+plugins=(sfkit-backbones sfkit-openpi sfkit-openvla)
 
 uv=$(find_uv)
 work=$(mktemp -d)

@@ -224,12 +224,3 @@ def register_presets(register: Register) -> None:
         name="vega",
         summary="the vision tower's output before the language model (VEGA)",
     )
-
-
-@hookimpl
-def register_parity(register: Register) -> None:
-    register(
-        "sfkit.parity.alignment_loss:AlignmentLossParity",
-        name="alignment loss",
-        summary="target, loss and gradients of Spatial Forcing, by its presets",
-    )

@@ -62,7 +62,10 @@ def register_presets(register: Register) -> None:
 
 @hookspec
 def register_parity(register: Register) -> None:
-    """Register readers of fixtures (subclasses of :class:`sfkit.parity.Parity`), by the ``model`` they name."""
+    """Register readers of fixtures, by the ``model`` they name, for the ``sfkit parity`` of sfkit-backbones.
+
+    They are subclasses of ``sfkit_backbones.parity.Parity``.
+    """
 
 
 @hookspec

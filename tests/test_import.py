@@ -23,7 +23,8 @@ def test_importing_sfkit_is_light() -> None:
 def test_importing_spatial_forcing_brings_no_host_framework_and_no_plugin() -> None:
     loaded = modules_after("from sfkit import SpatialForcing")
     assert "torch" in loaded
-    assert not loaded & {"transformers", "lerobot", "peft", "matplotlib", "sfkit_lerobot", "sfkit_vggt"}
+    assert not loaded & {"transformers", "lerobot", "peft", "matplotlib"}
+    assert not loaded & {"sfkit_backbones", "sfkit_lerobot", "sfkit_vggt"}
 
 
 def test_the_command_line_starts_light() -> None:

@@ -15,7 +15,7 @@ from sfkit.notices import notice
 from sfkit.replay import replays
 from sfkit.rng import own_rng
 from sfkit.teachers.base import Teacher
-from sfkit.trunks.memory import explain_out_of_memory
+from sfkit.teachers.memory import explain_out_of_memory
 from sfkit.types import FeatureMap, Views
 
 

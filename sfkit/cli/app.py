@@ -9,12 +9,14 @@ import typer
 import sfkit
 from sfkit.cli.inspect import inspect
 from sfkit.cli.layers import layers
-from sfkit.cli.parity import parity
 from sfkit.errors import PluginError
 from sfkit.registry import CORE, Entry, default_registry
 
-#: Commands of plugins of this project, told about where the plugin is missing.
-_KNOWN = {"demo": ("sfkit-demo", "demo", "train a small policy with and without alignment, and compare")}
+#: Commands of plugins of this project, for where the plugin is missing: distribution, extra, summary.
+_KNOWN = {
+    "demo": ("sfkit-demo", "demo", "train a small policy with and without alignment, and compare"),
+    "parity": ("sfkit-backbones", "backbones", "compare with the recorded outputs of a reference, case by case"),
+}
 
 #: All that follows the name of a plugin's command is its own business, ``--help`` included.
 _PASS_ON: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -33,10 +35,9 @@ def build_app() -> typer.Typer:
     app.command("teachers")(teachers)
     app.command("policies")(policies)
     app.command("presets")(presets)
-    app.command("parity")(parity)
     app.command("inspect")(inspect)
     app.command("layers")(layers)
-    own = {"plugins", "teachers", "policies", "presets", "parity", "inspect", "layers"}
+    own = {"plugins", "teachers", "policies", "presets", "inspect", "layers"}
     offered = {entry.name: entry for entry in default_registry().of_kind("command") if entry.name not in own}
     for name in sorted(offered):
         _add_plugin_command(app, offered[name])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sfkit.component import AnyOptions, Configured
 from sfkit.errors import ConfigError
-from sfkit.trunks.memory import Memory
+from sfkit.teachers.memory import Memory
 from sfkit.types import FeatureMap, Views
 
 

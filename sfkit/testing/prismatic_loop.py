@@ -8,9 +8,9 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from sfkit.imagenet import imagenet_normalized
 from sfkit.testing.llama import IGNORE
 from sfkit.testing.prismatic import STOP, TinyConfig
-from sfkit.trunks.patches import imagenet_normalised
 
 Head = Literal["l1", "diffusion", "discrete"]
 
@@ -23,7 +23,7 @@ def normalised(images: Tensor, *, fused: bool = True) -> Tensor:
         ``(b, 3 v, h, w)`` for SigLIP.
     """
     siglip = (images - 0.5) / 0.5
-    parts = [imagenet_normalised(images), siglip] if fused else [siglip]
+    parts = [imagenet_normalized(images), siglip] if fused else [siglip]
     return torch.cat(parts, 2).flatten(1, 2)
 
 

@@ -138,19 +138,22 @@ def test_two_plugins_with_one_command_are_told(installed: Registry, capsys: pyte
 
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("arguments", [(), ("--steps", "20"), ("--help",)])
-def test_the_demo_says_where_it_comes_from_when_it_is_not_installed(
-    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("command", "extra"), [("demo", "demo"), ("parity", "backbones")])
+def test_a_command_says_where_it_comes_from_when_it_is_not_installed(
+    command: str, extra: str, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("demo", *arguments) == 1
-    assert 'pip install "spatial-forcing[demo]"' in capsys.readouterr().err
+    assert run(command, *arguments) == 1
+    assert f'pip install "spatial-forcing[{extra}]"\n' in capsys.readouterr().err
 
 
 def test_a_broken_plugin_is_named_by_the_command_that_it_would_bring(
     installed: Registry, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    installed.broken.append(BrokenPlugin("sfkit-lerobot", "lerobot", ImportError("no lerobot")))
+    installed.broken.append(BrokenPlugin("sfkit-demo", "demo", ImportError("no lerobot")))
     assert run("demo") == 1
     assert "no lerobot" in capsys.readouterr().err
+    assert run("parity") == 1
+    assert 'pip install "spatial-forcing[backbones]"' in capsys.readouterr().err
 
 
 def test_a_teacher_that_takes_an_argument_is_listed_with_its_form(

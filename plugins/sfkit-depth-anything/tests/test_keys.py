@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from sfkit_backbones.weights import without_weights
 from sfkit_depth_anything.teachers import DA3Base, DA3Giant, DA3Large, DA3Small, DepthAnything3
-
-from sfkit.trunks.weights import without_weights
 
 FACTS = Path(__file__).parents[4] / "shared" / "facts" / "da3_keys.json"
 TEACHERS = (DA3Small, DA3Base, DA3Large, DA3Giant)
@@ -46,6 +45,6 @@ def test_the_default_layer_is_the_last_that_the_heads_read(teacher: type[DepthAn
     last = {"da3-small": 11, "da3-base": 11, "da3-large": 23, "da3-giant": 39}[teacher.name]
     made = teacher()
     assert made.default_layer == last + 1
-    assert made.trunk_config.joins_views(last)
-    assert made.dim(last + 1) == 2 * made.trunk_config.dim
-    assert teacher({"half": "local"}).dim(1) == made.trunk_config.dim
+    assert made.backbone_config.joins_views(last)
+    assert made.dim(last + 1) == 2 * made.backbone_config.dim
+    assert teacher({"half": "local"}).dim(1) == made.backbone_config.dim

@@ -11,14 +11,14 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from sfkit_backbones.parity import Fixture, compare, record
+from sfkit_backbones.weights import load_weights, without_weights
 from sfkit_depth_anything.config import TINY, TINY_GATED, TrunkConfig
 from sfkit_depth_anything.parity import DepthAnythingParity
 from sfkit_depth_anything.teachers import DA3Giant, DA3Small
 from sfkit_depth_anything.trunk import DepthAnythingTrunk
 
 from sfkit.errors import CheckpointError
-from sfkit.parity import Fixture, compare, record
-from sfkit.trunks.weights import load_weights, without_weights
 
 OWN = Path(__file__).parent / "fixtures"
 SHARED = Path(__file__).parents[4] / "shared" / "fixtures" / "da3_tiny.safetensors"

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sfkit_backbones.blocks import cast_products
 from sfkit_depth_anything.config import TINY as TINY_CONFIG
 from sfkit_depth_anything.config import TINY_GATED
 from sfkit_depth_anything.teachers import DA3Base, DA3Giant, DA3Large, DA3Small
@@ -21,7 +22,6 @@ from sfkit.building import build_teacher
 from sfkit.errors import ConfigError, ShapeError
 from sfkit.registry import default_registry
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.trunks.blocks import cast_products
 from sfkit.types import Views
 
 TEACHERS = (DA3Small, DA3Base, DA3Large, DA3Giant)

@@ -8,15 +8,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sfkit_backbones.blocks import cast_products
+from sfkit_backbones.patches import resize_positions
+from sfkit_backbones.weights import without_weights
 from sfkit_depth_anything.config import BASE, GIANT, TINY, TINY_GATED, TrunkConfig
 from sfkit_depth_anything.tables import joint_rotation, scaled_positions, view_rotation
 from sfkit_depth_anything.trunk import DepthAnythingTrunk
 from torch import nn
 
 from sfkit.errors import ShapeError
-from sfkit.trunks.blocks import cast_products
-from sfkit.trunks.patches import resize_positions
-from sfkit.trunks.weights import without_weights
 
 Make = Callable[..., DepthAnythingTrunk]
 CONFIGS = st.sampled_from([TINY, TINY_GATED, TINY.model_copy(update={"alt_start": 0, "depth": 3})])

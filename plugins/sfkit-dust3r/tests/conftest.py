@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from sfkit_backbones.randomize import randomize
 from torch import Tensor
-
-from sfkit.trunks.randomise import randomise
 
 SHARED = Path(__file__).parents[4] / "shared"
 
@@ -132,7 +131,7 @@ def make_trunk() -> Callable[..., Any]:
     from sfkit_dust3r.trunk import PairTrunk
 
     def make(seed: int = 0, **sizes: Any) -> Any:
-        return randomise(PairTrunk(TINY.model_copy(update=sizes)), seed).eval()
+        return randomize(PairTrunk(TINY.model_copy(update=sizes)), seed).eval()
 
     return make
 

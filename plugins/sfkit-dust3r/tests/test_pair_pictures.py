@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sfkit_backbones.placement import Placement
 from sfkit_dust3r.framing import official_placement
 from sfkit_dust3r.resampling import resampling_matrix, resize
 from sfkit_dust3r.teacher import DUSt3RTeacher
@@ -19,7 +20,6 @@ from sfkit.errors import ConfigError, ViewsError
 from sfkit.policies.base import ForwardCall
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.testing.registration import check_registration
-from sfkit.trunks.placement import Placement
 from sfkit.types import Views
 
 CPU = torch.device("cpu")

@@ -11,10 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sfkit_backbones.blocks import cast_products
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sfkit.errors import ShapeError
-from sfkit.trunks.blocks import cast_products
 
 
 @pytest.fixture(scope="module")

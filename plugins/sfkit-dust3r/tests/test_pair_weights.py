@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from sfkit_backbones.weights import without_weights
 from sfkit_dust3r.config import FULL
 from sfkit_dust3r.teacher import DUSt3RTeacher, MASt3RTeacher
 from sfkit_dust3r.trunk import PairTrunk
 
 from sfkit.building import build_teacher
 from sfkit.errors import CheckpointError, ConfigError
-from sfkit.trunks.weights import without_weights
 
 CPU = torch.device("cpu")
 
@@ -115,7 +115,7 @@ def test_a_checkpoint_is_read_without_heads_and_mask_token(
 def test_the_encoder_alone_reads_no_tensor_of_the_decoder(
     checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sfkit.trunks.files import SafeTensorFile
+    from sfkit_backbones.files import SafeTensorFile
 
     read: list[str] = []
     get = SafeTensorFile.get

@@ -10,11 +10,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sfkit_backbones.parity import Case, Fixture, compare, record
+from sfkit_backbones.parity.fixture import save_fixture
 
 from sfkit.building import build_teacher
 from sfkit.errors import CheckpointError, ConfigError
-from sfkit.parity import Case, Fixture, compare, record
-from sfkit.parity.fixture import save_fixture
 
 HERE = Path(__file__).parent / "fixtures"
 

@@ -16,8 +16,9 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import transformers
 
+from sfkit_backbones.randomize import randomize
+
 from sfkit.rng import own_rng
-from sfkit.trunks.randomise import randomise
 from sfkit.types import Views
 
 _BLOCKS = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
@@ -133,7 +134,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         if not path.exists():
             with warnings.catch_warnings(), own_rng():
                 warnings.simplefilter("ignore")  # transformers' own about its defaults
-                randomise(FAMILIES[name].model(), seed=3).save_pretrained(path)
+                randomize(FAMILIES[name].model(), seed=3).save_pretrained(path)
                 FAMILIES[name].processor().save_pretrained(path)
             (path / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A tiny model\n")
         return path

@@ -11,11 +11,11 @@ import pytest
 import torch
 from huggingface_hub import errors as hub
 from safetensors.torch import load_file, save_file
+from sfkit_backbones.weights import without_weights
 from sfkit_vggt.aggregator import Aggregator
 from sfkit_vggt.teacher import Vggt, VggtCommercial
 
 from sfkit.errors import CheckpointError
-from sfkit.trunks.weights import without_weights
 
 CPU = torch.device("cpu")
 

@@ -14,6 +14,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from sfkit_backbones import blocks, patches
+from sfkit_backbones.blocks import Block
+from sfkit_backbones.parity import Fixture, compare, record
+from sfkit_backbones.rope import grid_positions, rope_table
 from sfkit_vggt import aggregator, embedder
 from sfkit_vggt.config import VggtConfig
 from sfkit_vggt.parity import ROUNDED, VggtParity
@@ -22,10 +26,6 @@ from torch.nn import functional
 
 from sfkit.cli import main
 from sfkit.errors import CheckpointError
-from sfkit.parity import Fixture, compare, record
-from sfkit.trunks import blocks, patches
-from sfkit.trunks.blocks import Block
-from sfkit.trunks.rope import grid_positions, rope_table
 
 FIXTURES = Path(__file__).parent / "fixtures"
 UNIT, SMALL = FIXTURES / "vggt_tiny.safetensors", FIXTURES / "vggt_tiny_small_variance.safetensors"

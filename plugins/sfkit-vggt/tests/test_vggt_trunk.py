@@ -13,6 +13,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sfkit_backbones.blocks import cast_products
+from sfkit_backbones.weights import without_weights
 from sfkit_vggt import embedder
 from sfkit_vggt.aggregator import Aggregator
 from sfkit_vggt.config import FULL, TINY
@@ -20,8 +22,6 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sfkit.errors import ShapeError
-from sfkit.trunks.blocks import cast_products
-from sfkit.trunks.weights import without_weights
 
 FEW = settings(max_examples=10, deadline=None)
 GRIDS = st.tuples(st.integers(1, 5), st.integers(1, 5))

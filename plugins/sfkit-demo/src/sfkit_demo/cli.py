@@ -36,8 +36,8 @@ def demo(  # noqa: PLR0917 - Typer makes an option of each parameter
     Both arms see the same batches and draw the same noise. Prints a table and writes one HTML file that needs no
     network. Takes some minutes on two cores.
     """
-    from sfkit_demo.options import find_data, parse_policy, parse_teacher, parse_weight
     from sfkit_demo.compare import compare
+    from sfkit_demo.options import find_data, parse_policy, parse_teacher, parse_weight
     from sfkit_demo.settings import Settings
 
     settings = Settings(

@@ -137,7 +137,6 @@ def load_frames(root: Path) -> Frames:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # LeRobot's imports warn about optional packages
         from lerobot.datasets.lerobot_dataset import LeRobotDataset
-
         from sfkit_lerobot.dataset import camera_rig
 
         dataset = LeRobotDataset(_REPO_ID, root=root, video_backend="pyav")

@@ -54,7 +54,6 @@ def _smolvla(
     arguments: Mapping[str, Any], stats: Mapping[str, Any], texts: list[str], seed: int, folder: Path
 ) -> tuple[nn.Module, Preprocess]:
     from lerobot.policies.smolvla.processor_smolvla import make_smolvla_pre_post_processors
-
     from sfkit_lerobot.testing import tiny_smolvla, tiny_smolvlm
 
     vlm = tiny_smolvlm(

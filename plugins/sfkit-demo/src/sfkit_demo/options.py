@@ -9,6 +9,7 @@ from sfkit.errors import ConfigError, UnknownNameError, did_you_mean
 from sfkit_demo import RECORDING
 from sfkit_demo.settings import POLICIES
 
+
 def find_data(given: Path | None) -> Path:
     """The dataset that was named, or else the shipped recording.
 

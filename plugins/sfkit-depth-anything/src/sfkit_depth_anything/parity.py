@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from sfkit_backbones.parity.base import BackboneParity
 from torch import Tensor, nn
 
 from sfkit.errors import CheckpointError
-from sfkit.parity.base import TrunkParity
 from sfkit_depth_anything.config import TrunkConfig
 from sfkit_depth_anything.trunk import DepthAnythingTrunk
 from sfkit_depth_anything.weights import IGNORED
@@ -24,7 +24,7 @@ from sfkit_depth_anything.weights import IGNORED
 _INPUT = "images_normalised"
 
 
-class DepthAnythingParity(TrunkParity):
+class DepthAnythingParity(BackboneParity):
     """Reads, runs and describes them."""
 
     ignored = IGNORED

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from sfkit_backbones.rope import Rope, grid_positions, rope_table
 from torch import Tensor
-
-from sfkit.trunks.rope import Rope, grid_positions, rope_table
 
 #: Added to the wanted grid before the scale is computed: DINOv2's guard against rounding down, which moves the samples.
 _OFFSET = 0.1

@@ -8,15 +8,15 @@ from typing import Any, ClassVar, cast
 
 import torch
 from pydantic import Field
+from sfkit_backbones.hub import Source
+from sfkit_backbones.memory import block_bytes
+from sfkit_backbones.teacher import BackboneOptions, BackboneTeacher
 from torch import Tensor, nn
 
 from sfkit.component import AnyOptions
 from sfkit.config import Options
+from sfkit.imagenet import imagenet_normalized
 from sfkit.notices import notice
-from sfkit.teachers.network import NetworkOptions, NetworkTeacher
-from sfkit.trunks.hub import Source
-from sfkit.trunks.memory import block_bytes
-from sfkit.trunks.patches import imagenet_normalised
 from sfkit.types import Views
 from sfkit_depth_anything import config
 from sfkit_depth_anything.config import TrunkConfig
@@ -25,7 +25,7 @@ from sfkit_depth_anything.trunk import DepthAnythingTrunk, Half, Reference
 from sfkit_depth_anything.weights import IGNORED, PREFIXES, find_prefix
 
 
-class DepthAnythingOptions(NetworkOptions):
+class DepthAnythingOptions(BackboneOptions):
     """Options of the Depth Anything 3 teachers."""
 
     half: Half = Field(
@@ -39,7 +39,7 @@ class DepthAnythingOptions(NetworkOptions):
     )
 
 
-class DepthAnything3(NetworkTeacher):
+class DepthAnything3(BackboneTeacher):
     """Features of Depth Anything 3's trunk: base of the registered sizes.
 
     Pictures are resized so that the longer side is ``size`` (504, its API's default) and ImageNet-normalised once, in
@@ -62,19 +62,19 @@ class DepthAnything3(NetworkTeacher):
         self._told_of_order = False
 
     @property
-    def trunk_config(self) -> TrunkConfig:
-        found: TrunkConfig = super().trunk_config
+    def backbone_config(self) -> TrunkConfig:
+        found: TrunkConfig = super().backbone_config
         return found
 
     @property
     def num_layers(self) -> int:
-        return self.trunk_config.depth
+        return self.backbone_config.depth
 
     def dim(self, layer: int) -> int:
-        return self.trunk_config.dim * (2 if self.options.half == "both" else 1)
+        return self.backbone_config.dim * (2 if self.options.half == "both" else 1)
 
     def build(self) -> nn.Module:
-        return DepthAnythingTrunk(self.trunk_config)
+        return DepthAnythingTrunk(self.backbone_config)
 
     def prefix_in(self, path: Path) -> str:
         return find_prefix(path)
@@ -93,7 +93,7 @@ class DepthAnything3(NetworkTeacher):
     def features(self, trunk: nn.Module, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
         residual = torch.bfloat16 if self.options.residual == "bfloat16" else torch.float32
         found = trunk(
-            imagenet_normalised(images),
+            imagenet_normalized(images),
             layers,
             half=self.options.half,
             reference=self.options.reference,
@@ -103,10 +103,10 @@ class DepthAnything3(NetworkTeacher):
 
     def working_bytes(self, trunk: nn.Module, shape: tuple[int, int, int, int], layers: Sequence[int]) -> int:
         b, v, h, w = shape
-        dim, patches = self.trunk_config.dim, b * v * (h // self.patch) * (w // self.patch)
+        dim, patches = self.backbone_config.dim, b * v * (h // self.patch) * (w // self.patch)
         product = cast("DepthAnythingTrunk", trunk).patch_embed.proj.weight.element_size()
         residual = 2 if self.options.residual == "bfloat16" else 4
-        hidden = self.trunk_config.hidden * (2 if self.trunk_config.swiglu else 1)  # both gates, SiLU and product
+        hidden = self.backbone_config.hidden * (2 if self.backbone_config.swiglu else 1)  # both gates, SiLU and product
         tokens = patches + b * v
         block = block_bytes(tokens, dim, hidden, product=product, residual=residual)
         feature = patches * self.dim(layers[0]) * 4

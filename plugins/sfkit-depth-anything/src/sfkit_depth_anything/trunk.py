@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from sfkit_backbones.blocks import Block, LayerNorm, Linear
+from sfkit_backbones.patches import PatchEmbed, patch_grid
+from sfkit_backbones.rope import Rope
+from sfkit_backbones.tables import Tables
 from torch import Tensor, nn
 
-from sfkit.trunks.blocks import Block, LayerNorm, Linear
-from sfkit.trunks.patches import PatchEmbed, patch_grid
-from sfkit.trunks.rope import Rope
-from sfkit.trunks.tables import Tables
 from sfkit_depth_anything.config import TrunkConfig
 from sfkit_depth_anything.reference import SELECT_FROM, saddle_balanced
 from sfkit_depth_anything.tables import joint_rotation, scaled_positions, view_rotation

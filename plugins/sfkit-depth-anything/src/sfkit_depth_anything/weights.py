@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sfkit_backbones.files import open_tensors
+
 from sfkit.errors import CheckpointError
-from sfkit.trunks.files import open_tensors
 
 #: What stands before the trunk's keys: in the official files, in the nested model (depth and metric network in one),
 #: in a saved inner network, and in a file of the trunk alone.

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from sfkit_backbones.blocks import Attention, LayerNorm, Linear, Mlp, add
+from sfkit_backbones.rope import Rope, rotate
 from torch import Tensor, nn
-
-from sfkit.trunks.blocks import Attention, LayerNorm, Linear, Mlp, add
-from sfkit.trunks.rope import Rope, rotate
 
 
 class CrossAttention(nn.Module):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import Field
+from sfkit_backbones.teacher import BackboneOptions
 from typing_extensions import Self
 
 from sfkit.config import Options
-from sfkit.teachers.network import NetworkOptions
 
 Target = Literal["encoder", "decoder", "both"]
 
@@ -42,7 +42,7 @@ TINY = TrunkConfig(
 )
 
 
-class PairOptions(NetworkOptions):
+class PairOptions(BackboneOptions):
     """Options of both teachers."""
 
     target: Target = Field(

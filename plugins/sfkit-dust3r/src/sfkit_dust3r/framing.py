@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sfkit.trunks.placement import Placement, Size
+from sfkit_backbones.placement import Placement, Size
 
 #: Below this side the released models were trained on squares.
 _SQUARE_UP_TO = 224

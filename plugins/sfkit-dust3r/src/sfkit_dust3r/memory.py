@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sfkit.trunks.memory import block_bytes
+from sfkit_backbones.memory import block_bytes
+
 from sfkit_dust3r.config import Target, TrunkConfig
 
 _FLOAT = 4

@@ -7,17 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from sfkit_backbones.parity import BackboneParity
 from torch import Tensor, nn
 
 from sfkit.errors import CheckpointError
-from sfkit.parity import TrunkParity
 from sfkit_dust3r.config import TrunkConfig
 from sfkit_dust3r.trunk import PairTrunk
 
 _OUTPUT = re.compile(r"view([12])\.(\d+)")
 
 
-class PairParity(TrunkParity):
+class PairParity(BackboneParity):
     """Reader of ``DUSt3R trunk`` fixtures.
 
     Config: ``enc_heads``, ``dec_heads`` and ``patch``; everything else is in the shapes. Inputs: ``img1`` and ``img2``,

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
+from sfkit_backbones.hub import Source
+from sfkit_backbones.placement import Placement, Size, canvas_of
+from sfkit_backbones.teacher import BackboneTeacher
 from torch import Tensor, nn
 
 from sfkit.component import AnyOptions
 from sfkit.config import Options
 from sfkit.errors import CheckpointError, ConfigError
-from sfkit.teachers.network import NetworkTeacher
-from sfkit.trunks.hub import Source
-from sfkit.trunks.placement import Placement, Size, canvas_of
 from sfkit_dust3r.config import FULL, TINY, DUSt3ROptions, PairOptions, TrunkConfig
 from sfkit_dust3r.framing import official_placement
 from sfkit_dust3r.memory import working_bytes
@@ -25,7 +25,7 @@ _HEADS = ("downstream_head1.*", "downstream_head2.*")
 _DECODER = ("decoder_embed.*", "dec_blocks.*", "dec_blocks2.*", "dec_norm.*")
 
 
-class PairTeacher(NetworkTeacher):
+class PairTeacher(BackboneTeacher):
     """A teacher that encodes each view alone and decodes views in pairs with the first.
 
     Class attributes:
@@ -66,7 +66,7 @@ class PairTeacher(NetworkTeacher):
         return self.ignored if self._decodes else (*self.ignored, *_DECODER)
 
     @property
-    def trunk_config(self) -> TrunkConfig:
+    def backbone_config(self) -> TrunkConfig:
         sizes: TrunkConfig = self.configs[self.options.config]
         if not self._decodes:
             return sizes.encoder_only()
@@ -78,11 +78,11 @@ class PairTeacher(NetworkTeacher):
 
     @property
     def num_layers(self) -> int:
-        sizes = self.trunk_config
+        sizes = self.backbone_config
         return sizes.dec_depth if self._decodes else sizes.enc_depth
 
     def dim(self, layer: int) -> int:
-        sizes = self.trunk_config
+        sizes = self.backbone_config
         widths = {"encoder": sizes.enc_dim, "decoder": sizes.dec_dim, "both": sizes.enc_dim + sizes.dec_dim}
         return widths[self.options.target]
 
@@ -97,7 +97,7 @@ class PairTeacher(NetworkTeacher):
     # --------------------------------------------------------------------------------------------------------- network
 
     def build(self) -> PairTrunk:
-        return PairTrunk(self.trunk_config)
+        return PairTrunk(self.backbone_config)
 
     def load(self, device: torch.device) -> nn.Module:
         try:
@@ -119,7 +119,7 @@ class PairTeacher(NetworkTeacher):
     def working_bytes(self, trunk: nn.Module, shape: tuple[int, int, int, int], layers: Sequence[int]) -> int:
         product = next(trunk.parameters()).element_size()
         return working_bytes(
-            self.trunk_config, self.options.target, shape, layers, product=product, residual=self._residual.itemsize
+            self.backbone_config, self.options.target, shape, layers, product=product, residual=self._residual.itemsize
         )
 
     # -------------------------------------------------------------------------------------------------------- pictures

@@ -11,12 +11,12 @@ from itertools import islice
 from typing import TypeAlias
 
 import torch
+from sfkit_backbones.blocks import Block, LayerNorm, Linear
+from sfkit_backbones.patches import PatchEmbed, patch_grid
+from sfkit_backbones.rope import Rope, grid_positions, rope_table
+from sfkit_backbones.tables import Tables
 from torch import Tensor, nn
 
-from sfkit.trunks.blocks import Block, LayerNorm, Linear
-from sfkit.trunks.patches import PatchEmbed, patch_grid
-from sfkit.trunks.rope import Rope, grid_positions, rope_table
-from sfkit.trunks.tables import Tables
 from sfkit_dust3r.blocks import DecoderBlock
 from sfkit_dust3r.config import Target, TrunkConfig
 

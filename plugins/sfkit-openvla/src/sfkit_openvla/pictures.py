@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sfkit.errors import ShapeError, ViewsError
-from sfkit.trunks.patches import imagenet_normalised
+from sfkit.imagenet import imagenet_normalized
 
 #: Mean difference of the two halves of a picture above which they cannot show the same. Their constants are rounded
 #: to bfloat16 in the released processors (0.002), and so are pixels in the released loop (0.001).
@@ -104,5 +104,5 @@ def _by_view(pixel_values: Tensor, views: int) -> Tensor:
 
 
 def _undo_imagenet(channels: Tensor) -> Tensor:
-    zero, one = (imagenet_normalised(torch.full((3, 1, 1), value, device=channels.device)) for value in (0.0, 1.0))
+    zero, one = (imagenet_normalized(torch.full((3, 1, 1), value, device=channels.device)) for value in (0.0, 1.0))
     return (channels - zero) / (one - zero)

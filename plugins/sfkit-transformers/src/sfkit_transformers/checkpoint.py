@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 import transformers
+from sfkit_backbones.weights import without_weights
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from sfkit.errors import CheckpointError
-from sfkit.trunks.weights import without_weights
 from sfkit_transformers.backbone import UNUSED
 from sfkit_transformers.failures import explained
 

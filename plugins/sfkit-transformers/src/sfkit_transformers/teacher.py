@@ -7,13 +7,13 @@ from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
+from sfkit_backbones.image_teacher import ImageOptions, ImageTeacher
+from sfkit_backbones.memory import block_bytes
 from torch import Tensor, nn
 
 from sfkit.component import AnyOptions
 from sfkit.config import ComponentSpec, Options
 from sfkit.errors import ConfigError
-from sfkit.teachers.pictures import PictureOptions, PictureTeacher
-from sfkit.trunks.memory import block_bytes
 from sfkit.types import FeatureMap, Views
 from sfkit_transformers.backbone import Backbone, Norms
 from sfkit_transformers.checkpoint import Checkpoint, commit_of, vision_config
@@ -24,7 +24,7 @@ from sfkit_transformers.preprocessing import read_preprocessing
 _NAME = "hf"
 
 
-class TransformersOptions(PictureOptions):
+class TransformersOptions(ImageOptions):
     """Options of :class:`TransformersTeacher`."""
 
     model: str = Field(description="Repository of the Hub, or a local folder; also written hf:<model>.")
@@ -48,7 +48,7 @@ class TransformersOptions(PictureOptions):
     trust_remote_code: bool = Field(default=False, description="Run code of the repository's own.")
 
 
-class TransformersTeacher(PictureTeacher):
+class TransformersTeacher(ImageTeacher):
     """Patch tokens of any vision model of transformers.
 
     Layer k is the stream after k blocks, as ``hidden_states[k]`` is in transformers (the k-th stage for a convolutional
@@ -128,7 +128,7 @@ class TransformersTeacher(PictureTeacher):
             backbone.compile_blocks()
         return backbone
 
-    def _meta_trunk(self, product: torch.dtype) -> nn.Module:
+    def _meta_backbone(self, product: torch.dtype) -> nn.Module:
         backbone = self._backbone(self._checkpoint.skeleton(self._config))
         _cast_linear(backbone, product)
         return backbone

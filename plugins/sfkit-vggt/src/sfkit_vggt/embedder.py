@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
+from sfkit_backbones.blocks import Block, LayerNorm
+from sfkit_backbones.patches import PatchEmbed, patch_grid, resize_positions
+from sfkit_backbones.tables import Tables
 from torch import Tensor, nn
 
-from sfkit.trunks.blocks import Block, LayerNorm
-from sfkit.trunks.patches import PatchEmbed, patch_grid, resize_positions
-from sfkit.trunks.tables import Tables
 from sfkit_vggt.config import VggtConfig
 
 _EPS = 1e-6

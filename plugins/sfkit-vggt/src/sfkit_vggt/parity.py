@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from sfkit_backbones.parity import BackboneParity
 from torch import Tensor, nn
 
 from sfkit.errors import CheckpointError
-from sfkit.parity import TrunkParity
 from sfkit_vggt.aggregator import Aggregator
 from sfkit_vggt.config import VggtConfig
 from sfkit_vggt.teacher import VggtTeacher
@@ -20,7 +20,7 @@ _EMBEDDER = f"{VggtTeacher.prefix}patch_embed."
 ROUNDED = "bf16_rounded_rope_angles"
 
 
-class VggtParity(TrunkParity):
+class VggtParity(BackboneParity):
     """Reads fixtures of the model ``VGGT aggregator``.
 
     ``config``: ``embed_dim``, ``num_heads``, ``depth``, ``dino_num_heads``, ``dino_depth``, ``patch``, ``img_size`` and

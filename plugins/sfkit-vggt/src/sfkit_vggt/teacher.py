@@ -7,17 +7,17 @@ from typing import ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
+from sfkit_backbones.hub import Source
+from sfkit_backbones.memory import block_bytes
+from sfkit_backbones.teacher import BackboneOptions, BackboneTeacher
 from torch import Tensor, nn
 
 from sfkit.config import Options
-from sfkit.teachers.network import NetworkOptions, NetworkTeacher
-from sfkit.trunks.hub import Source
-from sfkit.trunks.memory import block_bytes
 from sfkit_vggt.aggregator import Aggregator, Half
 from sfkit_vggt.config import FULL, TINY, VggtConfig
 
 
-class VggtOptions(NetworkOptions):
+class VggtOptions(BackboneOptions):
     """Options of the VGGT teachers."""
 
     half: Half = Field(
@@ -31,7 +31,7 @@ class VggtOptions(NetworkOptions):
     )
 
 
-class VggtTeacher(NetworkTeacher):
+class VggtTeacher(BackboneTeacher):
     """What both have in common: the trunk and how its features become maps.
 
     All views of a sample are seen together, and the first one (see ``view_order``) is the reference. ``camera`` and
@@ -50,20 +50,20 @@ class VggtTeacher(NetworkTeacher):
 
     @property
     def side(self) -> int:
-        return self.options.size or cast("VggtConfig", self.trunk_config).native
+        return self.options.size or cast("VggtConfig", self.backbone_config).native
 
     @property
     def num_layers(self) -> int:
-        return cast("VggtConfig", self.trunk_config).depth
+        return cast("VggtConfig", self.backbone_config).depth
 
     def dim(self, layer: int) -> int:
-        config: VggtConfig = self.trunk_config
+        config: VggtConfig = self.backbone_config
         tokens = config.registers if self.options.tokens == "register" else 1
         return config.dim * tokens * (2 if self.options.half == "both" else 1)
 
     def build(self) -> Aggregator:
         residual = torch.bfloat16 if self.options.residual == "bfloat16" else torch.float32
-        return Aggregator(self.trunk_config, residual=residual, round_angles=self.options.round_rope_angles)
+        return Aggregator(self.backbone_config, residual=residual, round_angles=self.options.round_rope_angles)
 
     def features(self, trunk: nn.Module, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
         b, v, _, h, w = images.shape
@@ -74,7 +74,7 @@ class VggtTeacher(NetworkTeacher):
 
     def working_bytes(self, trunk: nn.Module, shape: tuple[int, int, int, int], layers: Sequence[int]) -> int:
         b, v, h, w = shape
-        config: VggtConfig = self.trunk_config
+        config: VggtConfig = self.backbone_config
         assert isinstance(trunk, Aggregator)
         patches = (h // self.patch) * (w // self.patch)
         product = trunk.patch_embed.patch_embed.proj.weight.element_size()

@@ -1,0 +1,47 @@
+"""Recording a fixture from a teacher's own backbone, with random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from sfkit.errors import ConfigError
+from sfkit.rng import own_rng
+from sfkit.teachers.base import Teacher
+from sfkit_backbones.parity.base import BackboneParity
+from sfkit_backbones.parity.comparing import parity_of
+from sfkit_backbones.parity.fixture import Case, save_fixture
+from sfkit_backbones.randomize import randomize
+from sfkit_backbones.teacher import BackboneTeacher
+
+
+@torch.inference_mode()
+def record(teacher: Teacher, path: str | Path, *, seed: int = 0, stream: float = 1.0) -> None:
+    """Write a fixture of ``teacher``'s backbone with random weights.
+
+    Args:
+        teacher: One whose family of backbones is known to ``sfkit parity``; best with ``config="tiny"``.
+        path: The file to write; must not exist.
+        seed: Of weights and inputs.
+        stream: Scale of what is written to the residual stream. At 0.003 the norms' inputs come near their epsilon, so
+            that a wrong epsilon shows.
+
+    Raises:
+        ConfigError: The teacher's family is not known.
+        CheckpointError: The file exists.
+    """
+    reader = parity_of(teacher.family) if isinstance(teacher, BackboneTeacher) and teacher.family else None
+    if not isinstance(teacher, BackboneTeacher) or not isinstance(reader, BackboneParity):
+        raise ConfigError(
+            f"Teacher {teacher.name!r} belongs to no family that `sfkit parity` knows.",
+            "Register a BackboneParity under its name (hook register_parity), or write the file with save_fixture.",
+        )
+    backbone = randomize(teacher.build(), seed, stream=stream).eval()
+    with own_rng(seed=seed + 1):
+        examples = reader.examples(teacher.backbone_config)
+    cases = {
+        name: Case(inputs, reader.run(backbone, name, inputs, wanted)) for name, (inputs, wanted) in examples.items()
+    }
+    state = {reader.prefix + key: value for key, value in backbone.state_dict().items()}
+    save_fixture(path, {"model": teacher.family, **reader.describe(teacher.backbone_config)}, state, cases)

@@ -1,0 +1,73 @@
+"""A teacher with a network small enough to think through: the least that a plugin has to write."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from sfkit.config import Options
+from sfkit_backbones.blocks import Block
+from sfkit_backbones.hub import Source
+from sfkit_backbones.memory import block_bytes
+from sfkit_backbones.patches import PatchEmbed, patch_grid
+from sfkit_backbones.teacher import BackboneTeacher
+
+
+class SmallConfig(Options):
+    """Width of :class:`SmallBackbone`."""
+
+    dim: int = 8
+
+
+class SmallBackbone(nn.Module):
+    """Patches, then two blocks over all views of a sample jointly."""
+
+    def __init__(self, config: SmallConfig) -> None:
+        super().__init__()
+        self.patch_embed = PatchEmbed(4, config.dim)
+        self.first_view = nn.Parameter(torch.zeros(config.dim))
+        self.blocks = nn.ModuleList(Block(config.dim, 2, 2 * config.dim, eps=1e-6) for _ in range(2))
+
+    def forward(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        b, v = images.shape[:2]
+        rows, columns = patch_grid(images, 4)
+        x = self.patch_embed(images.flatten(0, 1)).float().unflatten(0, (b, v))
+        x = torch.cat((x[:, :1] + self.first_view, x[:, 1:]), 1).flatten(1, 2)
+        found = {}
+        for index, block in enumerate(self.blocks, 1):
+            x = block(x)
+            found[index] = x.reshape(b, v, rows, columns, -1)
+        return [found[layer] for layer in layers]
+
+
+class SmallTeacher(BackboneTeacher):
+    """The teacher of :class:`SmallBackbone`: views are joint, and the first is marked."""
+
+    name = "small"
+    license = "CC-BY-NC-4.0"
+    source = Source("owner/small", gate="Accept")
+    prefix = "trunk."
+    ignored = ("head.*",)
+    configs: ClassVar = {"full": SmallConfig(dim=16), "tiny": SmallConfig()}
+    patch = 4
+    default_size = 16
+
+    @property
+    def num_layers(self) -> int:
+        return 2
+
+    def dim(self, layer: int) -> int:
+        return int(self.backbone_config.dim)
+
+    def build(self) -> nn.Module:
+        return SmallBackbone(self.backbone_config)
+
+    def features(self, backbone: nn.Module, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        return backbone(images, layers)  # type: ignore[no-any-return]
+
+    def working_bytes(self, backbone: nn.Module, shape: tuple[int, int, int, int], layers: Sequence[int]) -> int:
+        b, v, h, w = shape
+        return block_bytes(b * v * h * w // 16, self.dim(1), 2 * self.dim(1), product=4)

@@ -1,1 +1,0 @@
-"""What networks of teachers are made of, and how their published weights are found, read and placed."""
