@@ -35,7 +35,7 @@ def tiny_openpi(*, pi05: bool = False, dtype: str = "float32", pytorch_compile_m
 
         sizes = Pi0Config(pi05=pi05, dtype=dtype, pytorch_compile_mode=pytorch_compile_mode)
         return pi0_pytorch.PI0Pytorch(sizes)
-    config = SimpleNamespace(
+    config: Any = SimpleNamespace(
         pi05=pi05, paligemma_variant="dummy", action_expert_variant="dummy", dtype=dtype, action_dim=4,
         action_horizon=3, max_token_len=5, pytorch_compile_mode=pytorch_compile_mode,
     )  # fmt: skip
