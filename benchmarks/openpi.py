@@ -7,6 +7,9 @@ from copy import deepcopy
 from typing import Any
 
 import torch
+from openpi.models.pi0_config import Pi0Config
+from openpi.models_pytorch.pi0_pytorch import PI0Pytorch
+from tiny_openpi import tiny_observation
 from torch import Tensor, nn
 
 from benchmarks.memory import saved_by_forward
@@ -15,14 +18,13 @@ from benchmarks.report import Report, Row
 from benchmarks.timed import at_most, one_thread, row
 from sfkit import SpatialForcing
 from sfkit.teachers.base import Teacher
-from sfkit.testing.openpi import PI0Pytorch, TinyConfig, tiny_observation
 from sfkit.types import FeatureMap, Views
 
 _LIMIT = 1.05
 _COPIES = 3.0
 _DEPTH = 2
 #: Blocks, width and views big enough that arithmetic, and not Python, takes the time.
-_WIDE = TinyConfig(width=512, depth=4, image_size=224)
+_WIDE = Pi0Config(width=512, depth=4, image_size=224)
 _BATCH = 2
 
 
@@ -68,7 +70,7 @@ class Spread(nn.Module):
         return self.policy(*batch)
 
 
-def build(config: TinyConfig, *, aligned: bool) -> Any:
+def build(config: Pi0Config, *, aligned: bool) -> Any:
     """A policy as openpi's trainer makes it: checkpointed once more around all blocks."""
     torch.manual_seed(0)
     policy: Any = PI0Pytorch(config)
@@ -100,7 +102,7 @@ def step_of(policy: nn.Module, batch: Sequence[Any], beside: nn.Module | None = 
     return step
 
 
-def compare_steps(config: TinyConfig, pairs: int, warmup: int, advance: Callable[[], None]) -> Pairs:
+def compare_steps(config: Pi0Config, pairs: int, warmup: int, advance: Callable[[], None]) -> Pairs:
     """Wrapped steps over plain ones that run the projector as well."""
     plain, wrapped = build(config, aligned=False), build(config, aligned=True)
     batch = tiny_observation(_BATCH, size=config.image_size)
@@ -113,7 +115,7 @@ def compare_steps(config: TinyConfig, pairs: int, warmup: int, advance: Callable
     return found
 
 
-def copies_kept(config: TinyConfig) -> Row:
+def copies_kept(config: Pi0Config) -> Row:
     """Bytes saved for backward beyond the plain step, the projector's aside, in copies of the tapped tokens."""
     batch = tiny_observation(_BATCH, size=config.image_size)
     wrapped = build(config, aligned=True)
@@ -135,13 +137,13 @@ def steps(*, quick: bool) -> int:
 
 
 def run(*, quick: bool, advance: Callable[[], None]) -> Report:
-    config = TinyConfig() if quick else _WIDE
+    config = Pi0Config() if quick else _WIDE
     warmup = 1 if quick else 4
     with one_thread():
         found = compare_steps(config, steps(quick=quick) - warmup, warmup, advance)
     rows = [row("training step", found, target=f"at most {_LIMIT:.2f}", judge=at_most(_LIMIT))]
     for dtype in ("float32", "bfloat16"):
-        rows.append(copies_kept(TinyConfig(width=config.width, image_size=config.image_size, dtype=dtype)))
+        rows.append(copies_kept(Pi0Config(width=config.width, image_size=config.image_size, dtype=dtype)))
     return Report(
         name="openpi",
         title="openpi's training step with a constant teacher, over plain with a projector beside it",

@@ -9,6 +9,8 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from prismatic_loop import Heads, prismatic_batch, prismatic_loss
+from tiny_prismatic import tiny_oft, tiny_openvla
 from torch import Tensor, nn
 
 from benchmarks.memory import saved_by_forward
@@ -18,8 +20,6 @@ from benchmarks.timed import at_most, one_thread, row
 from sfkit import SpatialForcing
 from sfkit.config import Options
 from sfkit.teachers.base import Teacher
-from sfkit.testing.prismatic import tiny_oft, tiny_openvla
-from sfkit.testing.prismatic_loop import Heads, prismatic_batch, prismatic_loss
 from sfkit.types import FeatureMap, Views
 
 _LIMIT, _COPIES = 1.05, 3.0

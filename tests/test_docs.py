@@ -53,7 +53,14 @@ def small_smolvla(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[N
     return
 
 
+@pytest.fixture
+def standins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins of openpi and prismatic, under the names that the docs import."""
+    monkeypatch.setattr(sys, "path", [*sys.path, *map(str, ROOT.glob("plugins/*/tests/support"))])
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("standins")
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: str(page.relative_to(ROOT))
 )

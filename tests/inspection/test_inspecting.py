@@ -16,7 +16,6 @@ from sfkit import ImageTokens, Span, SpatialForcing
 from sfkit.errors import AdapterError, ConfigError, ViewsError, WrapError
 from sfkit.inspection import Inspection, inspect_policy
 from sfkit.policies.generic import MeanStd
-from sfkit.testing.openpi import CAMERAS, PI0Pytorch, TinyConfig, tiny_observation
 from sfkit.testing.policies import TinyPolicy, tiny_batch
 from sfkit.testing.teachers import PatchTeacher
 
@@ -247,24 +246,6 @@ def test_a_policy_without_a_loss(cases: Any, make: Callable[[Tensor], Any], wher
     assert options(found)["loss"] == where
     assert any("loss='outside'" in note for note in found.notes)
     assert all(tap.gradient is None and tap.trained for tap in found.taps)
-
-
-# --------------------------------------------------------------------------------------------- the stand-in of openpi
-
-
-def test_openpi_whose_blocks_are_never_called_and_whose_loss_is_not_reduced() -> None:
-    found = inspect_policy(PI0Pytorch(TinyConfig()), tiny_observation())
-    assert options(found) == {
-        "blocks": "paligemma_with_expert.paligemma.model.language_model.layers",
-        "tokens": Span(0, 48),
-        "grid": (3, 4, 4),
-        "images": tuple(f"observation.images.{camera}" for camera in CAMERAS),
-        "pixels": "[-1,1]",
-        "loss": "output",
-    }
-    assert found.taps[1].path.endswith("language_model.layers.1.input_layernorm")
-    assert all(tap.trained for tap in found.taps)
-    assert any("without a negative element" in note for note in found.notes)
 
 
 # -------------------------------------------------------------------------------------------------------- no trace

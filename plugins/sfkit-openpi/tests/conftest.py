@@ -1,16 +1,21 @@
-"""The same tests run on the stand-in and, where openpi can be imported, on its own classes."""
+"""The tests run on a stand-in, or on openpi's own classes where those can be imported."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from sfkit_openpi.tiny import openpi_is_here
 
-KINDS = ["standin-pi0", "standin-pi05", "openpi-pi0", "openpi-pi05"]
+sys.path.append(str(Path(__file__).parent / "support"))  # at the end: openpi itself is found before its stand-in
+
+from tiny_openpi import SIZE, STANDIN, tiny_observation, tiny_openpi
+
+KINDS = ["standin-pi0", "standin-pi05"] if STANDIN else ["openpi-pi0", "openpi-pi05"]
 
 
 @dataclass
@@ -21,39 +26,30 @@ class Setup:
 
     @property
     def size(self) -> int:
-        return 56 if self.kind.startswith("standin") else 224
+        return SIZE
 
     def build(self, *, checkpointing: bool = False, **config: Any) -> Any:
         """A policy, always with the same weights; ``checkpointing`` as openpi's trainer switches it on."""
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            if self.kind.startswith("standin"):
-                from sfkit.testing.openpi import PI0Pytorch, TinyConfig
-
-                policy: Any = PI0Pytorch(TinyConfig(pi05=self.kind.endswith("pi05"), **config))
-            else:
-                from sfkit_openpi.tiny import tiny_openpi
-
-                policy = tiny_openpi(pi05=self.kind.endswith("pi05"), **config)
+            policy = tiny_openpi(pi05=self.kind.endswith("pi05"), **config)
         if checkpointing:
             policy.gradient_checkpointing_enable()
         return policy.train()
 
     def batch(self, b: int = 2, **options: Any) -> Any:
-        from sfkit.testing.openpi import tiny_observation
-
-        return tiny_observation(b, size=self.size, **options)
+        return tiny_observation(b, **options)
 
 
 @pytest.fixture(params=KINDS)
 def setup(request: pytest.FixtureRequest) -> Setup:
-    if request.param.startswith("openpi") and not openpi_is_here():
-        pytest.skip("openpi is not installed")
     return Setup(request.param)
 
 
 @pytest.fixture
 def standin() -> Setup:
+    if not STANDIN:
+        pytest.skip("openpi itself is installed")
     return Setup("standin-pi0")
 
 

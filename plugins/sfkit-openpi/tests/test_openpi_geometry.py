@@ -6,12 +6,12 @@ import dataclasses
 
 import pytest
 import torch
+from openpi.models_pytorch import preprocessing_pytorch as stand_in
 from sfkit_openpi import OpenPIAdapter
+from tiny_openpi import CAMERAS
 
 from sfkit.cameras import Camera, CameraRig
 from sfkit.errors import SfkitError, SfkitWarning, ViewsError
-from sfkit.testing.openpi import CAMERAS
-from sfkit.testing.openpi import preprocessing as stand_in
 
 BASE, LEFT, RIGHT = CAMERAS
 

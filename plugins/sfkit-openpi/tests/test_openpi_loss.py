@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from tiny_openpi import CAMERAS
 
 from sfkit.errors import SfkitWarning
-from sfkit.testing.openpi import CAMERAS
 
 WEIGHT = 0.7
 REDUCTIONS = {

@@ -6,10 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from openpi.models_pytorch.preprocessing_pytorch import preprocess_observation_pytorch
 from sfkit_openpi.pixels import has_bars, inside_bars, moved
-
-from sfkit.testing.openpi import tiny_observation
-from sfkit.testing.openpi.preprocessing import preprocess_observation_pytorch
+from tiny_openpi import tiny_observation
 
 SIDE = 56
 
@@ -18,7 +17,7 @@ def augmented(seed, source=None):
     """Pictures of one batch before and after; the last two cameras are wrists."""
     observation, _ = tiny_observation(2, size=SIDE, source=source, seed=seed)
     torch.manual_seed(seed)
-    seen = preprocess_observation_pytorch(observation, train=True, size=SIDE)
+    seen = preprocess_observation_pytorch(observation, train=True, image_resolution=(SIDE, SIDE))
     return [(observation.images[name], seen.images[name] * 0.5 + 0.5) for name in observation.images]
 
 

@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 import torch
+from tiny_openpi import CAMERAS
 
-from sfkit.testing.openpi import CAMERAS
 from sfkit.testing.registration import RegistrationError, check_registration
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from openpi.models_pytorch.pi0_pytorch import PI0Pytorch
 from sfkit_openpi import OpenPIAdapter
 
 from sfkit.alignment.tap import Tap
 from sfkit.errors import AdapterError, ShapeError
-from sfkit.testing.openpi import PI0Pytorch
 
 
 def test_fault_01_taps_fire_once_where_hooks_on_blocks_are_silent(setup) -> None:

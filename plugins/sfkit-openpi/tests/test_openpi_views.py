@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 import torch
 from sfkit_openpi import OpenPIAdapter
+from tiny_openpi import CAMERAS
 
 from sfkit.errors import SfkitWarning, ViewsError
-from sfkit.testing.openpi import CAMERAS
 from sfkit.testing.teachers import PatchTeacher
 
 BASE, LEFT, RIGHT = CAMERAS
@@ -129,11 +129,10 @@ def test_a_picture_without_bars_keeps_its_dark_corners(standin, look) -> None:
 
 
 def test_the_order_of_cameras_is_that_of_openpis_module(standin, monkeypatch) -> None:
-    from sfkit.testing.openpi import preprocessing
+    from openpi.models_pytorch import preprocessing_pytorch as preprocessing
 
     adapter = OpenPIAdapter(standin.build())
     assert adapter.names == CAMERAS
-    monkeypatch.setattr("sfkit.testing.openpi.model._preprocessing", preprocessing, raising=False)
     monkeypatch.setattr(preprocessing, "IMAGE_KEYS", ("only",))
     assert adapter.names == ("only",)
     assert OpenPIAdapter(standin.build(), {"cameras": ["a", "b"]}).names == ("a", "b")

@@ -1,15 +1,19 @@
 """The policies under test: stand-ins, or tiny ones of upstream's own classes.
 
-The latter where ``SFKIT_OPENVLA_SOURCE`` names a checkout of them: the same tests then run on those, and what concerns
-the other repository is skipped.
+The latter where ``SFKIT_OPENVLA_SOURCE`` names a checkout of them, or one is installed: the same tests then run on
+those, and what concerns the other repository, or the stand-ins, is skipped.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,18 +21,30 @@ import torch
 from torch import Tensor, nn
 
 from sfkit import SpatialForcing
-from sfkit.testing import prismatic
-from sfkit.testing.prismatic_loop import Heads, prismatic_batch, prismatic_loss
 from sfkit.testing.teachers import PatchTeacher
 
-SOURCE = os.environ.get("SFKIT_OPENVLA_SOURCE")
+SUPPORT = Path(__file__).parent / "support"
+sys.path.append(str(SUPPORT))  # at the end: a package of upstream's is found before its stand-in
+
+import tiny_prismatic  # noqa: E402
+from prismatic_loop import Heads, prismatic_batch, prismatic_loss  # noqa: E402
+
+
+def source() -> str | None:
+    """The checkout that is named or installed."""
+    spec = importlib.util.find_spec("prismatic")
+    installed = Path(spec.origin).parents[1] if spec is not None and spec.origin else SUPPORT
+    return os.environ.get("SFKIT_OPENVLA_SOURCE") or (None if installed == SUPPORT else str(installed))
+
+
+SOURCE = source()
 #: OFT's script calls the policy in the same way for its three heads, but for the noise of diffusion.
 LOOPS = ("openvla", "oft-l1", "oft-diffusion", "oft-discrete")
 
 
 @functools.cache
 def upstream() -> Any:
-    from sfkit_openvla.upstream import Upstream
+    from prismatic_checkout import Upstream
 
     return Upstream(SOURCE or "")
 
@@ -51,10 +67,10 @@ class Script:
     def loss_outside(self) -> bool:
         return self.loop in ("oft-l1", "oft-diffusion")
 
-    def config(self, **changes: Any) -> prismatic.TinyConfig:
+    def config(self, **changes: Any) -> tiny_prismatic.TinyConfig:
         if not self.real:
-            return prismatic.TinyConfig(**{"both_ways": self.oft, **changes})
-        from sfkit_openvla.upstream import upstream_config
+            return tiny_prismatic.TinyConfig(**{"both_ways": self.oft, **changes})
+        from prismatic_checkout import upstream_config
 
         return upstream_config(**changes)
 
@@ -63,9 +79,9 @@ class Script:
         if self.real:
             policy = upstream().policy(self.config(**changes), images=self.images, cls=cls)
         elif self.oft:
-            policy = prismatic.tiny_oft(images=self.images, **changes)
+            policy = tiny_prismatic.tiny_oft(images=self.images, **changes)
         else:
-            policy = prismatic.tiny_openvla(**changes)
+            policy = tiny_prismatic.tiny_openvla(**changes)
         if self.film:
             self.add_film(policy)
         return policy.train()
@@ -74,14 +90,14 @@ class Script:
         """After LoRA, as upstream does."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(2)
-            (upstream() if self.real else prismatic).add_film(policy)
+            tiny_prismatic.add_film(policy)
 
     def heads(self) -> Any:
         if not self.oft:
             return None
         if not self.real:
             return Heads(self.config())
-        from sfkit_openvla.upstream import UpstreamHeads
+        from prismatic_checkout import UpstreamHeads
 
         return UpstreamHeads(upstream(), self.config())
 
@@ -117,6 +133,14 @@ def script() -> Callable[..., Script]:
         return Script(loop, real=bool(SOURCE), **options)
 
     return make
+
+
+@pytest.fixture
+def standins() -> ModuleType:
+    """What makes stand-ins."""
+    if SOURCE:
+        pytest.skip("upstream's own package has the name of the stand-in")
+    return tiny_prismatic
 
 
 @pytest.fixture

@@ -7,33 +7,33 @@ import subprocess
 import sys
 
 import pytest
+from prismatic_loop import prismatic_batch
+from tiny_prismatic import REMOTE_CODE, REPOSITORY
 
 from sfkit.errors import AdapterError
 from sfkit.registry import default_registry
-from sfkit.testing import prismatic
-from sfkit.testing.prismatic_loop import prismatic_batch
 
 
 @pytest.mark.parametrize(
     "module",
     [
-        prismatic.REMOTE_CODE,
-        prismatic.REPOSITORY,
+        REMOTE_CODE,
+        REPOSITORY,
         "transformers_modules.my_checkpoint.modeling_prismatic",
         "transformers_modules.modeling_prismatic",
     ],
 )
-@pytest.mark.parametrize("make", [prismatic.tiny_openvla, prismatic.tiny_oft])
-def test_the_class_is_recognised_wherever_its_code_lies(module, make, wrap) -> None:
-    policy = wrap(make(module=module))
+@pytest.mark.parametrize("make", ["tiny_openvla", "tiny_oft"])
+def test_the_class_is_recognised_wherever_its_code_lies(module, make, standins, wrap) -> None:
+    policy = wrap(getattr(standins, make)(module=module))
     assert policy.spatial_forcing.adapter.name == "openvla"
-    assert policy.spatial_forcing.adapter.is_oft is (make is prismatic.tiny_oft)
+    assert policy.spatial_forcing.adapter.is_oft is (make == "tiny_oft")
 
 
 @pytest.mark.parametrize("module", ["prismatic.models.vlms.prismatic", "my.modeling_prismatic"])
-def test_others_are_not(module, wrap) -> None:
+def test_others_are_not(module, standins, wrap) -> None:
     with pytest.raises(AdapterError, match="No adapter handles"):
-        wrap(prismatic.tiny_openvla(module=module))
+        wrap(standins.tiny_openvla(module=module))
 
 
 def test_the_plugin_imports_neither_torch_nor_transformers() -> None:
@@ -59,8 +59,8 @@ def test_film_may_replace_the_backbone_before_or_after_the_wrap(images, script, 
     assert policy.spatial_forcing.steps == 1
 
 
-def test_the_number_of_pictures_may_be_set_after_the_wrap(wrap, script) -> None:
-    policy = wrap(prismatic.tiny_oft(images=1)).train()
+def test_the_number_of_pictures_may_be_set_after_the_wrap(wrap, standins) -> None:
+    policy = wrap(standins.tiny_oft(images=1)).train()
     policy.vision_backbone.set_num_images_in_input(3)
     batch = prismatic_batch(policy.config, images=3)
     policy(**{key: batch[key] for key in ("input_ids", "attention_mask", "pixel_values", "labels")})

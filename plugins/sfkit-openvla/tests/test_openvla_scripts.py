@@ -13,7 +13,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sfkit import SpatialForcing
 from sfkit.errors import GradientError, WrapError
-from sfkit.testing import prismatic
 
 CASES = [
     pytest.param("openvla", 1, False, id="openvla"),
@@ -157,9 +156,9 @@ def test_the_hubs_code_is_recognised(checkout, script, wrap, tmp_path, monkeypat
     assert policy.spatial_forcing.status().teacher_runs == 1
 
 
-def test_the_stand_in_attends_both_ways_as_the_fork_does() -> None:
+def test_the_stand_in_attends_both_ways_as_the_fork_does(standins) -> None:
     for both_ways in (False, True):
-        policy = prismatic.tiny_oft(both_ways=both_ways).eval()
+        policy = standins.tiny_oft(both_ways=both_ways).eval()
         embeddings = torch.randn(1, 6, 32)
         changed = embeddings.clone()
         changed[0, -1] += 1

@@ -6,10 +6,10 @@ import re
 
 import pytest
 import torch
+from prismatic_loop import perturbed
 
 from sfkit.alignment.tap import Tap
 from sfkit.errors import AdapterError, ConfigError, ShapeError
-from sfkit.testing.prismatic_loop import perturbed
 from sfkit.testing.registration import RegistrationError, check_registration
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from prismatic_loop import normalised
 
 from sfkit.errors import ConfigError, ShapeError, ViewsError
-from sfkit.testing.prismatic_loop import normalised
 
 
 @pytest.mark.parametrize("images", [1, 2, 3])

@@ -23,7 +23,7 @@ def register_policies(register: Register) -> None:
         aligned="pictures' tokens in PaliGemma's language model, or its vision tower's output",
         trains="everything",
         verified="training steps of tiny models of openpi's own classes",
-        handles=("openpi.models_pytorch.pi0_pytorch.PI0Pytorch", "sfkit.testing.openpi.model.PI0Pytorch"),
+        handles=("openpi.models_pytorch.pi0_pytorch.PI0Pytorch",),
     )
 
 

@@ -1,21 +1,16 @@
-"""Stand-in of OpenVLA's vision backbone: two vision transformers, fused on channels, and FiLM around them.
+"""Stand-in of OpenVLA's vision backbone: two vision transformers, fused on channels.
 
-Quirks, with the upstream file of each (repositories ``openvla/openvla`` and ``moojink/openvla-oft``):
+Quirks of ``modeling_prismatic.py`` (repositories ``openvla/openvla`` and ``moojink/openvla-oft``):
 
-* ``prismatic/extern/hf/modeling_prismatic.py``: each picture has six channels, three normalised as DINOv2 wants them
-  and then three as SigLIP does; views follow each other on the channel axis. Fusing on channels leaves the token count
-  alone.
-* Same file: ``forward`` of a featurizer is replaced on the *instance* by one that returns what the last block but one
-  gave, so the last block runs for nothing and its weights never get a gradient.
-* ``prismatic/models/film_vit_wrapper.py``: FiLM is put around the backbone by *replacing* ``vision_backbone`` after
-  LoRA; the new object has no ``featurizer`` of its own.
+* Each picture has six channels, three normalised as DINOv2 wants them and then three as SigLIP does; views follow each
+  other on the channel axis. Fusing on channels leaves the token count alone.
+* ``forward`` of a featurizer is replaced on the *instance* by one that returns what the last block but one gave, so the
+  last block runs for nothing and its weights never get a gradient.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
@@ -127,37 +122,3 @@ class VisionBackbone(nn.Module):
             pair = (self.featurizer(first, *condition), self.fused_featurizer(second, *condition))
             found.append(torch.cat(pair, dim=2))
         return torch.cat(found, dim=1)
-
-
-class _FilmBlock(nn.Module):
-    def __init__(self, block: Any, dim: int, language_dim: int) -> None:
-        super().__init__()
-        self.block = block
-        self.scale, self.shift = nn.Linear(language_dim, dim), nn.Linear(language_dim, dim)
-
-    def forward(self, x: Tensor, language: Tensor) -> Tensor:
-        x = x + self.block.attn(self.block.norm1(x))
-        x = x * (1 + self.scale(language)[:, None]) + self.shift(language)[:, None]
-        return x + self.block.mlp(self.block.norm2(x))  # type: ignore[no-any-return]
-
-
-class FilmBackbone(nn.Module):
-    """FiLM around a backbone: its blocks are modulated by the mean of the language embeddings."""
-
-    def __init__(self, vision_backbone: VisionBackbone, llm_dim: int) -> None:
-        super().__init__()
-        self.vision_backbone = vision_backbone
-        for name in ("featurizer", "fused_featurizer"):
-            featurizer = getattr(vision_backbone, name, None)
-            if featurizer is not None:
-                blocks = [_FilmBlock(block, featurizer.embed_dim, llm_dim) for block in featurizer.blocks]
-                featurizer.blocks = nn.Sequential(*blocks)
-
-    def __getattr__(self, name: str) -> Any:
-        if name in ("get_num_patches", "get_num_images_in_input", "set_num_images_in_input"):
-            found: Callable[..., Any] = getattr(self.vision_backbone, name)
-            return found
-        return super().__getattr__(name)
-
-    def forward(self, pixel_values: Tensor, language_embeddings: Tensor) -> Tensor:
-        return self.vision_backbone(pixel_values, language_embeddings.mean(1))  # type: ignore[no-any-return]

@@ -11,12 +11,15 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
 
-from sfkit.testing.openpi.data import CAMERAS, Observation
+from openpi.models.model import Observation
 
-IMAGE_KEYS = CAMERAS
+#: The cameras, in the order of their tokens.
+IMAGE_KEYS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 
 
-def preprocess_observation_pytorch(observation: Observation, *, train: bool, size: int) -> Observation:
+def preprocess_observation_pytorch(
+    observation: Observation, *, train: bool = False, image_resolution: tuple[int, int] = (224, 224)
+) -> Observation:
     """The observation with pictures for the vision tower, in the order of ``IMAGE_KEYS``.
 
     The order is the policy's whatever that of the dictionary, entries of other names are dropped, and a camera without
@@ -32,8 +35,8 @@ def preprocess_observation_pytorch(observation: Observation, *, train: bool, siz
         image = observation.images[key]
         channels_first = image.shape[1] == 3
         image = image if channels_first else image.permute(0, 3, 1, 2)
-        if tuple(image.shape[-2:]) != (size, size):
-            image = _letterboxed(image, size)
+        if tuple(image.shape[-2:]) != image_resolution:
+            image = _letterboxed(image, image_resolution[0])
         if train:
             image = image / 2 + 0.5
             if "wrist" not in key:

@@ -1,4 +1,4 @@
-"""What stands around :mod:`sfkit.testing.prismatic` in a training script: batches, heads, and the loss."""
+"""What stands around a policy of ``prismatic`` in a training script: batches, heads, and the loss."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
 import torch
+from tiny_prismatic import STOP, TinyConfig
 from torch import Tensor, nn
 
 from sfkit.imagenet import imagenet_normalized
-from sfkit.testing.llama import IGNORE
-from sfkit.testing.prismatic import STOP, TinyConfig
 
 Head = Literal["l1", "diffusion", "discrete"]
+IGNORE = -100
 
 
 def normalised(images: Tensor, *, fused: bool = True) -> Tensor:

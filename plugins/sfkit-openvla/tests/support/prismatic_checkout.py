@@ -1,4 +1,4 @@
-"""Tiny policies of upstream's own classes, with random weights: for tests, and for trying things out offline.
+"""Tiny policies of upstream's own classes, with random weights.
 
 They need a checkout of ``openvla/openvla`` or ``moojink/openvla-oft`` and the libraries of its environment, but neither
 TensorFlow nor weights: the heavy ``__init__`` files of its packages are left out.
@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from prismatic_loop import Head
+from tiny_prismatic import TinyConfig
 from torch import Tensor
 
 from sfkit.errors import PluginError
-from sfkit.testing.prismatic import TinyConfig
-from sfkit.testing.prismatic_loop import Head
 
 _PACKAGES = ("prismatic", "prismatic.extern", "prismatic.models", "prismatic.training", "prismatic.vla")
 _MODELING = "prismatic.extern.hf.modeling_prismatic"
@@ -91,12 +91,6 @@ class Upstream:
         if self.is_oft:
             policy.vision_backbone.set_num_images_in_input(images)
         return policy
-
-    def add_film(self, policy: Any) -> None:
-        """What OFT's script does after LoRA; ``policy`` may be a PeftModel."""
-        base = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
-        film = self.module("prismatic.models.film_vit_wrapper").FiLMedPrismaticVisionBackbone
-        base.vision_backbone = film(vision_backbone=base.vision_backbone, llm_dim=base.llm_dim)
 
 
 def upstream_config(**changes: Any) -> TinyConfig:

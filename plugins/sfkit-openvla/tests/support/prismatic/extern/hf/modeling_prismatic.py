@@ -13,51 +13,19 @@ otherwise ``prismatic/extern/hf/modeling_prismatic.py``):
   (``prismatic/training/train_utils.py``), which it therefore cannot do without.
 * OFT's modules for proprio and noisy actions are *arguments* of forward, and not part of the policy.
 
-Both are found under one class name, mostly in a module that Hugging Face makes for code from the Hub:
-:func:`tiny_openvla` and :func:`tiny_oft` name their class so.
+Both have one class name upstream, each in its own repository. Here OFT's has it; ``tiny_prismatic`` makes either.
 """
 
 from __future__ import annotations
 
-import functools
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sfkit.testing.llama import IGNORE, LlamaForCausalLM, Output
-from sfkit.testing.prismatic_vision import FilmBackbone, VisionBackbone
-
-#: As in upstream's vocabulary, from the end: padding to a multiple of 64, the pad token, 256 action tokens, the rest.
-VOCABULARY, PAD, ACTION_BEGIN = 384, 320, 63
-STOP = 2
-#: Where Hugging Face puts the code of a checkpoint, and where upstream's own repositories have it.
-REMOTE_CODE = "transformers_modules.openvla.openvla-7b.31f090d05236101ebfc381b61c674dd4746d4ce0.modeling_prismatic"
-REPOSITORY = "prismatic.extern.hf.modeling_prismatic"
-
-
-@dataclass
-class TinyConfig:
-    """The part of upstream's configuration that matters, and what makes it small."""
-
-    hidden_size: int = 32
-    num_hidden_layers: int = 4
-    image_size: int = 56
-    fused: bool = True
-    image_resize_strategy: str = "resize-naive"
-    both_ways: bool = False
-    action_dim: int = 3
-    chunk: int = 2
-    proprio_dim: int = 4
-    pad_token_id: int = PAD
-    action_begin: int = ACTION_BEGIN
-    use_return_dict: bool = True
-    model_type: str = "openvla"
-
-    def to_dict(self) -> dict[str, Any]:
-        """As a dictionary; PEFT asks for it."""
-        return asdict(self)
+from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
+from prismatic.extern.hf.llama import IGNORE, LlamaForCausalLM, Output
+from prismatic.extern.hf.vision import VisionBackbone
 
 
 class _Projector(nn.Module):
@@ -75,7 +43,7 @@ class _Prismatic(nn.Module):
 
     counts_images: bool
 
-    def __init__(self, config: TinyConfig) -> None:
+    def __init__(self, config: OpenVLAConfig) -> None:
         super().__init__()
         self.config = config
         self.llm_dim, self.pad_token_id = config.hidden_size, config.pad_token_id
@@ -84,7 +52,7 @@ class _Prismatic(nn.Module):
         )
         self.projector = _Projector(self.vision_backbone.embed_dim, config.hidden_size)
         self.language_model = LlamaForCausalLM(
-            config.hidden_size, config.num_hidden_layers, VOCABULARY, both_ways=config.both_ways
+            config.hidden_size, config.num_hidden_layers, config.vocabulary, both_ways=config.both_ways
         )
 
     def get_input_embeddings(self) -> nn.Module:
@@ -121,12 +89,12 @@ class _Prismatic(nn.Module):
         return Output(**found, projector_features=inserted) if wants_dict else found.to_tuple()
 
 
-class OpenVLAForActionPrediction(_Prismatic):
+class OpenVLA(_Prismatic):
     """OpenVLA. The signature of ``forward`` is upstream's."""
 
     counts_images = False
 
-    def forward(  # noqa: PLR0917 - upstream's signature
+    def forward(  # upstream's signature
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -145,12 +113,12 @@ class OpenVLAForActionPrediction(_Prismatic):
         return self._speak(embeddings, inserted, attention_mask, labels, (output_hidden_states, return_dict))
 
 
-class OFTForActionPrediction(_Prismatic):
-    """OpenVLA-OFT. The signature of ``forward`` is upstream's, and so is the class's name (see :func:`tiny_oft`)."""
+class OFT(_Prismatic):
+    """OpenVLA-OFT. The signature of ``forward`` is upstream's."""
 
     counts_images = True
 
-    def forward(  # noqa: PLR0917 - upstream's signature
+    def forward(  # upstream's signature
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -191,32 +159,5 @@ class OFTForActionPrediction(_Prismatic):
         return self._speak(embeddings, extended, attention_mask, labels, (output_hidden_states, return_dict))
 
 
-def add_film(policy: Any) -> None:
-    """What upstream's script does after LoRA; ``policy`` may be a PeftModel."""
-    base = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
-    base.vision_backbone = FilmBackbone(base.vision_backbone, base.llm_dim)
-
-
-def tiny_openvla(seed: int = 0, module: str = REMOTE_CODE, **config: Any) -> Any:
-    """OpenVLA with random weights, its class found in ``module``."""
-    return _make(OpenVLAForActionPrediction, seed, module, TinyConfig(**config))
-
-
-def tiny_oft(seed: int = 0, module: str = REMOTE_CODE, *, images: int = 2, **config: Any) -> Any:
-    """OpenVLA-OFT with random weights, for so many pictures, on the fork of transformers unless ``both_ways=False``."""
-    policy = _make(OFTForActionPrediction, seed, module, TinyConfig(**{"both_ways": True, **config}))
-    policy.vision_backbone.set_num_images_in_input(images)
-    return policy
-
-
-def _make(cls: Any, seed: int, module: str, config: TinyConfig) -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return _found_in(cls, module)(config)
-
-
-@functools.cache
-def _found_in(cls: Any, module: str) -> Any:
-    """The class as if its code lay in ``module``: adapters are chosen by that name."""
-    name = "OpenVLAForActionPrediction"
-    return type(name, (cls,), {"__module__": module, "__qualname__": name, "__doc__": cls.__doc__})
+class OpenVLAForActionPrediction(OFT):
+    """OpenVLA-OFT under upstream's name."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,8 +11,10 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sfkit.testing.openpi.data import Observation
-from sfkit.testing.openpi.gemma import (
+import openpi.models_pytorch.preprocessing_pytorch as _preprocessing
+from openpi.models.model import Observation
+from openpi.models.pi0_config import Pi0Config
+from openpi.models_pytorch.gemma_pytorch import (
     GemmaForCausalLM,
     GemmaModel,
     PaliGemmaForConditionalGeneration,
@@ -21,40 +22,12 @@ from sfkit.testing.openpi.gemma import (
     PaliGemmaWithExpertModel,
     SiglipVisionModel,
 )
-from sfkit.testing.openpi.preprocessing import preprocess_observation_pytorch
-
-
-@dataclass(frozen=True)
-class TinyConfig:
-    """Upstream's ``Pi0Config``, and the sizes of the stand-in.
-
-    Attributes:
-        pi05: The state is part of the prompt, and the time conditions the expert's norms.
-        action_dim: Size of state and action.
-        action_horizon: Actions in a chunk.
-        width: Of the language model; the expert has half of it, the vision tower as well.
-        depth: Blocks.
-        image_size: Side of a view (224 upstream).
-        patch: Side of a patch.
-        dtype: ``"float32"``, or ``"bfloat16"``, upstream's default.
-        pytorch_compile_mode: Of ``sample_actions``; None leaves it as it is. Upstream's default is "max-autotune".
-    """
-
-    pi05: bool = False
-    action_dim: int = 4
-    action_horizon: int = 3
-    width: int = 32
-    depth: int = 3
-    image_size: int = 56
-    patch: int = 14
-    dtype: str = "float32"
-    pytorch_compile_mode: str | None = None
 
 
 class PI0Pytorch(nn.Module):
     """``forward(observation, actions, noise=None, time=None) -> (b, horizon, dim)`` losses of the flow."""
 
-    def __init__(self, config: TinyConfig) -> None:
+    def __init__(self, config: Pi0Config) -> None:
         super().__init__()
         self.config, self.pi05 = config, config.pi05
         width, half = config.width, config.width // 2
@@ -93,7 +66,8 @@ class PI0Pytorch(nn.Module):
         return function(*arguments)
 
     def _preprocess_observation(self, observation: Observation, *, train: bool = True) -> Observation:
-        return preprocess_observation_pytorch(observation, train=train, size=self.config.image_size)
+        size = self.config.image_size
+        return _preprocessing.preprocess_observation_pytorch(observation, train=train, image_resolution=(size, size))
 
     def embed_prefix(self, observation: Observation) -> tuple[Tensor, Tensor]:
         """Tokens ``(b, n, d)`` and their mask: every camera's, masked or not, then the prompt's. No token in front."""

@@ -1,0 +1,23 @@
+"""What `sfkit inspect` finds on a policy whose blocks are never called and whose loss is not reduced."""
+
+from __future__ import annotations
+
+from tiny_openpi import CAMERAS
+
+from sfkit import Span
+from sfkit.inspection import inspect_policy
+
+
+def test_openpi_whose_blocks_are_never_called_and_whose_loss_is_not_reduced(standin) -> None:
+    found = inspect_policy(standin.build(), standin.batch())
+    assert dict(found.options) == {
+        "blocks": "paligemma_with_expert.paligemma.model.language_model.layers",
+        "tokens": Span(0, 48),
+        "grid": (3, 4, 4),
+        "images": tuple(f"observation.images.{camera}" for camera in CAMERAS),
+        "pixels": "[-1,1]",
+        "loss": "output",
+    }
+    assert found.taps[1].path.endswith("language_model.layers.1.input_layernorm")
+    assert all(tap.trained for tap in found.taps)
+    assert any("without a negative element" in note for note in found.notes)

@@ -1,0 +1,1 @@
+"""The policies, with the call structure that Hugging Face's classes have."""

@@ -1,0 +1,1 @@
+"""What scripts put around a policy."""
