@@ -38,7 +38,7 @@ format: $(STAMP) ## mend style and formatting where a tool can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: $(STAMP) ## check types: the core for Python 3.10, the plugins for 3.12
+types: $(STAMP) ## check types: the core and its tools for Python 3.10, the plugins for 3.12
 	$(BIN)/mypy
 	$(BIN)/mypy --python-version 3.12 plugins/*/src
 

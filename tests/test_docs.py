@@ -30,6 +30,7 @@ RUN_ELSEWHERE = {
     "pip install sfkit-dust3r",
     "pip install sfkit-openpi",
     "pip install sfkit-openvla",
+    "pip install sfkit-tools",
     'pip install sfkit-lerobot "lerobot[smolvla]"',
     "pip install sfkit-transformers",
     "pip install sfkit-vggt",

@@ -7,14 +7,16 @@ from typing import Annotated, Any
 import typer
 
 import sfkit
-from sfkit.cli.inspect import inspect
-from sfkit.cli.layers import layers
 from sfkit.cli.parity import parity
 from sfkit.errors import PluginError
 from sfkit.registry import Entry, default_registry
 
-#: Commands of plugins of this project, told about where the plugin is missing.
-_KNOWN = {"demo": ("sfkit-lerobot", "train a small policy with and without alignment, and compare")}
+#: Commands of this project's plugins, listed also where the plugin is missing: what brings each, and what it does.
+_KNOWN = {
+    "demo": ("sfkit-lerobot[demo]", "train a small policy with and without alignment, and compare"),
+    "inspect": ("sfkit-tools", "find what a GenericAdapter needs of any policy"),
+    "layers": ("sfkit-tools", "rank the depths of a policy for a teacher"),
+}
 
 #: All that follows the name of a plugin's command is its own business, ``--help`` included.
 _PASS_ON: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -34,9 +36,7 @@ def build_app() -> typer.Typer:
     app.command("policies")(policies)
     app.command("presets")(presets)
     app.command("parity")(parity)
-    app.command("inspect")(inspect)
-    app.command("layers")(layers)
-    own = {"plugins", "teachers", "policies", "presets", "parity", "inspect", "layers"}
+    own = {"plugins", "teachers", "policies", "presets", "parity"}
     offered = {entry.name: entry for entry in default_registry().of_kind("command") if entry.name not in own}
     for name in sorted(offered):
         _add_plugin_command(app, offered[name])
@@ -111,14 +111,15 @@ def _add_plugin_command(app: typer.Typer, entry: Entry) -> None:
 
 
 def _add_missing_command(app: typer.Typer, name: str) -> None:
-    distribution, summary = _KNOWN[name]
+    requirement, summary = _KNOWN[name]
+    distribution = requirement.partition("[")[0]
 
     def run() -> None:
         broken = [plugin for plugin in default_registry().broken if plugin.distribution == distribution]
         if broken:
             raise PluginError(f"`sfkit {name}` is part of a plugin that is broken: {broken[0]}")
         raise PluginError(
-            f"`sfkit {name}` is part of {distribution}, which is not installed.", f"pip install {distribution}[demo]"
+            f"`sfkit {name}` is part of {distribution}, which is not installed.", f"pip install {requirement}"
         )
 
     help_text = f"{summary} (needs {distribution})"

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-
-from sfkit.inspection import inspect_policy
+from sfkit_tools import inspect_policy
 
 
 @pytest.mark.parametrize("padding", ["left", "right"])

@@ -1,11 +1,18 @@
-"""Closed-form ridge regression as a probe: what can be read linearly from features, on episodes not seen before."""
+"""Ridge regression as a probe: what a linear map reads from features, on episodes that it was not fitted to."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import PredefinedSplit
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from sfkit.errors import SfkitError
@@ -23,55 +30,50 @@ class ProbeError(SfkitError):
 
 @dataclass(frozen=True)
 class RidgeProbe:
-    """A linear read-out ``y = (x - mean) / scale @ coefficients + offset``, fitted by :meth:`fit`. All float64.
+    """A linear map from standardized features to targets, fitted by :meth:`fit` in float64.
 
     Attributes:
-        mean: ``(d,)`` of the training features.
-        scale: ``(d,)`` their standard deviation (1 where a feature is constant).
-        coefficients: ``(d, k)`` on standardised features.
-        offset: ``(k,)`` mean of the training targets: what the *mean predictor* says everywhere.
-        alpha: The regularisation that was picked.
+        model: scikit-learn's ``StandardScaler`` and ``Ridge``.
+        offset: ``(k,)`` float64, mean of the training targets: the *mean predictor* returns it for every sample.
+        alpha: The regularization strength that was picked.
     """
 
-    mean: Tensor
-    scale: Tensor
-    coefficients: Tensor
+    model: Pipeline
     offset: Tensor
     alpha: float
 
     @classmethod
-    @torch.no_grad()
     def fit(cls, x: Tensor, y: Tensor, groups: Tensor, alphas: Sequence[float] = DEFAULT_ALPHAS) -> RidgeProbe:
-        """Fit on a training part; the regularisation is picked by cross-validation *within* it.
+        """Fit on a training part; cross-validation *within* it picks the regularization.
 
-        Whole groups are held out together, since frames of one episode are near copies of each other. Nothing outside
-        the arguments is looked at: pass the training part only.
+        Minimizes ``|x w - y|^2 / n + alpha |w|^2`` over standardized features. The cross-validation holds out whole
+        groups, since frames of one episode are near copies of each other. The fit uses its arguments alone: pass the
+        training part only.
 
         Args:
             x: ``(n, d)`` features.
             y: ``(n, k)`` targets.
             groups: ``(n,)`` integer identity of each sample's group (episode).
-            alphas: Regularisation strengths to choose from, on standardised features, for each sample.
+            alphas: Regularization strengths to choose from.
 
         Raises:
             ProbeError: Fewer than two groups, wrong shapes, NaN or infinity, or a strength that is not positive.
         """
-        x, y = _checked(x, y)
+        _check(x, y)
         if groups.shape != x.shape[:1]:
             raise ProbeError(
                 f"groups has shape {tuple(groups.shape)} for {len(x)} samples.", "Give one for each sample."
             )
         if not alphas or min(alphas) <= 0:
-            raise ProbeError("The regularisation strengths must be positive.")
-        alpha = alphas[0] if len(alphas) == 1 else _pick(x, y, groups.to(x.device), alphas)
-        mean, scale = _moments(x)
-        solve = _solver((x - mean) / scale, y - y.mean(0))
-        return cls(mean, scale, solve(alpha), y.mean(0), alpha)
+            raise ProbeError("The regularization strengths must be positive.")
+        features, targets = _array(x), _array(y)
+        alpha = alphas[0] if len(alphas) == 1 else _pick(features, targets, _folds(groups), alphas)
+        offset = torch.from_numpy(targets.mean(0)).to(y.device)
+        return cls(_fit(features, targets, [alpha]), offset, alpha)
 
-    @torch.no_grad()
     def predict(self, x: Tensor) -> Tensor:
-        """``(n, k)`` float64 predictions for ``(n, d)`` features."""
-        return (x.to(self.mean) - self.mean) / self.scale @ self.coefficients + self.offset
+        """``(n, k)`` float64 predictions for ``(n, d)`` features, on their device."""
+        return torch.from_numpy(self.model.predict(_array(x)).reshape(len(x), -1)).to(x.device)
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,6 @@ class ProbeScore:
     samples: int
 
 
-@torch.no_grad()
 def probe_error(probe: RidgeProbe, x: Tensor, y: Tensor) -> ProbeScore:
     """Score a probe on other samples than those of its fit.
 
@@ -107,8 +108,8 @@ def probe_error(probe: RidgeProbe, x: Tensor, y: Tensor) -> ProbeScore:
     Raises:
         ProbeError: No sample, wrong shapes, NaN or infinity.
     """
-    x, y = _checked(x, y)
-    return score_predictions(probe.predict(x), y, probe.offset)
+    _check(x, y)
+    return score_predictions(probe.predict(x), y.detach().double(), probe.offset.to(y.device))
 
 
 def score_predictions(predicted: Tensor, y: Tensor, mean: Tensor) -> ProbeScore:
@@ -125,58 +126,46 @@ def score_predictions(predicted: Tensor, y: Tensor, mean: Tensor) -> ProbeScore:
     )
 
 
-def _checked(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def _check(x: Tensor, y: Tensor) -> None:
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y):
         raise ProbeError(f"Features {tuple(x.shape)} and targets {tuple(y.shape)} must be (n, d) and (n, k).")
     if len(x) == 0:
         raise ProbeError("There is no sample.", "Look at what was masked or filtered out.")
     if not (bool(x.isfinite().all()) and bool(y.isfinite().all())):
         raise ProbeError("Features or targets contain NaN or infinity.", "Leave masked samples out before fitting.")
-    return x.double(), y.double()
 
 
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    mean = x.mean(0)
-    scale = (x - mean).square().mean(0).sqrt()
-    # A constant feature has a deviation of rounding errors: dividing by it would blow noise up.
-    constant = scale <= 1e-10 * mean.abs().clamp(min=1e-10)
-    return mean, torch.where(constant, torch.ones_like(scale), scale)
+def _array(values: Tensor) -> NDArray[Any]:
+    return values.detach().double().cpu().numpy()
 
 
-def _pick(x: Tensor, y: Tensor, groups: Tensor, alphas: Sequence[float]) -> float:
-    """The strength with the least squared error on held-out groups; the larger one of equals."""
-    names: Tensor = torch.unique(groups)
+def _folds(groups: Tensor) -> NDArray[Any]:
+    """``(n,)`` int: the fold of each sample; all samples of a group are in one fold."""
+    names, group = np.unique(groups.cpu().numpy(), return_inverse=True)
     if len(names) < _MIN_GROUPS:
         raise ProbeError(
-            f"The samples come from {len(names)} group(s); picking the regularisation needs at least two.",
+            f"The samples come from {len(names)} group(s); picking the regularization needs at least two.",
             "Fit on more episodes, or give a single strength in `alphas`.",
         )
-    folds = min(_FOLDS, len(names))
-    # Dealt out by a fixed shuffle: neighbouring episodes often show one task.
-    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(0)).to(names.device)
-    fold_of = torch.empty_like(order)
-    fold_of[order] = torch.arange(len(names), device=names.device) % folds
-    fold = fold_of[torch.searchsorted(names, groups)]
-    errors = torch.zeros(len(alphas), dtype=torch.float64)
-    for held in range(folds):
-        inside, outside = fold != held, fold == held
-        mean, scale = _moments(x[inside])
-        offset = y[inside].mean(0)
-        solve = _solver((x[inside] - mean) / scale, y[inside] - offset)
-        unseen, target = (x[outside] - mean) / scale, y[outside] - offset
-        errors += torch.stack([(unseen @ solve(alpha) - target).square().sum().cpu() for alpha in alphas])
-    best = float(errors.min())
-    return max(alpha for alpha, error in zip(alphas, errors.tolist(), strict=True) if error <= best)
+    # A fixed shuffle: neighboring episodes often show one task.
+    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(0)).numpy()
+    fold = np.empty_like(order)
+    fold[order] = np.arange(len(names)) % _FOLDS
+    return fold[group]
 
 
-def _solver(x: Tensor, y: Tensor) -> Callable[[float], Tensor]:
-    """``alpha -> (d, k)`` minimising ``|x w - y|^2 / n + alpha |w|^2``, from one decomposition of the smaller Gram."""
-    n, d = x.shape
-    if d <= n:
-        values, vectors = torch.linalg.eigh(x.T @ x / n)
-        projected = vectors.T @ (x.T @ y) / n
-        return lambda alpha: vectors @ (projected / (values.clamp(min=0) + alpha).unsqueeze(1))
-    values, vectors = torch.linalg.eigh(x @ x.T / n)
-    projected = vectors.T @ y / n
-    back = x.T @ vectors
-    return lambda alpha: back @ (projected / (values.clamp(min=0) + alpha).unsqueeze(1))
+def _pick(x: NDArray[Any], y: NDArray[Any], fold: NDArray[Any], alphas: Sequence[float]) -> float:
+    """The strength with the least squared error on held-out groups; the larger one of equals."""
+    errors = np.zeros(len(alphas))
+    for inside, outside in PredefinedSplit(fold).split():
+        predicted = _fit(x[inside], y[inside], alphas).predict(x[outside])
+        off = predicted.reshape(len(outside), len(alphas), -1) - y[outside, None]
+        errors += (off**2).sum((0, 2))
+    return max(alpha for alpha, error in zip(alphas, errors, strict=True) if error <= errors.min())
+
+
+def _fit(x: NDArray[Any], y: NDArray[Any], alphas: Sequence[float]) -> Pipeline:
+    """A model whose outputs are those of all strengths side by side, from one decomposition of the features."""
+    penalties = np.repeat(alphas, y.shape[1]) * len(x)  # scikit-learn adds the errors up, instead of their mean
+    model = make_pipeline(StandardScaler(), Ridge(penalties, solver="svd"))
+    return model.fit(x, np.tile(y, len(alphas)))
