@@ -13,12 +13,12 @@ def features(b: int = 6, d: int = 8, seed: int = 0) -> FeatureMap:
     return FeatureMap(values, torch.ones(b, 2, 4, 4, dtype=torch.bool))
 
 
-def test_colours_are_deterministic_and_in_range() -> None:
-    colours = pca_colors(features())
-    assert colours.shape == (6, 2, 4, 4, 3)
-    assert float(colours.min()) == 0
-    assert float(colours.max()) == 1
-    assert torch.equal(colours, pca_colors(features()))
+def test_colors_are_deterministic_and_in_range() -> None:
+    colors = pca_colors(features())
+    assert colors.shape == (6, 2, 4, 4, 3)
+    assert float(colors.min()) == 0
+    assert float(colors.max()) == 1
+    assert torch.equal(colors, pca_colors(features()))
 
 
 def test_signs_are_fixed_by_the_largest_loading() -> None:
@@ -29,8 +29,8 @@ def test_signs_are_fixed_by_the_largest_loading() -> None:
 
 def test_the_first_colour_follows_the_main_direction() -> None:
     seen = features()
-    colours = pca_colors(seen, clip=0.0)
-    red, main = colours[..., 0].flatten(), seen.values[..., 0].flatten()
+    colors = pca_colors(seen, clip=0.0)
+    red, main = colors[..., 0].flatten(), seen.values[..., 0].flatten()
     assert abs(float(torch.corrcoef(torch.stack([red, main]))[0, 1])) > 0.95
 
 
@@ -40,9 +40,9 @@ def test_masked_tokens_are_nan_and_change_nothing() -> None:
     mask[0] = False
     values = seen.values.clone()
     values[0] = torch.nan
-    colours = pca_colors(FeatureMap(values, mask))
-    assert bool(colours[0].isnan().all())
-    assert torch.allclose(colours[1:], pca_colors(FeatureMap(seen.values[1:], mask[1:])))
+    colors = pca_colors(FeatureMap(values, mask))
+    assert bool(colors[0].isnan().all())
+    assert torch.allclose(colors[1:], pca_colors(FeatureMap(seen.values[1:], mask[1:])))
 
 
 def test_centred_positions_hide_what_never_changes() -> None:
@@ -61,10 +61,10 @@ def test_one_outlier_does_not_fade_the_others() -> None:
 
 
 @pytest.mark.parametrize("d", [1, 2])
-def test_fewer_channels_than_colours(d: int) -> None:
-    colours = pca_colors(features(d=d))
-    assert colours.shape[-1] == 3
-    assert bool((colours[..., d:] == 0.5).all())
+def test_fewer_channels_than_colors(d: int) -> None:
+    colors = pca_colors(features(d=d))
+    assert colors.shape[-1] == 3
+    assert bool((colors[..., d:] == 0.5).all())
 
 
 def test_too_few_tokens_and_nan_are_errors() -> None:
@@ -73,3 +73,14 @@ def test_too_few_tokens_and_nan_are_errors() -> None:
         pca_colors(FeatureMap(seen.values, torch.zeros_like(seen.mask)))
     with pytest.raises(ProbeError, match="NaN"):
         pca_colors(FeatureMap(seen.values * torch.nan, seen.mask))
+
+
+def test_equal_tokens_have_no_color() -> None:
+    seen = features()
+    assert bool((pca_colors(FeatureMap(torch.ones_like(seen.values), seen.mask)) == 0.5).all())
+
+
+def test_a_large_mean_changes_no_color() -> None:
+    seen = FeatureMap(features().values.double(), features().mask)
+    moved = FeatureMap(seen.values + 1e8, seen.mask)
+    torch.testing.assert_close(pca_colors(moved), pca_colors(seen), rtol=0, atol=1e-4)

@@ -54,7 +54,7 @@ def test_matches_the_normal_equations(d: int) -> None:
     torch.testing.assert_close(predicted, by_the_normal_equations(x, y, 0.7, unseen), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(("n", "d", "k", "noise"), [(240, 20, 1, 0.3), (240, 20, 3, 3.0), (120, 300, 2, 0.1)])
+@pytest.mark.parametrize(("n", "d", "k", "noise"), [(240, 20, 1, 30.0), (240, 20, 3, 1.0), (120, 300, 2, 10.0)])
 def test_four_folds_of_shuffled_groups_pick_the_strength(n: int, d: int, k: int, noise: float) -> None:
     x, y, groups = linear(n, d, k, noise=noise)
     x, y, count = x.double(), y.double(), n // 10

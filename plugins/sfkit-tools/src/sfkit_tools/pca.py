@@ -55,7 +55,9 @@ def pca_colors(features: FeatureMap, *, center_positions: bool = False, clip: fl
 def _project(tokens: NDArray[Any]) -> NDArray[Any]:
     """``(n, 3)`` components of ``(n, d)`` tokens, by falling variance; 0 where the tokens span fewer."""
     pca = PCA(min(_COMPONENTS, *tokens.shape), svd_solver="covariance_eigh")
-    projected = pca.fit_transform(tokens)
+    with np.errstate(invalid="ignore"):  # equal tokens have no variance, of which scikit-learn computes shares
+        # This solver takes the mean off the products of features: a large mean would leave rounding errors alone.
+        projected = pca.fit_transform(tokens - tokens.mean(0))
     variance = pca.explained_variance_
     projected[:, variance <= 1e-12 * variance[0]] = 0.0
     return np.pad(projected, ((0, 0), (0, _COMPONENTS - projected.shape[1])))

@@ -156,16 +156,21 @@ def _folds(groups: Tensor) -> NDArray[Any]:
 
 def _pick(x: NDArray[Any], y: NDArray[Any], fold: NDArray[Any], alphas: Sequence[float]) -> float:
     """The strength with the least squared error on held-out groups; the larger one of equals."""
-    errors = np.zeros(len(alphas))
+    # One fit of all strengths computes the features' products once, but holds the targets as often as there are any.
+    together = len(alphas) * y.shape[1] <= x.shape[1]
+    batches = [tuple(alphas)] if together else [(alpha,) for alpha in alphas]
+    errors = dict.fromkeys(alphas, 0.0)
     for inside, outside in PredefinedSplit(fold).split():
-        predicted = _fit(x[inside], y[inside], alphas).predict(x[outside])
-        off = predicted.reshape(len(outside), len(alphas), -1) - y[outside, None]
-        errors += (off**2).sum((0, 2))
-    return max(alpha for alpha, error in zip(alphas, errors, strict=True) if error <= errors.min())
+        seen, target, unseen, wanted = x[inside], y[inside], x[outside], y[outside, None]
+        for batch in batches:
+            predicted = _fit(seen, target, batch).predict(unseen).reshape(len(unseen), len(batch), -1)
+            for alpha, error in zip(batch, np.square(predicted - wanted).sum((0, 2)), strict=True):
+                errors[alpha] += float(error)
+    return max(alpha for alpha, error in errors.items() if error <= min(errors.values()))
 
 
 def _fit(x: NDArray[Any], y: NDArray[Any], alphas: Sequence[float]) -> Pipeline:
-    """A model whose outputs are those of all strengths side by side, from one decomposition of the features."""
+    """A model whose outputs are those of all strengths side by side, ``(n, len(alphas) * k)``."""
     penalties = np.repeat(alphas, y.shape[1]) * len(x)  # scikit-learn adds the errors up, instead of their mean
-    model = make_pipeline(StandardScaler(), Ridge(penalties, solver="svd"))
+    model = make_pipeline(StandardScaler(), Ridge(penalties, solver="cholesky"))
     return model.fit(x, np.tile(y, len(alphas)))
