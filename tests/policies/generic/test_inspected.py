@@ -6,6 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
+pytest.importorskip("sfkit_tools", reason="sfkit-tools is not installed")
+
 from sfkit_tools import inspect_policy
 
 
