@@ -38,7 +38,7 @@ format: $(STAMP) ## mend style and formatting where a tool can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: $(STAMP) ## check types: the core, sfkit-backbones and stand-ins for Python 3.10, all plugins for 3.12
+types: $(STAMP) ## check types: the core, its tools and stand-ins for Python 3.10, all plugins for 3.12
 	$(BIN)/mypy
 	for standins in plugins/*/tests/support; do $(BIN)/mypy $$standins || exit; done
 	$(BIN)/mypy --python-version 3.12 plugins/*/src

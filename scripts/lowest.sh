@@ -6,8 +6,8 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 cd "$root"
 
-# Plugins whose tests need nothing but the core: they have no host framework, or one that runs on old releases.
-plugins=(sfkit-backbones sfkit-openpi sfkit-openvla)
+# Plugins that run on Python 3.10: their host frameworks, or what they depend on, have old releases.
+plugins=(sfkit-backbones sfkit-openpi sfkit-openvla sfkit-tools)
 
 uv=$(find_uv)
 work=$(mktemp -d)
@@ -15,20 +15,22 @@ trap 'rm -rf "$work"' EXIT
 python=$root/.venv-lowest/bin/python
 
 "$uv" build --quiet --wheel --out-dir "$work" .
-forced=(--reinstall-package spatial-forcing) tests=("$root/tests")
+forced=(--reinstall-package spatial-forcing) requirements=(-r pyproject.toml) tests=("$root/tests")
 for plugin in "${plugins[@]}"; do
     "$uv" build --quiet --wheel --out-dir "$work" "plugins/$plugin"
     forced+=(--reinstall-package "$plugin")
+    requirements+=(-r "plugins/$plugin/pyproject.toml")
     tests+=("$root/plugins/$plugin/tests")
 done
 if [ "$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" != 3.10 ]; then
     rm -rf .venv-lowest
     "$uv" venv --quiet --python "$(find_python 3.10)" .venv-lowest
 fi
-# Only requirements read from the project file count as direct ones; those of a wheel would be resolved to
-# the newest. The version number rarely changes while the code does, hence the forced reinstall.
-"$uv" pip install --python "$python" --resolution lowest-direct "${forced[@]}" \
-    -r pyproject.toml --group lowest "$work"/*.whl
+# Only requirements read from the project files count as direct ones; those of a wheel would be resolved to
+# the newest. The version number rarely changes while the code does, hence the forced reinstall. Without the sources of
+# the workspace, so that the plugins get the wheel of the core.
+"$uv" pip install --python "$python" --resolution lowest-direct --no-sources "${forced[@]}" \
+    "${requirements[@]}" --group lowest "$work"/*.whl
 
 cd "$work"
 "$python" - "$root" sfkit "${plugins[@]//-/_}" <<'PY'

@@ -7,14 +7,14 @@ from typing import Annotated, Any
 import typer
 
 import sfkit
-from sfkit.cli.inspect import inspect
-from sfkit.cli.layers import layers
 from sfkit.errors import PluginError
 from sfkit.registry import CORE, Entry, default_registry
 
-#: Commands of plugins of this project, for where the plugin is missing: distribution, extra, summary.
+#: Commands of this project's plugins, listed also where the plugin is missing: distribution, extra, summary.
 _KNOWN = {
     "demo": ("sfkit-demo", "demo", "train a small policy with and without alignment, and compare"),
+    "inspect": ("sfkit-tools", "tools", "find what a GenericAdapter needs of any policy"),
+    "layers": ("sfkit-tools", "tools", "rank the depths of a policy for a teacher"),
     "parity": ("sfkit-backbones", "backbones", "compare with the recorded outputs of a reference, case by case"),
 }
 
@@ -35,9 +35,7 @@ def build_app() -> typer.Typer:
     app.command("teachers")(teachers)
     app.command("policies")(policies)
     app.command("presets")(presets)
-    app.command("inspect")(inspect)
-    app.command("layers")(layers)
-    own = {"plugins", "teachers", "policies", "presets", "inspect", "layers"}
+    own = {"plugins", "teachers", "policies", "presets"}
     offered = {entry.name: entry for entry in default_registry().of_kind("command") if entry.name not in own}
     for name in sorted(offered):
         _add_plugin_command(app, offered[name])

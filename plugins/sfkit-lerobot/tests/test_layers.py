@@ -7,9 +7,9 @@ import sys
 import pytest
 import torch
 from sfkit_lerobot.testing import tiny_lerobot_batch, tiny_rig
+from sfkit_tools import rank_depths
 
 from sfkit.cli import main
-from sfkit.layer_choice import rank_depths
 
 TEACHER = ("geometry", {"calibration_steps": 0})
 

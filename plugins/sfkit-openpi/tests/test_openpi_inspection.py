@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from sfkit_tools import inspect_policy
 from tiny_openpi import CAMERAS
 
 from sfkit import Span
-from sfkit.inspection import inspect_policy
 
 
 def test_openpi_whose_blocks_are_never_called_and_whose_loss_is_not_reduced(standin) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from sfkit.inspection import inspect_policy
+pytest.importorskip("sfkit_tools", reason="sfkit-tools is not installed")
+
+from sfkit_tools import inspect_policy
 
 
 @pytest.mark.parametrize("padding", ["left", "right"])

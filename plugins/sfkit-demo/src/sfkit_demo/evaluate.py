@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from sfkit_tools import DepthProbe, DepthSamples, DepthScore, RidgeProbe, capture_tokens, probe_error, token_depth
 from torch import Tensor, nn
 
 from sfkit.alignment.host import TeacherHost
 from sfkit.alignment.resample import resample
 from sfkit.building import build_adapter, build_teacher
 from sfkit.policies.base import ForwardCall
-from sfkit.probe import DepthProbe, DepthSamples, DepthScore, RidgeProbe, capture_tokens, probe_error, token_depth
 from sfkit.rng import own_rng
 from sfkit.types import FeatureMap, Views
 from sfkit_demo.data import Frames, Split, thinned

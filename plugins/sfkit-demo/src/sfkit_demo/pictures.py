@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sfkit_tools import pca_colors
 from torch import Tensor, nn
-
-from sfkit.probe import pca_colours
 
 if TYPE_CHECKING:
     from sfkit_demo.evaluate import Evaluator
@@ -46,8 +45,8 @@ def take_pictures(policy: nn.Module, evaluator: Evaluator) -> Pictures:
     frames, truth = evaluator.frames, evaluator.held_out
     chosen = _one_of_each_task(evaluator)
     rows = truth.rows[chosen]
-    student = pca_colours(evaluator.tokens(policy, truth.rows), centre_positions=True)
-    teacher = pca_colours(truth.target, centre_positions=True)
+    student = pca_colors(evaluator.tokens(policy, truth.rows), center_positions=True)
+    teacher = pca_colors(truth.target, center_positions=True)
     depth = []
     for key, camera in frames.cameras.cameras.items():
         raw = frames.depth[camera.depth_key or ""][rows, 0]

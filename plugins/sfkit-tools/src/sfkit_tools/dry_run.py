@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from sfkit.alignment.checks import gradient_leaves
-from sfkit.inspection.calls import Call
-from sfkit.inspection.stacks import Candidate, Firings, listening
 from sfkit.policies.loss import find_loss
+from sfkit_tools.blocks import Candidate, Firings, listening
+from sfkit_tools.calls import Call
 
 _DEEPEST = 3
 

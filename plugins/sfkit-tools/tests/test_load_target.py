@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sfkit_tools import load_target
 
 from sfkit.cli import main
 from sfkit.errors import ConfigError
-from sfkit.inspection import load_target
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs" / "any-policy.md"
 
 SCRIPT = """

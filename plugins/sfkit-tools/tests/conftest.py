@@ -94,6 +94,18 @@ def patches(kind: str) -> tuple[nn.Module, dict[str, Tensor]]:
 
 
 @pytest.fixture
+def tiny() -> Callable[..., TinyPolicy]:
+    """Make a tiny policy whose weights depend on the seed alone."""
+
+    def make(seed: int = 0, **options: Any) -> TinyPolicy:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return TinyPolicy(**options)
+
+    return make
+
+
+@pytest.fixture
 def make_patches() -> Callable[[str], tuple[nn.Module, dict[str, Tensor]]]:
     """A policy of a kind of blocks, and its batch."""
     torch.manual_seed(0)

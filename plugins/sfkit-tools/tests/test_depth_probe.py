@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from sfkit_tools import DepthProbe, DepthSamples, ProbeError, token_depth
 
 from sfkit.errors import ShapeError
-from sfkit.probe import DepthProbe, DepthSamples, ProbeError, token_depth
 from sfkit.types import FeatureMap, Views
 
 GRID = (2, 2)

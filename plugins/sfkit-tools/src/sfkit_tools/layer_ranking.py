@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,15 @@ from sfkit.alignment.tap import Tap, Watch, tap_at, tokens_at
 from sfkit.building import Named, build_adapter, build_teacher, inside_peft
 from sfkit.cameras import CameraRig
 from sfkit.errors import AdapterError, ConfigError
-from sfkit.inspection.calls import Call, refuse_wrapped, undisturbed
-from sfkit.layer_choice.cka import cka_of_products, products
 from sfkit.policies.base import ForwardCall, PolicyAdapter
-from sfkit.probe.depth import DepthProbe, DepthSamples
 from sfkit.teachers.base import Teacher
 from sfkit.types import FeatureMap, Views
+from sfkit_tools.calls import Call, refuse_wrapped, undisturbed
+from sfkit_tools.cka import cka_of_products, products
+from sfkit_tools.depth_probe import DepthProbe, DepthSamples
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _FEWEST = 4
 _FOLDS = 4
@@ -114,7 +117,7 @@ def rank_depths(
 
     Args:
         policy: Not wrapped.
-        batch: At least four samples; as :func:`sfkit.inspection.inspect_policy` takes it.
+        batch: At least four samples; as :func:`sfkit_tools.inspect_policy` takes it.
         teacher: Name, name with options, or instance.
         layer: The teacher's layer; its default by default.
         adapter: Where the policy's class is not recognised.
@@ -158,6 +161,61 @@ def rank_depths(
     probes = [None] * len(measures) if probed is None else _measures(probed)
     ranks = tuple(DepthRank(*each) for each in zip(students, measures, probes, strict=True))
     return Ranking(type(policy).__name__, f"{host.teacher.name}@{layer}", samples, len(owner), bound.num_layers, ranks)
+
+
+def chart(ranking: Ranking) -> Figure:
+    """CKA and, where depth is known, the probe's R² over the depths, with bands from 5 % to 95 % of the resamples.
+
+    The figure belongs to no window: ``chart(ranking).savefig("depths.svg")`` writes it.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+    axes = figure.subplots()
+    depths = [rank.depth for rank in ranking.depths]
+    series = {f"CKA to {ranking.teacher}": [rank.cka for rank in ranking.depths]}
+    probes = [rank.probe for rank in ranking.depths if rank.probe is not None]
+    if probes:
+        series["depth probe, R²"] = probes
+    for name, measures in series.items():
+        (line,) = axes.plot(depths, [measure.value for measure in measures], label=name)
+        low, high = [measure.low for measure in measures], [measure.high for measure in measures]
+        axes.fill_between(depths, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    # R² has no lower bound: a hopeless depth must not press the others into one line.
+    lowest = min(measure.low for measures in series.values() for measure in measures)
+    axes.set_ylim(min(0.0, max(lowest, -1.0)), 1.0)
+    axes.set_xticks(depths)
+    axes.set_xlabel("depth")
+    axes.set_title(f"{ranking.policy}, {ranking.samples} samples", loc="left", fontsize="medium")
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(frameon=False, loc="lower left")
+    return figure
+
+
+def uniform(num_layers: int, count: int) -> tuple[int, ...]:
+    """``count`` depths at equal distances between the embeddings and the last block, both left out.
+
+    Raises:
+        ConfigError: There are not so many.
+    """
+    _check_count(num_layers, count, num_layers - 1)
+    return tuple(round(index * num_layers / (count + 1)) for index in range(1, count + 1))
+
+
+def end_anchored(num_layers: int, count: int) -> tuple[int, ...]:
+    """``count`` depths at a whole stride, counted back from the last block, which is among them.
+
+    Raises:
+        ConfigError: There are not so many.
+    """
+    _check_count(num_layers, count, num_layers)
+    stride = num_layers // count
+    return tuple(num_layers - stride * index for index in reversed(range(count)))
+
+
+def _check_count(num_layers: int, count: int, most: int) -> None:
+    if not 1 <= count <= most:
+        raise ConfigError(f"{count} depths cannot be spread over {num_layers} blocks.", f"Choose 1 to {most}.")
 
 
 def _capture(policy: nn.Module, adapter: PolicyAdapter, batch: Any) -> tuple[dict[int, FeatureMap], Views, ForwardCall]:

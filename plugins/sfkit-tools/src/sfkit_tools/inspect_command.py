@@ -9,7 +9,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sfkit.inspection import Inspection
+    from sfkit_tools.report import Inspection
 
 
 def inspect(
@@ -32,7 +32,8 @@ def inspect(
     """
     from rich.console import Console
 
-    from sfkit.inspection import inspect_policy, load_target
+    from sfkit_tools.inspection import inspect_policy
+    from sfkit_tools.loading import load_target
 
     policy, batch, *_ = load_target(target)
     found = inspect_policy(policy, batch, images=images or ())

@@ -5,17 +5,18 @@ from __future__ import annotations
 import copy
 import sys
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from sfkit_tools import Measure, Ranking, chart, rank_depths
 from torch import Tensor, nn
 
 from sfkit import GenericAdapter, Span
 from sfkit.cli import main
 from sfkit.errors import AdapterError, ConfigError
-from sfkit.layer_choice import Ranking, chart, rank_depths
 from sfkit.testing.teachers import PatchTeacher
 
 
@@ -128,16 +129,32 @@ def test_bad_input() -> None:
         rank_depths(Scrambling(), batch_of(), PatchTeacher())
 
 
-def test_the_chart_shows_both_curves(ranked: Ranking) -> None:
-    root = ET.fromstring(chart(ranked))
-    name = "{http://www.w3.org/2000/svg}"
-    curves = [line.attrib["points"].split() for line in root.iter(f"{name}polyline")]
-    assert [len(curve) for curve in curves] == [3, 3]
-    heights = [float(point.split(",")[1]) for point in curves[0]]
-    assert heights[2] > heights[0]  # pictures count down: what is less alike is lower
-    texts = [text.text for text in root.iter(f"{name}text")]
-    assert "CKA to patch@2" in texts
-    assert "depth probe, R²" in texts
+def test_the_chart_shows_both_curves_and_their_bands(ranked: Ranking) -> None:
+    (axes,) = chart(ranked).axes
+    curves = {line.get_label(): line for line in axes.get_lines()}
+    assert list(curves) == ["CKA to patch@2", "depth probe, R²"]
+    cka = curves["CKA to patch@2"]
+    assert list(cka.get_xdata()) == [0, 1, 2]
+    assert list(cka.get_ydata()) == [rank.cka.value for rank in ranked.depths]
+    edges = axes.collections[0].get_datalim(axes.transData).intervaly
+    assert edges[0] == pytest.approx(min(rank.cka.low for rank in ranked.depths))
+    assert edges[1] == pytest.approx(max(rank.cka.high for rank in ranked.depths))
+
+
+def test_the_chart_leaves_out_depth_that_is_not_known(ranked: Ranking) -> None:
+    without = replace(ranked, depths=tuple(replace(rank, probe=None) for rank in ranked.depths))
+    assert [line.get_label() for line in chart(without).axes[0].get_lines()] == ["CKA to patch@2"]
+
+
+def test_a_hopeless_depth_does_not_flatten_the_chart(ranked: Ranking) -> None:
+    hopeless = Measure(-40.0, -50.0, -30.0, 0.0, False)
+    depths = (*ranked.depths[:-1], replace(ranked.depths[-1], probe=hopeless))
+    assert chart(replace(ranked, depths=depths)).axes[0].get_ylim() == (-1.0, 1.0)
+
+
+def test_the_chart_belongs_to_no_window(ranked: Ranking) -> None:
+    chart(ranked)
+    assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,4 +178,14 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     told = capsys.readouterr().out
     for line in ("CKA to geometry@1", "depth probe, R²", "Best by CKA: depth", "2 depths, end-anchored: 2, 3"):
         assert line in told
-    assert picture.read_text().startswith("<svg")
+    assert ET.parse(picture).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_an_unknown_format_is_an_error_before_the_policy_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "unranked.py").write_text("def make():\n    return None\n")
+    with pytest.raises(SystemExit) as ended:
+        main(["layers", f"{tmp_path / 'unranked.py'}:make", "--teacher", "geometry", "--plot", "depths.bmp.x"])
+    assert ended.value.code == 1
+    assert "End it with one of" in capsys.readouterr().err

@@ -10,10 +10,10 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sfkit.layer_choice import Measure, Ranking
+    from sfkit_tools.layer_ranking import Measure, Ranking
 
 
-def layers(
+def layers(  # noqa: PLR0917 - Typer makes an option of each parameter
     target: Annotated[
         str,
         typer.Argument(
@@ -27,16 +27,18 @@ def layers(
     layer: Annotated[int | None, typer.Option(help="The teacher's layer; its default by default.", min=1)] = None,
     count: Annotated[int, typer.Option(help="How many depths for choices of several.", min=1)] = 4,
     resamples: Annotated[int, typer.Option(help="Of the bootstrap over samples.", min=20)] = 200,
-    plot: Annotated[Path | None, typer.Option(help="Write a picture (SVG).")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a chart: .svg, .png or .pdf.")] = None,
 ) -> None:
     """Rank depths by likeness to the teacher (CKA) and, where depth is known, by what a ridge probe reads from them."""
     from rich.console import Console
 
     from sfkit.cameras import CameraRig
     from sfkit.cli.options import parse_options
-    from sfkit.inspection import load_target
-    from sfkit.layer_choice import chart, rank_depths
+    from sfkit_tools.layer_ranking import chart, rank_depths
+    from sfkit_tools.loading import load_target
 
+    if plot is not None:
+        _check_format(plot)
     policy, batch, *rest = load_target(target)
     ranking = rank_depths(
         policy, batch, (teacher, parse_options(teacher_options)), layer=layer, resamples=resamples,
@@ -45,14 +47,14 @@ def layers(
     )  # fmt: skip
     print_ranking(ranking, count, Console(highlight=False))
     if plot is not None:
-        plot.write_text(chart(ranking), encoding="utf-8")
+        chart(ranking).savefig(plot)
 
 
 def print_ranking(ranking: Ranking, count: int, console: Console) -> None:
     """The table, what is certain of it, and choices of several depths."""
     from rich.table import Table
 
-    from sfkit.layer_choice import end_anchored, uniform
+    from sfkit_tools.layer_ranking import end_anchored, uniform
 
     known = ranking.depths[0].probe is not None
     table = Table("depth", f"CKA to {ranking.teacher}", "best in", box=None)
@@ -74,6 +76,17 @@ def print_ranking(ranking: Ranking, count: int, console: Console) -> None:
     if count < blocks:
         console.print(f"{count} depths, uniform: {', '.join(map(str, uniform(blocks, count)))}")
         console.print(f"{count} depths, end-anchored: {', '.join(map(str, end_anchored(blocks, count)))}")
+
+
+def _check_format(plot: Path) -> None:
+    """Before the policy runs, which may take minutes."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    from sfkit.errors import ConfigError
+
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if plot.suffix[1:] not in formats:
+        raise ConfigError(f"--plot {plot} names no format of a chart.", f"End it with one of: {', '.join(formats)}.")
 
 
 def _cells(measure: Measure) -> tuple[str, str]:

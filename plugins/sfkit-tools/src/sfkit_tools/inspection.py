@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from sfkit.alignment.checks import find_trained_leaf
 from sfkit.building import inside_peft
 from sfkit.errors import AdapterError, SfkitError, ViewsError
-from sfkit.inspection.calls import Call, refuse_wrapped, undisturbed
-from sfkit.inspection.dry_step import DryStep, dry_step
-from sfkit.inspection.findings import Inspection, StackFinding, TapFinding
-from sfkit.inspection.pictures import Pictures, chosen_pictures, find_pictures, leaves
-from sfkit.inspection.span import Found, Prober, as_tokens, find_tokens
-from sfkit.inspection.stacks import Candidate, find_candidates
 from sfkit.policies.base import ForwardCall
 from sfkit.policies.generic import GenericAdapter
 from sfkit.policies.generic.pixels import likely_pixels
+from sfkit_tools.blocks import Candidate, find_candidates
+from sfkit_tools.calls import Call, refuse_wrapped, undisturbed
+from sfkit_tools.dry_run import DryStep, dry_step
+from sfkit_tools.image_inputs import Pictures, chosen_pictures, find_pictures, leaves
+from sfkit_tools.image_tokens import Found, Prober, as_tokens, find_tokens
+from sfkit_tools.report import Inspection, StackFinding, TapFinding
 
 #: From this share of patches whose own token moved most, the tokens count as found.
 _SURE = 0.75

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sfkit_tools import Inspection, inspect_policy
 from torch import Tensor, nn
 
 from sfkit import ImageTokens, Span, SpatialForcing
 from sfkit.errors import AdapterError, ConfigError, ViewsError, WrapError
-from sfkit.inspection import Inspection, inspect_policy
 from sfkit.policies.generic import MeanStd
 from sfkit.testing.policies import TinyPolicy, tiny_batch
 from sfkit.testing.teachers import PatchTeacher

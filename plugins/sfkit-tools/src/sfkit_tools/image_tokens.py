@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfkit.inspection.calls import Call
-from sfkit.inspection.pictures import Box, Pictures
-from sfkit.inspection.stacks import Candidate, listening
 from sfkit.policies.generic.options import ImageTokens, Span
+from sfkit_tools.blocks import Candidate, listening
+from sfkit_tools.calls import Call
+from sfkit_tools.image_inputs import Box, Pictures
 
 #: Of the height and of the width: where the patches lie whose tokens are looked for.
 _PLACES = (0.03, 0.47, 0.94)

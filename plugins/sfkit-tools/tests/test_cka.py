@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sfkit_tools import end_anchored, linear_cka, uniform
 
 from sfkit.errors import ConfigError, ShapeError
-from sfkit.layer_choice import end_anchored, linear_cka, uniform
 
 
 def features(n: int, d: int, seed: int) -> torch.Tensor:

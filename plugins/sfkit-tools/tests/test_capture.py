@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from sfkit_tools import capture_tokens
 
 from sfkit import SpatialForcing
 from sfkit.errors import AdapterError, ConfigError
-from sfkit.probe import capture_tokens
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 
 
