@@ -41,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     # Before torch is imported, and for all processes that are started here.
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
     from checkout import use_checkout
 
     with use_checkout(given.checkout.resolve()):

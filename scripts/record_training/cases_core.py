@@ -129,7 +129,11 @@ CASES: dict[str, Callable[[], Training]] = {
     "tiny/generic": generic,
     "pairs/three": three,
     "pairs/mean": lambda: three(pair_reduction="mean"),
-    "pairs/nested": lambda: three(shared_projector=True, projector=("nested", {"hidden": 24})),
+    "pairs/nested": lambda: tiny(
+        pairs=[(depth, PatchTeacher(), depth) for depth in (1, 2, 3)],
+        shared_projector=True,
+        projector=("nested", {"hidden": 24}),
+    ),
     "pairs/nothing recomputed": lambda: three(recompute="nothing"),
     "pairs/all recomputed": lambda: three(recompute="all"),
     "pairs/special": special,
