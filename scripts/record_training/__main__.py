@@ -11,9 +11,11 @@ compared by the names of cases and by position. They hold for one machine and on
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import subprocess
 import sys
+import tarfile
 import tempfile
 from pathlib import Path
 
@@ -61,21 +63,25 @@ def _compare(old: Path, new: Path) -> int:
 def _against(commit: str, options: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="record-training-") as work:
         old, new, tree = Path(work, "old.json"), Path(work, "new.json"), Path(work, "checkout")
-        subprocess.run(["git", "-C", str(ROOT), "worktree", "add", "--quiet", "--detach", str(tree), commit], check=True)
-        try:
-            # A commit from before the recorder is recorded with the cases of this checkout.
-            script = tree / HERE.relative_to(ROOT)
-            script = script if script.is_dir() else HERE
-            for name, at, folder, file in ((commit, tree, script, old), ("this checkout", ROOT, HERE, new)):
-                print(f"recording {name}", file=sys.stderr)
-                command = [sys.executable, str(folder), "--write", str(file), "--checkout", str(at), *options]
-                # A case that fails is in the record, and the comparison names it.
-                subprocess.run(command, check=False)
-                if not file.is_file():
-                    raise SystemExit(f"no record of {name} was written")
-        finally:
-            subprocess.run(["git", "-C", str(ROOT), "worktree", "remove", "--force", str(tree)], check=True)
+        _export(commit, tree)
+        # A commit from before the recorder is recorded with the cases of this checkout.
+        script = tree / HERE.relative_to(ROOT)
+        script = script if script.is_dir() else HERE
+        for name, at, folder, file in ((commit, tree, script, old), ("this checkout", ROOT, HERE, new)):
+            print(f"recording {name}", file=sys.stderr)
+            command = [sys.executable, str(folder), "--write", str(file), "--checkout", str(at), *options]
+            # A case that fails is in the record, and the comparison names it.
+            subprocess.run(command, check=False)
+            if not file.is_file():
+                raise SystemExit(f"no record of {name} was written")
         return _compare(old, new)
+
+
+def _export(commit: str, folder: Path) -> None:
+    """Write the files of a commit; unlike a worktree, a killed process leaves no trace of it in the repository."""
+    packed = subprocess.run(["git", "-C", str(ROOT), "archive", commit], check=True, stdout=subprocess.PIPE).stdout
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+        archive.extractall(folder, filter="data")
 
 
 if __name__ == "__main__":

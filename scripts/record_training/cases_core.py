@@ -36,7 +36,9 @@ def tiny(
     plain = TinyPolicy(**(policy or {}))
     if not {"pairs", "preset"} & arguments.keys():
         arguments.setdefault("depth", 2)
-    SpatialForcing.wrap(plain, None if "pairs" in arguments else teacher, adapter=TinyAdapter(plain, options), **arguments)
+    SpatialForcing.wrap(
+        plain, None if "pairs" in arguments else teacher, adapter=TinyAdapter(plain, options), **arguments
+    )
     accumulate = arguments.get("grad_accumulation", 1)
     return Training(plain, lambda step: plain(batch(step))[0] / accumulate, accumulate=accumulate)
 
@@ -173,4 +175,3 @@ CASES: dict[str, Callable[[], Training]] = {
         "resample": ["layer-norm", ("resample", {"align_corners": True}), "spatial-norm"],
     }, lambda: PatchTeacher({"grid": 6})),
 }  # fmt: skip
-

@@ -79,7 +79,9 @@ def _work(rank: int, names: list[str], steps: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=limit)
     found = {}
     for name in names:
-        one = record_case(CASES[name], steps) if rank else timed(name, lambda name=name: record_case(CASES[name], steps))
+        one = (
+            record_case(CASES[name], steps) if rank else timed(name, lambda name=name: record_case(CASES[name], steps))
+        )
         found[name] = one
     with open(f"{folder}/{rank}.json", "w") as file:  # noqa: PTH123
         json.dump(found, file)

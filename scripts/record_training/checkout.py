@@ -6,12 +6,13 @@ import json
 import re
 import sys
 import tempfile
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import distributions
 from pathlib import Path
 from urllib.parse import unquote, urlparse
+
+import tomllib
 
 HERE = Path(__file__).resolve().parent
 
@@ -79,7 +80,9 @@ def _write_metadata(projects: list[Path], folder: Path) -> None:
         made = folder / f"{name}-0.dist-info"
         made.mkdir()
         (made / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0\n")
-        lines = [f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in points.items()) for group, points in groups.items()]
+        lines = [
+            f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in points.items()) for group, points in groups.items()
+        ]
         (made / "entry_points.txt").write_text("".join(lines))
 
 

@@ -78,7 +78,9 @@ def _tensors(when: str, what: str, old: list[Any], new: list[Any], names: tuple[
     for position, (one, other) in enumerate(zip(old, new, strict=True)):
         if one == other:
             continue
-        name = names[0][position] if names[0][position] == names[1][position] else " / ".join(n[position] for n in names)
+        name = (
+            names[0][position] if names[0][position] == names[1][position] else " / ".join(n[position] for n in names)
+        )
         amount = "one is None" if one is None or other is None else f"norm {_change(one[1], other[1])}"
         yield f"{when}, {what} {name} (position {position}): {amount}"
 
