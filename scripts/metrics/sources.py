@@ -102,11 +102,9 @@ class Source:
 
     def _docstrings(self) -> Iterator[ast.Expr]:
         for node in ast.walk(self.tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
-                first = node.body[0]
-                if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-                    if isinstance(first.value.value, str):
-                        yield first
+            documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            if documented and ast.get_docstring(node) is not None:
+                yield node.body[0]
 
 
 def _functions(node: ast.AST, names: tuple[str, ...]) -> Iterator[tuple[str, Function]]:

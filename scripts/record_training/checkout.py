@@ -46,7 +46,8 @@ def check_modules(root: Path) -> None:
         file = Path(str(module.__file__)).resolve()
         if file.is_relative_to(root) or file.is_relative_to(HERE):
             continue
-        elsewhere = any(file.is_relative_to(project) for project in foreign) and "site-packages" not in file.parts
+        installed = file.is_relative_to(Path(sys.prefix).resolve())  # an environment may be inside a project
+        elsewhere = any(file.is_relative_to(project) for project in foreign) and not installed
         if elsewhere or re.match(r"sfkit|lerobot_policy_spatial_forcing", name):
             raise RuntimeError(f"{name} was imported from {file}, and not from the checkout {root}.")
 

@@ -73,16 +73,15 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str
 
 def _tensors(when: str, what: str, old: list[Any], new: list[Any], names: tuple[list[str], list[str]]) -> Iterator[str]:
     if len(old) != len(new):
-        yield f"{when}, {what} count: {len(old)} and {len(new)}"
+        yield f"{when}, number of {what or 'buffer'}s: {len(old)} and {len(new)}"
         return
     for position, (one, other) in enumerate(zip(old, new, strict=True)):
-        if one == other:
+        # A norm may be NaN, which differs from itself; the digest says whether tensors are equal.
+        if one == other or (one and other and one[0] == other[0]):
             continue
-        name = (
-            names[0][position] if names[0][position] == names[1][position] else " / ".join(n[position] for n in names)
-        )
-        amount = "one is None" if one is None or other is None else f"norm {_change(one[1], other[1])}"
-        yield f"{when}, {what} {name} (position {position}): {amount}"
+        name = " / ".join(dict.fromkeys(side[position] for side in names))
+        amount = "one side has none" if one is None or other is None else f"norm {_change(one[1], other[1])}"
+        yield f"{when}, {f'{what} ' if what else ''}{name} (position {position}): {amount}"
 
 
 def _same(one: float | None, other: float | None) -> bool:
@@ -91,10 +90,11 @@ def _same(one: float | None, other: float | None) -> bool:
 
 
 def _change(one: float | None, other: float | None) -> str:
-    if one is None or other is None or one == other:
+    if one is None or other is None:
         return f"{one!r} and {other!r}"
-    relative = abs(one - other) / max(abs(one), abs(other))
-    return f"{one!r} and {other!r}, which differ by {relative:.1e} of it"
+    if _same(one, other):
+        return f"{one!r} in both"
+    return f"{one!r} and {other!r}, a difference of {abs(one - other) / max(abs(one), abs(other)):.1e}"
 
 
 def _renamed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
