@@ -11,7 +11,7 @@ ALONE := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 SAME := --hypothesis-seed=0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults lint format types layers docs lowest wheels check bench bench-full freeze clean
+.PHONY: help setup demo test faults lint format types layers metrics record docs lowest wheels check bench bench-full freeze clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -45,6 +45,12 @@ types: $(STAMP) ## check types: the core, its tools and stand-ins for Python 3.1
 
 layers: $(STAMP) ## check that imports go down only
 	$(BIN)/lint-imports --no-cache
+
+metrics: $(STAMP) ## print size, scatter and wording of the code beside their limits (ARGS="--check": fail over them)
+	$(BIN)/python scripts/metrics $(ARGS)
+
+record: $(STAMP) ## compare how this checkout and a commit train, to the last bit (ARGS="--against main")
+	$(BIN)/python scripts/record_training $(ARGS)
 
 docs: $(STAMP) ## build the documentation into site/; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
