@@ -14,19 +14,16 @@ from operators import (
 )
 
 _OPENVLA_HALVES = "test_fault_25_26_channels_in_another_order_or_range_are_an_error"
-_SEEN = "test_fault_24_and_26_the_view_is_what_the_policy_sees_in_its_place[groot]"
 _RESUMED = "test_fault_31_32_a_resumed_run_continues_the_uninterrupted_one"
 _TRAINED_ON_DEPTH = "test_fault_53_54_depth_and_calibration_are_for_the_teacher_alone"
 
+# fmt: off
 HIGH = (
     # 24: padding is aligned
     Mutant(24, "GenericAdapter.views", replace_call("_valid", "torch.ones_like(_)"),
            "test_fault_24_padding_and_absent_cameras_are_masked"),
-    Mutant(24, "registration._expect", replace_call("all", "True"), "test_fault_24_a_wrong_letterbox_is_found"),
     Mutant(24, "Views.token_mask", replace_call("all", "_self.any(_0)"),
            "test_fault_24_letterbox_tokens_are_masked[pi0-size2-expected2]"),
-    Mutant(24, "LeRobotAdapter._valid", replace_call("stack", "torch.ones_like(_)"),
-           "test_fault_24_the_letterbox_is_where_the_policy_puts_it"),
     Mutant(24, "OpenPIAdapter.views", fix_condition(False, "options", "bars"),
            "test_fault_24_black_bars_are_masked[standin-pi0-pipeline]"),
     Mutant(24, "OpenVLAAdapter.views", fix_condition(False, "letterbox"),
@@ -34,14 +31,11 @@ HIGH = (
     # 25: cameras in another order
     Mutant(25, "GeometryTeacher._statistics", fix_condition(False, "names"),
            "test_fault_25_position_means_belong_to_the_camera_and_not_to_its_place"),
-    Mutant(25, "registration._expect", fix_condition(False, "wanted"),
-           "test_fault_25_exchanged_cameras_are_found"),
     Mutant(25, "span._order", replace_return("list(range(pictures.views))"),
            "test_fault_25_cameras_are_told_in_the_order_of_their_tokens"),
-    Mutant(25, "PrefixAdapter._boxes", replace_call("list", "sorted(_0, key=[*batch].index)", mentions="image_features"),
+    Mutant(25, "PrefixAdapter._boxes",
+           replace_call("list", "sorted(_0, key=[*batch].index)", mentions="image_features"),
            "test_fault_25_views_are_in_the_order_of_the_policy_not_of_the_batch"),
-    Mutant(25, "_PictureSettings.order", replace_return("tuple(cameras)"),
-           "test_fault_25_views_are_in_the_order_that_the_checkpoint_names"),
     Mutant(25, "OpenPIAdapter._present", replace_return("_.sort(1, descending=True).values"),
            "test_fault_25_a_masked_camera_keeps_its_place[standin-pi0]"),
     Mutant(25, "OpenVLAAdapter.views", drop_call("check_halves"), _OPENVLA_HALVES),
@@ -51,11 +45,9 @@ HIGH = (
     Mutant(26, "check_pixels", drop_raise("ViewsError", within="_explains_better"),
            "test_fault_26_a_wrong_normalisation_is_noticed"),
     Mutant(26, "PictureTeacher._check_range", drop_raise("ViewsError"),
-           "test_fault_26_pictures_out_of_range_are_refused",
-           "test_fault_26_pictures_outside_0_1_are_refused",
+           "test_fault_26_pictures_out_of_range_are_refused", "test_fault_26_pictures_outside_0_1_are_refused",
            "test_fault_26_pictures_that_are_normalised_already_are_refused",
-           "test_fault_26_pictures_in_another_range_are_refused",
-           "test_fault_26_pictures_outside_0_1_are_an_error"),
+           "test_fault_26_pictures_in_another_range_are_refused", "test_fault_26_pictures_outside_0_1_are_an_error"),
     Mutant(26, "DepthAnything3.features", replace_call("imagenet_normalised", "_0"),
            "test_fault_26_pictures_are_normalised_exactly_once"),
     Mutant(26, "PairTeacher.features", replace_argument("trunk", 0, "images"),
@@ -70,8 +62,6 @@ HIGH = (
            "test_fault_26_pictures_outside_0_to_1_are_an_error[pi0-255.0]"),
     Mutant(26, "OpenPIAdapter._seen", replace_return("torch.stack(inputs, 1).float()"),
            "test_fault_26_views_are_in_0_to_1[standin-pi0]"),
-    Mutant(26, "OpenPIAdapter.views", drop_call("_check_range"),
-           "test_fault_26_pictures_of_another_range_are_an_error"),
     Mutant(26, "sfkit_openvla.pictures.pictures", replace_return("_ * 2 - 1"),
            "test_fault_26_teachers_see_the_cameras_pixels[siglip-1]", ends_in="ViewsError"),
     # 27: the student's pictures are moved, and depth is not
@@ -84,8 +74,6 @@ HIGH = (
     Mutant(28, "TeacherHost._place", replace_call("requires_grad_", "_self"),
            "test_fault_28_the_teacher_is_frozen_whatever_its_author_left",
            "test_fault_28_the_teacher_is_frozen_and_nowhere_in_the_policy"),
-    Mutant(28, "TeacherHost._place", replace_call("eval", "_self"),
-           "test_fault_28_the_teacher_is_frozen_whatever_its_author_left"),
     # 29: weights that do not fit
     Mutant(29, "load_into", replace_constant(True, False, within="strict"),
            "test_fault_29_a_projector_that_does_not_fit_is_an_error"),
@@ -94,8 +82,6 @@ HIGH = (
            "test_fault_29_a_file_that_does_not_fit_is_refused[unexpected]",
            "test_fault_29_a_deeper_checkpoint_is_not_cut_off",
            "test_fault_29_keys_are_checked_strictly[unexpected in the trunk]"),
-    Mutant(29, "PairTeacher.trunk_config", fix_condition(True, "decoders"),
-           "test_fault_29_one_decoder_is_shared_only_if_asked_for"),
     Mutant(29, "Checkpoint.network", drop_call("_check"), "test_fault_29_a_missing_tensor_is_an_error_that_names_it"),
     Mutant(29, "LoadRecord.check", drop_raise("CheckpointError", within="unexpected"),
            "test_fault_29_keys_that_do_not_fit_are_an_error[missing]",
@@ -112,8 +98,6 @@ HIGH = (
     # 31, 32: what a resumed run takes up
     Mutant(31, "Aligner._load_from_state_dict", replace_call("int", "(_, self.steps)[1]", mentions="steps"),
            "test_fault_31_a_wrapped_state_dict_round_trips", "test_fault_31_training_resumes_where_it_was"),
-    Mutant(31, "checkpoint.wrap_arguments", replace_return("{**_, 'grad_accumulation': None}"),
-           "test_fault_31_32_what_the_loop_does_with_its_loss_is_saved_with_the_run"),
     Mutant(31, "checkpoint.locate", drop_call("_recover"),
            "test_fault_31_a_kill_while_the_folder_is_replaced_leaves_the_earlier_one[2]", ends_in="CheckpointError"),
     Mutant(31, "resuming.restore", drop_call("load_into"), _RESUMED),
@@ -121,9 +105,6 @@ HIGH = (
            "test_fault_31_32_a_resumed_run_continues_exactly", _RESUMED),
     Mutant(32, "Aligner._anchored", fix_condition(True, "_count_step"),
            "test_fault_32_every_training_forward_counts_aligned_or_not"),
-    Mutant(32, "Aligner._count_step",
-           replace_call("replays", "torch.distributed.is_initialized() and torch.distributed.get_rank()"),
-           "test_fault_32_the_step_counter_is_the_same_on_both_ranks"),
     # 33, 34: position codes and projectors of another size
     Mutant(33, "PositionCodeOptions", replace_constant("relative", "absolute", within="default"),
            "test_fault_33_the_code_has_the_same_share_whatever_the_teachers_norm"),
@@ -132,8 +113,7 @@ HIGH = (
            "test_fault_34_a_single_pair_on_a_shared_projector_has_every_unit"),
     # 35: another layer than the one that is named
     Mutant(35, "tap_at", replace_constant(1, 0), "test_fault_35_attention_of_block_k_is_made_of_what_enters_it"),
-    Mutant(35, "pairing._depth", drop_raise("ConfigError"),
-           "test_fault_35_depth_k_of_a_vlm_lies_above_k_blocks"),
+    Mutant(35, "pairing._depth", drop_raise("ConfigError"), "test_fault_35_depth_k_of_a_vlm_lies_above_k_blocks"),
     Mutant(35, "pairing._layer", drop_raise("ConfigError"), "test_fault_35_layers_out_of_range_say_what_is_valid[-1]"),
     Mutant(35, "OpenVLAAdapter.num_layers", replace_return("_ - 1"), "test_fault_35_depths"),
     # 36: rotary tables
@@ -157,7 +137,6 @@ HIGH = (
            "test_fault_43_the_losses_are_told_apart", "test_fault_43_lerobots_log_tells_the_losses_apart"),
     Mutant(44, "_Record.see_sum", replace_argument("where", 1, "gradient.detach().float()"),
            "test_fault_44_opposed_gradients_are_named"),
-    Mutant(44, "Aligner._open_step", drop_call("update"), "test_fault_44_the_balance_keeps_alignment_from_dominating"),
     # 45, 46, 47: compiled and prepared policies
     Mutant(45, "Aligner.around", replace_call("disarm", "_self.remove()"),
            "test_fault_45_every_step_of_a_compiled_policy_aligns[module]", ends_in="TapError"),
@@ -168,18 +147,15 @@ HIGH = (
     # 48, 49: accumulated batches, and steps without alignment
     Mutant(48, "StepScale.share_of_the_step", replace_return("1.0", mentions="accumulation"),
            "test_fault_48_num_items_in_batch_with_accumulation", "test_fault_48_the_trainer_trains_the_explicit_sum"),
-    Mutant(48, "StepScale.share_of_the_step", fix_condition(False, "_world_size"),
-           "test_fault_48_several_processes_must_be_told"),
     Mutant(49, "Aligner._anchored", replace_return("output", mentions="anchor"),
-           "test_fault_49_ranks_stay_equal", says="Expected to have finished reduction"),
+           "test_fault_12_and_49_gradients_are_the_mean_of_the_ranks", says="Expected to have finished reduction"),
     # 50: a policy left in eval mode
     Mutant(50, "Aligner.around", drop_call("_warn_if_left_in_eval"),
            "test_fault_50_a_policy_left_in_eval_mode_is_reported_once",
            "test_fault_50_training_in_eval_mode_warns_once",
            "test_fault_50_a_policy_from_a_checkpoint_is_in_eval_mode_and_says_so"),
     # 51: random numbers
-    Mutant(51, "own_rng", drop_call("fork_rng"),
-           "test_fault_51_wrapping_leaves_the_random_state_alone",
+    Mutant(51, "own_rng", drop_call("fork_rng"), "test_fault_51_wrapping_leaves_the_random_state_alone",
            "test_fault_51_building_and_loading_leave_the_random_state_alone",
            "test_fault_51_wrap_and_teacher_leave_the_global_random_state",
            "test_fault_51_a_teacher_on_its_own_draws_none_either"),

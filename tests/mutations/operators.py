@@ -129,7 +129,7 @@ def replace_return(new: str, *, mentions: Names = (), within: Names = ()) -> Ope
 
 
 def replace_call(name: str, new: str, *, mentions: Names = (), within: Names = ()) -> Operator:
-    """An expression instead of a call: ``_`` is the call, ``_self`` what its method is of, ``_0`` its first argument."""
+    """An expression instead of a call: ``_`` is the call, ``_self`` the object of a method, ``_0`` an argument."""
 
     def change(node: ast.AST) -> ast.AST:
         assert isinstance(node, ast.Call)
@@ -232,7 +232,7 @@ def _expression(text: str, **parts: ast.AST | None) -> ast.expr:
     """A parsed expression with other nodes in the place of these names."""
 
     class Fill(ast.NodeTransformer):
-        def visit_Name(self, node: ast.Name) -> ast.AST:  # noqa: N802 - the name is ast's
+        def visit_Name(self, node: ast.Name) -> ast.AST:
             return parts.get(node.id) or node
 
     body: ast.expr = Fill().visit(ast.parse(text, mode="eval")).body

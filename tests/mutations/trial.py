@@ -194,7 +194,8 @@ def copy_sources(root: Path, to: Path) -> None:
     plugins = [path.relative_to(root) for path in (*root.glob("plugins/*/src"), *root.glob("plugins/*/tests"))]
     for part in (Path("sfkit"), Path("tests"), *plugins):
         shutil.copytree(root / part, to / part, ignore=ignore)
-    shutil.copy(root / "pyproject.toml", to)
+    for file in (root / "pyproject.toml", *root.glob("plugins/conftest.py")):
+        shutil.copy(file, to / file.relative_to(root))
     (to / "examples").symlink_to(root / "examples")
 
 
