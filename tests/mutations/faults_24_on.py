@@ -105,8 +105,8 @@ HIGH = (
     Mutant(31, "resuming.restore", drop_call("load_into"), _RESUMED),
     Mutant(32, "Aligner._load_from_state_dict", replace_call("int", "(_, self.steps)[1]", mentions="steps"),
            "test_fault_31_32_a_resumed_run_continues_exactly", _RESUMED),
-    Mutant(32, "Aligner._anchored", fix_condition(True, "_count_step"),
-           "test_fault_32_every_training_forward_counts_aligned_or_not"),
+    Mutant(32, "Aligner._load_from_state_dict", fix_condition(False, "balance"),
+           "test_fault_32_the_balance_survives_a_resume"),
     # 33, 34: position codes and projectors of another size
     Mutant(33, "PositionCodeOptions", replace_constant("relative", "absolute", within="default"),
            "test_fault_33_the_ratio_is_that_of_norms"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-from dataclasses import dataclass
 from pathlib import Path
 
 from operators import Operator, StaleMutantError
@@ -13,11 +12,10 @@ from sources import Functions
 REQUIRED = frozenset(range(1, 56)) - {37, 38}
 
 
-@dataclass(frozen=True, init=False)
 class Mutant:
     """One protection, taken out of the real source, and the tests that must notice.
 
-    Attributes:
+    Args:
         fault: Number of the silent fault.
         function: Qualified name of the function or class, see :meth:`sources.Functions.find`.
         operator: The change.
@@ -25,13 +23,6 @@ class Mutant:
         ends_in: Errors, beside a failed assertion, that are a right way for these tests to fail.
         says: Text that the report of each failure must contain.
     """
-
-    fault: int
-    function: str
-    operator: Operator
-    tests: tuple[str, ...]
-    ends_in: tuple[str, ...]
-    says: str
 
     def __init__(
         self,
@@ -42,8 +33,12 @@ class Mutant:
         ends_in: str | tuple[str, ...] = (),
         says: str = "",
     ) -> None:
-        errors = (ends_in,) if isinstance(ends_in, str) else ends_in
-        vars(self).update(fault=fault, function=function, operator=operator, tests=tests, ends_in=errors, says=says)
+        self.fault = fault
+        self.function = function
+        self.operator = operator
+        self.tests = tests
+        self.ends_in = (ends_in,) if isinstance(ends_in, str) else ends_in
+        self.says = says
 
     def __str__(self) -> str:
         return f"{self.function}: {self.operator}"

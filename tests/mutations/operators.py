@@ -142,6 +142,13 @@ def replace_call(name: str, new: str, *, mentions: Names = (), within: Names = (
 def replace_argument(name: str, which: int | str, new: str, *, mentions: Names = (), within: Names = ()) -> Operator:
     """Another argument of a call, by its place or keyword: an expression, in which ``_`` is the old one."""
 
+    def finds(place: Place) -> bool:
+        call = place.node
+        if not isinstance(call, ast.Call) or _called(call) != name:
+            return False
+        known = range(len(call.args)) if isinstance(which, int) else [keyword.arg for keyword in call.keywords]
+        return which in known
+
     def change(node: ast.AST) -> ast.AST:
         assert isinstance(node, ast.Call)
         if isinstance(which, int):
@@ -151,9 +158,7 @@ def replace_argument(name: str, which: int | str, new: str, *, mentions: Names =
             keyword.value = _expression(new, _=keyword.value)
         return node
 
-    return _operator(
-        lambda place: _called(place.node) == name, change, "replace_argument", (name, which, new), mentions, within
-    )
+    return _operator(finds, change, "replace_argument", (name, which, new), mentions, within)
 
 
 def _operator(
