@@ -165,6 +165,11 @@ def test_no_place_or_several_is_an_error(mutations: SimpleNamespace, name: str, 
         mutations.fix_condition(True, name).apply(ast.parse(f"{_FUNCTION}    while found: x = 1 if found else 2"))
 
 
+def test_nested_calls_of_one_name_are_several_places(mutations: SimpleNamespace) -> None:
+    with pytest.raises(mutations.StaleMutantError, match="finds 2 places instead of one"):
+        mutations.replace_call("all", "True").apply(ast.parse("def f(x): return x.all(1).all(0)"))
+
+
 # ------------------------------------------------------------------------------------------------ functions and tests
 
 

@@ -38,11 +38,12 @@ class Place:
 
 @dataclass(frozen=True)
 class Operator:
-    """One change. ``text`` is how the table writes it."""
+    """One change. ``text`` is how the table writes it; ``innermost``: of nested places the innermost counts."""
 
     text: str
     finds: Callable[[Place], bool]
     change: Callable[[ast.AST], ast.AST]
+    innermost: bool = False
 
     def __str__(self) -> str:
         return self.text
@@ -54,10 +55,9 @@ class Operator:
             StaleMutantError: There is no such place, or there are several.
         """
         found = [place for place in _places(tree, frozenset()) if self.finds(place)]
-        # Of nested places the innermost counts.
-        found = [
-            place for place in found if not any(other.node in ast.walk(place.node) for other in found if other != place)
-        ]
+        if self.innermost:
+            nodes = [place.node for place in found]
+            found = [p for p in found if not any(node in nodes for node in ast.walk(p.node) if node is not p.node)]
         if len(found) != 1:
             places = "".join(f"\n  line {getattr(p.node, 'lineno', '?')}: {ast.unparse(p.node)}" for p in found)
             raise StaleMutantError(f"{self.text} finds {len(found)} places instead of one.{places}")
@@ -91,7 +91,10 @@ def drop_raise(name: str, *, mentions: Names = (), within: Names = ()) -> Operat
 
 
 def fix_condition(value: bool, *mentions: str, within: Names = ()) -> Operator:
-    """The condition of an ``if``, a ternary, a loop or a comprehension, or one operand of it, is always this value."""
+    """The condition of an ``if``, a ternary, a loop or a comprehension is always this value, or an operand of and/or.
+
+    It is the smallest one that has all the names.
+    """
 
     def finds(place: Place) -> bool:
         parent = place.parent
@@ -103,7 +106,9 @@ def fix_condition(value: bool, *mentions: str, within: Names = ()) -> Operator:
             isinstance(parent, ast.BinOp) and isinstance(parent.op, (ast.BitAnd, ast.BitOr)) and place.field != "op"
         )
 
-    return _operator(finds, lambda node: ast.Constant(value), "fix_condition", (value, *mentions), mentions, within)
+    return _operator(
+        finds, lambda node: ast.Constant(value), "fix_condition", (value, *mentions), mentions, within, innermost=True
+    )
 
 
 def replace_constant(old: object, new: object, *, within: Names = ()) -> Operator:
@@ -168,6 +173,8 @@ def _operator(
     arguments: tuple[object, ...],
     mentions: Names,
     within: Names,
+    *,
+    innermost: bool = False,
 ) -> Operator:
     mentioned, around = _tuple(mentions), _tuple(within)
     shown = [repr(argument) for argument in arguments]
@@ -179,7 +186,7 @@ def _operator(
     def fits(place: Place) -> bool:
         return finds(place) and set(mentioned) <= _names(place.node) and set(around) <= place.around
 
-    return Operator(f"{kind}({', '.join(shown)})", fits, change)
+    return Operator(f"{kind}({', '.join(shown)})", fits, change, innermost)
 
 
 def _tuple(names: Names) -> tuple[str, ...]:
