@@ -11,7 +11,7 @@ ALONE := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 SAME := --hypothesis-seed=0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults lint format types layers metrics record docs lowest wheels check bench bench-full freeze clean
+.PHONY: help setup demo test mutants lint format types layers metrics record docs lowest wheels check bench bench-full freeze clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -27,7 +27,7 @@ demo: $(STAMP) ## run the demonstration (ARGS="--help" lists its options)
 test: $(STAMP) ## run all tests, with the coverage of sfkit and sfkit-backbones
 	$(ALONE) $(BIN)/pytest -n 2 $(SAME) --cov --cov-report=term $(ARGS)
 
-faults: $(STAMP) ## take each protection out of a copy, and see that its tests fail (ARGS="6 24": these faults)
+mutants: $(STAMP) ## take each protection out of a copy, and see that its tests fail (ARGS="6 24": these faults)
 	$(ALONE) $(BIN)/python tests/mutations $(ARGS)
 
 lint: $(STAMP) ## check style and formatting

@@ -10,6 +10,7 @@ import argparse
 import gc
 import importlib
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -19,29 +20,28 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mutant import Mutant
-from mutants import MUTANTS
+from operators import StaleMutantError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from trial import Outcome, Trial
+from sources import CORE, Tests, distribution_of
+from table import MUTANTS
+from trial import Bench, Outcome, Trial
 
 ROOT = Path(__file__).resolve().parents[2]
-#: What the tests import, sfkit aside: imported once, before the processes are forked.
-HEAVY = {
-    "core": (
-        *("torch", "torch._dynamo", "torch.distributed", "torch.utils.checkpoint", "torch.optim.swa_utils"),
-        *("pydantic", "pluggy", "safetensors.torch", "huggingface_hub", "peft", "accelerate"),
-        # What pytest imports itself, or would at its end.
-        *("hypothesis", "anyio.pytest_plugin"),
-    ),
-    "lerobot": (
-        *("lerobot.policies.pi0.modeling_pi0", "lerobot.policies.smolvla.modeling_smolvla", "lerobot.transforms"),
-        *("lerobot.datasets.lerobot_dataset", "lerobot.processor", "transformers", "torchvision.transforms.v2"),
-        "lerobot.scripts.lerobot_train",
-    ),
-}
-#: Tests of plugins that stand on LeRobot or transformers.
-_HEAVY_TESTS = ("plugins/sfkit-lerobot", "plugins/lerobot_policy_spatial_forcing", "plugins/sfkit-transformers")
+#: What the tests import, our packages aside: imported once, before the processes are forked.
+_HEAVY = (
+    *("torch", "torch._dynamo", "torch.distributed", "torch.utils.checkpoint", "torch.optim.swa_utils"),
+    *("pydantic", "pluggy", "safetensors.torch", "huggingface_hub", "peft", "accelerate"),
+    # What pytest imports itself, or would at its end.
+    *("hypothesis", "anyio.pytest_plugin"),
+)
+#: Imported too where a test belongs to a plugin that needs LeRobot or transformers, and only then: it takes long.
+_HEAVIER = (
+    *("lerobot.policies.pi0.modeling_pi0", "lerobot.policies.smolvla.modeling_smolvla", "lerobot.transforms"),
+    *("lerobot.datasets.lerobot_dataset", "lerobot.processor", "transformers", "torchvision.transforms.v2"),
+    "lerobot.scripts.lerobot_train",
+)
 
 
 def main() -> int:
@@ -58,15 +58,13 @@ def main() -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
     console, start = Console(width=None if sys.stdout.isatty() else 150), time.monotonic()
+    for module in _HEAVY + (_HEAVIER if _need_lerobot(chosen) else ()):
+        importlib.import_module(module)
+    console.print(f"{len(chosen)} mutants, imports took {time.monotonic() - start:.0f} s")
     results: list[tuple[Mutant | None, Outcome]] = []
-    for name, group in _groups(chosen).items():
-        before = time.monotonic()
-        for module in HEAVY["core"] + (HEAVY["lerobot"] if name == "lerobot" else ()):
-            importlib.import_module(module)
-        console.print(f"{name}: {len(group)} mutants, imports took {time.monotonic() - before:.0f} s")
-        for mutant, outcome in _trials(group, arguments.jobs):
-            results.append((mutant, outcome))
-            _tell(console, mutant, outcome, verbose=arguments.verbose)
+    for mutant, outcome in _trials(chosen, arguments.jobs):
+        results.append((mutant, outcome))
+        _print(console, mutant, outcome, verbose=arguments.verbose)
 
     console.print(_table(results))
     bad = sum(bool(outcome.problem) for _, outcome in results)
@@ -78,12 +76,16 @@ def main() -> int:
     return 1 if bad or not chosen else 0
 
 
-def _groups(mutants: Sequence[Mutant]) -> dict[str, list[Mutant]]:
-    """Those without and those with tests that need LeRobot, whose import takes long; empty groups left out."""
-    groups: dict[str, list[Mutant]] = {"core": [], "lerobot": []}
-    for mutant in mutants:
-        groups["lerobot" if any(test.startswith(_HEAVY_TESTS) for test in mutant.tests) else "core"].append(mutant)
-    return {name: group for name, group in groups.items() if group}
+def _need_lerobot(mutants: Sequence[Mutant]) -> bool:
+    """Whether a test belongs to a plugin that needs LeRobot or transformers."""
+    tests, plugins = Tests.of(ROOT), set()
+    for test in {test for mutant in mutants for test in mutant.tests}:
+        try:
+            plugins.add(distribution_of(tests.find(test)))
+        except StaleMutantError:  # its trial says so
+            continue
+    projects = [ROOT / "plugins" / plugin / "pyproject.toml" for plugin in plugins - {CORE}]
+    return any(re.search("lerobot|transformers", project.read_text(encoding="utf-8")) for project in projects)
 
 
 def _trials(mutants: Sequence[Mutant], jobs: int) -> Iterator[tuple[Mutant | None, Outcome]]:
@@ -92,15 +94,16 @@ def _trials(mutants: Sequence[Mutant], jobs: int) -> Iterator[tuple[Mutant | Non
     waiting: deque[tuple[Mutant | None, Sequence[str]]] = deque([(None, every)])
     waiting.extend((mutant, mutant.tests) for mutant in mutants)
     running: list[Trial] = []
-    # Children then share the pages of what is imported, instead of copying them at the first collection.
-    gc.collect()
-    gc.freeze()
     with tempfile.TemporaryDirectory(prefix="mutations-") as temporary:
+        bench = Bench(ROOT, Path(temporary))
+        # Children then share the pages of what is imported, instead of copying them at the first collection.
+        gc.collect()
+        gc.freeze()
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:
                     mutant, tests = waiting.popleft()
-                    running.append(Trial(ROOT, Path(tempfile.mkdtemp(dir=temporary)), tests, mutant))
+                    running.append(Trial(bench, tests, mutant))
                 time.sleep(0.02)
                 for trial in list(running):
                     outcome = trial.poll()
@@ -113,8 +116,8 @@ def _trials(mutants: Sequence[Mutant], jobs: int) -> Iterator[tuple[Mutant | Non
                 trial.kill()
 
 
-def _tell(console: Console, mutant: Mutant | None, outcome: Outcome, *, verbose: bool) -> None:
-    what = f"{mutant.fault:2d} {mutant.what}" if mutant else "   control: nothing taken out, all of these tests pass"
+def _print(console: Console, mutant: Mutant | None, outcome: Outcome, *, verbose: bool) -> None:
+    what = f"{mutant.fault:2d} {mutant}" if mutant else "   control: nothing changed, all of these tests pass"
     mark = "[red]FAULTY[/]" if outcome.problem else "[green]ok[/]"
     console.print(
         f"  {mark} {escape(what)} ({outcome.seconds:.1f} s) {escape(outcome.problem)}", highlight=False, soft_wrap=True
@@ -126,16 +129,15 @@ def _tell(console: Console, mutant: Mutant | None, outcome: Outcome, *, verbose:
 def _table(results: Sequence[tuple[Mutant | None, Outcome]]) -> Table:
     table = Table(title="Each protection taken out, one at a time")
     table.add_column("fault", justify="right")
-    table.add_column("taken out")
+    table.add_column("taken out", overflow="fold")
     table.add_column("test", overflow="fold")
     table.add_column("result")
     table.add_column("s", justify="right")
     for mutant, outcome in sorted(results, key=lambda result: result[0].fault if result[0] else 0):
-        tests = "\n".join(test.rpartition("::")[2] for test in mutant.tests) if mutant else "all of them"
         table.add_row(
             str(mutant.fault) if mutant else "",
-            escape(mutant.what) if mutant else "nothing (the control)",
-            escape(tests),
+            escape(str(mutant)) if mutant else "nothing (the control)",
+            escape("\n".join(mutant.tests)) if mutant else "all of them",
             escape(outcome.problem) or ("caught" if mutant else "pass"),
             f"{outcome.seconds:.1f}",
             style="red" if outcome.problem else "",

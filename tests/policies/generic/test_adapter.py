@@ -68,7 +68,7 @@ def test_fault_01_blocks_that_are_never_called_are_tapped_at_their_norm(tiny: Ca
     assert policy.spatial_forcing.status().pairs[0].tap == "blocks.2.input_layernorm"
 
 
-def test_fault_05_35_depth_k_is_the_stream_after_k_blocks(tiny: Callable[..., Any]) -> None:
+def test_fault_05_35_a_generic_depth_k_is_after_k_blocks(tiny: Callable[..., Any]) -> None:
     policy, batch = tiny(fused=True), tiny_batch()
     hidden, attend = policy._embed(batch)
     streams = [hidden]

@@ -73,7 +73,7 @@ def test_fault_01_taps_fire_once_and_their_paths_lead_to_them(kind, build, batch
         assert tap.take().shape[-1] == adapter.dim(depth)
 
 
-def test_fault_35_depth_k_lies_above_k_blocks(kind, build, batch_of, adapter_of, tapped) -> None:
+def test_fault_35_depth_k_of_a_vlm_lies_above_k_blocks(kind, build, batch_of, adapter_of, tapped) -> None:
     policy, depth = build(kind), 2
     adapter, batch = adapter_of(policy), batch_of(policy)
     before, _, _ = tapped(adapter, batch, depth)
@@ -250,7 +250,7 @@ def test_fault_10_an_optimizer_that_is_not_told_of_the_projector_is_an_error(
         forward(policy, batch)
 
 
-def test_fault_30_outside_training_nothing_changes_by_a_bit(kind, build, batch_of, wrap) -> None:
+def test_fault_30_outside_training_a_vlm_changes_by_no_bit(kind, build, batch_of, wrap) -> None:
     plain, policy = build(kind), wrap(build(kind))
     batch = batch_of(plain)
     with SpatialForcing.disabled(policy):

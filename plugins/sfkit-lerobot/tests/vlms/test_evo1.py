@@ -39,7 +39,7 @@ def test_fault_06_one_trainable_branch_is_enough(branch, build, batch_of, wrap) 
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_fault_03_and_04_checkpointing_changes_no_gradient(reentrant, build, batch_of, wrap) -> None:
+def test_fault_03_and_04_checkpointing_evo1_changes_no_gradient(reentrant, build, batch_of, wrap) -> None:
     gradients = []
     for checkpointing in (False, True):
         options = {"enable_gradient_checkpointing": checkpointing, "gradient_checkpointing_use_reentrant": reentrant}

@@ -147,7 +147,7 @@ def test_tokens_that_are_no_whole_rows_of_patches_are_an_error(build, batch_of, 
         adapter_of(policy).prompt(batch)
 
 
-def test_fault_03_and_04_checkpointing_changes_no_gradient(build, batch_of, wrap) -> None:
+def test_fault_03_and_04_checkpointing_molmoact2_keeps_gradients(build, batch_of, wrap) -> None:
     gradients = []
     for checkpointing in (False, True):
         policy = wrap(build("molmoact2", gradient_checkpointing=checkpointing), depth=2)

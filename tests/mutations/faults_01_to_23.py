@@ -1,0 +1,179 @@
+"""Mutants of faults 1 to 23: taps, gradients, the joined loss, token grids and masks."""
+
+from __future__ import annotations
+
+from mutant import Mutant
+from operators import (
+    drop_call,
+    drop_raise,
+    fix_condition,
+    replace_argument,
+    replace_call,
+    replace_constant,
+    replace_return,
+)
+
+_BLOCK = replace_argument("TapPoint", 0, "self.policy.blocks[0]", mentions="input_layernorm")
+_OUTPUT = replace_call(
+    "register_forward_pre_hook", "_self.register_forward_hook(lambda *given: self.capture(given[0], given[2:], {}))"
+)
+_OWN_TOKEN = "test_fault_16_and_20_a_patch_moves_its_own_token_and_its_own_feature[standin-pi0]"
+_OPENVLA_SUM = "test_fault_03_04_13_the_loss_of_the_script_trains_the_explicit_sum"
+_OPENVLA_TOKEN = "test_fault_16_20_25_every_patch_moves_its_own_token"
+_RELEASED = "test_fault_16_18_target_loss_and_gradients_are_those_of_the_released_code[own]"
+_RESAMPLED = "test_fault_17_and_18_cell_centres_stay_where_they_are"
+_UNKNOWN_TO_DDP = replace_call(
+    "add_module",
+    "(_, setattr(policy, '_ddp_params_and_buffers_to_ignore', "
+    "[f'{HANDLE}.{name}' for name, one in handle.named_parameters()]))",
+)
+
+# fmt: off
+LOW = (
+    # 1: a tap on a module that the policy never calls
+    Mutant(1, "TinyAdapter.tap", _BLOCK, "test_fault_01_the_tap_fires_whether_or_not_blocks_are_called",
+           ends_in="TapError"),
+    Mutant(1, "LeRobotAdapter.tap",
+           replace_argument("TapPoint", 0, "self.decoder.layers[0]", mentions="input_layernorm"),
+           "test_fault_01_and_02_taps_fire_once_where_hooks_on_blocks_or_policy_are_silent[smolvla-forward]"),
+    Mutant(1, "OpenPIAdapter.tap", replace_call("get_submodule", "_self.get_submodule(_DECODER).layers[0]"),
+           "test_fault_01_taps_fire_once_where_hooks_on_blocks_are_silent[standin-pi0]"),
+    Mutant(1, "Candidate.settle", fix_condition(True, "count", within="append"),
+           "test_fault_01_what_never_fires_is_shown", ends_in=("KeyError", "AttributeError")),
+    # 2: the trainer calls forward, past the call
+    Mutant(2, "_make_forced_class", replace_constant("forward", "__call__"),
+           "test_fault_02_calling_forward_directly_aligns_as_well",
+           "test_fault_02_alignment_runs_whether_forward_is_called_directly_or_not[smolvla-forward]",
+           "test_fault_02_the_trainer_calls_forward_and_alignment_runs_in_every_step", ends_in="KeyError",
+           says="_loss"),
+    # 3, 4: activation checkpoints
+    Mutant(3, "SelfCheck.first_batch", replace_return("False"),
+           "test_fault_03_a_tap_inside_a_reentrant_checkpoint_is_an_error"),
+    Mutant(3, "Tap.__init__", _OUTPUT, f"{_OPENVLA_SUM}[openvla-reentrant]", ends_in="GradientError"),
+    Mutant(3, "Aligner.around", drop_call("disarm"), "test_fault_03_and_04_checkpointing_evo1_changes_no_gradient"),
+    Mutant(4, "Aligner.around", drop_call("disarm"), "test_fault_04_activation_checkpointing_changes_no_gradient",
+           "test_fault_04_checkpointing_pi0_changes_no_gradient[pi0]",
+           "test_fault_04_the_policy_checkpoints_twice_and_nothing_is_caught_twice[standin-pi0]",
+           f"{_OPENVLA_SUM}[openvla-checkpointed]"),
+    Mutant(4, "Tap.capture", fix_condition(True, "hidden"), "test_fault_04_the_first_firing_is_kept"),
+    Mutant(4, "replays", replace_return("False"), "test_fault_04_a_policy_that_is_checkpointed_as_a_whole"),
+    # 5: the tapped output is changed in place afterwards
+    Mutant(5, "Tap.__init__", _OUTPUT, "test_fault_05_35_depth_k_is_the_stream_after_k_blocks",
+           "test_fault_05_every_tap_is_the_hidden_state_that_it_is_named_after[smolvla]"),
+    # 6, 7, 8: nothing of the policy, or of the projector, is trained
+    Mutant(6, "find_trained_leaf", fix_condition(True, "ne"),
+           "test_fault_06_a_frozen_backbone_is_an_error_although_the_tap_requires_grad",
+           "test_fault_06_the_default_frozen_backbone_of_smolvla_is_an_error"),
+    Mutant(6, "inspecting._trained", replace_call("find_trained_leaf", "_0"),
+           "test_fault_06_a_frozen_backbone_is_shown"),
+    Mutant(7, "SelfCheck.first_batch", replace_return("False"),
+           "test_fault_07_lora_that_misses_the_visual_path_is_an_error",
+           "test_fault_07_lerobots_own_lora_targets_reach_the_action_expert_only"),
+    Mutant(7, "SfPolicy.wrap_with_peft", drop_call("require"),
+           "test_fault_07_targets_in_the_action_expert_alone_are_refused_with_the_right_ones"),
+    Mutant(8, "SelfCheck.before", fix_condition(False, "requires_grad"),
+           "test_fault_08_a_projector_frozen_after_the_wrap_is_an_error",
+           "test_fault_08_lora_after_the_wrap_is_found_out",
+           "test_fault_08_lora_after_wrap_freezes_the_projector_and_says_so"),
+    Mutant(8, "SfPolicy.get_optim_params", replace_call("with_projector", "_0"),
+           "test_fault_08_the_projector_is_trained_and_kept_beside_the_adapter", ends_in="GradientError"),
+    # 9, 10: the optimizer does not know the projector
+    Mutant(9, "OptimizerWatch.projector_moved", replace_return("None", mentions="steps"),
+           "test_fault_09_an_optimizer_built_before_wrap_is_found_out"),
+    Mutant(10, "OptimizerWatch.projector_moved", replace_return("None", mentions="steps"),
+           "test_fault_10_parameter_groups_without_the_projector_are_found_out",
+           "test_fault_10_diffusions_optimizer_without_the_projector_is_an_error"),
+    Mutant(10, "SfPolicy.get_optim_params",
+           replace_return("[one for name, one in self.named_parameters() if 'spatial_forcing' not in name]"),
+           "test_fault_10_the_projector_is_in_the_optimizer_and_moves", ends_in="GradientError"),
+    # 11, 12: DDP
+    Mutant(11, "attach.attach", _UNKNOWN_TO_DDP, "test_fault_11_parameters_are_equal_on_both_ranks",
+           "test_fault_11_gradients_of_the_projector_are_averaged"),
+    Mutant(12, "Joiner.anchor", replace_call("carry", "None"),
+           "test_fault_12_and_49_gradients_are_the_mean_of_the_ranks", says="Expected to have finished reduction"),
+    Mutant(12, "Joiner.into", replace_argument("carry", 1, "_.detach()"),
+           "test_fault_12_lora_film_ddp_and_an_optimizer[oft-l1-film]", ends_in="GradientError"),
+    # 13: the loop does not read the loss that forward returns
+    Mutant(13, "Joiner.loss_in", fix_condition(True, "loss_outside"), "test_fault_13_plain",
+           f"{_OPENVLA_SUM}[oft-l1-plain]"),
+    Mutant(13, "Joiner.__init__", drop_raise("ConfigError"),
+           "test_fault_13_a_loss_that_nobody_reads_is_no_place_to_join",
+           "test_fault_13_the_loss_that_oft_does_not_read_cannot_be_asked_for"),
+    Mutant(13, "Joiner.begin", drop_raise("LossError"),
+           "test_fault_13_add_that_is_never_called_is_noticed_at_the_second_step"),
+    # 14, 15: the loop scales, divides or sums its loss
+    Mutant(14, "StepScale.gradient", replace_return("_ * (self.accumulation or 1)"), "test_fault_14_accumulated",
+           "test_fault_14_accumulation_and_mixed_precision", "test_fault_14_accumulated_batches_count_as_one[oft-l1]"),
+    Mutant(14, "StepScale.gradient", fix_condition(True, "scaler"), "test_fault_14_scaled",
+           "test_fault_14_the_scaler_of_the_loop_is_followed[oft-l1]"),
+    Mutant(14, "StepScale.look_at_backward", drop_call("_warn"),
+           "test_fault_14_accumulation_that_was_not_told_is_warned_of_once"),
+    Mutant(15, "tell_of_a_sum", drop_call("register_hook"), "test_fault_15_a_sum_is_told",
+           "test_fault_15_a_sum_over_elements_is_told"),
+    # 16: a token span that is off by one
+    Mutant(16, "AdapterOptions", replace_constant(0, 1, within=("token_shift", "default")),
+           "test_fault_16_a_token_shift_cuts_one_place_too_late"),
+    Mutant(16, "span.Found.patches", replace_return("self.positions[:, :, 1:].flatten(1)"),
+           "test_fault_16_20_tokens_are_those_that_move_with_the_pictures"),
+    Mutant(16, "PI05Adapter._past_states", replace_return("0", mentions="shape"),
+           "test_fault_16_past_states_have_tokens_of_their_own", ends_in="ShapeError"),
+    Mutant(16, "OpenPIAdapter.visual_tokens", replace_constant(0, 1, within="cut"), _OWN_TOKEN,
+           ends_in="RegistrationError"),
+    Mutant(16, "OpenVLAAdapter.visual_tokens", replace_constant(1, 2, within="cut"),
+           f"{_OPENVLA_TOKEN}[oft-l1-2-False]", "test_fault_16_the_proprio_token_is_in_the_span_only_with_the_shift[0]",
+           ends_in="RegistrationError"),
+    # 17, 18: resampling by a ratio, or with aligned corners
+    Mutant(17, "ResampleOptions", replace_constant(False, True, within=("scale_factor", "default")),
+           "test_fault_17_every_grid_is_reached_unless_the_released_size_is_asked_for", ends_in="ShapeError"),
+    Mutant(18, "resample._interpolate", replace_constant(False, True, within="align_corners"), _RESAMPLED),
+    Mutant(18, "_corners_aligned", replace_constant(True, False, within="align_corners"), _RELEASED),
+    # 19: a grid that is not square
+    Mutant(19, "place", fix_condition(True, "stretch"), "test_fault_19_a_view_that_is_not_square_keeps_its_aspect",
+           "test_fault_19_a_wide_view_reaches_the_students_own_grid",
+           "test_fault_19_a_wide_view_keeps_its_rows_and_columns",
+           "test_fault_19_pictures_that_are_not_square_give_grids_that_are_not_square[dinov2]",
+           "test_fault_19_a_teacher_grid_that_is_not_square_meets_a_square_student"),
+    Mutant(19, "official_placement", replace_return("Placement(_.canvas, _.canvas)"),
+           "test_fault_19_what_the_official_framing_crops_of_a_square_is_masked_and_the_rest_in_its_place"),
+    # 20: rows and columns are exchanged
+    Mutant(20, "_gather_cells", replace_call("permute", "_self.permute(0, 1, 4, 2, 3, 5, 6)"),
+           "test_fault_20_tiny_is_registered[geometry]", ends_in="RegistrationError"),
+    Mutant(20, "registration._expect", replace_call("all", "True"), "test_fault_20_exchanged_axes_are_found"),
+    Mutant(20, "generic.tokens.cut", replace_argument("FeatureMap", 0, "_.transpose(2, 3)"),
+           "test_fault_16_20_image_tokens_are_found_by_id", ends_in=("RegistrationError", "ShapeError")),
+    Mutant(20, "span._with_grid", replace_argument("_hit", 2, "(_[2], _[3], _[0], _[1])"),
+           "test_fault_16_20_tokens_are_those_that_move_with_the_pictures"),
+    Mutant(20, "PlaceholderAdapter.visual_tokens", replace_argument("FeatureMap", 0, "_.transpose(2, 3)"),
+           "test_fault_20_and_25_a_patch_moves_its_own_token_and_its_own_feature[groot-None]",
+           ends_in="RegistrationError"),
+    Mutant(20, "OpenPIAdapter.visual_tokens", replace_argument("FeatureMap", 0, "_.transpose(2, 3)"), _OWN_TOKEN,
+           ends_in="RegistrationError"),
+    Mutant(20, "OpenVLAAdapter.visual_tokens", replace_argument("FeatureMap", 0, "_.transpose(2, 3)"),
+           f"{_OPENVLA_TOKEN}[openvla-1-False]", ends_in="RegistrationError"),
+    Mutant(20, "scaled_positions", replace_argument("interpolate", "scale_factor", "_[::-1]"),
+           "test_fault_20_learned_positions_keep_rows_and_columns_apart"),
+    Mutant(20, "PairTrunk._table", replace_call("grid_positions", "_.flip(1)"),
+           "test_fault_20_tokens_turn_by_row_and_column_and_not_the_other_way"),
+    Mutant(20, "backbone.Backbone._patches", replace_return("tokens[:, : rows * columns]"),
+           "test_fault_20_a_changed_patch_moves_its_own_feature_most[square-vit]"),
+    Mutant(20, "PatchConv.forward", replace_call("flatten", "_self.mT.flatten(2)"),
+           "test_fault_20_recorded_outputs_are_given_again"),
+    # 21, 22: masked tokens, and samples without others
+    Mutant(21, "step._select", replace_return("values.float() * mask.unsqueeze(-1)", mentions="where"),
+           "test_fault_21_nan_in_masked_tokens_reaches_neither_loss_nor_gradient",
+           "test_fault_21_nan_in_masked_tokens_reaches_no_objective"),
+    Mutant(21, "FeatureMap.sanitised", replace_return("FeatureMap(self.values * self.mask.unsqueeze(-1), self.mask)"),
+           "test_fault_21_nan_where_a_masked_teacher_is_resampled"),
+    Mutant(22, "masked_mean", replace_call("clamp", "_self"),
+           "test_fault_22_a_sample_without_a_valid_token_contributes_zero"),
+    # 23: an absent camera is shown to the teacher
+    Mutant(23, "TeacherHost.features", fix_condition(True, "drops_absent"),
+           "test_fault_23_an_absent_view_never_touches_a_real_one",
+           "test_fault_23_an_absent_view_changes_nothing_in_real_ones",
+           "test_fault_23_a_blank_camera_never_touches_real_ones"),
+    Mutant(23, "Evo1Adapter._boxes",
+           replace_return("{camera: _[camera] for camera in self.policy.config.image_features}"),
+           "test_fault_23_and_25_a_missing_camera_comes_behind_the_others_and_is_masked"),
+    Mutant(23, "OpenPIAdapter._present", replace_call("get", "_1"),
+           "test_fault_23_an_absent_camera_touches_neither_loss_nor_gradient"),
+)

@@ -1,0 +1,9 @@
+"""The table of mutants: by the number of the fault, at least one in each distribution that guards it."""
+
+from __future__ import annotations
+
+from faults_01_to_23 import LOW
+from faults_24_on import HIGH
+from mutant import Mutant
+
+MUTANTS: tuple[Mutant, ...] = (*LOW, *HIGH)
