@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sfkit.config import Options
+from sfkit.marks import Harmless
 from sfkit.teachers.network import NetworkOptions, NetworkTeacher
 from sfkit.trunks.hub import Source
 from sfkit.trunks.memory import block_bytes
@@ -26,7 +27,7 @@ class VggtOptions(NetworkOptions):
     tokens: Literal["patch", "camera", "register"] = Field(
         default="patch", description="Which tokens: the patches, or one vector a view: its camera token or registers."
     )
-    round_rope_angles: bool = Field(
+    round_rope_angles: Harmless[bool] = Field(
         default=False, description="Round the rotary angles to bfloat16, as published CUDA pipelines do by accident."
     )
 
