@@ -193,12 +193,14 @@ def refuse_oversized(repo: str, revision: str | None) -> None:
         HfHubHTTPError: There is no such repository, or no access to it.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         found = HfApi().get_paths_info(repo, list(LIMITS), revision=revision)
-    except OfflineModeIsEnabled:
-        return  # nothing will be fetched
+    except (HfHubHTTPError, HFValidationError):
+        raise
+    except Exception:  # no connection, in the words of whichever HTTP library: nothing will be fetched
+        return
     for item in found:
         _bound(f"{item.path} of the repository {repo!r}", item.path, getattr(item, "size", 0))
 
@@ -214,7 +216,8 @@ def _of_bounded_size(folder: Path) -> Path:
 def _bound(what: str, name: str, size: int) -> None:
     if size > LIMITS[name]:
         raise CheckpointError(
-            f"{what} has {size} bytes, and sfkit reads {LIMITS[name]} at most.", "sfkit writes none as large: delete it."
+            f"{what} has {size} bytes, and sfkit reads {LIMITS[name]} at most.",
+            "sfkit writes none as large: it is damaged or hostile.",
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic import BaseModel
 
@@ -16,6 +16,9 @@ from sfkit.places import digest_in, digest_of, is_digest, is_local, scrubbed, wi
 from sfkit.registry import Kind, default_registry, split_name
 
 logger = logging.getLogger("sfkit")
+
+#: Options by the name of a component.
+Given: TypeAlias = Mapping[str, Mapping[str, Any]]
 
 _KINDS: Mapping[str, Kind] = {
     "teacher": "teacher",
@@ -47,12 +50,12 @@ class Origin:
     ask: Callable[[str, Mapping[str, Any]], str]
 
 
-def admit(arguments: Mapping[str, Any], origin: Origin, given: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def admit(arguments: Mapping[str, Any], origin: Origin | None, given: Given) -> dict[str, Any]:
     """Arguments of ``wrap`` that were read from a file, once nothing in them is for the caller alone to decide.
 
     Args:
         arguments: Components by name or with options; pairs as :class:`~sfkit.config.PairConfig` or mappings.
-        origin: Where they were read.
+        origin: Where they were read; None where the caller gave them, so that nothing is to be checked.
         given: By the name of a component as the file has it: options that the caller gives. They replace the file's.
 
     Raises:
@@ -65,10 +68,10 @@ def admit(arguments: Mapping[str, Any], origin: Origin, given: Mapping[str, Mapp
         admitted["pairs"] = [desk.arguments(_as_mapping(pair)) for pair in admitted["pairs"]]
     unknown = [name for name in given if name not in desk.seen]
     if unknown:
+        where = "nothing here" if origin is None else f"nothing in {origin.file}"
         raise ConfigError(
-            f"Options are given for {unknown[0]!r}, and {origin.file} names no such component."
-            f"{did_you_mean(unknown[0], desk.seen)}",
-            f"It names {', '.join(map(repr, desk.seen)) or 'none'}.",
+            f"Options are given for {unknown[0]!r}, and {where} has that name.{did_you_mean(unknown[0], desk.seen)}",
+            f"Names: {', '.join(map(repr, desk.seen)) or 'none'}.",
         )
     for line in desk.shown:
         logger.warning("sfkit: %s", line)
@@ -128,10 +131,18 @@ def _published(kind: Kind, spec: ComponentSpec, replaced: dict[str, str]) -> Com
     return ComponentSpec(name=name, options=options)
 
 
+def names_in(arguments: Mapping[str, Any]) -> list[str]:
+    """The names of all components in arguments of ``wrap``."""
+    desk = _Desk(None, {})
+    for each in (arguments, *map(_as_mapping, arguments.get("pairs") or ())):
+        desk.arguments(each)
+    return desk.seen
+
+
 class _Desk:
     """The check of one file."""
 
-    def __init__(self, origin: Origin, given: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(self, origin: Origin | None, given: Given) -> None:
         self.origin, self.given = origin, given
         self.seen: list[str] = []
         self.shown: list[str] = []
@@ -154,38 +165,42 @@ class _Desk:
         self.seen.append(spec.name)
         entry = default_registry().get(kind, spec.name)
         saved, own = entry.options_of(spec.name, spec.options), dict(self.given.get(spec.name, {}))
+        if self.origin is None:
+            return ComponentSpec(name=entry.name, options={**saved, **own}) if own else spec
         asked = {key: "/path/to/it" for key, item in saved.items() if key not in own and digest_in(item) is not None}
         if asked:
-            self._ask(kind, spec.name, asked, [f"{key} lay on the machine that saved it" for key in asked])
+            self._ask(self.origin, kind, spec.name, asked, [f"{key} lay on the machine that saved it" for key in asked])
         for key, item in saved.items():
             if key in own and is_digest(item):
                 _verify(f"Option {key} of {kind} {spec.name!r}", own[key], item["sha256"], self.origin)
         options = {**saved, **own}
-        self._check(kind, spec.name, _options_class(entry.load()).parse(spec.name, options), saved, own)
+        parsed = _options_class(entry.load()).parse(spec.name, options)
+        self._check(self.origin, kind, ComponentSpec(name=spec.name, options=saved), parsed, own)
         return ComponentSpec(name=entry.name, options=options)
 
-    def _check(self, kind: str, name: str, options: Options, saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    def _check(self, origin: Origin, kind: str, saved: ComponentSpec, options: Options, own: Mapping[str, Any]) -> None:
         # Who permits code says whose code it is.
         permits = any(key in own and set_by(field) is SetBy.CALL for key, field, _ in settings_of(options))
-        most = SetBy.LOCAL_FILE if self.origin.local and not permits else SetBy.ANY_FILE
+        most = SetBy.LOCAL_FILE if origin.local and not permits else SetBy.ANY_FILE
         asked, reasons = {}, []
         for key, by, value in _wanted(options):
             if key in own or by is SetBy.ANY_FILE:
                 continue
+            found = saved.options.get(key, value)
             if by > most:
-                asked[key] = saved.get(key, value)
+                asked[key] = found
                 reasons.append(f"{key} {_WHY[by]}")
             else:
-                self.shown.append(f"{self.origin.file} names {key}={saved.get(key, value)!r} of {kind} {name!r}")
+                self.shown.append(f"{origin.file} names {key}={found!r} of {kind} {saved.name!r}")
         if asked:
-            self._ask(kind, name, asked, reasons)
+            self._ask(origin, kind, saved.name, asked, reasons)
 
-    def _ask(self, kind: str, name: str, asked: Mapping[str, Any], reasons: Sequence[str]) -> None:
+    def _ask(self, origin: Origin, kind: str, name: str, asked: Mapping[str, Any], reasons: Sequence[str]) -> None:
         sets = ", ".join(f"{key}={value!r}" for key, value in asked.items())
         raise TrustError(
-            f"{self.origin.file} asks for {kind} {name!r} with {sets}, which is for you to give, not for a file "
+            f"{origin.file} asks for {kind} {name!r} with {sets}, which is for you to give, not for a file "
             f"({'; '.join(reasons)}).",
-            f"If you trust it, {self.origin.ask(name, asked)}.",
+            f"If you trust it, {origin.ask(name, asked)}.",
         )
 
 

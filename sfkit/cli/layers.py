@@ -30,9 +30,8 @@ def layers(
     plot: Annotated[Path | None, typer.Option(help="Write a picture (SVG).")] = None,
 ) -> None:
     """Rank depths by likeness to the teacher (CKA) and, where depth is known, by what a ridge probe reads from them."""
-    from rich.console import Console
-
     from sfkit.cameras import CameraRig
+    from sfkit.cli.console import plain_console
     from sfkit.cli.options import parse_options
     from sfkit.inspection import load_target
     from sfkit.layer_choice import chart, rank_depths
@@ -43,7 +42,7 @@ def layers(
         adapter=next((each for each in rest if not isinstance(each, CameraRig)), None),
         cameras=next((each for each in rest if isinstance(each, CameraRig)), None),
     )  # fmt: skip
-    print_ranking(ranking, count, Console(highlight=False))
+    print_ranking(ranking, count, plain_console(highlight=False))
     if plot is not None:
         plot.write_text(chart(ranking), encoding="utf-8")
 
@@ -52,6 +51,7 @@ def print_ranking(ranking: Ranking, count: int, console: Console) -> None:
     """The table, what is certain of it, and choices of several depths."""
     from rich.table import Table
 
+    from sfkit.cli.console import titled
     from sfkit.layer_choice import end_anchored, uniform
 
     known = ranking.depths[0].probe is not None
@@ -62,9 +62,8 @@ def print_ranking(ranking: Ranking, count: int, console: Console) -> None:
     for rank in ranking.depths:
         row = [str(rank.depth), *_cells(rank.cka)]
         table.add_row(*row, *(_cells(rank.probe) if rank.probe is not None else ()))
-    console.print(
-        f"[bold]{ranking.policy}[/]: {ranking.samples} samples, {ranking.tokens} tokens; 90 % intervals by resampling"
-    )
+    measured = f": {ranking.samples} samples, {ranking.tokens} tokens; 90 % intervals by resampling"
+    console.print(titled(ranking.policy, measured))
     console.print(table)
     for by, name in (("cka", "CKA"), ("probe", "the depth probe"))[: 2 if known else 1]:
         others = [str(depth) for depth in ranking.rivals(by) if depth != ranking.best(by)]

@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
+from draccus.parsers.decoding import decode, decode_dataclass
 from pydantic.fields import FieldInfo
 
+from lerobot_policy_spatial_forcing.origin import ReadText, admitted, is_from_file
 from sfkit import SpatialForcing
 from sfkit.config import ComponentSpec, PairConfig, SpatialForcingConfig
 from sfkit.errors import ConfigError
@@ -20,6 +22,10 @@ from sfkit.errors import ConfigError
 #: What is left to the preset, or to sfkit's own defaults, unless it is given.
 _OF_PRESETS = frozenset(inspect.signature(SpatialForcing.wrap).parameters) - {"seed", "health", "self_check"}
 _PRESET_HELP = "A published method; `sfkit presets` lists them. What is given beside it goes before."
+_OPTIONS_HELP = (
+    'Options of components, by name: {"vggt": {"weights": "/data/vggt.safetensors"}}. What permits code, and paths '
+    "that the Hub names, are given here in each run."
+)
 _SCALARS = (bool, int, float, str)
 
 
@@ -33,11 +39,13 @@ class SfOptions:
     Attributes:
         preset: Name of a published method.
         cameras: Calibration file; ``meta/cameras.json`` of the dataset by default.
+        options: JSON; options of components, by the component's name. What a file may not set is given here.
         base_config: Written by the program: the checkpoint whose ``config.json`` has been read.
     """
 
     preset: str | None
     cameras: str | None
+    options: str | None
     base_config: str | None
 
     def wrap_arguments(self) -> dict[str, Any]:
@@ -60,6 +68,18 @@ class SfOptions:
             raise ConfigError("No teacher.", "Give one, for instance --policy.sf.teacher=geometry.")
         return arguments
 
+    def admitted_arguments(self) -> dict[str, Any]:
+        """:meth:`wrap_arguments`, once what a file has set of them is checked, with the block's ``options``.
+
+        Raises:
+            TrustError: A file asks for what the command line must give; the error prints the flag.
+            ConfigError: As for :meth:`wrap_arguments`, or ``options`` names no component.
+        """
+        arguments = self.wrap_arguments()
+        from_file = frozenset(name for name in arguments if is_from_file(name, getattr(self, name)))
+        options = {} if self.options is None else read_text(self.options, "--policy.sf.options")
+        return admitted(arguments, from_file, options, is_from_file("options", self.options))
+
 
 def read_text(value: str, option: str) -> Any:
     """A name as it is; anything with brackets as data.
@@ -67,7 +87,7 @@ def read_text(value: str, option: str) -> Any:
     Raises:
         ConfigError: It cannot be read.
     """
-    text = value.strip()
+    text = str(value).strip()
     if not text.startswith(("{", "[", "(")):
         return text
     # draccus hands over what it has read as JSON already, printed as Python prints it.
@@ -116,6 +136,7 @@ def _generate() -> type[SfOptions]:
     own = [
         ("preset", str | None, dataclasses.field(default=None, metadata={"help": _PRESET_HELP})),
         ("cameras", str | None, dataclasses.field(default=None)),
+        ("options", str | None, dataclasses.field(default=None, metadata={"help": _OPTIONS_HELP})),
         ("base_config", str | None, dataclasses.field(default=None)),
     ]
     members = [_as_field(name, info) for name, info in found.items()]
@@ -125,3 +146,14 @@ def _generate() -> type[SfOptions]:
 
 
 SpatialForcingOptions = _generate()
+
+
+@decode.register(SpatialForcingOptions)
+def _decode(raw: Any, path: tuple[str, ...] = ()) -> SfOptions:
+    """Read the block as draccus does, and mark the texts in it as read."""
+    block: SfOptions = decode_dataclass(SpatialForcingOptions, raw, path)
+    for field in dataclasses.fields(block):  # type: ignore[arg-type]
+        value = getattr(block, field.name)
+        if isinstance(value, str) and value != field.default:
+            setattr(block, field.name, ReadText(value))
+    return block
