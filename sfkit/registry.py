@@ -87,6 +87,7 @@ class Entry:
 
     def _check_forms(self) -> None:
         """What a plugin gives is printed, sorted and matched: it must be what it is said to be."""
+        target: Any = self.target
         faults = [
             f"{name} is {getattr(self, name)!r}, no text of one line"
             for name in _TEXTS
@@ -94,10 +95,10 @@ class Entry:
         ]
         if not faults and not _NAME.fullmatch(self.name):
             faults.append(f"name is {self.name!r}; letters, digits, and . _ - + or blanks between them are names")
-        if isinstance(self.target, str) and not _TARGET.fullmatch(self.target):
-            faults.append(f'target is {self.target!r}, and not "package.module:Class"')
-        if not (self.target is None or isinstance(self.target, str) or callable(self.target) or self.kind == "preset"):
-            faults.append(f"target is {self.target!r}, and nothing that can be called")
+        if isinstance(target, str) and not _TARGET.fullmatch(target):
+            faults.append(f'target is {target!r}, and not "package.module:Class"')
+        if not (target is None or isinstance(target, str) or callable(target) or self.kind == "preset"):
+            faults.append(f"target is {target!r}, and nothing that can be called")
         if not isinstance(self.handles, tuple) or not all(isinstance(item, str) and item for item in self.handles):
             faults.append(f"handles is {self.handles!r}, and not a tuple of patterns")
         if faults:
