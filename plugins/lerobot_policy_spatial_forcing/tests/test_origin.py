@@ -1,4 +1,4 @@
-"""What a file sets in the ``sf`` block: a configuration of the Hub, or of a stranger, runs no code and reaches nothing."""
+"""What a file sets in the ``sf`` block: a stranger's configuration runs no code and reaches nothing."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_fault_56_options_in_a_file_are_the_files(tmp_path, monkeypatch) -> None
 
 def test_fault_56_a_calibration_file_named_by_the_hub_is_asked_for(tmp_path, monkeypatch, caplog) -> None:
     block = read(monkeypatch, "--config_path=somebody/run", cameras="/etc/passwd")
-    with pytest.raises(TrustError, match="--policy.sf.cameras=/etc/passwd"):
+    with pytest.raises(TrustError, match=r"--policy\.sf\.cameras=/etc/passwd"):
         check_cameras(block.cameras)
     check_cameras(read(monkeypatch, "--config_path=somebody/run", "--policy.sf.cameras=/etc/passwd").cameras)
     check_cameras("/etc/passwd")
