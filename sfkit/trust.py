@@ -103,6 +103,13 @@ class Published:
         return scrubbed(text, self.replaced)
 
 
+def public_text(kind: Kind, spec: ComponentSpec, text: str) -> str:
+    """A text about a component, with a digest in the place of a path of this machine."""
+    replaced: dict[str, str] = {}
+    _published(kind, spec, replaced)
+    return scrubbed(text, replaced)
+
+
 def _published_fields(holder: BaseModel, replaced: dict[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, kind in _KINDS.items():

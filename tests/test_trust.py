@@ -21,6 +21,7 @@ from sfkit.places import digest_of
 from sfkit.registry import Entry, default_registry
 from sfkit.testing.policies import TinyAdapter, TinyPolicy
 from sfkit.testing.teachers import PatchTeacher, PatchTeacherOptions
+from sfkit.trust import public_text
 
 MADE: list[dict[str, Any]] = []
 
@@ -284,6 +285,12 @@ def test_fault_57_a_saved_digest_is_asked_for_and_verified(alice: Path, tmp_path
         load(folder, options={"risky": {"weights": str(moved)}})
 
 
+def test_fault_57_texts_about_a_teacher_name_no_local_path(alice: Path) -> None:
+    teacher = Risky({"weights": str(alice)})
+    assert "alice" not in public_text("teacher", teacher.spec, f"weights={alice}, from {teacher.identity['weights']}")
+    assert public_text("teacher", teacher.spec, "3D points / offsets") == "3D points / offsets"
+
+
 def test_a_digest_that_cannot_be_compared_is_logged(
     alice: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -299,6 +306,18 @@ def test_a_folders_digest_is_that_of_its_models_and_settings(alice: Path) -> Non
     (alice / "config.json").write_text("{}")
     assert digest_of(str(alice)) != first
     assert digest_of(str(alice / "none")) is None
+
+
+def test_fault_57_a_ranking_names_no_local_path(alice: Path, tmp_path: Path) -> None:
+    from sfkit.layer_choice import chart, rank_depths
+    from sfkit.testing.policies import tiny_batch
+
+    plain = policy()
+    ranking = rank_depths(
+        plain, tiny_batch(), f"named:{alice / 'model.safetensors'}", adapter=TinyAdapter(plain), resamples=20
+    )
+    assert ranking.teacher == f"named:sha256:{digest_of(str(alice / 'model.safetensors'))}@3"
+    assert "alice" not in chart(ranking)
 
 
 def test_repositories_are_published_by_name(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from xml.sax.saxutils import escape
 
 from sfkit.layer_choice.ranking import Measure, Ranking
 
@@ -22,7 +23,7 @@ def chart(ranking: Ranking) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif" '
         'font-size="12" fill="#333">',
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
-        f'<text x="{_LEFT}" y="18" font-size="13">{ranking.policy}, {ranking.samples} samples</text>',
+        f'<text x="{_LEFT}" y="18" font-size="13">{escape(ranking.policy)}, {ranking.samples} samples</text>',
     ]
     for step in range(5):
         value = low + (1 - low) * step / 4
@@ -35,7 +36,7 @@ def chart(ranking: Ranking) -> str:
     parts.append(f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 10}" text-anchor="middle">depth</text>')
     for number, (name, measures) in enumerate(series):
         parts += _curve(measures, low, _COLOURS[number])
-        parts.append(f'<text x="{_LEFT + 220 * number}" y="36" fill="{_COLOURS[number]}">{name}</text>')
+        parts.append(f'<text x="{_LEFT + 220 * number}" y="36" fill="{_COLOURS[number]}">{escape(name)}</text>')
     return "\n".join([*parts, "</svg>\n"])
 
 

@@ -21,6 +21,7 @@ from sfkit.layer_choice.cka import cka_of_products, products
 from sfkit.policies.base import ForwardCall, PolicyAdapter
 from sfkit.probe.depth import DepthProbe, DepthSamples
 from sfkit.teachers.base import Teacher
+from sfkit.trust import public_text
 from sfkit.types import FeatureMap, Views
 
 _FEWEST = 4
@@ -157,7 +158,8 @@ def rank_depths(
     measures = _measures(alike)
     probes = [None] * len(measures) if probed is None else _measures(probed)
     ranks = tuple(DepthRank(*each) for each in zip(students, measures, probes, strict=True))
-    return Ranking(type(policy).__name__, f"{host.teacher.name}@{layer}", samples, len(owner), bound.num_layers, ranks)
+    name = public_text("teacher", host.teacher.spec, host.teacher.name)  # the ranking may be published
+    return Ranking(type(policy).__name__, f"{name}@{layer}", samples, len(owner), bound.num_layers, ranks)
 
 
 def _capture(policy: nn.Module, adapter: PolicyAdapter, batch: Any) -> tuple[dict[int, FeatureMap], Views, ForwardCall]:

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
-from draccus.parsers.decoding import decode, decode_dataclass
 from pydantic.fields import FieldInfo
 
 from lerobot_policy_spatial_forcing.origin import ReadText, admitted, is_from_file
@@ -108,7 +107,7 @@ def _as_field(name: str, info: FieldInfo) -> tuple[str, Any, Any]:
     """Name, type and default of a field as draccus understands it."""
     default = None if info.is_required() or name in _OF_PRESETS else info.get_default(call_default_factory=True)
     kept = _is_scalar(info.annotation)
-    annotation: Any = info.annotation if kept else str
+    annotation: Any = info.annotation if kept else ReadText
     if default is None:
         annotation = annotation | None
     elif not kept:
@@ -134,9 +133,9 @@ def _generate() -> type[SfOptions]:
     single: Mapping[str, FieldInfo] = {name: PairConfig.model_fields[name] for name in ("teacher", "depth", "layer")}
     found = {**single, **SpatialForcingConfig.model_fields}
     own = [
-        ("preset", str | None, dataclasses.field(default=None, metadata={"help": _PRESET_HELP})),
-        ("cameras", str | None, dataclasses.field(default=None)),
-        ("options", str | None, dataclasses.field(default=None, metadata={"help": _OPTIONS_HELP})),
+        ("preset", ReadText | None, dataclasses.field(default=None, metadata={"help": _PRESET_HELP})),
+        ("cameras", ReadText | None, dataclasses.field(default=None)),
+        ("options", ReadText | None, dataclasses.field(default=None, metadata={"help": _OPTIONS_HELP})),
         ("base_config", str | None, dataclasses.field(default=None)),
     ]
     members = [_as_field(name, info) for name, info in found.items()]
@@ -146,14 +145,3 @@ def _generate() -> type[SfOptions]:
 
 
 SpatialForcingOptions = _generate()
-
-
-@decode.register(SpatialForcingOptions)
-def _decode(raw: Any, path: tuple[str, ...] = ()) -> SfOptions:
-    """Read the block as draccus does, and mark the texts in it as read."""
-    block: SfOptions = decode_dataclass(SpatialForcingOptions, raw, path)
-    for field in dataclasses.fields(block):  # type: ignore[arg-type]
-        value = getattr(block, field.name)
-        if isinstance(value, str) and value != field.default:
-            setattr(block, field.name, ReadText(value))
-    return block

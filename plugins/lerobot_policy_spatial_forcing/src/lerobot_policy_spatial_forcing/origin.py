@@ -1,7 +1,7 @@
 """What of the ``sf`` block came from a file, and what of that the file may say.
 
-LeRobot reads the block from the command line, and from ``--config_path`` or ``--policy.path``, by one decoder. It marks
-each text that it reads; what the command line holds is the caller's own.
+LeRobot reads the block from the command line, and from ``--config_path`` or ``--policy.path``, by one decoder, which
+makes a :class:`ReadText` of each text. What the command line holds is the caller's own.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import draccus
+
 from sfkit.errors import ConfigError, TrustError
 from sfkit.trust import Origin, admit, names_in
 from sfkit.wishes import Wish, read_wishes
@@ -21,9 +23,14 @@ logger = logging.getLogger("sfkit")
 
 
 class ReadText(str):
-    """A text that was read from a file or the command line. It stays so in copies; what Python code sets does not."""
+    """A text that draccus has read. It stays one in copies of the block; what Python code sets is none."""
 
     __slots__ = ()
+
+
+@draccus.decode.register(ReadText)
+def _decode(raw: Any, path: tuple[str, ...] = ()) -> ReadText:
+    return ReadText(raw)
 
 
 def is_from_file(name: str, value: Any) -> bool:
