@@ -292,7 +292,7 @@ class SpatialForcing(Aligner):
             source: A local folder or a Hub repository that contains ``spatial_forcing/``.
             revision: Of the repository.
             options: Options of saved components, by the component's name as it was saved. They replace the saved ones:
-                ``{"hf": {"model": "/data/dinov2"}}``.
+                ``{"vggt": {"weights": "/data/vggt.safetensors"}}``.
             changes: Arguments of :meth:`wrap` that override what was saved (``cameras`` is not saved: pass it again).
 
         Raises:

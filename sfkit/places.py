@@ -12,6 +12,7 @@ from typing import Any
 
 #: What a folder's digest is made from: what decides which network it holds.
 _SUFFIXES = (".json", ".safetensors", ".pt", ".pth", ".bin", ".py")
+_DIGEST = re.compile(r"sha256:([0-9a-f]{64}|unknown)")
 _BLOCK = 2**22
 #: A path that is no longer gives nobody away, and would be found in the middle of other words.
 _SHORT = 3
@@ -72,6 +73,17 @@ def _hashed(path: Path, size: int, changed: int) -> str:
 def is_digest(value: Any) -> bool:
     """Whether a saved option is the digest of what was named."""
     return isinstance(value, Mapping) and set(value) == {"sha256"}
+
+
+def digest_text(digest: Mapping[str, str | None]) -> str:
+    """A digest as it stands in a name."""
+    return f"sha256:{digest['sha256'] or 'unknown'}"
+
+
+def digest_of_text(value: Any) -> Any:
+    """The digest that :func:`digest_text` has written; anything else as it is."""
+    found = _DIGEST.fullmatch(value) if isinstance(value, str) else None
+    return value if found is None else {"sha256": None if found[1] == "unknown" else found[1]}
 
 
 def digest_in(value: Any) -> Any:

@@ -12,7 +12,16 @@ from pydantic import BaseModel
 from sfkit.config import ComponentSpec, Options, PairConfig, SpatialForcingConfig, one_or_several
 from sfkit.errors import ConfigError, PluginError, TrustError, did_you_mean
 from sfkit.marks import SetBy, parts_of, set_by, settings_of
-from sfkit.places import digest_in, digest_of, is_digest, is_local, scrubbed, without_places
+from sfkit.places import (
+    digest_in,
+    digest_of,
+    digest_of_text,
+    digest_text,
+    is_digest,
+    is_local,
+    scrubbed,
+    without_places,
+)
 from sfkit.registry import Kind, default_registry, split_name
 
 logger = logging.getLogger("sfkit")
@@ -129,7 +138,7 @@ def _published(kind: Kind, spec: ComponentSpec, replaced: dict[str, str]) -> Com
         fields = _options_class(entry.load()).model_fields
         base, argument = split_name(name)
         if argument is not None and is_local(argument):
-            name, options[entry.argument] = base, argument
+            name = f"{base}:{digest_text(without_places(argument, replaced))}"
     except (ConfigError, PluginError):
         pass  # an instance that is not registered: nothing is known of its options
     for key, value in options.items():
@@ -172,6 +181,8 @@ class _Desk:
         self.seen.append(spec.name)
         entry = default_registry().get(kind, spec.name)
         saved, own = entry.options_of(spec.name, spec.options), dict(self.given.get(spec.name, {}))
+        if entry.argument:  # of a local file or folder the name holds the digest
+            saved[entry.argument] = digest_of_text(saved[entry.argument])
         if self.origin is None:
             return ComponentSpec(name=entry.name, options={**saved, **own}) if own else spec
         asked = {key: "/path/to/it" for key, item in saved.items() if key not in own and digest_in(item) is not None}

@@ -267,7 +267,8 @@ def test_fault_57_no_local_path_is_published(named: bool, alice: Path, tmp_path:
     for file in (folder / "spatial_forcing").iterdir():
         assert b"alice" not in file.read_bytes(), file.name
     teacher = config_of(folder)["config"]["pairs"][0]["teacher"]
-    assert teacher == {"name": "named" if named else "risky", "options": {"weights": {"sha256": digest}}}
+    in_name = {"name": f"named:sha256:{digest}", "options": {}}
+    assert teacher == (in_name if named else {"name": "risky", "options": {"weights": {"sha256": digest}}})
     assert f"sha256:{digest}" in config_of(folder)["teachers"][0]["weights"]
     assert f"sha256:{digest}" in (folder / "spatial_forcing" / "README.md").read_text()
 
@@ -289,6 +290,30 @@ def test_fault_57_texts_about_a_teacher_name_no_local_path(alice: Path) -> None:
     teacher = Risky({"weights": str(alice)})
     assert "alice" not in public_text("teacher", teacher.spec, f"weights={alice}, from {teacher.identity['weights']}")
     assert public_text("teacher", teacher.spec, "3D points / offsets") == "3D points / offsets"
+
+
+def test_fault_57_two_local_folders_are_told_apart(alice: Path, tmp_path: Path) -> None:
+    other = tmp_path / "home" / "bob"
+    other.mkdir()
+    (other / "model.safetensors").write_bytes(b"other weights")
+    plain = policy()
+    pairs = [(1, f"named:{alice}"), (2, f"named:{other}")]
+    SpatialForcing.wrap(plain, pairs=pairs, adapter=TinyAdapter(plain))
+    plain.spatial_forcing.save(tmp_path / "run")  # type: ignore[attr-defined]
+    names = [pair["teacher"]["name"] for pair in config_of(tmp_path / "run")["config"]["pairs"]]
+    given = [{"weights": str(alice)}, {"weights": str(other)}]
+    again = load(tmp_path / "run", options=dict(zip(names, given, strict=True)))
+    assert [host.teacher.name for host in again.hosts] == [name for _, name in pairs]
+    with pytest.raises(TrustError, match=r"is not what .* was trained with"):
+        load(tmp_path / "run", options=dict(zip(names, reversed(given), strict=True)))
+
+
+def test_a_path_that_is_gone_is_published_as_unknown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = saved(tmp_path, "named:/home/alice/gone")
+    assert config_of(folder)["config"]["pairs"][0]["teacher"]["name"] == "named:sha256:unknown"
+    assert "alice" not in (folder / "spatial_forcing" / "README.md").read_text()
+    load(folder, options={"named:sha256:unknown": {"weights": "/home/alice/gone"}})
+    assert any("could not be compared" in record.getMessage() for record in caplog.records)
 
 
 def test_a_digest_that_cannot_be_compared_is_logged(
@@ -314,7 +339,7 @@ def test_fault_57_a_ranking_names_no_local_path(alice: Path, tmp_path: Path) -> 
 
     plain = policy()
     ranking = rank_depths(
-        plain, tiny_batch(), f"named:{alice / 'model.safetensors'}", adapter=TinyAdapter(plain), resamples=20
+        plain, tiny_batch(batch=8), f"named:{alice / 'model.safetensors'}", adapter=TinyAdapter(plain), resamples=20
     )
     assert ranking.teacher == f"named:sha256:{digest_of(str(alice / 'model.safetensors'))}@3"
     assert "alice" not in chart(ranking)

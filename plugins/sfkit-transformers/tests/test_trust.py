@@ -98,12 +98,15 @@ def test_fault_57_a_models_folder_is_published_by_digest(dinov2: Path, tmp_path:
         assert b"alice" not in file.read_bytes(), file.name
     record = json.loads((tmp_path / "run" / "spatial_forcing" / "config.json").read_text())
     digest = digest_of(str(home))
-    assert record["config"]["pairs"][0]["teacher"] == {"name": "hf", "options": {"model": {"sha256": digest}}}
+    assert record["config"]["pairs"][0]["teacher"] == {"name": f"hf:sha256:{digest}", "options": {}}
     assert record["teachers"][0]["name"] == f"hf:sha256:{digest}"
     with pytest.raises(TrustError, match="model lay on the machine that saved it") as caught:
         load(tmp_path / "run")
-    assert "options={'hf': {'model': '/path/to/it'}}" in caught.value.remedy
-    assert load(tmp_path / "run", options={"hf": {"model": str(home)}}).hosts[0].teacher.name == f"hf:{home}"
+    assert f"options={{'hf:sha256:{digest}': {{'model': '/path/to/it'}}}}" in caught.value.remedy
+    assert (
+        load(tmp_path / "run", options={f"hf:sha256:{digest}": {"model": str(home)}}).hosts[0].teacher.name
+        == f"hf:{home}"
+    )
 
 
 def _config(**changes: Any) -> Callable[[Path], None]:

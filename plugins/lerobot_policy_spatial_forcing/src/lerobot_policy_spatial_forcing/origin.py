@@ -28,9 +28,11 @@ class ReadText(str):
     __slots__ = ()
 
 
-@draccus.decode.register(ReadText)
 def _decode(raw: Any, path: tuple[str, ...] = ()) -> ReadText:
     return ReadText(raw)
+
+
+draccus.decode.register(ReadText, _decode)
 
 
 def is_from_file(name: str, value: Any) -> bool:
