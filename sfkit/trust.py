@@ -139,6 +139,7 @@ def _published(kind: Kind, spec: ComponentSpec, replaced: dict[str, str]) -> Com
         base, argument = split_name(name)
         if argument is not None and is_local(argument):
             name = f"{base}:{digest_text(without_places(argument, replaced))}"
+            options.pop(entry.argument, None)
     except (ConfigError, PluginError):
         pass  # an instance that is not registered: nothing is known of its options
     for key, value in options.items():

@@ -339,7 +339,7 @@ def test_fault_57_a_ranking_names_no_local_path(alice: Path, tmp_path: Path) -> 
 
     plain = policy()
     ranking = rank_depths(
-        plain, tiny_batch(batch=8), f"named:{alice / 'model.safetensors'}", adapter=TinyAdapter(plain), resamples=20
+        plain, tiny_batch(b=8), f"named:{alice / 'model.safetensors'}", adapter=TinyAdapter(plain), resamples=20
     )
     assert ranking.teacher == f"named:sha256:{digest_of(str(alice / 'model.safetensors'))}@3"
     assert "alice" not in chart(ranking)
