@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sfkit.config import Options
 from sfkit.errors import ConfigError, ViewsError
+from sfkit.places import read_json
 
 _FORMAT = "sfkit.cameras/1"
 _METRES = {"m": 1.0, "mm": 0.001}
@@ -87,7 +88,7 @@ class CameraRig:
             ConfigError: The file is missing, is not JSON, or is not of this format.
         """
         try:
-            data = json.loads(Path(path).read_text())
+            data = read_json(Path(path))
         except (OSError, ValueError) as error:
             raise ConfigError(f"Cannot read camera calibration from {path}: {error}") from error
         if not isinstance(data, dict) or data.get("format") != _FORMAT:

@@ -24,10 +24,14 @@ from sfkit import __version__
 from sfkit.alignment.tap import depth_name
 from sfkit.config import SpatialForcingConfig
 from sfkit.errors import CheckpointError, ConfigError
+from sfkit.places import read_json
 from sfkit.teachers.base import Teacher, licence_note
+from sfkit.trust import Origin, Published
 
 FOLDER = "spatial_forcing"
 _CONFIG, _PROJECTOR, _README = "config.json", "projector.safetensors", "README.md"
+#: What is fetched and read, and how many bytes of it at most.
+LIMITS = {f"{FOLDER}/{_CONFIG}": 2**20, f"{FOLDER}/{_PROJECTOR}": 2**32, f"{FOLDER}/{_README}": 2**20}
 _FORMAT = "sfkit.checkpoint/1"
 #: Where the folder that is being replaced is kept meanwhile.
 _OLD = f".{FOLDER}.old-"
@@ -39,18 +43,19 @@ def save(
     """Write ``directory/spatial_forcing/``; an interruption leaves what was there before."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    public = Published.of(config)
     record = {
         "format": _FORMAT,
         "sfkit_version": __version__,
-        "config": config.model_dump(mode="json"),
-        "teachers": [teacher.identity for teacher in teachers],
+        "config": public.config.model_dump(mode="json"),
+        "teachers": [_identity(teacher, public) for teacher in teachers],
     }
     _tidy(directory)
     fresh = Path(tempfile.mkdtemp(prefix=_prefix(), dir=directory))
     try:
         save_file({key: value.detach().contiguous().cpu() for key, value in state.items()}, fresh / _PROJECTOR)
         (fresh / _CONFIG).write_text(json.dumps(record, indent=2) + "\n")
-        (fresh / _README).write_text(_readme(config, teachers))
+        (fresh / _README).write_text(_readme(public, teachers))
         fresh.chmod(0o755)
         _replace(fresh, directory / FOLDER)
     finally:
@@ -74,20 +79,29 @@ def part_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
 
 
-def _readme(config: SpatialForcingConfig, teachers: Sequence[Teacher]) -> str:
+def _identity(teacher: Teacher, public: Published) -> dict[str, str]:
+    return {key: public.text(value) for key, value in teacher.identity.items()}
+
+
+def _readme(public: Published, teachers: Sequence[Teacher]) -> str:
     """What a reader of the published folder must know."""
     pairs = "\n".join(
         f"- {depth_name(pair.depth)} of the policy with layer {pair.layer} of teacher `{pair.teacher.name}`"
-        for pair in config.pairs
+        for pair in public.config.pairs
     )
+    identities = [_identity(teacher, public) for teacher in teachers]
     sources = "\n".join(
-        f"- `{teacher.name}`" + "".join(f", {key} {value}" for key, value in teacher.identity.items() if key != "name")
-        for teacher in teachers
+        f"- `{identity['name']}`" + "".join(f", {key} {value}" for key, value in identity.items() if key != "name")
+        for identity in identities
     )
-    notes = "".join(f"\n**Note:** {licence_note(teacher.identity)}\n" for teacher in teachers if teacher.noncommercial)
+    notes = "".join(
+        f"\n**Note:** {licence_note(identity)}\n"
+        for identity, teacher in zip(identities, teachers, strict=True)
+        if teacher.noncommercial
+    )
     return (
         "# Spatial forcing\n\n"
-        f"This policy was trained with an alignment loss of weight {config.weight} by sfkit {__version__}:\n\n"
+        f"This policy was trained with an alignment loss of weight {public.config.weight} by sfkit {__version__}:\n\n"
         f"{pairs}\n\n"
         "The policy beside this folder is complete without it and runs without sfkit. To go on training, install "
         f"`sfkit` and call `SpatialForcing.from_pretrained(policy, folder)`.\n\n"
@@ -151,14 +165,15 @@ def locate(source: str | Path, revision: str | None = None) -> Path:
         _recover(local)
     for folder in (local / FOLDER, local):
         if (folder / _CONFIG).is_file() and (folder / _PROJECTOR).is_file():
-            return folder
+            return _of_bounded_size(folder)
     if local.exists():
         raise CheckpointError(f"{local} has no {FOLDER}/ folder.", "Save the wrapped policy with save_pretrained.")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        snapshot = snapshot_download(str(source), revision=revision, allow_patterns=[f"{FOLDER}/*"])
+        refuse_oversized(str(source), revision)
+        snapshot = snapshot_download(str(source), revision=revision, allow_patterns=list(LIMITS))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise CheckpointError(
             f"{source!r} is neither a local checkpoint nor a repository that could be fetched: {error}",
@@ -167,7 +182,50 @@ def locate(source: str | Path, revision: str | None = None) -> Path:
     folder = Path(snapshot) / FOLDER
     if not (folder / _CONFIG).is_file():
         raise CheckpointError(f"The repository {source!r} has no {FOLDER}/ folder.", "Was it trained with sfkit?")
+    return _of_bounded_size(folder)
+
+
+def refuse_oversized(repo: str, revision: str | None) -> None:
+    """Ask the Hub for the sizes of the files of sfkit in a repository, before any of them is fetched.
+
+    Raises:
+        CheckpointError: One is larger than any that sfkit writes.
+        HfHubHTTPError: There is no such repository, or no access to it.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        found = HfApi().get_paths_info(repo, list(LIMITS), revision=revision)
+    except (HfHubHTTPError, HFValidationError):
+        raise
+    except Exception:  # no connection, in the words of whichever HTTP library: nothing will be fetched
+        return
+    for item in found:
+        _bound(f"{item.path} of the repository {repo!r}", item.path, getattr(item, "size", 0))
+
+
+def _of_bounded_size(folder: Path) -> Path:
+    for name in LIMITS:
+        path = folder / Path(name).name
+        if path.is_file():
+            _bound(str(path), name, path.stat().st_size)
     return folder
+
+
+def _bound(what: str, name: str, size: int) -> None:
+    if size > LIMITS[name]:
+        raise CheckpointError(
+            f"{what} has {size} bytes, and sfkit reads {LIMITS[name]} at most.",
+            "sfkit writes none as large: it is damaged or hostile.",
+        )
+
+
+def origin_of(source: str | Path, folder: Path) -> Origin:
+    """Where the configuration of a checkpoint was read, for :func:`sfkit.trust.admit`."""
+    local = Path(source).exists()
+    file = str(folder / _CONFIG) if local else f"{FOLDER}/{_CONFIG} of the repository {str(source)!r}"
+    return Origin(file, local, lambda name, options: f"add options={{{name!r}: {dict(options)!r}}} to the call")
 
 
 def read_config(folder: Path) -> SpatialForcingConfig:
@@ -177,7 +235,9 @@ def read_config(folder: Path) -> SpatialForcingConfig:
         CheckpointError: It is damaged, or was written by a version with another format.
     """
     try:
-        record = json.loads((folder / _CONFIG).read_text())
+        record = read_json(folder / _CONFIG, size=LIMITS[f"{FOLDER}/{_CONFIG}"])
+        if not isinstance(record, dict):
+            raise ValueError("it is no JSON object")
         if record.get("format") != _FORMAT:
             raise CheckpointError(
                 f"{folder / _CONFIG} has format {record.get('format')!r}, expected {_FORMAT!r}.",

@@ -72,6 +72,10 @@ class CheckpointError(SfkitError):
     """A saved projector or config is missing, damaged or does not fit."""
 
 
+class TrustError(SfkitError):
+    """A file asks for what the caller alone may give: permission to run code, a path, or another repository."""
+
+
 class SfkitWarning(UserWarning):
     """Something works but probably not as meant; shown once for each cause."""
 

@@ -33,6 +33,7 @@ from sfkit.ranks import in_a_group
 from sfkit.schedules.base import Schedule
 from sfkit.teachers.base import Teacher, licence_note
 from sfkit.transforms.base import Transform
+from sfkit.trust import admit
 
 logger = logging.getLogger("sfkit")
 
@@ -273,21 +274,36 @@ class SpatialForcing(Aligner):
         return True
 
     @staticmethod
-    def from_pretrained(policy: Policy, source: str | Path, *, revision: str | None = None, **changes: Any) -> Policy:
+    def from_pretrained(
+        policy: Policy,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+        **changes: Any,
+    ) -> Policy:
         """Wrap ``policy`` as a saved run was wrapped, and resume its projector, step counter and statistics.
+
+        A file never permits code. It names other files and repositories only where ``source`` is a local folder, which
+        is logged; what a repository of the Hub names is repeated in ``options``. The error prints what to write.
 
         Args:
             policy: The policy, loaded by its own framework first.
             source: A local folder or a Hub repository that contains ``spatial_forcing/``.
             revision: Of the repository.
+            options: Options of saved components, by the component's name as it was saved. They replace the saved ones:
+                ``{"vggt": {"weights": "/data/vggt.safetensors"}}``.
             changes: Arguments of :meth:`wrap` that override what was saved (``cameras`` is not saved: pass it again).
 
         Raises:
             CheckpointError: Files are missing, damaged, or do not fit.
+            TrustError: The saved configuration asks for what only the caller may give.
         """
         folder = checkpoint.locate(source, revision)
         config = checkpoint.read_config(folder)
-        policy = SpatialForcing.wrap(policy, **{**checkpoint.wrap_arguments(config), **changes})
+        saved = {key: value for key, value in checkpoint.wrap_arguments(config).items() if key not in changes}
+        saved = admit(saved, checkpoint.origin_of(source, folder), options or {})
+        policy = SpatialForcing.wrap(policy, **saved, **changes)
         handle = handle_of(policy)
         try:
             checkpoint.load_into(handle, folder)

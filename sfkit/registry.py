@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import re
 import traceback
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
@@ -34,6 +35,12 @@ _HOOKS: Mapping[Kind, str] = {
 _ENTRY_POINT_GROUP = "sfkit"
 #: The distribution of the core, whose components are always there.
 CORE = "spatial-forcing"
+_TEXTS = (
+    *("name", "distribution", "summary", "license", "argument", "placeholder"),
+    *("aligned", "verified", "trains", "reason"),
+)
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._+ -]*[A-Za-z0-9])?")
+_TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 @dataclass(frozen=True)
@@ -72,11 +79,34 @@ class Entry:
     reason: str = ""
 
     def __post_init__(self) -> None:
+        self._check_forms()
         if (self.target is None) != bool(self.reason):
             raise PluginError(
                 f"{self.kind.capitalize()} {self.name!r} of {self.distribution} is registered with "
                 f"{'neither a target nor a reason' if self.target is None else 'a target and a reason'}.",
                 'Register "package.module:Class", or None and the reason why there is nothing.',
+            )
+
+    def _check_forms(self) -> None:
+        """What a plugin gives is printed, sorted and matched: it must be what it is said to be."""
+        target: Any = self.target
+        faults = [
+            f"{name} is {getattr(self, name)!r}, no text of one line"
+            for name in _TEXTS
+            if not isinstance(getattr(self, name), str) or not (getattr(self, name) or "-").isprintable()
+        ]
+        if not faults and not _NAME.fullmatch(self.name):
+            faults.append(f"name is {self.name!r}; letters, digits, and . _ - + or blanks between them are names")
+        if isinstance(target, str) and not _TARGET.fullmatch(target):
+            faults.append(f'target is {target!r}, and not "package.module:Class"')
+        if not (target is None or isinstance(target, str) or callable(target) or self.kind == "preset"):
+            faults.append(f"target is {target!r}, and nothing that can be called")
+        if not isinstance(self.handles, tuple) or not all(isinstance(item, str) and item for item in self.handles):
+            faults.append(f"handles is {self.handles!r}, and not a tuple of patterns")
+        if faults:
+            raise PluginError(
+                f"{self.distribution} registers a {self.kind} wrongly: {'; '.join(faults)}.",
+                "This is a fault of the plugin: see sfkit.registry.Entry for what each field is.",
             )
 
     @property
@@ -123,10 +153,10 @@ class Entry:
         module, _, attribute = self.target.partition(":")
         try:
             return getattr(importlib.import_module(module), attribute)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise PluginError(
                 f"{self.kind.capitalize()} {self.name!r} of {self.distribution} could not be imported "
-                f"from {self.target!r}: {type(error).__name__}: {error}",
+                f"from {self.target!r}: {type(error).__name__}: {_said(error)}",
                 f"Install what is missing, or reinstall {self.distribution}.",
             ) from error
 
@@ -148,7 +178,15 @@ class BrokenPlugin:
     def __str__(self) -> str:
         frame = traceback.extract_tb(self.error.__traceback__)
         where = f" (in {frame[-1].filename}:{frame[-1].lineno})" if frame else ""
-        return f"{self.distribution}: {type(self.error).__name__}: {self.error}{where}"
+        return f"{self.distribution}: {type(self.error).__name__}: {_said(self.error)}{where}"
+
+
+def _said(error: BaseException) -> str:
+    """The message of a foreign error, which may itself be broken."""
+    try:
+        return str(error)
+    except Exception as another:
+        return f"(its message cannot be read: {type(another).__name__})"
 
 
 @dataclass
@@ -188,10 +226,11 @@ class Registry:
 
     def add_entry_point(self, entry_point: EntryPoint) -> None:
         """Load one entry point; a failure is recorded in ``broken`` and stops nothing."""
-        distribution = entry_point.dist.name if entry_point.dist else entry_point.value
+        named = entry_point.dist.name if entry_point.dist else None
+        distribution = named or entry_point.value  # an installation that is damaged has no name
         try:
             self.add_plugin(entry_point.load(), distribution)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a plugin that calls sys.exit ends itself alone
             self.broken.append(BrokenPlugin(distribution, entry_point.name, error))
 
     def of_kind(self, kind: Kind) -> list[Entry]:
@@ -255,8 +294,19 @@ def _matching(cls: type, entries: list[Entry]) -> list[Entry]:
 def _collect(
     into: list[Entry], kind: Kind, distribution: str, target: str | type[Any] | None, *, name: str, **metadata: Any
 ) -> None:
-    handles = metadata.pop("handles", ())
-    into.append(Entry(kind, name, target, distribution, handles=tuple(handles), **metadata))
+    unknown = [key for key in metadata if key not in _METADATA]
+    if unknown:
+        raise PluginError(
+            f"{distribution} registers {kind} {name!r} with an unknown {unknown[0]}."
+            f"{did_you_mean(unknown[0], _METADATA)}",
+            f"Beside name: {', '.join(_METADATA)}.",
+        )
+    if isinstance(metadata.get("handles"), list):
+        metadata["handles"] = tuple(metadata["handles"])
+    into.append(Entry(kind, name, target, distribution, **metadata))
+
+
+_METADATA = tuple(field.name for field in fields(Entry))[len(("kind", "name", "target", "distribution")) :]
 
 
 def discover(points: Iterable[EntryPoint], only: str | None) -> Registry:

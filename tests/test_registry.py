@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -31,7 +32,7 @@ class FakePoint:
         self.dist = SimpleNamespace(name=distribution)
 
     def load(self) -> Any:
-        if isinstance(self.outcome, Exception):
+        if isinstance(self.outcome, BaseException):
             raise self.outcome
         return self.outcome
 
@@ -67,6 +68,83 @@ def test_fault_40_a_duplicate_name_is_an_error_that_names_both_owners() -> None:
 def test_fault_40_a_misspelt_hook_is_an_error() -> None:
     registry = discover_fakes([FakePoint("typo", plugin(register_teacher=lambda register: None))], None)
     assert "register_teacher" in str(registry.broken[0])
+
+
+class Mute(Exception):  # noqa: N818 - it is what a plugin may raise
+    def __str__(self) -> str:
+        raise RuntimeError("no message")
+
+
+@pytest.mark.parametrize("error", [SystemExit("bye"), SystemExit(0), Mute()])
+def test_a_plugin_that_exits_ends_itself_alone(error: BaseException) -> None:
+    def register_teachers(register: Any) -> None:
+        raise error
+
+    bad = (error, plugin(register_teachers=register_teachers))
+    points = [*(FakePoint(f"bad{i}", outcome) for i, outcome in enumerate(bad)), FakePoint("good", teacher("t"))]
+    registry = discover_fakes(points, None)
+    assert [entry.name for entry in registry.entries] == ["t"]
+    assert [broken.distribution for broken in registry.broken] == ["bad0", "bad1"]
+    assert all(type(error).__name__ in str(broken) for broken in registry.broken)
+
+
+def test_a_target_that_exits_when_imported_is_explained(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "exits_at_import.py").write_text("import sys\nsys.exit('bye')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registry = discover_fakes([FakePoint("late", teacher("t", "exits_at_import:Thing"))], None)
+    with pytest.raises(PluginError, match="could not be imported from 'exits_at_import:Thing': SystemExit: bye"):
+        registry.get("teacher", "t").load()
+
+
+def test_an_interruption_by_the_user_is_passed_on() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        discover_fakes([FakePoint("slow", KeyboardInterrupt())], None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"name": 5}, "name is 5, no text"),
+        ({"name": None}, "name is None, no text"),
+        ({"name": ""}, "name is ''"),
+        ({"name": "a:b"}, "name is 'a:b'"),
+        ({"name": "[/bold]"}, "name is"),
+        ({"name": "a\nb"}, "no text of one line"),
+        ({"summary": 5}, "summary is 5"),
+        ({"summary": "two\nlines"}, "summary is"),
+        ({"summary": "\x1b[2J"}, "summary is"),
+        ({"license": None}, "license is None"),
+        ({"argument": 1}, "argument is 1"),
+        ({"placeholder": ["x"]}, "placeholder is"),
+        ({"handles": "pkg.*.X"}, r"handles is 'pkg\.\*\.X', and not a tuple"),
+        ({"handles": (1,)}, r"handles is \(1,\)"),
+        ({"handles": 7}, "handles is 7"),
+        ({"target": "no colon"}, "target is 'no colon'"),
+        ({"target": 5}, "target is 5"),
+        ({"target": "os;x:y"}, "target is"),
+        ({"sumary": "x"}, "unknown sumary. Did you mean 'summary'"),
+    ],
+)
+def test_what_a_plugin_registers_is_validated(fields: dict[str, Any], says: str) -> None:
+    def register_teachers(register: Any) -> None:
+        given = {"target": "math:pi", "name": "fine", **fields}
+        register(given.pop("target"), **given)
+
+    points = [FakePoint("acme-bad", plugin(register_teachers=register_teachers)), FakePoint("good", teacher("t"))]
+    registry = discover_fakes(points, None)
+    assert [entry.name for entry in registry.of_kind("teacher")] == ["t"]
+    (broken,) = registry.broken
+    assert isinstance(broken.error, PluginError)
+    assert broken.distribution == "acme-bad"
+    assert re.search(says, str(broken)), str(broken)
+
+
+def test_a_list_of_patterns_will_do() -> None:
+    def register_policies(register: Any) -> None:
+        register("math:pi", name="p", handles=["*.Base"])
+
+    registry = discover_fakes([FakePoint("p", plugin(register_policies=register_policies))], None)
+    assert registry.entries[0].handles == ("*.Base",)
 
 
 def test_a_plugin_that_fails_half_way_registers_nothing() -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from recording import Training
+from sfkit.testing.openpi import PI0Pytorch, TinyConfig, tiny_observation
+from sfkit.testing.prismatic_loop import Heads, prismatic_batch, prismatic_loss
 
 from sfkit import SpatialForcing
 from sfkit.testing import prismatic
-from sfkit.testing.openpi import PI0Pytorch, TinyConfig, tiny_observation
-from sfkit.testing.prismatic_loop import Heads, prismatic_batch, prismatic_loss
 from sfkit.testing.teachers import PatchTeacher
 
 

@@ -22,10 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         build_app()(args=None if arguments is None else list(arguments), prog_name="sfkit")
     except SfkitError as error:
-        from rich.console import Console
+        from sfkit.cli.console import plain_console, titled
 
-        console = Console(stderr=True)
-        console.print("[bold red]error:[/] ", end="")
-        # Messages quote what users wrote, brackets included: they are no markup.
-        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        console = plain_console(highlight=False, stderr=True)
+        console.print(titled("error:", f" {error}", "bold red"), soft_wrap=True)
         sys.exit(1)

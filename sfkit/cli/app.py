@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 import sfkit
 from sfkit.errors import PluginError
@@ -102,11 +103,12 @@ def presets(
 
 def _add_plugin_command(app: typer.Typer, entry: Entry) -> None:
     def run(context: typer.Context) -> None:
-        inner = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+        # Its help is the plugin's own text, which may hold brackets: no markup.
+        inner = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
         inner.command(entry.name)(default_registry().get("command", entry.name).load())
         inner(args=context.args, prog_name=f"sfkit {entry.name}")
 
-    app.command(entry.name, help=entry.summary, add_help_option=False, context_settings=_PASS_ON)(run)
+    app.command(entry.name, help=escape(entry.summary), add_help_option=False, context_settings=_PASS_ON)(run)
 
 
 def _add_missing_command(app: typer.Typer, name: str) -> None:

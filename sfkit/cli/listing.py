@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
-from rich.console import Console
 from rich.table import Table
 
+from sfkit.cli.console import plain_console, titled
 from sfkit.errors import PluginError
 from sfkit.registry import Entry, Registry
 
@@ -29,11 +29,10 @@ def print_plugins(registry: Registry) -> None:
     table = table_of("distribution", "kind", "name", "summary")
     for entry in _sorted(registry):
         table.add_row(entry.distribution, entry.kind, entry.form, entry.summary)
-    console = Console()
+    console = plain_console()
     console.print(table)
     for plugin in registry.broken:
-        console.print("[bold red]broken:[/] ", end="")
-        console.print(str(plugin), markup=False, highlight=False, soft_wrap=True)
+        console.print(titled("broken:", f" {plugin}", "bold red"), highlight=False, soft_wrap=True)
 
 
 def print_teachers(registry: Registry) -> None:
@@ -41,7 +40,7 @@ def print_teachers(registry: Registry) -> None:
     table = table_of("name", "licence", "from", "summary")
     for entry in registry.of_kind("teacher"):
         table.add_row(entry.form, entry.license, entry.distribution, entry.summary)
-    Console().print(table)
+    plain_console().print(table)
 
 
 def print_teacher(entry: Entry) -> None:
@@ -53,8 +52,8 @@ def print_teacher(entry: Entry) -> None:
     options = getattr(entry.load(), "Options", None)
     if not hasattr(options, "model_fields"):
         raise PluginError(f"Teacher {entry.name!r} of {entry.distribution} has no Options class.")
-    console = Console()
-    console.print(f"[bold]{entry.form}[/] ({entry.distribution}, licence {entry.license}): {entry.summary}")
+    console = plain_console()
+    console.print(titled(entry.form, f" ({entry.distribution}, licence {entry.license}): {entry.summary}"))
     table = table_of("option", "default", "meaning")
     for name, field in options.model_fields.items():  # type: ignore[union-attr]
         table.add_row(name, "required" if field.is_required() else repr(field.default), field.description or "")

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from sfkit.cli.console import plain_console, titled
 from sfkit.cli.listing import table_of
 from sfkit.presets.base import Preset
 from sfkit.registry import Entry, Registry
@@ -17,7 +18,7 @@ def print_presets(registry: Registry) -> None:
     table = table_of("name", "from", "summary")
     for entry in registry.of_kind("preset"):
         table.add_row(entry.name, entry.distribution, entry.summary)
-    Console().print(table)
+    plain_console().print(table)
 
 
 def print_preset(entry: Entry) -> None:
@@ -27,8 +28,8 @@ def print_preset(entry: Entry) -> None:
         PluginError: It cannot be imported.
     """
     preset: Preset = entry.load()
-    console = Console(highlight=False)
-    console.print(f"[bold]{preset.name}[/] ({entry.distribution}): {preset.summary}. Source: {preset.source}")
+    console = plain_console(highlight=False)
+    console.print(titled(preset.name, f" ({entry.distribution}): {preset.summary}. Source: {preset.source}"))
     table = table_of("argument", "value")
     for blocks, arguments in [(0, preset.arguments), *preset.by_blocks.items()]:
         where = f", policies of {blocks} blocks" if blocks else ""
@@ -36,7 +37,7 @@ def print_preset(entry: Entry) -> None:
             table.add_row(name + where, _told(value))
     console.print(table)
     if preset.teacher_hint:
-        console.print(f"Give a teacher. {preset.teacher_hint}", markup=False)
+        console.print(f"Give a teacher. {preset.teacher_hint}")
     _print_list(console, "As released:", preset.released)
     _print_list(console, "Where the paper says something else:", preset.paper)
     _print_list(console, "Not reproduced:", preset.missing)
@@ -44,9 +45,10 @@ def print_preset(entry: Entry) -> None:
 
 def _print_list(console: Console, title: str, lines: Sequence[str]) -> None:
     if lines:
-        console.print(f"\n[bold]{title}[/]")
+        console.print()
+        console.print(titled(title))
         for line in lines:
-            console.print(f"- {line}", markup=False)
+            console.print(f"- {line}")
 
 
 def _told(value: Any) -> str:

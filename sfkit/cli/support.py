@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from rich.console import Console
 from rich.table import Table
 
+from sfkit.cli.console import plain_console, titled
 from sfkit.registry import Entry, Registry
 
 _COLUMNS = ("policy", "from", "aligned", "trained by default", "verified on")
@@ -24,13 +24,13 @@ def support_tables(registry: Registry) -> str:
 
 def print_policies(registry: Registry) -> None:
     """The same on the terminal."""
-    console = Console()
+    console = plain_console()
     table = _table(*_COLUMNS)
     for entry in _sorted(registry.of_kind("policy")):
         table.add_row(entry.name, entry.distribution, entry.aligned or entry.summary, entry.trains, entry.verified)
     console.print(table)
     for entry in _sorted(registry.unsupported()):
-        console.print(f"[bold]{entry.name}[/] ({entry.distribution}): no adapter: {entry.reason}")
+        console.print(titled(entry.name, f" ({entry.distribution}): no adapter: {entry.reason}"))
 
 
 def _row(entry: Entry) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sfkit.config import Options
 from sfkit.errors import ConfigError
+from sfkit.marks import Harmless
 from sfkit.objectives.base import Objective, masked_mean, precise, unit
 
 
@@ -16,7 +17,7 @@ class AngularScaleOptions(Options):
     """Options of :class:`AngularScaleObjective`."""
 
     scale_weight: float = Field(default=0.1, ge=0, description="Weight of the scale term beside the angular one.")
-    relative: bool = Field(
+    relative: Harmless[bool] = Field(
         default=True,
         description="Divide the scale term by the mean square of the sample's valid features, so that it does not "
         "depend on the teacher's units.",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sfkit.component import AnyOptions
 from sfkit.config import Options
+from sfkit.marks import Harmless
 from sfkit.projectors.base import Projector, xavier
 
 
@@ -17,7 +18,7 @@ class ConvOptions(Options):
     """Options of :class:`ConvProjector`."""
 
     kernel: int = Field(default=3, ge=1, description="Side of the kernel in patches; odd.")
-    norm: bool = Field(default=False, description="LayerNorm on the student tokens first.")
+    norm: Harmless[bool] = Field(default=False, description="LayerNorm on the student tokens first.")
 
     @field_validator("kernel")
     @classmethod

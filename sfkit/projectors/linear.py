@@ -9,14 +9,15 @@ from torch import Tensor, nn
 
 from sfkit.component import AnyOptions
 from sfkit.config import Options
+from sfkit.marks import Harmless
 from sfkit.projectors.base import Projector, xavier
 
 
 class LinearOptions(Options):
     """Options of :class:`LinearProjector`."""
 
-    norm: bool = Field(default=False, description="LayerNorm on the student tokens first.")
-    bias: bool = Field(default=True, description="Add a bias.")
+    norm: Harmless[bool] = Field(default=False, description="LayerNorm on the student tokens first.")
+    bias: Harmless[bool] = Field(default=True, description="Add a bias.")
 
 
 class LinearProjector(Projector):

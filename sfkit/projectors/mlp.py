@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sfkit.component import AnyOptions
 from sfkit.config import Options
+from sfkit.marks import Harmless
 from sfkit.projectors.base import Projector
 from sfkit.recomputing import spare
 
@@ -17,7 +18,7 @@ class MLPOptions(Options):
     """Options of :class:`MLPProjector`."""
 
     hidden: int | None = Field(default=None, ge=1, description="Hidden width; the teacher's width by default.")
-    norm: bool = Field(default=True, description="LayerNorm on the student tokens first.")
+    norm: Harmless[bool] = Field(default=True, description="LayerNorm on the student tokens first.")
 
 
 class MLPProjector(Projector):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sfkit.component import AnyOptions
 from sfkit.config import Options
+from sfkit.marks import Harmless
 from sfkit.projectors.base import Projector, xavier
 from sfkit.recomputing import spare
 
@@ -17,7 +18,7 @@ class SiLUMLPOptions(Options):
     """Options of :class:`SiLUMLPProjector`."""
 
     hidden: int = Field(default=2048, ge=1, description="Width of both hidden layers.")
-    norm: bool = Field(default=False, description="LayerNorm on the student tokens first.")
+    norm: Harmless[bool] = Field(default=False, description="LayerNorm on the student tokens first.")
 
 
 class SiLUMLPProjector(Projector):

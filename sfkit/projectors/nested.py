@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sfkit.component import AnyOptions
 from sfkit.config import Options
 from sfkit.errors import ConfigError
+from sfkit.marks import Harmless
 from sfkit.projectors.base import Projector, xavier
 from sfkit.recomputing import spare
 
@@ -25,7 +26,7 @@ class NestedOptions(Options):
     smallest: float = Field(
         default=0.2, gt=0, le=1, description="Share that the first of several pairs uses where they share one."
     )
-    norm: bool = Field(default=True, description="LayerNorm on the student tokens first.")
+    norm: Harmless[bool] = Field(default=True, description="LayerNorm on the student tokens first.")
 
 
 def nested_widths(pairs: int, hidden: int, smallest: float = 0.2) -> tuple[int, ...]:

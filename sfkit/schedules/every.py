@@ -7,6 +7,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from sfkit.config import Options
+from sfkit.marks import Harmless
 from sfkit.schedules.base import Schedule
 
 
@@ -14,7 +15,7 @@ class EveryOptions(Options):
     """Options of :class:`EverySchedule`."""
 
     n: int = Field(ge=1, description="Align at one step of so many.")
-    compensate: bool = Field(
+    compensate: Harmless[bool] = Field(
         default=False, description="Make those steps n times as heavy: the same weight on average."
     )
 

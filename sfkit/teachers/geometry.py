@@ -14,6 +14,7 @@ from sfkit.component import AnyOptions
 from sfkit.config import Options
 from sfkit.errors import ConfigError, SfkitWarning, ViewsError
 from sfkit.geometry import to_world, unproject
+from sfkit.marks import Harmless
 from sfkit.teachers.base import Teacher
 from sfkit.teachers.moments import RunningMoments
 from sfkit.teachers.surfaces import assumed_intrinsics, neighbour_offsets, plane_normals, turned
@@ -48,7 +49,7 @@ class GeometryOptions(Options):
     reach: tuple[int, ...] = Field(
         default=(1,), min_length=1, description="Offsets go to the patches so many columns right, and rows below."
     )
-    position_mean: bool = Field(
+    position_mean: Harmless[bool] = Field(
         default=False, description="Remove the mean of each patch position, so that a constant map earns nothing."
     )
     calibration_steps: int = Field(

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import nn
 
 from sfkit.config import Options
+from sfkit.marks import Harmless
 from sfkit.teachers.base import Teacher
 from sfkit.types import FeatureMap, Views
 
@@ -20,7 +21,7 @@ class PatchTeacherOptions(Options):
 
     dim: int = Field(default=12, ge=1, description="Feature width.")
     grid: int | None = Field(default=None, ge=1, description="Side of its own grid; the student's by default.")
-    joint: bool = Field(default=False, description="Mix views, as a joint multi-view teacher does.")
+    joint: Harmless[bool] = Field(default=False, description="Mix views, as a joint multi-view teacher does.")
 
 
 class PatchTeacher(Teacher):

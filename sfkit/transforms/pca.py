@@ -15,6 +15,7 @@ from torch import Tensor
 from sfkit.component import AnyOptions
 from sfkit.config import Options
 from sfkit.errors import CheckpointError, ConfigError
+from sfkit.marks import Reaching
 from sfkit.ranks import in_a_group
 from sfkit.transforms.base import Transform
 from sfkit.transforms.random_projection import check_fewer
@@ -25,7 +26,7 @@ class PCAOptions(Options):
     """Options of :class:`PCATransform`."""
 
     dim: int = Field(ge=1, description="Channels of the target: the first so many components.")
-    file: str | None = Field(
+    file: Reaching[str | None] = Field(
         default=None,
         description="Safetensors file with mean (d) and components (k, d), as PCATransform.save writes it; without "
         "one, the components of the first batch with valid tokens are taken and saved with the projector.",

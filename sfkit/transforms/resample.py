@@ -13,6 +13,7 @@ from torch import Tensor
 from sfkit.alignment.resample import resample
 from sfkit.config import Options
 from sfkit.errors import ShapeError
+from sfkit.marks import Harmless
 from sfkit.transforms.base import Transform
 from sfkit.types import FeatureMap
 
@@ -20,12 +21,12 @@ from sfkit.types import FeatureMap
 class ResampleOptions(Options):
     """Options of :class:`ResampleTransform`."""
 
-    align_corners: bool = Field(
+    align_corners: Harmless[bool] = Field(
         default=False,
         description="Put the corner patches' centres on each other, without antialiasing, as the released Spatial "
         "Forcing code does: up to 0.28 of a student patch of misregistration at the borders.",
     )
-    scale_factor: bool = Field(
+    scale_factor: Harmless[bool] = Field(
         default=False,
         description="Work the size out from one ratio and cut off what is behind the point, as the released Spatial "
         "Forcing code does: some grids come out one too small, and are refused.",

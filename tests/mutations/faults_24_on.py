@@ -44,7 +44,7 @@ HIGH = (
            "test_fault_26_images_outside_0_1_are_an_error"),
     Mutant(26, "check_pixels", drop_raise("ViewsError", within="_explains_better"),
            "test_fault_26_a_wrong_normalisation_is_noticed"),
-    Mutant(26, "PictureTeacher._check_range", drop_raise("ViewsError"),
+    Mutant(26, "ImageTeacher._check_range", drop_raise("ViewsError"),
            "test_fault_26_pictures_out_of_range_are_refused", "test_fault_26_pictures_outside_0_1_are_refused",
            "test_fault_26_pictures_that_are_normalised_already_are_refused",
            "test_fault_26_pictures_in_another_range_are_refused", "test_fault_26_pictures_outside_0_1_are_an_error"),
@@ -79,7 +79,7 @@ HIGH = (
     # 29: weights that do not fit
     Mutant(29, "load_into", replace_constant(True, False, within="strict"),
            "test_fault_29_a_projector_that_does_not_fit_is_an_error"),
-    Mutant(29, "trunks.weights._check_keys", drop_raise("CheckpointError"),
+    Mutant(29, "sfkit_backbones.weights._check_keys", drop_raise("CheckpointError"),
            "test_fault_29_nothing_is_loaded_where_anything_is_wrong",
            "test_fault_29_a_file_that_does_not_fit_is_refused[unexpected]",
            "test_fault_29_a_deeper_checkpoint_is_not_cut_off",

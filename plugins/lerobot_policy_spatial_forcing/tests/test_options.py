@@ -31,7 +31,7 @@ def test_every_field_of_sfkits_configuration_is_there_with_its_default() -> None
         assert made[name].default == SpatialForcingConfig.model_fields[name].default
     for name in ("preset", "weight", "objective", "projector", "transforms", "schedule", "shared_projector"):
         assert made[name].default is None, "left to the preset, or to sfkit"
-    assert {*made} - {"base_config"} <= set(inspect.signature(SpatialForcing.wrap).parameters)
+    assert {*made} - {"base_config", "options"} <= set(inspect.signature(SpatialForcing.wrap).parameters)
 
 
 def test_flags_become_arguments() -> None:

@@ -14,8 +14,13 @@ from sfkit_backbones import files, weights
 from sfkit_backbones.blocks import Block, cast_products
 from sfkit_backbones.weights import load_weights, without_weights
 from torch import nn
+from torch.torch_version import TorchVersion
 
 from sfkit.errors import CheckpointError
+
+needs_safe_pickles = pytest.mark.skipif(
+    TorchVersion(torch.__version__) < "2.6", reason="this torch reads no pickle, see fault 58"
+)
 
 
 def trunk() -> Block:
@@ -66,6 +71,7 @@ def test_they_take_the_dtype_that_the_network_was_given(checkpoint: Path) -> Non
     assert loaded["norm1.weight"].dtype == torch.float32
 
 
+@needs_safe_pickles
 def test_a_pytorch_file_is_read_too(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
     for name, content in (("bare.pt", state), ("wrapped.pth", {"model": state})):
         torch.save(content, tmp_path / name)
@@ -121,7 +127,7 @@ def test_nan_in_a_file_is_noticed(checkpoint: Path) -> None:
         load(rewrite(checkpoint, lambda state: state["body.norm2.bias"].fill_(torch.nan)))
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+@pytest.mark.parametrize("suffix", [".safetensors", pytest.param(".pt", marks=needs_safe_pickles)])
 @pytest.mark.parametrize("keep", [0, 5, 0.5, 0.99])
 def test_a_truncated_file_says_so(tmp_path: Path, state: dict[str, torch.Tensor], suffix: str, keep: float) -> None:
     path = tmp_path / f"model{suffix}"
@@ -152,6 +158,7 @@ class Bomb:
         return Path.touch, (self.target,)
 
 
+@needs_safe_pickles
 def test_pickles_are_not_run(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
     torch.save({"model": state, "args": Bomb(tmp_path / "harm")}, tmp_path / "bomb.pth")
     with pytest.raises(CheckpointError, match="could run any code"):
@@ -159,15 +166,53 @@ def test_pickles_are_not_run(tmp_path: Path, state: dict[str, torch.Tensor]) -> 
     assert not (tmp_path / "harm").exists()
 
 
+@needs_safe_pickles
 def test_a_namespace_of_arguments_is_refused_with_the_way_out(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
     torch.save({"model": state, "args": argparse.Namespace(lr=1.0)}, tmp_path / "train.pth")
     with pytest.raises(CheckpointError, match=r"argparse namespace(.|\n)*safetensors file of the same model"):
         load(tmp_path / "train.pth")
 
 
-def test_other_files_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("release", ["2.2.0", "2.5.1+cu124", "2.6.0a0+git1234"])
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin"])
+def test_fault_58_no_pickle_is_read_before_torch_2_6(
+    release: str, suffix: str, tmp_path: Path, state: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There ``weights_only=True`` could be made to run code (CVE-2025-32434)."""
+    path = tmp_path / f"model{suffix}"
+    torch.save(state, path)
+
+    def read(*args: object, **options: object) -> None:
+        raise AssertionError("it was read")
+
+    monkeypatch.setattr(torch, "__version__", TorchVersion(release))
+    monkeypatch.setattr(torch, "load", read)
+    with pytest.raises(CheckpointError, match=r"is a pickle, and in torch 2\.(.|\n)*Upgrade to torch 2\.6"):
+        load(path)
+
+
+def test_fault_58_safetensors_are_read_by_any_torch(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.2.0"))
+    load(checkpoint)
+
+
+def test_fault_58_torch_load_is_called_in_one_place() -> None:
+    """Whoever calls it elsewhere passes by the check."""
+    root = Path(files.__file__).parents[1]
+    sources = [*root.rglob("*.py"), *root.parent.glob("plugins/*/src/**/*.py")]
+    callers = [path for path in sources if re.search(r"torch\.load\(|\bpickle\.load\(|Unpickler", path.read_text())]
+    assert callers == [Path(files.__file__)]
+
+
+@needs_safe_pickles
+def test_a_list_is_no_state_dict(tmp_path: Path) -> None:
     torch.save([torch.zeros(2)], tmp_path / "list.pt")
+    with pytest.raises(CheckpointError, match="holds a list"):
+        load(tmp_path / "list.pt")
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"x")
-    for name, text in (("list.pt", "holds a list"), ("model.onnx", "unknown kind"), ("none.pt", "no file")):
+    for name, text in (("model.onnx", "unknown kind"), ("none.pt", "no file")):
         with pytest.raises(CheckpointError, match=re.escape(text)):
             load(tmp_path / name)

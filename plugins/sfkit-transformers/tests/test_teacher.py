@@ -26,6 +26,7 @@ from sfkit import SpatialForcing
 from sfkit.alignment.host import TeacherHost
 from sfkit.building import build_teacher
 from sfkit.errors import ConfigError, ShapeError, ViewsError
+from sfkit.places import digest_of
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.types import Views
 
@@ -349,7 +350,10 @@ def test_wrapping_training_saving_and_resuming(folders: Folders, tmp_path: Path)
     assert not [key for key in policy.state_dict() if "encoder" in key]
     handle.save(tmp_path)
     plain = TinyPolicy()
-    plain = SpatialForcing.from_pretrained(plain, tmp_path, adapter=TinyAdapter(plain))
+    digests = [f"hf:sha256:{digest_of(str(folders(name)))}" for name in ("dinov2", "siglip")]
+    models = [{"model": str(folders(name))} for name in ("dinov2", "siglip")]
+    given = dict(zip(digests, models, strict=True))
+    plain = SpatialForcing.from_pretrained(plain, tmp_path, adapter=TinyAdapter(plain), options=given)
     assert plain.spatial_forcing.config == handle.config
     assert plain.spatial_forcing.config.pairs[0].teacher.name == first
 

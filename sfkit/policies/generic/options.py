@@ -12,6 +12,7 @@ from typing_extensions import Self
 
 from sfkit.config import Options
 from sfkit.errors import ConfigError
+from sfkit.marks import Harmless
 
 _FUNCTION = "function"
 
@@ -75,26 +76,26 @@ class GenericOptions(Options):
     Functions are given a :class:`sfkit.policies.base.ForwardCall` (``blocks``: the policy).
     """
 
-    blocks: str | tuple[str, ...] | Function = Field(
+    blocks: Harmless[str | tuple[str, ...] | Function] = Field(
         description="Path of the module that holds the decoder blocks in order, or the path of each block."
     )
-    norm: str | None = Field(
+    norm: Harmless[str | None] = Field(
         default=None, description="Path, within a block, of the norm that it begins with; '' taps the block itself."
     )
-    final_norm: str | None = Field(default=None, description="Path of the norm after the last block.")
+    final_norm: Harmless[str | None] = Field(default=None, description="Path of the norm after the last block.")
     dim: int | None = Field(default=None, ge=1, description="Width of the hidden states; read from the norm.")
-    tokens: Span | tuple[Span, ...] | ImageTokens | Function = Field(
+    tokens: Harmless[Span | tuple[Span, ...] | ImageTokens | Function] = Field(
         description="Visual tokens in the tapped sequence, view by view and row by row; a function returns positions."
     )
     grid: tuple[int, int, int] = Field(description="Views, and rows and columns of visual tokens in each.")
-    images: Where = Field(description="The pictures that the policy is given.")
+    images: Harmless[Where] = Field(description="The pictures that the policy is given.")
     layout: Layout | None = Field(
         default=None, description="Axes of the pictures; needed unless they are 5-D, or 4-D of a single view."
     )
     channels: tuple[int, int, int] | None = Field(
         default=None, description="Which channels of a view are red, green and blue, where there are more than three."
     )
-    pixels: Literal["[0,1]", "[-1,1]", "0-255", "imagenet", "clip"] | MeanStd | None = Field(
+    pixels: Harmless[Literal["[0,1]", "[-1,1]", "0-255", "imagenet", "clip"] | MeanStd | None] = Field(
         default=None, description="How the pictures are normalised when they reach the policy; checked, never guessed."
     )
     resize: tuple[int, int] | None = Field(
@@ -102,17 +103,19 @@ class GenericOptions(Options):
     )
     merge: int = Field(default=2, ge=1, description="Layout 'patches': patches along each side of a visual token.")
     frames: int = Field(default=2, ge=1, description="Layout 'patches': copies of a still picture in time.")
-    names: tuple[str, ...] = Field(default=(), description="A name for each view.")
-    present: Where | None = Field(default=None, description="Bool (b, v), or (b,) for each view: cameras that exist.")
-    valid: Where | tuple[int, int, int, int] | None = Field(
+    names: Harmless[tuple[str, ...]] = Field(default=(), description="A name for each view.")
+    present: Harmless[Where | None] = Field(
+        default=None, description="Bool (b, v), or (b,) for each view: cameras that exist."
+    )
+    valid: Harmless[Where | tuple[int, int, int, int] | None] = Field(
         default=None,
         description="Pixels that are no padding: bool (b, v, h, w), or the box (top, left, height, width).",
     )
-    depth: Where | None = Field(default=None, description="Depth maps (b, v, h, w) at the view's resolution.")
+    depth: Harmless[Where | None] = Field(default=None, description="Depth maps (b, v, h, w) at the view's resolution.")
     depth_unit: Literal["m", "mm"] | None = Field(default=None, description="Their unit; never guessed.")
-    intrinsics: Where | None = Field(default=None, description="K (b, v, 3, 3) in pixels of the view.")
-    world_from_camera: Where | None = Field(default=None, description="Poses (b, v, 4, 4), metres.")
-    connector: str | None = Field(
+    intrinsics: Harmless[Where | None] = Field(default=None, description="K (b, v, 3, 3) in pixels of the view.")
+    world_from_camera: Harmless[Where | None] = Field(default=None, description="Poses (b, v, 4, 4), metres.")
+    connector: Harmless[str | None] = Field(
         default=None,
         description="Path of the module that takes what the vision tower gives to the language model: depth='encoder' "
         "reads its input.",
@@ -120,15 +123,15 @@ class GenericOptions(Options):
     tower: tuple[int, int, int] | None = Field(
         default=None, description="Rows and columns of the tower's tokens in a view, and their width."
     )
-    later: dict[int, str | tuple[str, ...]] = Field(
+    later: Harmless[dict[int, str | tuple[str, ...]]] = Field(
         default_factory=dict,
         description="The pictures so many steps later, laid out as images: where they are, by the number of steps.",
     )
-    later_present: dict[int, str | tuple[str, ...]] = Field(
+    later_present: Harmless[dict[int, str | tuple[str, ...]]] = Field(
         default_factory=dict,
         description="Bool (b, v), or (b,) for each view, by the number of steps: False where the episode ends before.",
     )
-    loss: str | None = Field(
+    loss: Harmless[str | None] = Field(
         default=None,
         description="Path of the loss in what forward returns; 'output' where that is the loss itself, 'outside' where "
         "the loss is computed by the training loop. Found by itself where there is no doubt.",

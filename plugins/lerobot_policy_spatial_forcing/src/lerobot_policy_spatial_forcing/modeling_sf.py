@@ -15,6 +15,7 @@ from lerobot_policy_spatial_forcing.bases import BASES, Base
 from lerobot_policy_spatial_forcing.card import add_to_card, add_to_readme
 from lerobot_policy_spatial_forcing.configuration_sf import CONFIGS
 from lerobot_policy_spatial_forcing.geometry import cameras_of, picture_stats, require_cameras
+from lerobot_policy_spatial_forcing.origin import check_cameras
 from lerobot_policy_spatial_forcing.resuming import RandomState, restore
 from lerobot_policy_spatial_forcing.sources import fetch
 from lerobot_policy_spatial_forcing.trainer import read_trainer
@@ -104,10 +105,11 @@ class SfPolicy(_Policy):  # type: ignore[misc]
         """Wrap ``target``, this policy or the PeftModel around it, and resume what ``source`` holds."""
         trainer = read_trainer()
         block = self.config.sf
-        arguments = block.wrap_arguments()
+        arguments = block.admitted_arguments()
         stats = picture_stats(self._meta, self.config)
         if stats is not None and "adapter" not in arguments:
             arguments["adapter"] = (self.config.base.name, {"image_stats": stats})
+        check_cameras(block.cameras)
         rig = cameras_of(self._meta, trainer, block.cameras)
         SpatialForcing.wrap(target, **arguments, cameras=rig)
         self._pending = False

@@ -13,6 +13,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 from pydantic.fields import FieldInfo
 
+from lerobot_policy_spatial_forcing.origin import ReadText, admitted, is_from_file
 from sfkit import SpatialForcing
 from sfkit.config import ComponentSpec, PairConfig, SpatialForcingConfig
 from sfkit.errors import ConfigError
@@ -20,6 +21,10 @@ from sfkit.errors import ConfigError
 #: What is left to the preset, or to sfkit's own defaults, unless it is given.
 _OF_PRESETS = frozenset(inspect.signature(SpatialForcing.wrap).parameters) - {"seed", "health", "self_check"}
 _PRESET_HELP = "A published method; `sfkit presets` lists them. What is given beside it goes before."
+_OPTIONS_HELP = (
+    'Options of components, by name: {"vggt": {"weights": "/data/vggt.safetensors"}}. What permits code, and paths '
+    "that the Hub names, are given here in each run."
+)
 _SCALARS = (bool, int, float, str)
 
 
@@ -33,11 +38,13 @@ class SfOptions:
     Attributes:
         preset: Name of a published method.
         cameras: Calibration file; ``meta/cameras.json`` of the dataset by default.
+        options: JSON; options of components, by the component's name. What a file may not set is given here.
         base_config: Written by the program: the checkpoint whose ``config.json`` has been read.
     """
 
     preset: str | None
     cameras: str | None
+    options: str | None
     base_config: str | None
 
     def wrap_arguments(self) -> dict[str, Any]:
@@ -60,6 +67,18 @@ class SfOptions:
             raise ConfigError("No teacher.", "Give one, for instance --policy.sf.teacher=geometry.")
         return arguments
 
+    def admitted_arguments(self) -> dict[str, Any]:
+        """:meth:`wrap_arguments`, once what a file has set of them is checked, with the block's ``options``.
+
+        Raises:
+            TrustError: A file asks for what the command line must give; the error prints the flag.
+            ConfigError: As for :meth:`wrap_arguments`, or ``options`` names no component.
+        """
+        arguments = self.wrap_arguments()
+        from_file = frozenset(name for name in arguments if is_from_file(name, getattr(self, name)))
+        options = {} if self.options is None else read_text(self.options, "--policy.sf.options")
+        return admitted(arguments, from_file, options, is_from_file("options", self.options))
+
 
 def read_text(value: str, option: str) -> Any:
     """A name as it is; anything with brackets as data.
@@ -67,7 +86,7 @@ def read_text(value: str, option: str) -> Any:
     Raises:
         ConfigError: It cannot be read.
     """
-    text = value.strip()
+    text = str(value).strip()
     if not text.startswith(("{", "[", "(")):
         return text
     # draccus hands over what it has read as JSON already, printed as Python prints it.
@@ -88,7 +107,7 @@ def _as_field(name: str, info: FieldInfo) -> tuple[str, Any, Any]:
     """Name, type and default of a field as draccus understands it."""
     default = None if info.is_required() or name in _OF_PRESETS else info.get_default(call_default_factory=True)
     kept = _is_scalar(info.annotation)
-    annotation: Any = info.annotation if kept else str
+    annotation: Any = info.annotation if kept else ReadText
     if default is None:
         annotation = annotation | None
     elif not kept:
@@ -114,8 +133,9 @@ def _generate() -> type[SfOptions]:
     single: Mapping[str, FieldInfo] = {name: PairConfig.model_fields[name] for name in ("teacher", "depth", "layer")}
     found = {**single, **SpatialForcingConfig.model_fields}
     own = [
-        ("preset", str | None, dataclasses.field(default=None, metadata={"help": _PRESET_HELP})),
-        ("cameras", str | None, dataclasses.field(default=None)),
+        ("preset", ReadText | None, dataclasses.field(default=None, metadata={"help": _PRESET_HELP})),
+        ("cameras", ReadText | None, dataclasses.field(default=None)),
+        ("options", ReadText | None, dataclasses.field(default=None, metadata={"help": _OPTIONS_HELP})),
         ("base_config", str | None, dataclasses.field(default=None)),
     ]
     members = [_as_field(name, info) for name, info in found.items()]

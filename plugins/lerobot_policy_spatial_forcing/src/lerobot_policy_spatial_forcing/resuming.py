@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lerobot_policy_spatial_forcing.sources import fetch
 from lerobot_policy_spatial_forcing.trainer import Trainer
 from sfkit import SpatialForcing, checkpoint
 from sfkit.config import SpatialForcingConfig
 from sfkit.errors import CheckpointError
+from sfkit.places import digest_in
+from sfkit.trust import Published
 
 logger = logging.getLogger("sfkit")
 
@@ -67,7 +71,7 @@ class RandomState:
 
 def _require_same(now: SpatialForcingConfig, saved: SpatialForcingConfig, folder: Path) -> None:
     """Two teachers of one width fit one projector, and it would not be noticed."""
-    told, found = _what(now), _what(saved)
+    told, found = _what(Published.of(now).config), _what(saved)
     if told != found:
         raise CheckpointError(
             f"{folder} was trained with {found}, and this run asks for {told}.",
@@ -77,5 +81,14 @@ def _require_same(now: SpatialForcingConfig, saved: SpatialForcingConfig, folder
 
 
 def _what(config: SpatialForcingConfig) -> str:
-    pairs = ", ".join(f"depth {pair.depth} -> {pair.teacher.name} layer {pair.layer}" for pair in config.pairs)
+    pairs = ", ".join(
+        f"depth {pair.depth} -> {pair.teacher.name}{_digests(pair.teacher.options)} layer {pair.layer}"
+        for pair in config.pairs
+    )
     return f"{pairs}, projector {config.projector.name}"
+
+
+def _digests(options: Mapping[str, Any]) -> str:
+    """What local weights are known by, once their path is not saved."""
+    found = [f"{key} sha256:{digest['sha256']}" for key, item in options.items() if (digest := digest_in(item))]
+    return f" ({', '.join(found)})" if found else ""

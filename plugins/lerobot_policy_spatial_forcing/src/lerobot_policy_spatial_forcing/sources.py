@@ -24,8 +24,9 @@ def fetch(source: str | Path, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = [_CONFIG, _WEIGHTS, f"{checkpoint.FOLDER}/*"]
+    wanted = [_CONFIG, _WEIGHTS, *checkpoint.LIMITS]
     try:
+        checkpoint.refuse_oversized(str(source), revision)
         return Path(snapshot_download(str(source), revision=revision, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise CheckpointError(

@@ -39,20 +39,19 @@ def _record(path: Path, teacher: str | None, options: str, seed: int, stream: fl
 
 
 def _compare(path: Path, tolerance: float) -> bool:
-    from rich.console import Console
-
+    from sfkit.cli.console import plain_console
     from sfkit_backbones.parity import Difference, Fixture, compare
 
-    console = Console(highlight=False)
+    console = plain_console(highlight=False)
     loaded = Fixture.load(path)
-    console.print(f"{loaded.model}: {len(loaded.cases)} cases, tolerance {tolerance:g}", markup=False)
+    console.print(f"{loaded.model}: {len(loaded.cases)} cases, tolerance {tolerance:g}")
     width = max(len(f"{name}  {key}") for name, case in loaded.cases.items() for key in case.outputs)
 
     def tell(found: Difference) -> None:
         passed = found.error <= tolerance
         note = f"  {found.note}" if found.note else f"  (values up to {found.scale:.3g})"
         line = f"{found.case}  {found.output}".ljust(width) + f"  {found.error:.2e}{note}"
-        console.print(line, style=None if passed else "bold red", markup=False, soft_wrap=True)
+        console.print(line, style=None if passed else "bold red", soft_wrap=True)
 
     differences = compare(loaded, tell)
     worst = max(difference.error for difference in differences)

@@ -12,10 +12,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.torch_version import TorchVersion
 from typing_extensions import Self
 
 from sfkit.errors import CheckpointError
 
+#: The first release whose ``weights_only`` holds.
+_SAFE = "2.6"
 _DAMAGED = "It may be truncated or damaged: fetch it again, or point to another file."
 
 
@@ -112,6 +115,12 @@ def open_tensors(path: Path) -> SafeTensorFile | TorchFile:
 
 
 def _torch_load(path: Path) -> Any:
+    if TorchVersion(torch.__version__) < _SAFE:
+        raise CheckpointError(
+            f"{path} is a pickle, and in torch {torch.__version__} one can run code even under weights_only=True "
+            "(CVE-2025-32434): refused.",
+            f"Upgrade to torch {_SAFE} or later, or take the safetensors file of the same model.",
+        )
     try:
         try:
             return torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)  # no Path in torch 2.2

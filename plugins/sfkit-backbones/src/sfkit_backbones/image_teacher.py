@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sfkit.config import Options
 from sfkit.errors import ConfigError, ShapeError, ViewsError
+from sfkit.marks import Harmless
 from sfkit.teachers.base import Teacher
 from sfkit.teachers.memory import Memory
 from sfkit.types import FeatureMap, Views
@@ -33,12 +34,16 @@ class ImageOptions(Options):
     fill: float | None = Field(
         default=None, ge=0, le=1, description="Grey level of padding, also of the student's letterbox."
     )
-    keep_letterbox: bool = Field(default=False, description="Show the student's letterbox to the teacher as it is.")
-    antialias: bool = Field(default=True, description="Resize as Pillow does: the kernel widens when shrinking.")
+    keep_letterbox: Harmless[bool] = Field(
+        default=False, description="Show the student's letterbox to the teacher as it is."
+    )
+    antialias: Harmless[bool] = Field(
+        default=True, description="Resize as Pillow does: the kernel widens when shrinking."
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="Of matrix products; auto: bfloat16 on a GPU that has it, else float32."
     )
-    compile: bool = Field(default=False, description="Compile the blocks with torch.compile.")
+    compile: Harmless[bool] = Field(default=False, description="Compile the blocks with torch.compile.")
     micro_batch: int | None = Field(default=None, ge=1, description="Samples at once, to bound memory.")
 
 

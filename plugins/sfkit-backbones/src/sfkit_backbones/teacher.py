@@ -14,6 +14,7 @@ from torch import nn
 from sfkit.component import AnyOptions
 from sfkit.config import Options
 from sfkit.errors import ConfigError, did_you_mean
+from sfkit.marks import Harmless, Reaching
 from sfkit.notices import notice
 from sfkit.rng import own_rng
 from sfkit.types import Views
@@ -30,13 +31,15 @@ from sfkit_backbones.weights import load_weights, without_weights
 class BackboneOptions(ImageOptions):
     """Options that all teachers with a network have."""
 
-    weights: str | None = Field(
+    weights: Reaching[str | None] = Field(
         default=None, description="Local file or folder, or Hub repository, instead of the official weights."
     )
-    revision: str | None = Field(default=None, description="Commit, tag or branch of the repository.")
-    sha256: str | None = Field(default=None, description="Digest that the file of the weights must have.")
-    config: str = Field(default="full", description="Size of the network; 'tiny' has random weights, for trying out.")
-    view_order: tuple[str, ...] = Field(
+    revision: Reaching[str | None] = Field(default=None, description="Commit, tag or branch of the repository.")
+    sha256: Harmless[str | None] = Field(default=None, description="Digest that the file of the weights must have.")
+    config: Harmless[str] = Field(
+        default="full", description="Size of the network; 'tiny' has random weights, for trying out."
+    )
+    view_order: Harmless[tuple[str, ...]] = Field(
         default=(), description="Cameras in the order in which the teacher sees them; the first is its reference view."
     )
     residual: Literal["float32", "bfloat16"] = Field(default="float32", description="Of the residual stream.")

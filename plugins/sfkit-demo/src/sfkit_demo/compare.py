@@ -32,7 +32,7 @@ def compare(settings: Settings, out: Path, jobs: int, study: Path) -> Path:
     Returns:
         The report.
     """
-    console = Console()
+    console = Console(markup=False, emoji=False)  # a teacher's name may hold brackets
     precomputed = read_results(study)
     console.print(settings_line(settings), highlight=False)
     start = time.monotonic()

@@ -26,10 +26,10 @@ class Live:
 
     def __init__(self, arms: list[str], steps: int, console: Console) -> None:
         self._bars = Bars(
-            TextColumn("[bold]{task.description:<10}"),
+            TextColumn("{task.description:<10}", style="bold", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
             TimeElapsedColumn(),
             console=console,
         )

@@ -8,8 +8,10 @@ from importlib.metadata import version
 from statistics import median
 
 from sfkit.building import build_teacher
+from sfkit.trust import public_text
 from sfkit_demo.comparison import Comparison
 from sfkit_demo.settings import BLOCKS, POLICIES
+from sfkit_demo.teacher import public_name
 
 
 def meaning(comparison: Comparison) -> str:
@@ -33,8 +35,8 @@ def meaning(comparison: Comparison) -> str:
         "with noise and times that are the same for both arms. It is the nearest thing here to the policy's task, and "
         "it is not success: nothing was run in the simulator. At this size, success rates would be noise.",
         f"<strong>Cosine to the teacher</strong>: how near a linear read-out of the tokens comes to the "
-        f"{escape(teacher.name)} features. Knowing nothing but a patch's position already gives {constant:.2f}, so the "
-        "figure is no evidence by itself.",
+        f"{escape(public_name(teacher))} features. Knowing nothing but a patch's position already gives "
+        f"{constant:.2f}, so the figure is no evidence by itself.",
         "<strong>Untrained</strong>: random weights keep much of a picture, which a linear map can read. Training for "
         "actions alone may lose some of it; compare with that column, not with zero.",
         "<strong>Scale</strong>: about a million parameters, from scratch, on some two thousand frames of three "
@@ -48,10 +50,11 @@ def details(comparison: Comparison) -> str:
     settings, plain = comparison.settings, comparison.plain
     teacher = build_teacher(settings.teacher)
     options = ", ".join(f"{key}={value}" for key, value in teacher.spec.options.items()) or "its defaults"
+    options = public_text("teacher", teacher.spec, options)
     seconds = [median(arm.curves.seconds) for arm in (plain, comparison.aligned)]
     versions = ", ".join(f"{name} {version(name)}" for name in ("spatial-forcing", "lerobot", "torch"))
     rows = [
-        ("teacher", f"{teacher.name} (licence {teacher.license}), {options}; present in training only"),
+        ("teacher", f"{public_name(teacher)} (licence {teacher.license}), {options}; present in training only"),
         ("alignment", f"weight {settings.weight:g} at depth {settings.depth} of {BLOCKS}, {settings.method}"),
         (
             "policy",

@@ -16,7 +16,7 @@ from sfkit_demo.pictures import Pictures
 from sfkit_demo.plots_health import health_section
 from sfkit_demo.report_study import study_section, tracked
 from sfkit_demo.settings import POLICIES
-from sfkit_demo.teacher import teacher_note
+from sfkit_demo.teacher import public_name, teacher_note
 from sfkit_demo.wording import live_sentence
 
 FILE = "report.html"
@@ -80,7 +80,7 @@ def _lead(comparison: Comparison) -> str:
         f"A small {POLICIES[settings.policy]} ({plain.parameters / 1e6:.1f} M parameters, random weights) was trained "
         f"twice on {tasks} Meta-World tasks from seed {settings.seed}, for {settings.steps} steps: "
         '<strong class="plain">plain</strong>, and <strong class="aligned">aligned</strong> with the '
-        f"<em>{escape(teacher.name)}</em> teacher at depth {settings.depth} with weight {settings.weight:g}. "
+        f"<em>{escape(public_name(teacher))}</em> teacher at depth {settings.depth} with weight {settings.weight:g}. "
         f"Everything else is the same. Both arms together took {comparison.seconds / 60:.1f} minutes. "
         f"{escape(teacher_note(teacher))}"
     )

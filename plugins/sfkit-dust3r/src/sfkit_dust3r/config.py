@@ -9,6 +9,7 @@ from sfkit_backbones.teacher import BackboneOptions
 from typing_extensions import Self
 
 from sfkit.config import Options
+from sfkit.marks import Harmless
 
 Target = Literal["encoder", "decoder", "both"]
 
@@ -55,7 +56,7 @@ class PairOptions(BackboneOptions):
         description="whole: all of the view, as `fit` says. official: crop as the released loader does; what is "
         "cropped away is masked.",
     )
-    square_ok: bool = Field(
+    square_ok: Harmless[bool] = Field(
         default=False, description="With the official framing of the 512 models: do not crop a square to 4:3."
     )
     decoders: Literal["two", "shared"] = Field(
@@ -66,7 +67,7 @@ class PairOptions(BackboneOptions):
 class DUSt3ROptions(PairOptions):
     """Options of the teacher ``dust3r``."""
 
-    config: str = Field(
+    config: Harmless[str] = Field(
         default="512-dpt",
         description="Checkpoint: '512-dpt', '512-linear' or '224-linear'; 'tiny' has random weights, for trying out.",
     )

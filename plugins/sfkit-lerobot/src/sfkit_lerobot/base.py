@@ -14,6 +14,7 @@ from sfkit.component import AnyOptions
 from sfkit.config import Options
 from sfkit.errors import AdapterError
 from sfkit.geometry import on_device
+from sfkit.marks import Harmless
 from sfkit.policies.base import ForwardCall, PolicyAdapter, TapPoint
 from sfkit.policies.loss import replace_loss
 from sfkit.types import Views
@@ -26,7 +27,7 @@ from sfkit_lerobot.normalization import denormalized, visual_mode
 class LeRobotOptions(Options):
     """Options of the LeRobot adapters."""
 
-    image_stats: dict[str, dict[str, tuple[float, ...]]] = Field(
+    image_stats: Harmless[dict[str, dict[str, tuple[float, ...]]]] = Field(
         default_factory=dict,
         description="Statistics of each camera, for a policy that normalises pictures: see image_stats(dataset).",
     )

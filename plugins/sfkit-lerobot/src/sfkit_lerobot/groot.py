@@ -12,6 +12,7 @@ from torch import nn
 from sfkit.component import AnyOptions
 from sfkit.config import Options
 from sfkit.errors import AdapterError, ViewsError
+from sfkit.marks import Harmless
 from sfkit.policies.base import ForwardCall
 from sfkit.types import Views
 from sfkit_lerobot.base import LeRobotOptions
@@ -24,7 +25,7 @@ from sfkit_lerobot.qwen import Patches, pictures_of
 class GrootOptions(LeRobotOptions):
     """Options of the adapter of GR00T."""
 
-    views: tuple[str, ...] = Field(
+    views: Harmless[tuple[str, ...]] = Field(
         default=(), description="Cameras in the order of the prompt; by default that of LeRobot's preprocessor."
     )
     pixel_mean: tuple[float, float, float] = Field(

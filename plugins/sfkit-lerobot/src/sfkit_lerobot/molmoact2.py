@@ -13,6 +13,7 @@ from torch.nn import functional
 from sfkit.component import AnyOptions
 from sfkit.config import Options
 from sfkit.errors import AdapterError, ViewsError
+from sfkit.marks import Harmless
 from sfkit.policies.base import TapPoint
 from sfkit_lerobot.base import LeRobotOptions
 from sfkit_lerobot.framing import Framing
@@ -27,7 +28,7 @@ _FACTOR, _ROUNDING = 2.0, 0.01
 class MolmoAct2Options(LeRobotOptions):
     """Options of the adapter of MolmoAct2."""
 
-    views: tuple[str, ...] = Field(
+    views: Harmless[tuple[str, ...]] = Field(
         default=(), description="Cameras in the order of the prompt; by default that of LeRobot's preprocessor."
     )
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sfkit.config import Options
 from sfkit.errors import AdapterError, ViewsError
+from sfkit.marks import Harmless
 from sfkit.policies.base import TapPoint
 from sfkit_lerobot.base import LeRobotOptions
 from sfkit_lerobot.letterbox import Letterbox, Size, pad_top_left, unchanged
@@ -21,7 +22,7 @@ from sfkit_lerobot.prefix import PrefixAdapter, TokenLayout
 class XVLAOptions(LeRobotOptions):
     """Options of the adapter of X-VLA."""
 
-    imagenet: bool = Field(
+    imagenet: Harmless[bool] = Field(
         default=True,
         description="Whether the preprocessor normalises pictures by ImageNet's values, as LeRobot's does.",
     )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sfkit.component import AnyOptions
 from sfkit.errors import AdapterError, SfkitWarning, ShapeError, ViewsError
+from sfkit.marks import Harmless
 from sfkit.policies.base import AdapterOptions, ForwardCall, PolicyAdapter, TapPoint
 from sfkit.policies.tokens import cut, tower_tokens
 from sfkit.types import FeatureMap, Views
@@ -32,11 +33,11 @@ _TOLERANCE = 1e-3
 class OpenPIOptions(AdapterOptions):
     """Options of :class:`OpenPIAdapter`."""
 
-    cameras: tuple[str, ...] | None = Field(
+    cameras: Harmless[tuple[str, ...] | None] = Field(
         default=None,
         description="Cameras in the order of their tokens; by default IMAGE_KEYS of openpi's preprocessing.",
     )
-    bars: bool = Field(
+    bars: Harmless[bool] = Field(
         default=True,
         description="Leave out the black bars of letterboxed pictures, and with them what is as dark and reaches the "
         "border; false where dark borders are part of the scene and no picture is letterboxed.",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sfkit.component import AnyOptions
 from sfkit.config import Options
 from sfkit.errors import AdapterError, ConfigError, ShapeError
+from sfkit.marks import Harmless
 from sfkit.policies.base import AdapterOptions, ForwardCall, PolicyAdapter, TapPoint
 from sfkit.policies.tokens import cut, tower_tokens
 from sfkit.types import FeatureMap, Views
@@ -28,10 +29,10 @@ class OpenVLAOptions(AdapterOptions):
     teacher_pictures: Half = Field(
         default="siglip", description="Half of the channels that teachers are shown; the released recipe takes dino."
     )
-    view_names: tuple[str, ...] | None = Field(
+    view_names: Harmless[tuple[str, ...] | None] = Field(
         default=None, description="Names of the views, in the order of the channels; by default those of OFT's loop."
     )
-    verify_pictures: bool = Field(
+    verify_pictures: Harmless[bool] = Field(
         default=True, description="On the first batch, check that both halves of the channels show one picture."
     )
 

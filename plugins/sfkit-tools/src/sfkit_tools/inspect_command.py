@@ -30,14 +30,13 @@ def inspect(
     Runs one training step without an optimizer, then forward alone on changed pictures. Exit status 1 when something
     that the adapter needs was not found.
     """
-    from rich.console import Console
-
+    from sfkit.cli.console import plain_console
     from sfkit_tools.inspection import inspect_policy
     from sfkit_tools.loading import load_target
 
     policy, batch, *_ = load_target(target)
     found = inspect_policy(policy, batch, images=images or ())
-    print_inspection(found, Console(highlight=False))
+    print_inspection(found, plain_console(highlight=False))
     if found.missing:
         raise typer.Exit(1)
 
@@ -46,6 +45,8 @@ def print_inspection(found: Inspection, console: Console) -> None:
     """Tables of stacks and taps, the notes, and the code to paste."""
     from rich.table import Table
 
+    from sfkit.cli.console import titled
+
     table = Table("", "blocks", "class", "parameters", "tap", "fires", "is given", "gradient", "reaches", box=None)
     for stack in found.stacks:
         table.add_row(
@@ -53,7 +54,7 @@ def print_inspection(found: Inspection, console: Console) -> None:
             stack.tap, f"{stack.fired} of {stack.blocks}", " × ".join(map(str, stack.shape)),
             _norm(stack.gradient), _millions(stack.reaches),
         )  # fmt: skip
-    console.print(f"[bold]{found.policy}[/]: rows of blocks of one class (→ the visual tokens' own)")
+    console.print(titled(found.policy, ": rows of blocks of one class (→ the visual tokens' own)"))
     console.print(table)
     if found.taps:
         depths = Table("depth", "tap (input of)", "fires", "gradient of the loss", "alignment trains", box=None)
@@ -65,11 +66,11 @@ def print_inspection(found: Inspection, console: Console) -> None:
     if found.hits is not None:
         console.print(f"\nOf the patches that were changed, {found.hits:.0%} moved their own token most.")
     for note in found.notes:
-        console.print(f"- {note}", markup=False)
+        console.print(f"- {note}")
     console.print()
-    console.print(found.snippet(), markup=False, soft_wrap=True)
+    console.print(found.snippet(), soft_wrap=True)
     for name in found.missing:
-        console.print(f"[bold red]not found:[/] {name}")
+        console.print(titled("not found:", f" {name}", "bold red"))
 
 
 def _norm(value: float | None) -> str:

@@ -18,6 +18,7 @@ from sfkit.cameras import CameraRig
 from sfkit.errors import AdapterError, ConfigError
 from sfkit.policies.base import ForwardCall, PolicyAdapter
 from sfkit.teachers.base import Teacher
+from sfkit.trust import public_text
 from sfkit.types import FeatureMap, Views
 from sfkit_tools.calls import Call, refuse_wrapped, undisturbed
 from sfkit_tools.cka import cka_of_products, products
@@ -160,7 +161,8 @@ def rank_depths(
     measures = _measures(alike)
     probes = [None] * len(measures) if probed is None else _measures(probed)
     ranks = tuple(DepthRank(*each) for each in zip(students, measures, probes, strict=True))
-    return Ranking(type(policy).__name__, f"{host.teacher.name}@{layer}", samples, len(owner), bound.num_layers, ranks)
+    name = public_text("teacher", host.teacher.spec, host.teacher.name)  # the ranking may be published
+    return Ranking(type(policy).__name__, f"{name}@{layer}", samples, len(owner), bound.num_layers, ranks)
 
 
 def chart(ranking: Ranking) -> Figure:
@@ -186,9 +188,11 @@ def chart(ranking: Ranking) -> Figure:
     axes.set_ylim(min(0.0, max(lowest, -1.0)), 1.0)
     axes.set_xticks(depths)
     axes.set_xlabel("depth")
-    axes.set_title(f"{ranking.policy}, {ranking.samples} samples", loc="left", fontsize="medium")
+    axes.set_title(f"{ranking.policy}, {ranking.samples} samples", loc="left", fontsize="medium", parse_math=False)
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(frameon=False, loc="lower left")
+    # A name is no formula: a dollar sign in it would be an error of matplotlib's.
+    for text in axes.legend(frameon=False, loc="lower left").get_texts():
+        text.set_parse_math(False)
     return figure
 
 

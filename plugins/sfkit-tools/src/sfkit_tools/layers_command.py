@@ -30,9 +30,8 @@ def layers(  # noqa: PLR0917 - Typer makes an option of each parameter
     plot: Annotated[Path | None, typer.Option(help="Write a chart: .svg, .png or .pdf.")] = None,
 ) -> None:
     """Rank depths by likeness to the teacher (CKA) and, where depth is known, by what a ridge probe reads from them."""
-    from rich.console import Console
-
     from sfkit.cameras import CameraRig
+    from sfkit.cli.console import plain_console
     from sfkit.cli.options import parse_options
     from sfkit_tools.layer_ranking import chart, rank_depths
     from sfkit_tools.loading import load_target
@@ -45,7 +44,7 @@ def layers(  # noqa: PLR0917 - Typer makes an option of each parameter
         adapter=next((each for each in rest if not isinstance(each, CameraRig)), None),
         cameras=next((each for each in rest if isinstance(each, CameraRig)), None),
     )  # fmt: skip
-    print_ranking(ranking, count, Console(highlight=False))
+    print_ranking(ranking, count, plain_console(highlight=False))
     if plot is not None:
         chart(ranking).savefig(plot)
 
@@ -54,6 +53,7 @@ def print_ranking(ranking: Ranking, count: int, console: Console) -> None:
     """The table, what is certain of it, and choices of several depths."""
     from rich.table import Table
 
+    from sfkit.cli.console import titled
     from sfkit_tools.layer_ranking import end_anchored, uniform
 
     known = ranking.depths[0].probe is not None
@@ -64,9 +64,8 @@ def print_ranking(ranking: Ranking, count: int, console: Console) -> None:
     for rank in ranking.depths:
         row = [str(rank.depth), *_cells(rank.cka)]
         table.add_row(*row, *(_cells(rank.probe) if rank.probe is not None else ()))
-    console.print(
-        f"[bold]{ranking.policy}[/]: {ranking.samples} samples, {ranking.tokens} tokens; 90 % intervals by resampling"
-    )
+    measured = f": {ranking.samples} samples, {ranking.tokens} tokens; 90 % intervals by resampling"
+    console.print(titled(ranking.policy, measured))
     console.print(table)
     for by, name in (("cka", "CKA"), ("probe", "the depth probe"))[: 2 if known else 1]:
         others = [str(depth) for depth in ranking.rivals(by) if depth != ranking.best(by)]

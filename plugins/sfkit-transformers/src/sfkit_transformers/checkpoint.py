@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 from sfkit.errors import CheckpointError
 from sfkit_transformers.backbone import UNUSED
 from sfkit_transformers.failures import explained
+from sfkit_transformers.reaching import refuse_other_places
 
 #: Parts of checkpoints that patch tokens do not need, by a name anywhere in their keys.
 _BESIDE = (
@@ -63,8 +64,13 @@ class Checkpoint:
         return str(self.folder or self.model)
 
     def config(self) -> Any:
-        """The configuration of the whole model."""
+        """The configuration of the whole model.
+
+        Raises:
+            TrustError: A file of the model names another place.
+        """
         with self._reading("the configuration"):
+            refuse_other_places(self.model, self.folder, self.revision)
             return transformers.AutoConfig.from_pretrained(self.place, **self._arguments)
 
     def processor(self, feed: str) -> Mapping[str, Any]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sfkit.component import AnyOptions
 from sfkit.config import ComponentSpec, Options
 from sfkit.errors import ConfigError
+from sfkit.marks import Harmless, Reaching
 from sfkit.types import FeatureMap, Views
 from sfkit_transformers.backbone import Backbone, Norms
 from sfkit_transformers.checkpoint import Checkpoint, commit_of, vision_config
@@ -27,12 +28,14 @@ _NAME = "hf"
 class TransformersOptions(ImageOptions):
     """Options of :class:`TransformersTeacher`."""
 
-    model: str = Field(description="Repository of the Hub, or a local folder; also written hf:<model>.")
-    revision: str | None = Field(default=None, description="Commit, tag or branch of the repository.")
+    model: Reaching[str] = Field(description="Repository of the Hub, or a local folder; also written hf:<model>.")
+    revision: Reaching[str | None] = Field(default=None, description="Commit, tag or branch of the repository.")
     norm: Norms = Field(
         default="last", description="Where the model's final norm is applied: to its last layer, to all, or nowhere."
     )
-    license: str | None = Field(default=None, description="Licence of the weights, if the model's card does not say.")
+    license: Harmless[str | None] = Field(
+        default=None, description="Licence of the weights, if the model's card does not say."
+    )
     mean: tuple[float, float, float] | None = Field(
         default=None, description="Mean of pictures in [0, 1], instead of the image processor's."
     )
@@ -42,7 +45,7 @@ class TransformersOptions(ImageOptions):
     prefix_tokens: int | None = Field(
         default=None, ge=0, description="Tokens before the patches, for a kind of model that sfkit does not know."
     )
-    ignore: tuple[str, ...] = Field(
+    ignore: Harmless[tuple[str, ...]] = Field(
         default=(), description="Parts of the checkpoint that patch tokens do not need, beside those known."
     )
     trust_remote_code: bool = Field(default=False, description="Run code of the repository's own.")

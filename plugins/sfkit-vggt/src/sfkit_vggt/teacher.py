@@ -13,6 +13,7 @@ from sfkit_backbones.teacher import BackboneOptions, BackboneTeacher
 from torch import Tensor, nn
 
 from sfkit.config import Options
+from sfkit.marks import Harmless
 from sfkit_vggt.aggregator import Aggregator, Half
 from sfkit_vggt.config import FULL, TINY, VggtConfig
 
@@ -26,7 +27,7 @@ class VggtOptions(BackboneOptions):
     tokens: Literal["patch", "camera", "register"] = Field(
         default="patch", description="Which tokens: the patches, or one vector a view: its camera token or registers."
     )
-    round_rope_angles: bool = Field(
+    round_rope_angles: Harmless[bool] = Field(
         default=False, description="Round the rotary angles to bfloat16, as published CUDA pipelines do by accident."
     )
 
