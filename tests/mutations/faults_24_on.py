@@ -31,7 +31,7 @@ HIGH = (
     # 25: cameras in another order
     Mutant(25, "GeometryTeacher._statistics", fix_condition(False, "names"),
            "test_fault_25_position_means_belong_to_the_camera_and_not_to_its_place"),
-    Mutant(25, "span._order", replace_return("list(range(pictures.views))"),
+    Mutant(25, "sfkit_tools._order", replace_return("list(range(pictures.views))"),
            "test_fault_25_cameras_are_told_in_the_order_of_their_tokens"),
     Mutant(25, "PrefixAdapter._boxes",
            replace_call("list", "sorted(_0, key=[*batch].index)", mentions="image_features"),
