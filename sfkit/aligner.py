@@ -72,7 +72,7 @@ class Aligner(nn.Module):
         self.monitor = Monitor(
             plan.config.health,
             [
-                Watched(p.depth, self.hosts[p.host].teacher.name, p.layer, not p.future)
+                Watched(p.depth, self.hosts[p.host].teacher.name, p.teacher_layer, not p.future)
                 for p in featured(self.pairs, self.pairs)
             ],
             self.adapter.policy,
@@ -271,14 +271,14 @@ class Aligner(nn.Module):
         found: dict[tuple[int, int, bool, int], FeatureMap] = {}
         for index, future in dict.fromkeys((pair.host, pair.future) for pair in self.pairs):
             mine = [pair for pair in self.pairs if (pair.host, pair.future) == (index, future)]
-            layers = sorted({pair.layer for pair in mine if not pair.reads_attention})
-            blocks = sorted({pair.layer for pair in mine if pair.reads_attention})
+            layers = sorted({pair.teacher_layer for pair in mine if not pair.reads_attention})
+            blocks = sorted({pair.teacher_layer for pair in mine if pair.reads_attention})
             with torch.no_grad():
                 seen = self.adapter.future_views(call, future) if future else views
             maps = self.hosts[index].features(seen, layers, students[mine[0].depth].grid, explain, blocks)
             names = [*((False, layer) for layer in layers), *((True, block) for block in blocks)]
             found.update({(index, future, *name): one for name, one in zip(names, maps, strict=True)})
-        return [found[pair.host, pair.future, pair.reads_attention, pair.layer] for pair in self.pairs]
+        return [found[pair.host, pair.future, pair.reads_attention, pair.teacher_layer] for pair in self.pairs]
 
     def _projectors(self) -> Iterable[Projector]:
         return self.projectors  # type: ignore[return-value]

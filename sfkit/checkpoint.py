@@ -77,7 +77,7 @@ def part_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _readme(config: SpatialForcingConfig, teachers: Sequence[Teacher]) -> str:
     """What a reader of the published folder must know."""
     pairs = "\n".join(
-        f"- {depth_name(pair.depth)} of the policy with layer {pair.layer} of teacher `{pair.teacher.name}`"
+        f"- {depth_name(pair.depth)} of the policy with teacher layer {pair.teacher_layer} of teacher `{pair.teacher.name}`"
         for pair in config.pairs
     )
     sources = "\n".join(

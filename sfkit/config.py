@@ -138,7 +138,7 @@ class PairConfig(Options):
         "gives to the language model."
     )
     teacher: ComponentSpec = Field(description="The teacher of this pair.")
-    layer: int = Field(description="The teacher's layer, 1 to its number of layers.")
+    teacher_layer: int = Field(description="The teacher's layer, 1 to its number of layers.")
     weight: float = Field(default=1.0, ge=0, description="Weight of this pair within the alignment loss.")
     future: int = Field(default=0, ge=0, description="The teacher sees the frame so many steps ahead.")
     objective: ComponentSpec | None = Field(default=None, description="Of this pair alone, instead of the run's.")
@@ -261,9 +261,9 @@ class SpatialForcingConfig(Options):
 
     @model_validator(mode="after")
     def _no_duplicate_pairs(self) -> Self:
-        seen = [(pair.depth, pair.teacher, pair.layer, pair.future, pair.objective) for pair in self.pairs]
+        seen = [(pair.depth, pair.teacher, pair.teacher_layer, pair.future, pair.objective) for pair in self.pairs]
         if any(seen.count(item) > 1 for item in seen):
-            raise ValueError("the same (depth, teacher, layer) is listed twice; give it once with the summed weight")
+            raise ValueError("the same (depth, teacher, teacher_layer) is listed twice; give it once with the summed weight")
         if not any(pair.weight for pair in self.pairs):
             raise ValueError("the weights of all pairs are 0: nothing would be aligned")
         return self

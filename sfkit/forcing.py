@@ -50,7 +50,7 @@ class SpatialForcing(Aligner):
         teacher: Named | Teacher | None = None,
         *,
         depth: Depth | None = None,
-        layer: int | None = None,
+        teacher_layer: int | None = None,
         preset: str | Preset | None = None,
         weight: float | str | None = None,
         schedule: Named | Schedule | Sequence[Named | Schedule] | None = None,
@@ -81,7 +81,7 @@ class SpatialForcing(Aligner):
                 model. None takes the adapter's default.
             layer: The teacher's layer, 1 to its number of layers; None takes the teacher's default.
             preset: A published method by its name (``sfkit presets`` lists them): it takes the place of the defaults of
-                the arguments from ``weight`` to ``pair_reduction``, of ``teacher``, ``depth`` and ``layer``, and of the
+                the arguments from ``weight`` to ``pair_reduction``, of ``teacher``, ``depth`` and ``teacher_layer``, and of the
                 adapter's options. What is given beside it goes before.
             weight: Weight of the alignment loss, 0 or more (default 0.5); or ``"balance:0.1"``: whatever weight keeps
                 the alignment gradient at the tapped tokens at that ratio to the action gradient.
@@ -93,8 +93,8 @@ class SpatialForcing(Aligner):
             transforms: What to do to the teacher's features before the comparison, in order: names, names with options,
                 or (for a single pair) instances. Applied on the student's grid, unless ``"resample"`` is among them:
                 then what stands before it sees the teacher's own.
-            pairs: Instead of ``teacher``, ``depth`` and ``layer``: several ``(depth, teacher, layer, weight)`` tuples
-                or mappings with those keys; ``layer`` and ``weight`` may be left out. A mapping may also hold an
+            pairs: Instead of ``teacher``, ``depth`` and ``teacher_layer``: several ``(depth, teacher, teacher_layer, weight)`` tuples
+                or mappings with those keys; ``teacher_layer`` and ``weight`` may be left out. A mapping may also hold an
                 ``objective``, a ``projector`` and ``transforms`` of its own, and ``future``: the teacher then sees the
                 frame so many steps ahead. Each teacher runs once for all pairs (and once for each ``future``).
             shared_projector: One projector for all pairs (default False). ``"nested"`` then grows from pair to pair.
@@ -133,7 +133,7 @@ class SpatialForcing(Aligner):
         found = find_preset(preset)
         handled_by = adapter_for(policy, adapter, found)
         given = {
-            "teacher": teacher, "depth": depth, "layer": layer, "weight": weight, "schedule": schedule,
+            "teacher": teacher, "depth": depth, "teacher_layer": teacher_layer, "weight": weight, "schedule": schedule,
             "objective": objective, "projector": projector, "transforms": transforms, "pairs": pairs,
             "shared_projector": shared_projector, "pair_reduction": pair_reduction,
         }  # fmt: skip
@@ -306,7 +306,7 @@ class SpatialForcing(Aligner):
         terms = []
         for pair in self.pairs:
             teacher = self.hosts[pair.host].teacher
-            layer = f"@{pair.layer}" if teacher.num_layers > 1 else ""
+            layer = f"@{pair.teacher_layer}" if teacher.num_layers > 1 else ""
             ahead = f"+{pair.future}" if pair.future else ""
             factor = f"{pair.weight:g} × " if pair.weight != 1 else ""
             terms.append(
@@ -375,4 +375,4 @@ class SpatialForcing(Aligner):
 
     def _pair_status(self, pair: Pair) -> PairStatus:
         teacher, tap = self.hosts[pair.host].teacher, self.taps[pair.depth]
-        return PairStatus(pair.depth, tap.path, teacher.name, pair.layer, teacher.license, pair.weight, tap.fired)
+        return PairStatus(pair.depth, tap.path, teacher.name, pair.teacher_layer, teacher.license, pair.weight, tap.fired)

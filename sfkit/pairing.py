@@ -45,7 +45,7 @@ class Pair:
     Attributes:
         depth: Of the student; or :func:`~sfkit.config.attention_of` a block, where the objective reads attention.
         host: Index of the teacher's host.
-        layer: Of the teacher; its block, where the objective reads attention.
+        teacher_layer: Of the teacher; its block, where the objective reads attention.
         weight: Within the alignment loss, as the user gave it.
         objective: Compares the two.
         future: How many steps ahead the frame is that the teacher sees.
@@ -53,7 +53,7 @@ class Pair:
 
     depth: Depth
     host: int
-    layer: int
+    teacher_layer: int
     weight: float
     objective: Objective
     future: int = 0
@@ -87,7 +87,7 @@ def make_plan(
     *,
     teacher: Named | Teacher | None,
     depth: Depth | None,
-    layer: int | None,
+    teacher_layer: int | None,
     objective: Named | Objective,
     projector: Named | Projector,
     transforms: Sequence[Named | Transform] = (),
@@ -103,7 +103,7 @@ def make_plan(
         adapter: Of the policy.
         teacher: This and the following are as in :meth:`sfkit.SpatialForcing.wrap`.
         depth: Of a single pair.
-        layer: Of a single pair.
+        teacher_layer: Of a single pair.
         objective: Of the pairs that name none.
         projector: Likewise.
         transforms: Likewise.
@@ -116,7 +116,7 @@ def make_plan(
     Raises:
         ConfigError: Neither or both of ``teacher`` and ``pairs``, or a depth, layer, width or setting is not valid.
     """
-    wishes = read_wishes(teacher, depth, layer, pairs)
+    wishes = read_wishes(teacher, depth, teacher_layer, pairs)
     _refuse_shared_instances(wishes, projector, transforms, shared_projector)
     common, scheduled = build_objective(objective), build_schedule(schedule)
     hosts: list[TeacherHost] = []
@@ -167,7 +167,7 @@ def _projectors(
         )
     chains, widths = [], []
     for wish, pair, teacher in zip(wishes, pairs, teachers, strict=True):
-        target = teacher.dim(pair.layer)
+        target = teacher.dim(pair.teacher_layer)
         chain = build_transforms(transforms if wish.transforms is None else wish.transforms, target)
         chains.append(chain)
         widths.append((_width(adapter, pair.depth), chain[-1].out_dim if chain else target))
@@ -203,7 +203,7 @@ def _beside_attention(
                 f"Objective {pair.objective.name!r} compares queries and keys as they are.",
                 "Leave projector and transforms out of its pairs.",
             )
-        sides = adapter.attention_heads(block), teacher.attention_heads(pair.layer)
+        sides = adapter.attention_heads(block), teacher.attention_heads(pair.teacher_layer)
         found[index] = Unprojected(2 * math.prod(sides[0]), 2 * math.prod(sides[1]))
         found[index].objective_head = pair.objective.attention_head(*sides)
     return tuple(found[index] for index in range(len(pairs)))
@@ -211,9 +211,9 @@ def _beside_attention(
 
 def _resolve(adapter: PolicyAdapter, wish: Wish, hosts: list[TeacherHost], common: Objective) -> Pair:
     host = _host_for(wish.teacher, hosts)
-    layer = _layer(hosts[host].teacher, wish.layer)
+    teacher_layer = _teacher_layer(hosts[host].teacher, wish.teacher_layer)
     objective = common if wish.objective is None else build_objective(wish.objective)
-    depth = _depth(adapter, wish.depth)
+    depth = _student_layer(adapter, wish.depth)
     if objective.reads == "attention":
         if isinstance(depth, str) or depth == 0:
             raise ConfigError(
@@ -221,7 +221,7 @@ def _resolve(adapter: PolicyAdapter, wish: Wish, hosts: list[TeacherHost], commo
                 f"Blocks are 1 to {adapter.num_layers}.",
             )
         depth = attention_of(depth)
-    return Pair(depth, host, layer, wish.weight, objective, wish.future)
+    return Pair(depth, host, teacher_layer, wish.weight, objective, wish.future)
 
 
 def _record(wish: Wish, pair: Pair, teacher: Teacher, projector: Projector) -> dict[str, Any]:
@@ -230,7 +230,7 @@ def _record(wish: Wish, pair: Pair, teacher: Teacher, projector: Projector) -> d
     return {
         "depth": block_of(pair.depth) or pair.depth,
         "teacher": teacher.spec,
-        "layer": pair.layer,
+        "teacher_layer": pair.teacher_layer,
         "weight": pair.weight,
         "future": pair.future,
         "objective": None if wish.objective is None else pair.objective.spec,
@@ -288,10 +288,10 @@ def _resolved_spec(value: Named) -> ComponentSpec:
     return build_teacher(value).spec
 
 
-def _depth(adapter: PolicyAdapter, depth: Depth | None) -> Depth:
+def _student_layer(adapter: PolicyAdapter, depth: Depth | None) -> Depth:
     depth = adapter.default_depth if depth is None else depth
     if isinstance(depth, str):
-        PairConfig.parse("the pair", {"depth": depth, "teacher": "", "layer": 1})
+        PairConfig.parse("the pair", {"depth": depth, "teacher": "", "teacher_layer": 1})
         adapter.encoder_tap()
         return depth
     if not 0 <= depth <= adapter.num_layers:
@@ -306,10 +306,10 @@ def _width(adapter: PolicyAdapter, depth: Depth) -> int:
     return adapter.encoder_dim() if isinstance(depth, str) else adapter.dim(depth)
 
 
-def _layer(teacher: Teacher, layer: int | None) -> int:
+def _teacher_layer(teacher: Teacher, layer: int | None) -> int:
     layer = teacher.default_layer if layer is None else layer
     if not 1 <= layer <= teacher.num_layers:
         raise ConfigError(
-            f"Layer {layer} is out of range for teacher {teacher.name!r}.", f"Layers are 1 to {teacher.num_layers}."
+            f"Teacher layer {layer} is out of range for teacher {teacher.name!r}.", f"Its layers are 1 to {teacher.num_layers}."
         )
     return layer

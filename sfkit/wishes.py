@@ -21,7 +21,7 @@ class Wish:
 
     depth: Depth | None
     teacher: Named | Teacher
-    layer: int | None = None
+    teacher_layer: int | None = None
     weight: float = 1.0
     future: int = 0
     objective: Named | Objective | None = None
@@ -30,12 +30,12 @@ class Wish:
 
 
 _FORMS = (
-    "Give (depth, teacher, layer, weight), or a mapping with those keys and, if wanted, future, objective, projector "
-    "and transforms; layer and weight may be left out."
+    "Give (depth, teacher, teacher_layer, weight), or a mapping with those keys and, if wanted, future, objective, projector "
+    "and transforms; teacher_layer and weight may be left out."
 )
 
 
-def read_wishes(teacher: Any, depth: Any, layer: int | None, pairs: Sequence[Any] | None) -> list[Wish]:
+def read_wishes(teacher: Any, depth: Any, teacher_layer: int | None, pairs: Sequence[Any] | None) -> list[Wish]:
     """All pairs that are asked for, from either form of :meth:`sfkit.SpatialForcing.wrap`.
 
     Raises:
@@ -44,11 +44,11 @@ def read_wishes(teacher: Any, depth: Any, layer: int | None, pairs: Sequence[Any
     if pairs is None:
         if teacher is None:
             raise ConfigError("No teacher.", 'Give one, for instance teacher="geometry", or pairs=[...].')
-        return [Wish(depth, teacher, layer)]
-    if teacher is not None or depth is not None or layer is not None:
+        return [Wish(depth, teacher, teacher_layer)]
+    if teacher is not None or depth is not None or teacher_layer is not None:
         raise ConfigError("pairs=[...] names depths, teachers and layers itself.", "Give either pairs or teacher.")
     if not pairs:
-        raise ConfigError("pairs is empty.", "List at least one (depth, teacher, layer, weight).")
+        raise ConfigError("pairs is empty.", "List at least one (depth, teacher, teacher_layer, weight).")
     return [_wish(pair) for pair in pairs]
 
 

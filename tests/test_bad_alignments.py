@@ -25,7 +25,7 @@ ONE_PATCH = {"patch": 32}
         ({"depth": 4}, r"Depth 4 is out of range for TinyPolicy\.\n.*0 \(embeddings\) to 3"),
         ({"depth": -1}, r"Depth -1 is out of range"),
         ({"pairs": [(1, TEACHER, 2), (1, TEACHER, 2)]}, "listed twice; give it once with the summed weight"),
-        ({"layer": 4}, r"Layer 4 is out of range for teacher 'patch'\.\n.*1 to 3"),
+        ({"teacher_layer": 4}, r"Teacher layer 4 is out of range for teacher 'patch'\.\n.*1 to 3"),
         ({"weight": math.nan}, "nan is no weight"),
         ({"weight": -0.5}, "-0.5 is no weight"),
         ({"weight": math.inf}, "inf is no weight"),

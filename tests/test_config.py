@@ -10,7 +10,7 @@ from sfkit.errors import ConfigError
 names = st.text("abcdef", min_size=1, max_size=5)
 specs = st.builds(ComponentSpec, name=names, options=st.dictionaries(names, st.integers() | st.booleans(), max_size=3))
 pairs = st.builds(
-    PairConfig, depth=st.integers(0, 40), teacher=specs, layer=st.integers(1, 30), weight=st.floats(0.1, 10)
+    PairConfig, depth=st.integers(0, 40), teacher=specs, teacher_layer=st.integers(1, 30), weight=st.floats(0.1, 10)
 )
 
 
@@ -38,11 +38,11 @@ def test_bad_options_name_the_field_and_the_nearest_valid_one() -> None:
 
 
 def test_the_same_pair_twice_is_refused() -> None:
-    pair = PairConfig(depth=1, teacher=ComponentSpec(name="t"), layer=1)
+    pair = PairConfig(depth=1, teacher=ComponentSpec(name="t"), teacher_layer=1)
     with pytest.raises(ConfigError, match="listed twice"):
         SpatialForcingConfig.parse("x", {"adapter": "a", "pairs": [pair, pair]})
 
 
 def test_fault_35_negative_depths_do_not_exist() -> None:
     with pytest.raises(ConfigError, match="depth"):
-        PairConfig.parse("pair", {"depth": -1, "teacher": "t", "layer": 1})
+        PairConfig.parse("pair", {"depth": -1, "teacher": "t", "teacher_layer": 1})

@@ -155,11 +155,11 @@ def test_several_pairs_share_one_teacher_run(wrapped: Make) -> None:
             return super().encode(model, views, layers, grid)
 
     teacher = Counting()
-    policy = wrapped(pairs=[(1, teacher, 1, 0.25), {"depth": 2, "teacher": teacher, "layer": 3}, (3, "geometry")])
+    policy = wrapped(pairs=[(1, teacher, 1, 0.25), {"depth": 2, "teacher": teacher, "teacher_layer": 3}, (3, "geometry")])
     _, info = policy(tiny_batch())
     assert calls == [[1, 3]]
     status = policy.spatial_forcing.status()
-    assert [(p.depth, p.teacher, p.layer, p.weight, p.fired) for p in status.pairs] == [
+    assert [(p.depth, p.teacher, p.teacher_layer, p.weight, p.fired) for p in status.pairs] == [
         (1, "patch", 1, 0.25, 1),
         (2, "patch", 3, 1.0, 1),
         (3, "geometry", 1, 1.0, 1),

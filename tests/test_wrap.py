@@ -281,8 +281,8 @@ def test_a_teacher_is_needed(tiny: Any) -> None:
 
 @pytest.mark.parametrize("layer", [-1, 0, 4])
 def test_fault_35_layers_out_of_range_say_what_is_valid(wrapped: Any, layer: int) -> None:
-    with pytest.raises(ConfigError, match=f"Layer {layer} is out of range") as caught:
-        wrapped(layer=layer)
+    with pytest.raises(ConfigError, match=f"Teacher layer {layer} is out of range") as caught:
+        wrapped(teacher_layer=layer)
     assert "1 to 3" in caught.value.remedy
 
 

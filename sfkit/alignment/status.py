@@ -17,7 +17,7 @@ class PairStatus:
     depth: Depth
     tap: str
     teacher: str
-    layer: int
+    teacher_layer: int
     license: str
     weight: float
     fired: int
@@ -73,7 +73,7 @@ class Status:
         lines = [f"{self.policy}, adapter {self.adapter}: {state}{why}, {self.steps} steps so far"]
         for pair in self.pairs:
             lines.append(
-                f"  {depth_name(pair.depth)} -> {pair.teacher} layer {pair.layer} (licence {pair.license}), "
+                f"  {depth_name(pair.depth)} -> {pair.teacher} layer {pair.teacher_layer} (licence {pair.license}), "
                 f"weight {pair.weight:g}, tap {pair.tap} fired {pair.fired}x in the last forward"
             )
         kept = "" if self.balance is None else f" (balance: gradient ratio {self.balance:g})"

@@ -24,7 +24,7 @@ def layers(
     ],
     teacher: Annotated[str, typer.Option(help="`sfkit teachers` lists them.")],
     teacher_options: Annotated[str, typer.Option(help="Its options, as key=value,key=value.")] = "",
-    layer: Annotated[int | None, typer.Option(help="The teacher's layer; its default by default.", min=1)] = None,
+    teacher_layer: Annotated[int | None, typer.Option(help="The teacher's layer; its default by default.", min=1)] = None,
     count: Annotated[int, typer.Option(help="How many depths for choices of several.", min=1)] = 4,
     resamples: Annotated[int, typer.Option(help="Of the bootstrap over samples.", min=20)] = 200,
     plot: Annotated[Path | None, typer.Option(help="Write a picture (SVG).")] = None,
@@ -39,7 +39,7 @@ def layers(
 
     policy, batch, *rest = load_target(target)
     ranking = rank_depths(
-        policy, batch, (teacher, parse_options(teacher_options)), layer=layer, resamples=resamples,
+        policy, batch, (teacher, parse_options(teacher_options)), teacher_layer=teacher_layer, resamples=resamples,
         adapter=next((each for each in rest if not isinstance(each, CameraRig)), None),
         cameras=next((each for each in rest if isinstance(each, CameraRig)), None),
     )  # fmt: skip

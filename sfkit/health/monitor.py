@@ -35,7 +35,7 @@ class Watched:
 
     depth: Depth
     teacher: str
-    layer: int
+    teacher_layer: int
     present: bool = True
 
 
@@ -212,7 +212,7 @@ class Monitor:
         return PairHealth(
             depth=pair.depth,
             teacher=pair.teacher,
-            layer=pair.layer,
+            teacher_layer=pair.teacher_layer,
             cosine=dict(zip(self._views, figures[f"{index}.views"], strict=False)),
             **{name: figures[f"{index}.{name}"][0] for name in (*_PAIR, *_MORE)},
             aligned_error=shifts[0],

@@ -35,7 +35,7 @@ class PairHealth:
     Attributes:
         depth: Of the student.
         teacher: Name.
-        layer: Of the teacher.
+        teacher_layer: Of the teacher.
         cosine: Of projected tokens and target, by view.
         valid: Share of the tokens that were compared.
         token_norm: Mean norm of the tapped tokens.
@@ -53,7 +53,7 @@ class PairHealth:
 
     depth: Depth
     teacher: str
-    layer: int
+    teacher_layer: int
     cosine: dict[str, float]
     valid: float
     token_norm: float
@@ -78,7 +78,7 @@ class PairHealth:
     def name(self) -> str:
         """The pair, for messages."""
         depth = f"depth {self.depth}" if isinstance(self.depth, int) else self.depth
-        return f"{depth} -> {self.teacher} layer {self.layer}"
+        return f"{depth} -> {self.teacher} layer {self.teacher_layer}"
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def rank_depths(
     batch: Any,
     teacher: Named | Teacher,
     *,
-    layer: int | None = None,
+    teacher_layer: int | None = None,
     adapter: Named | PolicyAdapter | None = None,
     cameras: CameraRig | None = None,
     resamples: int = 200,
@@ -116,7 +116,7 @@ def rank_depths(
         policy: Not wrapped.
         batch: At least four samples; as :func:`sfkit.inspection.inspect_policy` takes it.
         teacher: Name, name with options, or instance.
-        layer: The teacher's layer; its default by default.
+        teacher_layer: The teacher's layer; its default by default.
         adapter: Where the policy's class is not recognised.
         cameras: Calibration and poses, as for :meth:`sfkit.SpatialForcing.wrap`.
         resamples: Of the bootstrap.
@@ -141,7 +141,7 @@ def rank_depths(
             f"The batch holds {samples} samples; certainty by resampling needs {_FEWEST} at least.",
             "Give a batch of 16 or more, from different episodes.",
         )
-    layer = host.teacher.default_layer if layer is None else layer
+    layer = host.teacher.default_layer if teacher_layer is None else teacher_layer
     grid = next(iter(students.values())).grid
     target = resample(host.features(views, [layer], grid, lambda field: bound.explain_missing(field, call))[0], grid)
     generator = torch.Generator().manual_seed(seed)

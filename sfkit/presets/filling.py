@@ -85,7 +85,7 @@ def fill_in(preset: Preset | None, adapter: PolicyAdapter, given: Mapping[str, A
 def _merge(preset: Preset, adapter: PolicyAdapter, given: dict[str, Any]) -> dict[str, Any]:
     recipe = {key: value for key, value in preset.arguments_for(adapter.num_layers).items() if key != "adapter"}
     if "pairs" in given:
-        for name in ("teacher", "depth", "layer"):
+        for name in ("teacher", "depth", "teacher_layer"):
             recipe.pop(name, None)
         return {**recipe, **given}
     if preset.by_blocks and adapter.num_layers not in preset.by_blocks:
@@ -97,11 +97,11 @@ def _merge(preset: Preset, adapter: PolicyAdapter, given: dict[str, Any]) -> dic
     if "teacher" not in given and "teacher" not in recipe:
         raise ConfigError(f"Preset {preset.name!r} names no teacher.", preset.teacher_hint)
     if "teacher" in given and "teacher" in recipe and _name(given["teacher"]) != _name(recipe["teacher"]):
-        recipe.pop("layer", None)
+        recipe.pop("teacher_layer", None)
         _warn_of_scale(preset, recipe, given)
     merged = {**recipe, **given}
     if "pairs" in recipe:
-        for name in ("depth", "layer"):
+        for name in ("depth", "teacher_layer"):
             if name in given:
                 raise ConfigError(f"Preset {preset.name!r} has pairs, so {name} says nothing.", "Give pairs=[...].")
         teacher = merged.pop("teacher")

@@ -18,7 +18,7 @@ _SF_TEACHER: Final = ("vggt", {"size": 518, "antialias": False, "round_rope_angl
 
 _SF_COMMON: Final[dict[str, Any]] = {
     "teacher": _SF_TEACHER,
-    "layer": 24,
+    "teacher_layer": 24,
     "objective": "cosine",
     "projector": "mlp",
     "transforms": _SF_TARGET,
@@ -98,11 +98,11 @@ ROCKET = Preset(
     by_blocks={
         # The released lists count VGGT's layers from 0: 2 is what the third block leaves.
         32: {
-            "pairs": (*({"depth": d, "layer": d + 1} for d in range(2, 19, 2)), {"depth": 31, "layer": 24}),
+            "pairs": (*({"depth": d, "teacher_layer": d + 1} for d in range(2, 19, 2)), {"depth": 31, "teacher_layer": 24}),
             "adapter": {"token_shift": 1},
         },
         18: {
-            "pairs": (*({"depth": d, "layer": 2 * d - 1} for d in range(2, 11)), {"depth": 18, "layer": 24}),
+            "pairs": (*({"depth": d, "teacher_layer": 2 * d - 1} for d in range(2, 11)), {"depth": 18, "teacher_layer": 24}),
         },
     },
     released=(
@@ -190,9 +190,9 @@ HASTE = Preset(
     arguments={
         "teacher": _DINO,
         "pairs": (
-            {"depth": 8, "layer": 12},
+            {"depth": 8, "teacher_layer": 12},
             # Blocks 4 to 7 and 8 to 11 of the released code, which counts from 0; the mean of the four.
-            *({"depth": d, "layer": d + 4, "objective": "attention", "weight": 0.25} for d in range(5, 9)),
+            *({"depth": d, "teacher_layer": d + 4, "objective": "attention", "weight": 0.25} for d in range(5, 9)),
         ),
         "objective": "cosine",
         "projector": ("mlp-silu", {"hidden": 2048}),

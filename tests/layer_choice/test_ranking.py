@@ -65,7 +65,7 @@ WITH_DEPTH = {**OPTIONS, "depth": "depth", "depth_unit": "m"}
 @pytest.fixture
 def ranked() -> Ranking:
     torch.manual_seed(0)
-    return rank_depths(Scrambling(), batch_of(), PatchTeacher(), adapter=GenericAdapter(**WITH_DEPTH), layer=2)
+    return rank_depths(Scrambling(), batch_of(), PatchTeacher(), adapter=GenericAdapter(**WITH_DEPTH), teacher_layer=2)
 
 
 def test_the_depths_where_the_pictures_can_be_read_come_first(ranked: Ranking) -> None:

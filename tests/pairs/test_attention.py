@@ -22,7 +22,7 @@ Make = Callable[..., TinyPolicy]
 
 
 def attention(block: int, teacher: Any, **more: Any) -> dict[str, Any]:
-    return {"depth": block, "teacher": teacher, "layer": 2, "objective": "attention", **more}
+    return {"depth": block, "teacher": teacher, "teacher_layer": 2, "objective": "attention", **more}
 
 
 def test_attention_is_aligned_beside_features_from_one_run_of_the_teacher(wrapped: Make) -> None:
@@ -139,7 +139,7 @@ def test_attention_leaves_absent_views_and_random_states_alone(wrapped: Make) ->
         ({"pairs": [attention(0, PatchTeacher())]}, r"there is none at 0\.\n.*Blocks are 1 to 3"),
         ({"pairs": [attention("encoder", PatchTeacher())]}, "there is none at 'encoder'"),  # type: ignore[arg-type]
         ({"pairs": [attention(4, PatchTeacher())]}, "Depth 4 is out of range"),
-        ({"pairs": [attention(1, "geometry", layer=1)]}, "'geometry' gives no queries and keys"),
+        ({"pairs": [attention(1, "geometry", teacher_layer=1)]}, "'geometry' gives no queries and keys"),
         ({"pairs": [attention(1, PatchTeacher(), projector="linear")]}, "compares queries and keys as they are"),
         ({"pairs": [attention(1, PatchTeacher(), transforms=["pca"])]}, "compares queries and keys as they are"),
         ({"pairs": [attention(1, PatchTeacher())], "transforms": ["layer-norm"]}, "no pair compares features"),

@@ -48,7 +48,7 @@ def test_losses_are_added_or_averaged_with_their_weights(wrapped: Make) -> None:
 
 
 def test_a_pair_may_have_an_objective_a_projector_and_transforms_of_its_own(wrapped: Make, tmp_path: Path) -> None:
-    special = {"depth": 2, "teacher": TEACHER, "layer": 2, "objective": "mse", "projector": "linear", "transforms": []}
+    special = {"depth": 2, "teacher": TEACHER, "teacher_layer": 2, "objective": "mse", "projector": "linear", "transforms": []}
     special["transforms"] = ["layer-norm"]
     policy = wrapped(pairs=[(1, TEACHER), special], projector=("mlp", {"hidden": 5}))
     first, second = policy.spatial_forcing.projectors
@@ -62,7 +62,7 @@ def test_a_pair_may_have_an_objective_a_projector_and_transforms_of_its_own(wrap
     both = wrapped(pairs=[{**special, "weight": 0.25}, (1, TEACHER, 3, 0.0)], seed=1)
     assert torch.allclose(sf_loss(both), 0.25 * sf_loss(alone))
 
-    named = {**special, "teacher": "geometry", "layer": 1}
+    named = {**special, "teacher": "geometry", "teacher_layer": 1}
     policy = wrapped(pairs=[(1, "geometry"), named])
     policy.spatial_forcing.save(tmp_path)
     plain = TinyPolicy()
@@ -76,8 +76,8 @@ def test_a_pair_may_have_an_objective_a_projector_and_transforms_of_its_own(wrap
     [
         ([(-1, TEACHER)], "Depth -1 is out of range"),
         ([(4, TEACHER)], "Depth 4 is out of range"),
-        ([(1, TEACHER, 4)], "Layer 4 is out of range"),
-        ([(1, TEACHER, -1)], "Layer -1 is out of range"),
+        ([(1, TEACHER, 4)], "Teacher layer 4 is out of range"),
+        ([(1, TEACHER, -1)], "Teacher layer -1 is out of range"),
         ([(1, TEACHER, 1), (1, TEACHER, 1, 2.0)], "listed twice"),
         ([(1, TEACHER, 1, -0.5)], "weight.*greater than or equal to 0"),
         ([(1, TEACHER, 1, float("nan"))], "weight"),
@@ -97,7 +97,7 @@ def test_pairs_that_cannot_be_are_refused_in_words(wrapped: Make, pairs: Any, sa
 
 
 def test_the_same_depth_may_be_compared_in_two_ways(wrapped: Make) -> None:
-    twice = [(2, TEACHER, 1), {"depth": 2, "teacher": TEACHER, "layer": 1, "objective": "relational"}]
+    twice = [(2, TEACHER, 1), {"depth": 2, "teacher": TEACHER, "teacher_layer": 1, "objective": "relational"}]
     policy = wrapped(pairs=twice)
     train(policy)
     assert policy.spatial_forcing.hosts[0].runs == 3
@@ -291,8 +291,8 @@ def call(batch: dict[str, Any]) -> ForwardCall:
 
 
 def test_the_teacher_runs_once_for_each_moment(wrapped: Make) -> None:
-    pairs = [(1, TEACHER, 1), (2, TEACHER, 2), {"depth": 3, "teacher": TEACHER, "layer": 2, "future": 1}]
-    pairs.append({"depth": 2, "teacher": TEACHER, "layer": 1, "future": 1})
+    pairs = [(1, TEACHER, 1), (2, TEACHER, 2), {"depth": 3, "teacher": TEACHER, "teacher_layer": 2, "future": 1}]
+    pairs.append({"depth": 2, "teacher": TEACHER, "teacher_layer": 1, "future": 1})
     policy = wrapped(pairs=pairs)
     runs = policy.spatial_forcing.hosts[0].runs
     policy({**tiny_batch(), "future": tiny_batch(seed=3)["images"][:, None]})

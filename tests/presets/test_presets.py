@@ -69,7 +69,7 @@ def options(components: tuple[ComponentSpec, ...]) -> list[tuple[str, dict[str, 
 def test_spatial_forcing_for_pi0(tiny: Make) -> None:
     found = config(wrap(tiny, "spatial-forcing-pi0", 18, teacher=Stand()))
     (pair,) = found.pairs
-    assert (pair.depth, pair.teacher.name, pair.layer) == (12, "vggt", 24)
+    assert (pair.depth, pair.teacher.name, pair.teacher_layer) == (12, "vggt", 24)
     assert (found.weight, found.objective.name, found.projector) == (0.5, "cosine", ComponentSpec(name="mlp"))
     assert not found.schedule or found.schedule[0].name == "constant"
     assert options(found.transforms) == [
@@ -98,7 +98,7 @@ def test_fault_35_rockets_pairs_are_depths_and_layers_that_mean_one_thing(
     policy = wrap(tiny, "rocket", blocks, teacher=Stand(), projector=("nested", {"hidden": 40}))
     found = config(policy)
     assert [pair.depth for pair in found.pairs] == depths
-    assert [pair.layer for pair in found.pairs] == [3, 5, 7, 9, 11, 13, 15, 17, 19, 24]
+    assert [pair.teacher_layer for pair in found.pairs] == [3, 5, 7, 9, 11, 13, 15, 17, 19, 24]
     assert {pair.weight for pair in found.pairs} == {1.0}
     assert (found.pair_reduction, found.shared_projector, found.weight) == ("mean", True, 0.5)
     assert found.adapter.options == shift
@@ -126,7 +126,7 @@ def test_repa_and_its_kin(
 ) -> None:
     teacher = Stand("hf:facebook/dinov2-base", 12)
     found = config(wrap(tiny, name, 12, teacher=teacher))
-    assert (found.pairs[0].depth, found.pairs[0].layer, found.weight) == (8, 12, weight)
+    assert (found.pairs[0].depth, found.pairs[0].teacher_layer, found.weight) == (8, 12, weight)
     assert found.projector.name == projector
     assert [item.name for item in found.transforms] == transforms
     assert [item for item in options(found.schedule) if item[0] != "constant"] == schedule
@@ -144,7 +144,7 @@ def test_haste_has_repas_term_and_one_on_attention(tiny: Make) -> None:
     teacher = Stand("hf:facebook/dinov2-base", 12)
     policy = wrap(tiny, "haste", 12, teacher=teacher, projector="linear")
     found = config(policy)
-    assert [(p.depth, p.layer, p.weight, p.objective and p.objective.name) for p in found.pairs] == [
+    assert [(p.depth, p.teacher_layer, p.weight, p.objective and p.objective.name) for p in found.pairs] == [
         (8, 12, 1.0, None), *((block, block + 4, 0.25, "attention") for block in (5, 6, 7, 8)),
     ]  # fmt: skip
     assert (found.weight, found.objective.name, found.pair_reduction) == (0.5, "cosine", "sum")
@@ -202,11 +202,11 @@ def test_any_field_goes_before_the_presets(tiny: Make, given: dict[str, Any], fi
 
 
 def test_depth_layer_and_pairs_go_before_the_presets(tiny: Make) -> None:
-    pair = config(wrap(tiny, "spatial-forcing-pi0", 18, teacher=Stand(), depth=3, layer=5)).pairs[0]
-    assert (pair.depth, pair.layer) == (3, 5)
+    pair = config(wrap(tiny, "spatial-forcing-pi0", 18, teacher=Stand(), depth=3, teacher_layer=5)).pairs[0]
+    assert (pair.depth, pair.teacher_layer) == (3, 5)
     pairs = [(1, Stand(), 2), (2, Stand(), 4)]
     found = config(wrap(tiny, "rocket", pairs=pairs))
-    assert [(pair.depth, pair.layer) for pair in found.pairs] == [(1, 2), (2, 4)]
+    assert [(pair.depth, pair.teacher_layer) for pair in found.pairs] == [(1, 2), (2, 4)]
     assert (found.projector.name, found.pair_reduction) == ("nested", "mean")
 
 
@@ -241,7 +241,7 @@ def test_without_a_preset_the_defaults_are_what_they_were(tiny: Make) -> None:
         ("repa", 6, {"teacher": Stand()}, r"aligns depth 8; TinyPolicy has 6"),
         ("rocket", 12, {"teacher": Stand()}, r"policies of 32 or 18 blocks; TinyPolicy has 12\.\n.*pairs="),
         ("rocket", 18, {"teacher": Stand(), "depth": 3}, "has pairs, so depth says nothing"),
-        ("rocket", 18, {"teacher": Stand("vggt", 12)}, "Layer 13 is out of range"),
+        ("rocket", 18, {"teacher": Stand("vggt", 12)}, "Teacher layer 13 is out of range"),
         (
             "spatial-forcing-openvla",
             32,
@@ -268,7 +268,7 @@ def test_fault_33_another_teacher_under_an_absolute_code_is_warned_of(
         SfkitWarning, match=r"has the size that suits 'vggt'; beside 'patch' it may be all of the target"
     ):
         found = config(wrap(tiny, "spatial-forcing-pi0", 18, teacher=PatchTeacher()))
-    assert found.pairs[0].layer == 3, "its own default"
+    assert found.pairs[0].teacher_layer == 3, "its own default"
     relative = [("position-code", {"ratio": 0.1, "scale": "relative"})]
     wrap(tiny, "spatial-forcing-pi0", 18, teacher=PatchTeacher(), transforms=relative)
     wrap(tiny, "spatial-forcing-pi0", 18, teacher=Stand("vggt-commercial"))
@@ -280,7 +280,7 @@ def test_fault_33_another_teacher_under_an_absolute_code_is_warned_of(
 
 
 def test_a_run_of_a_preset_is_saved_and_resumed_without_it(tiny: Make, tmp_path: Path) -> None:
-    policy = wrap(tiny, "spatial-forcing-openvla", 32, teacher="geometry", layer=1, transforms=["layer-norm"])
+    policy = wrap(tiny, "spatial-forcing-openvla", 32, teacher="geometry", teacher_layer=1, transforms=["layer-norm"])
     policy(tiny_batch())[0].backward()
     policy.spatial_forcing.save(tmp_path)
     again = SpatialForcing.from_pretrained(tiny(depth=32), tmp_path)
@@ -313,7 +313,7 @@ def test_presets_are_listed_and_told(capsys: pytest.CaptureFixture[str]) -> None
     told = " ".join(capsys.readouterr().out.split())
     assert "stop(at=250000)" in told
     assert "Not reproduced: - policies with fewer than twelve heads" in told
-    assert "depth=5, layer=9, objective=attention, weight=0.25" in told
+    assert "depth=5, teacher_layer=9, objective=attention, weight=0.25" in told
     assert run("presets", "rocky") == 1
     assert "Did you mean 'rocket'" in capsys.readouterr().err
 

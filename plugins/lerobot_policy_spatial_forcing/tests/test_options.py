@@ -26,7 +26,7 @@ def test_every_field_of_sfkits_configuration_is_there_with_its_default() -> None
     made = {field.name: field for field in dataclasses.fields(SpatialForcingOptions)}
     for name, info in SpatialForcingConfig.model_fields.items():
         assert made[name].metadata["help"] == info.description
-    assert {"teacher", "depth", "layer"} <= set(made)
+    assert {"teacher", "depth", "teacher_layer"} <= set(made)
     for name in ("seed", "self_check"):
         assert made[name].default == SpatialForcingConfig.model_fields[name].default
     for name in ("preset", "weight", "objective", "projector", "transforms", "schedule", "shared_projector"):
@@ -39,7 +39,7 @@ def test_flags_become_arguments() -> None:
     arguments = parse(*flags).wrap_arguments()
     chosen = {"teacher": "geometry", "depth": 8, "weight": 0.25, "self_check": False, "objective": "cosine"}
     assert {key: arguments[key] for key in chosen} == chosen
-    assert not {"layer", "pairs", "adapter", "cameras", "base_config"} & set(arguments)
+    assert not {"teacher_layer", "pairs", "adapter", "cameras", "base_config"} & set(arguments)
 
 
 @pytest.mark.parametrize(

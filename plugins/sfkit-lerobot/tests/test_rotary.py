@@ -47,7 +47,7 @@ def test_a_policy_trains_with_attention(kind, build, wrap) -> None:
     policy = build(kind).train()
     if kind == "smolvla":
         policy.requires_grad_(True)
-    block = {"depth": 2, "teacher": PatchTeacher(), "layer": 2, "objective": "attention"}
+    block = {"depth": 2, "teacher": PatchTeacher(), "teacher_layer": 2, "objective": "attention"}
     wrap(policy, None, pairs=[block])
     batch = tiny_lerobot_batch(policy)
     policy.forward(dict(batch))[0].backward()
