@@ -20,9 +20,9 @@ from sfkit.types import FeatureMap, Views
 
 _LIMIT = 1.05
 _COPIES = 3.0
-_DEPTH = 2
+_LAYER = 2
 #: Blocks, width and views big enough that arithmetic, and not Python, takes the time.
-_WIDE = TinyConfig(width=512, depth=4, image_size=224)
+_WIDE = TinyConfig(width=512, num_layers=4, image_size=224)
 _BATCH = 2
 
 
@@ -74,7 +74,7 @@ def build(config: TinyConfig, *, aligned: bool) -> Any:
     policy: Any = PI0Pytorch(config)
     policy.gradient_checkpointing_enable()
     if aligned:
-        SpatialForcing.wrap(policy, Constant(config.width), depth=_DEPTH)
+        SpatialForcing.wrap(policy, Constant(config.width), student_layer=_LAYER)
     return policy.train()
 
 
@@ -148,8 +148,8 @@ def run(*, quick: bool, advance: Callable[[], None]) -> Report:
         rows=rows,
         conditions={
             "policy": {
-                "stand-in": "pi0", "blocks": config.depth, "width": config.width, "view": f"{config.image_size} px",
-                "cameras": 3, "batch size": _BATCH,
+                "stand-in": "pi0", "blocks": config.num_layers, "width": config.width,
+                "view": f"{config.image_size} px", "cameras": 3, "batch size": _BATCH,
             },
             "pairs": len(found.base),
             "threads": 1,

@@ -83,7 +83,7 @@ def of_products(grid: tuple[int, ...], width: int, widths: Sequence[int]) -> Hel
 
 
 def of_pairs(grid: tuple[int, ...], width: int, recompute: Recompute) -> Held:
-    """The pairs as a policy with ten tapped depths has them: one sum of all losses, and one backward pass."""
+    """The pairs as a policy with ten tapped layers has them: one sum of all losses, and one backward pass."""
     mask = torch.ones(grid, dtype=torch.bool)
     mask.view(-1)[0] = False  # or nothing would be copied on a CPU; on a GPU it always is
     core, objective = NestedProjector(width, width), CosineObjective()

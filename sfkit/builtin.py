@@ -202,12 +202,12 @@ def register_presets(register: Register) -> None:
     register(
         "sfkit.presets.published:REPA",
         name="repa",
-        summary="REPA: cosine to DINOv2 after a three-layer SiLU MLP, depth 8",
+        summary="REPA: cosine to DINOv2 after a three-layer SiLU MLP, layer 8",
     )
     register(
         "sfkit.presets.published:ROCKET",
         name="rocket",
-        summary="ten depths on one nested projector (ROCKET)",
+        summary="ten layers on one nested projector (ROCKET)",
     )
     register(
         "sfkit.presets.published:SPATIAL_FORCING_OPENVLA",

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sfkit import __version__
-from sfkit.alignment.tap import depth_name
+from sfkit.alignment.tap import student_layer_name
 from sfkit.config import SpatialForcingConfig
 from sfkit.errors import CheckpointError, ConfigError
 from sfkit.teachers.base import Teacher, licence_note
@@ -77,7 +77,8 @@ def part_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _readme(config: SpatialForcingConfig, teachers: Sequence[Teacher]) -> str:
     """What a reader of the published folder must know."""
     pairs = "\n".join(
-        f"- {depth_name(pair.depth)} of the policy with teacher layer {pair.teacher_layer} of teacher `{pair.teacher.name}`"
+        f"- {student_layer_name(pair.student_layer)} of the policy with layer {pair.teacher_layer} of teacher "
+        f"`{pair.teacher.name}`"
         for pair in config.pairs
     )
     sources = "\n".join(
@@ -226,5 +227,6 @@ def load_into(handle: nn.Module, folder: Path) -> None:
         handle.load_state_dict(state, strict=True)
     except (RuntimeError, KeyError, ValueError) as error:
         raise CheckpointError(
-            f"{path} does not fit: {error}", "Use the policy, depth, teacher and projector that it was saved with."
+            f"{path} does not fit: {error}",
+            "Use the policy, student layer, teacher and projector that it was saved with.",
         ) from error

@@ -12,22 +12,26 @@ from typing_extensions import Self
 from sfkit.errors import ConfigError, did_you_mean
 
 #: Where the student is tapped: after so many decoder blocks, or at :data:`ENCODER`.
-Depth: TypeAlias = "int | str"
+StudentLayer: TypeAlias = "int | str"
 
-#: Instead of a depth: what the policy's vision tower gives, before the language model.
+#: Instead of a number of blocks: what the policy's vision tower gives, before the language model.
 ENCODER = "encoder"
 
 _ATTENTION = "attention:"
 
 
 def attention_of(block: int) -> str:
-    """In the place of a depth, within the library: the queries and keys of the block with this number, from 1."""
+    """Within the library, in the place of a student layer: the queries and keys of the block of this number, from 1."""
     return f"{_ATTENTION}{block}"
 
 
-def block_of(depth: Depth) -> int | None:
-    """The number of the block whose queries and keys are meant; None for a depth proper."""
-    return int(depth.removeprefix(_ATTENTION)) if isinstance(depth, str) and depth.startswith(_ATTENTION) else None
+def block_of(student_layer: StudentLayer) -> int | None:
+    """The number of the block whose queries and keys are meant; None for another student layer."""
+    return (
+        int(student_layer.removeprefix(_ATTENTION))
+        if isinstance(student_layer, str) and student_layer.startswith(_ATTENTION)
+        else None
+    )
 
 
 #: What backward makes again instead of keeping it, see ``SpatialForcing.wrap``.
@@ -131,9 +135,9 @@ def _number(value: Any) -> float | None:
 
 
 class PairConfig(Options):
-    """One alignment: a student depth, and the teacher features that it is aligned with."""
+    """One alignment: a student layer, and the teacher features that it is aligned with."""
 
-    depth: int | str = Field(
+    student_layer: int | str = Field(
         description="Residual stream after this many blocks (0: the embeddings), or 'encoder': what the vision tower "
         "gives to the language model."
     )
@@ -147,13 +151,13 @@ class PairConfig(Options):
         default=None, description="Of this pair alone, instead of the run's."
     )
 
-    @field_validator("depth")
+    @field_validator("student_layer")
     @classmethod
-    def _known_depth(cls, value: int | str) -> int | str:
+    def _known_layer(cls, value: int | str) -> int | str:
         if isinstance(value, str) and value != ENCODER:
-            raise ValueError(f"a depth is a number of blocks, or {ENCODER!r}")
+            raise ValueError(f"a student layer is a number of blocks, or {ENCODER!r}")
         if not isinstance(value, str) and value < 0:
-            raise ValueError("depths count from 0, the embeddings; none is counted from the end")
+            raise ValueError("student layers count from 0, the embeddings; none is counted from the end")
         return value
 
     @field_validator("teacher", "objective", "projector", mode="before")
@@ -199,7 +203,7 @@ class SpatialForcingConfig(Options):
     projector: ComponentSpec = Field(default=ComponentSpec(name="mlp"), description="Student width to teacher width.")
     shared_projector: bool = Field(
         default=False,
-        description="One projector for all pairs, instead of one for each; 'nested' then grows with depth.",
+        description="One projector for all pairs, instead of one for each; 'nested' then grows with the layer.",
     )
     transforms: tuple[ComponentSpec, ...] = Field(
         default=(), description="What is done to the teacher's features before the comparison, in order."
@@ -261,9 +265,13 @@ class SpatialForcingConfig(Options):
 
     @model_validator(mode="after")
     def _no_duplicate_pairs(self) -> Self:
-        seen = [(pair.depth, pair.teacher, pair.teacher_layer, pair.future, pair.objective) for pair in self.pairs]
+        seen = [
+            (pair.student_layer, pair.teacher, pair.teacher_layer, pair.future, pair.objective) for pair in self.pairs
+        ]
         if any(seen.count(item) > 1 for item in seen):
-            raise ValueError("the same (depth, teacher, teacher_layer) is listed twice; give it once with the summed weight")
+            raise ValueError(
+                "the same (student_layer, teacher, teacher_layer) is listed twice; give it once with the summed weight"
+            )
         if not any(pair.weight for pair in self.pairs):
             raise ValueError("the weights of all pairs are 0: nothing would be aligned")
         return self

@@ -20,7 +20,7 @@ from sfkit.alignment.status import PairStatus, Status
 from sfkit.attach import attach, base_of, detach, detached, handle_of, refuse_unwrappable
 from sfkit.building import Named
 from sfkit.cameras import CameraRig
-from sfkit.config import Depth, HealthOptions, Join, SpatialForcingConfig
+from sfkit.config import HealthOptions, Join, SpatialForcingConfig, StudentLayer
 from sfkit.errors import GradientError, WrapError
 from sfkit.health.report import Health
 from sfkit.objectives.base import Objective
@@ -49,7 +49,7 @@ class SpatialForcing(Aligner):
         policy: Policy,
         teacher: Named | Teacher | None = None,
         *,
-        depth: Depth | None = None,
+        student_layer: StudentLayer | None = None,
         teacher_layer: int | None = None,
         preset: str | Preset | None = None,
         weight: float | str | None = None,
@@ -77,12 +77,12 @@ class SpatialForcing(Aligner):
         Args:
             policy: The policy; inside PEFT, the PeftModel. Changed in place.
             teacher: A registered name, a name with options (``("geometry", {"frame": "world"})``), or an instance.
-            depth: Residual stream after this many blocks, or ``"encoder"``: what the vision tower gives to the language
-                model. None takes the adapter's default.
-            layer: The teacher's layer, 1 to its number of layers; None takes the teacher's default.
+            student_layer: Residual stream after this many blocks, or ``"encoder"``: what the vision tower gives to the
+                language model. None takes the adapter's default.
+            teacher_layer: The teacher's layer, 1 to its number of layers; None takes the teacher's default.
             preset: A published method by its name (``sfkit presets`` lists them): it takes the place of the defaults of
-                the arguments from ``weight`` to ``pair_reduction``, of ``teacher``, ``depth`` and ``teacher_layer``, and of the
-                adapter's options. What is given beside it goes before.
+                the arguments from ``weight`` to ``pair_reduction``, of ``teacher``, ``student_layer`` and
+                ``teacher_layer``, and of the adapter's options. Explicit arguments override the preset.
             weight: Weight of the alignment loss, 0 or more (default 0.5); or ``"balance:0.1"``: whatever weight keeps
                 the alignment gradient at the tapped tokens at that ratio to the action gradient.
             schedule: Factors on the weight, step by step: a name (``"stop:5000"``; default ``"constant"``), a name with
@@ -93,10 +93,11 @@ class SpatialForcing(Aligner):
             transforms: What to do to the teacher's features before the comparison, in order: names, names with options,
                 or (for a single pair) instances. Applied on the student's grid, unless ``"resample"`` is among them:
                 then what stands before it sees the teacher's own.
-            pairs: Instead of ``teacher``, ``depth`` and ``teacher_layer``: several ``(depth, teacher, teacher_layer, weight)`` tuples
-                or mappings with those keys; ``teacher_layer`` and ``weight`` may be left out. A mapping may also hold an
-                ``objective``, a ``projector`` and ``transforms`` of its own, and ``future``: the teacher then sees the
-                frame so many steps ahead. Each teacher runs once for all pairs (and once for each ``future``).
+            pairs: Instead of ``teacher``, ``student_layer`` and ``teacher_layer``: several ``(student_layer, teacher,
+                teacher_layer, weight)`` tuples or mappings with those keys; ``teacher_layer`` and ``weight`` may be
+                left out. A mapping may also hold an ``objective``, a ``projector`` and ``transforms`` of its own, and
+                ``future``: the teacher then sees the frame so many steps ahead. Each teacher runs once for all pairs
+                (and once for each ``future``).
             shared_projector: One projector for all pairs (default False). ``"nested"`` then grows from pair to pair.
             pair_reduction: Whether the weighted losses of the pairs are added (default) or averaged.
             adapter: Only needed when the policy's class is not recognised, or to give options.
@@ -119,7 +120,7 @@ class SpatialForcing(Aligner):
         Raises:
             WrapError: The object is wrapped, compiled, or inside DDP, FSDP, DeepSpeed or accelerate already.
             AdapterError: No adapter handles the policy's class.
-            ConfigError: A name, an option or a depth is not valid, or the preset does not fit the policy.
+            ConfigError: A name, an option or a student layer is not valid, or the preset does not fit the policy.
             GradientError: The policy has no trainable parameter.
         """
         refuse_unwrappable(policy)
@@ -133,9 +134,9 @@ class SpatialForcing(Aligner):
         found = find_preset(preset)
         handled_by = adapter_for(policy, adapter, found)
         given = {
-            "teacher": teacher, "depth": depth, "teacher_layer": teacher_layer, "weight": weight, "schedule": schedule,
-            "objective": objective, "projector": projector, "transforms": transforms, "pairs": pairs,
-            "shared_projector": shared_projector, "pair_reduction": pair_reduction,
+            "teacher": teacher, "student_layer": student_layer, "teacher_layer": teacher_layer, "weight": weight,
+            "schedule": schedule, "objective": objective, "projector": projector, "transforms": transforms,
+            "pairs": pairs, "shared_projector": shared_projector, "pair_reduction": pair_reduction,
         }  # fmt: skip
         plan = make_plan(
             handled_by,
@@ -309,9 +310,8 @@ class SpatialForcing(Aligner):
             layer = f"@{pair.teacher_layer}" if teacher.num_layers > 1 else ""
             ahead = f"+{pair.future}" if pair.future else ""
             factor = f"{pair.weight:g} × " if pair.weight != 1 else ""
-            terms.append(
-                f"{factor}{pair.objective.name}({self.adapter.name}@{pair.depth} → {teacher.name}{layer}{ahead})"
-            )
+            student = f"{self.adapter.name}@{pair.student_layer}"
+            terms.append(f"{factor}{pair.objective.name}({student} → {teacher.name}{layer}{ahead})")
         inner = " + ".join(terms)
         if len(terms) > 1:
             inner = f"mean({inner})" if self.config.pair_reduction == "mean" else f"({inner})"
@@ -374,5 +374,7 @@ class SpatialForcing(Aligner):
         )
 
     def _pair_status(self, pair: Pair) -> PairStatus:
-        teacher, tap = self.hosts[pair.host].teacher, self.taps[pair.depth]
-        return PairStatus(pair.depth, tap.path, teacher.name, pair.teacher_layer, teacher.license, pair.weight, tap.fired)
+        teacher, tap = self.hosts[pair.host].teacher, self.taps[pair.student_layer]
+        return PairStatus(
+            pair.student_layer, tap.path, teacher.name, pair.teacher_layer, teacher.license, pair.weight, tap.fired
+        )

@@ -22,8 +22,8 @@ ONE_PATCH = {"patch": 32}
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"depth": 4}, r"Depth 4 is out of range for TinyPolicy\.\n.*0 \(embeddings\) to 3"),
-        ({"depth": -1}, r"Depth -1 is out of range"),
+        ({"student_layer": 4}, r"Student layer 4 is out of range for TinyPolicy\.\n.*0 \(embeddings\) to 3"),
+        ({"student_layer": -1}, r"Student layer -1 is out of range"),
         ({"pairs": [(1, TEACHER, 2), (1, TEACHER, 2)]}, "listed twice; give it once with the summed weight"),
         ({"teacher_layer": 4}, r"Teacher layer 4 is out of range for teacher 'patch'\.\n.*1 to 3"),
         ({"weight": math.nan}, "nan is no weight"),

@@ -30,7 +30,7 @@ def make(wrap: bool = True, **arguments: Any) -> Any:
     policy = Saving()
     if not wrap:
         return policy
-    arguments = {"depth": 2, **arguments}
+    arguments = {"student_layer": 2, **arguments}
     return SpatialForcing.wrap(policy, "geometry", adapter=TinyAdapter(policy), **arguments)
 
 
@@ -108,7 +108,7 @@ def test_what_is_written_names_the_teacher_and_its_licence(tmp_path: Path) -> No
     policy.save_pretrained(tmp_path)
     record = json.loads((tmp_path / "spatial_forcing" / "config.json").read_text())
     assert record["teachers"] == [{"name": "geometry", "license": "Apache-2.0"}]
-    assert record["config"]["pairs"][0]["depth"] == 2
+    assert record["config"]["pairs"][0]["student_layer"] == 2
     keys = load_file(tmp_path / "spatial_forcing" / "projector.safetensors").keys()
     assert all(key.startswith(("projectors.", "step", "teachers.0.")) for key in keys)
 

@@ -117,7 +117,7 @@ def test_the_control_must_pass_without_a_skip(mutants: ModuleType) -> None:
 
 def test_numbers_are_read_from_names(mutants: ModuleType) -> None:
     names = {
-        "test_fault_05_35_depth_k": (5, 35),
+        "test_fault_05_35_layer_k": (5, 35),
         "file.py::test_fault_01_and_02_taps_fire": (1, 2),
         "file.py::test_fault_26_images_outside_0_1[2.0--1.0]": (26,),
         "test_fault_4_short": (),

@@ -27,7 +27,7 @@ from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.types import FeatureMap
 
 MODES: tuple[Recompute, ...] = ("nothing", "cheap", "all")
-PAIRS = [(depth, "geometry") for depth in (1, 2, 3)]
+PAIRS = [(layer, "geometry") for layer in (1, 2, 3)]
 
 
 class DroppingProjector(MLPProjector):

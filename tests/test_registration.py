@@ -27,12 +27,12 @@ def perturb(batch: dict[str, Any], view: int, box: tuple[slice, slice]) -> dict[
 
 @pytest.mark.parametrize("teacher", [None, "geometry"])
 def test_fault_20_tiny_is_registered(wrapped: Callable[..., TinyPolicy], teacher: Any) -> None:
-    policy = wrapped(teacher, depth=0)
+    policy = wrapped(teacher, student_layer=0)
     check_registration(policy, tiny_batch(), perturb)
 
 
 def test_fault_20_exchanged_axes_are_found(wrapped: Callable[..., TinyPolicy]) -> None:
-    policy = wrapped(depth=0)
+    policy = wrapped(student_layer=0)
     adapter, real = policy.spatial_forcing.adapter, policy.spatial_forcing.adapter.visual_tokens
 
     def transposed(hidden: Any, views: Any) -> FeatureMap:
@@ -45,7 +45,7 @@ def test_fault_20_exchanged_axes_are_found(wrapped: Callable[..., TinyPolicy]) -
 
 
 def test_a_span_off_by_one_is_found(wrapped: Callable[..., TinyPolicy]) -> None:
-    policy = wrapped(depth=0)
+    policy = wrapped(student_layer=0)
     adapter, real = policy.spatial_forcing.adapter, policy.spatial_forcing.adapter.visual_tokens
     adapter.visual_tokens = lambda hidden, views: real(hidden.roll(-1, dims=1), views)
     with pytest.raises(SfkitError, match="student"):
@@ -53,7 +53,7 @@ def test_a_span_off_by_one_is_found(wrapped: Callable[..., TinyPolicy]) -> None:
 
 
 def test_fault_25_exchanged_cameras_are_found(wrapped: Callable[..., TinyPolicy]) -> None:
-    policy = wrapped("geometry", depth=0)
+    policy = wrapped("geometry", student_layer=0)
     adapter, real = policy.spatial_forcing.adapter, policy.spatial_forcing.adapter.views
 
     def exchanged(call: Any) -> Any:
@@ -96,7 +96,7 @@ class BarsAreBelow(BarsAreOnBothSides):
 def test_fault_24_a_wrong_letterbox_is_found(adapter: type[BarsAreOnBothSides]) -> None:
     torch.manual_seed(0)
     policy = Letterboxing()
-    SpatialForcing.wrap(policy, PatchTeacher(), depth=0, adapter=adapter(policy))
+    SpatialForcing.wrap(policy, PatchTeacher(), student_layer=0, adapter=adapter(policy))
 
     def change(batch: dict[str, Any], view: int, box: tuple[slice, slice]) -> dict[str, Any]:
         rows = slice(box[0].start - adapter.above, box[0].stop - adapter.above)
@@ -117,7 +117,7 @@ def test_fault_24_a_wrong_letterbox_is_found(adapter: type[BarsAreOnBothSides]) 
 def test_fault_20_a_teacher_with_a_grid_of_its_own_is_registered_too(side: int, tiny: Callable[..., Any]) -> None:
     plain = tiny()
     policy = SpatialForcing.wrap(
-        plain, PatchTeacher(PatchTeacherOptions(grid=side)), depth=0, adapter=TinyAdapter(plain)
+        plain, PatchTeacher(PatchTeacherOptions(grid=side)), student_layer=0, adapter=TinyAdapter(plain)
     )
     adapter, real = policy.spatial_forcing.adapter, policy.spatial_forcing.adapter.views
     check_registration(policy, tiny_batch(), perturb)
@@ -133,4 +133,4 @@ def test_fault_20_a_teacher_with_a_grid_of_its_own_is_registered_too(side: int, 
 
 def test_a_change_that_changes_nothing_is_found(wrapped: Callable[..., TinyPolicy]) -> None:
     with pytest.raises(SfkitError, match="moved nothing"):
-        check_registration(wrapped(depth=0), tiny_batch(), lambda batch, view, box: batch)
+        check_registration(wrapped(student_layer=0), tiny_batch(), lambda batch, view, box: batch)

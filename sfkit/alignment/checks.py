@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sfkit.alignment.tap import depth_name
-from sfkit.config import Depth
+from sfkit.alignment.tap import student_layer_name
+from sfkit.config import StudentLayer
 from sfkit.errors import ConfigError, GradientError, SfkitWarning, ViewsError
 from sfkit.types import FeatureMap, Views
 
@@ -168,23 +168,23 @@ class SelfCheck:
 
     def tokens(
         self,
-        students: Mapping[Depth, FeatureMap],
+        students: Mapping[StudentLayer, FeatureMap],
         projectors: nn.Module,
         unfreeze: str = "",
-        without_gradient: Collection[Depth] = (),
+        without_gradient: Collection[StudentLayer] = (),
     ) -> None:
-        """On the first batch with valid tokens: does gradient reach trainable parameters from every depth?
+        """On the first batch with valid tokens: does gradient reach trainable parameters from every student layer?
 
         Args:
-            students: Visual tokens by depth.
+            students: Visual tokens by student layer.
             projectors: The projectors, watched from then on.
             unfreeze: What this policy calls the options that unfreeze what is below a tap.
-            without_gradient: Depths whose taps fired while gradients were off.
+            without_gradient: Student layers whose taps fired while gradients were off.
 
         Raises:
             GradientError: It does not.
         """
-        for depth, student in students.items():
+        for layer, student in students.items():
             try:
                 leaf = find_trained_leaf(student)
             except RuntimeError as error:
@@ -193,19 +193,19 @@ class SelfCheck:
                 return
             if leaf is None:
                 self.reaches_policy = False
-                if depth in without_gradient:
+                if layer in without_gradient:
                     frozen = f" that guards what is frozen ({unfreeze})" if unfreeze else ""
                     raise GradientError(
-                        f"The tap at {depth_name(depth)} fired while gradients were off: inside a reentrant activation "
-                        "checkpoint, which runs without gradient first, or under no_grad. From there the alignment "
-                        "would train the projector alone.",
-                        f"Checkpoint with use_reentrant=False, take away the no_grad{frozen}, or choose another depth.",
+                        f"The tap at {student_layer_name(layer)} fired while gradients were off: inside a reentrant "
+                        "activation checkpoint, which runs without gradient first, or under no_grad. From there the "
+                        "alignment would train the projector alone.",
+                        f"Checkpoint with use_reentrant=False, take away the no_grad{frozen}, or choose another layer.",
                     )
                 raise GradientError(
-                    f"The gradient of the visual tokens at {depth_name(depth)} reaches no trainable parameter of the "
-                    "policy: alignment would train the projector alone.",
-                    f"Unfreeze what lies before that depth{f' ({unfreeze})' if unfreeze else ''}, put LoRA on those "
-                    "layers, or choose a depth after trainable layers.",
+                    f"The gradient of the visual tokens at {student_layer_name(layer)} reaches no trainable parameter "
+                    "of the policy: alignment would train the projector alone.",
+                    f"Unfreeze what lies before that layer{f' ({unfreeze})' if unfreeze else ''}, put LoRA on it, or "
+                    " choose a student layer after trainable layers.",
                 )
             parameter = next((p for p in projectors.parameters() if p.requires_grad), None)
             if self._watch is None and parameter is not None:

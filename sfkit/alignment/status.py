@@ -6,15 +6,15 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sfkit.alignment.tap import depth_name
-from sfkit.config import Depth
+from sfkit.alignment.tap import student_layer_name
+from sfkit.config import StudentLayer
 
 
 @dataclass(frozen=True)
 class PairStatus:
     """One alignment of the step."""
 
-    depth: Depth
+    student_layer: StudentLayer
     tap: str
     teacher: str
     teacher_layer: int
@@ -73,8 +73,9 @@ class Status:
         lines = [f"{self.policy}, adapter {self.adapter}: {state}{why}, {self.steps} steps so far"]
         for pair in self.pairs:
             lines.append(
-                f"  {depth_name(pair.depth)} -> {pair.teacher} layer {pair.teacher_layer} (licence {pair.license}), "
-                f"weight {pair.weight:g}, tap {pair.tap} fired {pair.fired}x in the last forward"
+                f"  {student_layer_name(pair.student_layer)} -> {pair.teacher} layer {pair.teacher_layer} "
+                f"(licence {pair.license}), weight {pair.weight:g}, tap {pair.tap} "
+                f"fired {pair.fired}x in the last forward"
             )
         kept = "" if self.balance is None else f" (balance: gradient ratio {self.balance:g})"
         size = _count(self.projector_parameters)

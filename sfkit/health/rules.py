@@ -64,7 +64,7 @@ def _gradients(health: Health, limits: HealthOptions) -> Iterator[Finding]:
         yield Finding(
             "unreached",
             "The alignment gradient reaches no trainable parameter of the policy: only the projector learns.",
-            "Unfreeze what lies before the tapped depth, put LoRA on it, or tap after trainable layers.",
+            "Unfreeze what lies before the tapped layer, put LoRA on it, or tap after trainable layers.",
             at_once=True,
         )
     if health.ratio > limits.dominates:
@@ -78,7 +78,7 @@ def _gradients(health: Health, limits: HealthOptions) -> Iterator[Finding]:
         yield Finding(
             "conflict",
             f"The alignment gradient works against the action gradient (cosine {health.cosine:.2f}).",
-            'Lower the weight, align a shallower depth, or end the alignment: schedule="conflict", or "stop:N".',
+            'Lower the weight, align an earlier student layer, or end the alignment: schedule="conflict", or "stop:N".',
         )
 
 

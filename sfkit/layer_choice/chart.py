@@ -11,12 +11,12 @@ _COLOURS = ("#2563eb", "#ea580c")
 
 
 def chart(ranking: Ranking) -> str:
-    """CKA and, where it is known, the depth probe's R² over depth, with bands from 5 % to 95 % of the resamples."""
-    series = [("CKA to " + ranking.teacher, [rank.cka for rank in ranking.depths])]
-    probes = [rank.probe for rank in ranking.depths if rank.probe is not None]
+    """CKA and, where it is known, the depth probe's R² over the layers, with bands of 5 % to 95 % of the resamples."""
+    series = [("CKA to " + ranking.teacher, [rank.cka for rank in ranking.layers])]
+    probes = [rank.probe for rank in ranking.layers if rank.probe is not None]
     if probes:
         series.append(("depth probe, R²", probes))
-    depths = [rank.depth for rank in ranking.depths]
+    layers = [rank.student_layer for rank in ranking.layers]
     low = min(0.0, *(max(measure.low, -1.0) for _, measures in series for measure in measures))
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif" '
@@ -29,10 +29,10 @@ def chart(ranking: Ranking) -> str:
         y = _y(value, low)
         parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.2f}</text>')
-    for index, depth in enumerate(depths):
-        x = _x(index, len(depths))
-        parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">{depth}</text>')
-    parts.append(f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 10}" text-anchor="middle">depth</text>')
+    for index, layer in enumerate(layers):
+        x = _x(index, len(layers))
+        parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">{layer}</text>')
+    parts.append(f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 10}" text-anchor="middle">student layer</text>')
     for number, (name, measures) in enumerate(series):
         parts += _curve(measures, low, _COLOURS[number])
         parts.append(f'<text x="{_LEFT + 220 * number}" y="36" fill="{_COLOURS[number]}">{name}</text>')

@@ -1,4 +1,4 @@
-"""Ranking the depths of a policy on a batch of the user's data."""
+"""Ranking the layers of a policy on a batch of the user's data."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Measure:
         value: On the batch as it is.
         low: 5 % of the resamples are below.
         high: 5 % of the resamples are above.
-        best: Share of the resamples in which this depth is the best of all.
+        best: Share of the resamples in which this layer is the best of all.
         rival: Whether it is as good as the best in 5 % of the resamples or more: the data do not tell them apart.
     """
 
@@ -47,24 +47,24 @@ class Measure:
 
 
 @dataclass(frozen=True)
-class DepthRank:
-    """One depth.
+class LayerRank:
+    """One layer.
 
     Attributes:
-        depth: Blocks before it.
+        student_layer: Blocks before it.
         cka: Likeness of its visual tokens to the teacher's features.
         probe: Share of the residual depth's variance that a ridge regression reads from unseen samples; None where the
             views carry no depth.
     """
 
-    depth: int
+    student_layer: int
     cka: Measure
     probe: Measure | None
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """All depths of a policy.
+    """All layers of a policy.
 
     Attributes:
         policy: Its class.
@@ -72,7 +72,7 @@ class Ranking:
         samples: In the batch.
         tokens: That were compared by CKA.
         blocks: Of the policy's decoder.
-        depths: In order; without the last one where no norm is known behind the blocks.
+        layers: In order; without the last one where no norm is known behind the blocks.
     """
 
     policy: str
@@ -80,22 +80,22 @@ class Ranking:
     samples: int
     tokens: int
     blocks: int
-    depths: tuple[DepthRank, ...]
+    layers: tuple[LayerRank, ...]
 
     def best(self, by: str = "cka") -> int:
-        """The depth with the highest value."""
+        """The layer with the highest value."""
         return max(self._measures(by).items(), key=lambda item: item[1].value)[0]
 
     def rivals(self, by: str = "cka") -> tuple[int, ...]:
-        """Depths that the data do not tell from the best, itself included."""
-        return tuple(depth for depth, measure in self._measures(by).items() if measure.rival)
+        """Layers that the data do not tell from the best, itself included."""
+        return tuple(layer for layer, measure in self._measures(by).items() if measure.rival)
 
     def _measures(self, by: str) -> dict[int, Measure]:
-        found = {rank.depth: rank.cka if by == "cka" else rank.probe for rank in self.depths}
-        return {depth: measure for depth, measure in found.items() if measure is not None}
+        found = {rank.student_layer: rank.cka if by == "cka" else rank.probe for rank in self.layers}
+        return {layer: measure for layer, measure in found.items() if measure is not None}
 
 
-def rank_depths(
+def rank_layers(
     policy: nn.Module,
     batch: Any,
     teacher: Named | Teacher,
@@ -107,7 +107,7 @@ def rank_depths(
     tokens: int = 512,
     seed: int = 0,
 ) -> Ranking:
-    """Compare the visual tokens of every depth with a teacher's features, and with depth where the views carry it.
+    """Compare the visual tokens of every layer with a teacher's features, and with depth where the views carry it.
 
     The policy runs once, in eval mode without gradients, and is left as it was. Certainty comes from a bootstrap over
     the samples of the batch; samples should come from different episodes, or it will look too certain.
@@ -156,12 +156,12 @@ def rank_depths(
     probed = None if views.depth is None else [_probe(student, views, counts) for student in students.values()]
     measures = _measures(alike)
     probes = [None] * len(measures) if probed is None else _measures(probed)
-    ranks = tuple(DepthRank(*each) for each in zip(students, measures, probes, strict=True))
+    ranks = tuple(LayerRank(*each) for each in zip(students, measures, probes, strict=True))
     return Ranking(type(policy).__name__, f"{host.teacher.name}@{layer}", samples, len(owner), bound.num_layers, ranks)
 
 
 def _capture(policy: nn.Module, adapter: PolicyAdapter, batch: Any) -> tuple[dict[int, FeatureMap], Views, ForwardCall]:
-    """The visual tokens of every depth that can be tapped, from one forward."""
+    """The visual tokens of every layer that can be tapped, from one forward."""
     inner = inside_peft(policy)
     call = Call.of(inner, batch)
     points = list(range(adapter.num_layers + 1))
@@ -171,7 +171,7 @@ def _capture(policy: nn.Module, adapter: PolicyAdapter, batch: Any) -> tuple[dic
         points.pop()
     with undisturbed(policy), torch.no_grad(), ExitStack() as stack:
         policy.eval()
-        taps: Mapping[int, Tap] = {depth: tap_at(adapter, depth) for depth in points}
+        taps: Mapping[int, Tap] = {layer: tap_at(adapter, layer) for layer in points}
         watches = {name: Watch(point) for name, point in adapter.watched().items()}
         hooks: Sequence[Tap | Watch] = (*taps.values(), *watches.values())
         for hook in hooks:
@@ -181,7 +181,7 @@ def _capture(policy: nn.Module, adapter: PolicyAdapter, batch: Any) -> tuple[dic
         inputs = {name: watch.take() for name, watch in watches.items()}
         seen = ForwardCall(call.arguments(inner), output, inputs, tuple(points))
         views = adapter.views(seen)
-        return {depth: tokens_at(adapter, depth, tap.take(), views) for depth, tap in taps.items()}, views, seen
+        return {layer: tokens_at(adapter, layer, tap.take(), views) for layer, tap in taps.items()}, views, seen
 
 
 def _choose(
@@ -228,7 +228,7 @@ def _select(samples: DepthSamples, rows: Tensor) -> DepthSamples:
 
 
 def _measures(values: Sequence[Sequence[float]]) -> list[Measure]:
-    """From ``[depth][the batch, then each resample]``."""
+    """From ``[layer][the batch, then each resample]``."""
     table = torch.tensor(values, dtype=torch.float64)
     found, drawn = table[:, 0], table[:, 1:].nan_to_num(-1.0)
     winner = drawn.argmax(0)

@@ -1,4 +1,4 @@
-"""Choices of several depths that look at no data."""
+"""Choices of several layers that look at no data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from sfkit.errors import ConfigError
 
 
 def uniform(num_layers: int, count: int) -> tuple[int, ...]:
-    """``count`` depths at equal distances between the embeddings and the last block, both left out.
+    """``count`` layers at equal distances between the embeddings and the last block, both left out.
 
     Raises:
         ConfigError: There are not so many.
@@ -16,7 +16,7 @@ def uniform(num_layers: int, count: int) -> tuple[int, ...]:
 
 
 def end_anchored(num_layers: int, count: int) -> tuple[int, ...]:
-    """``count`` depths at a whole stride, counted back from the last block, which is among them.
+    """``count`` layers at a whole stride, counted back from the last block, which is among them.
 
     Raises:
         ConfigError: There are not so many.
@@ -28,4 +28,4 @@ def end_anchored(num_layers: int, count: int) -> tuple[int, ...]:
 
 def _check(num_layers: int, count: int, most: int) -> None:
     if not 1 <= count <= most:
-        raise ConfigError(f"{count} depths cannot be spread over {num_layers} blocks.", f"Choose 1 to {most}.")
+        raise ConfigError(f"{count} layers cannot be spread over {num_layers} blocks.", f"Choose 1 to {most}.")

@@ -48,13 +48,13 @@ class ForwardCall:
         arguments: The arguments by parameter name, defaults included.
         output: What the policy returned.
         inputs: What the modules that :meth:`PolicyAdapter.watched` names were given, once for each time they ran.
-        depths: What is tapped.
+        student_layers: What is tapped.
     """
 
     arguments: Mapping[str, Any]
     output: Any
     inputs: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    depths: tuple[Any, ...] = ()
+    student_layers: tuple[Any, ...] = ()
 
 
 class AdapterOptions(Options):
@@ -95,20 +95,20 @@ class PolicyAdapter(Configured, ABC):
     @property
     @abstractmethod
     def num_layers(self) -> int:
-        """Number of decoder blocks; valid depths are 0 (embeddings) to ``num_layers`` (before the final norm)."""
+        """Number of decoder blocks; valid layers are 0 (embeddings) to ``num_layers`` (before the final norm)."""
 
     @property
-    def default_depth(self) -> int:
+    def default_student_layer(self) -> int:
         """Two thirds of the blocks: the released recipes use 12 of 18 (pi0) and 24 of 32 (OpenVLA)."""
         return max(1, round(2 * self.num_layers / 3))
 
     @abstractmethod
-    def dim(self, depth: int) -> int:
-        """Width of the hidden state at a depth."""
+    def dim(self, layer: int) -> int:
+        """Width of the hidden state at a layer."""
 
     @abstractmethod
-    def tap(self, depth: int) -> TapPoint:
-        """Where to read the residual stream after ``depth`` blocks."""
+    def tap(self, layer: int) -> TapPoint:
+        """Where to read the residual stream after ``layer`` blocks."""
 
     def watched(self) -> Mapping[str, TapPoint]:
         """Modules whose inputs :meth:`views` needs, under names of the adapter's choice.
@@ -152,7 +152,7 @@ class PolicyAdapter(Configured, ABC):
         """
 
     def encoder_tap(self) -> TapPoint:
-        """Where to read what the vision tower gives, before the language model: ``depth="encoder"``.
+        """Where to read what the vision tower gives, before the language model: ``student_layer="encoder"``.
 
         Tap the input of the module that comes next (the connector), with ``every`` where the tower runs for each view.
 
@@ -161,7 +161,7 @@ class PolicyAdapter(Configured, ABC):
         """
         raise ConfigError(
             f"Adapter {self.name!r} has no tap at the vision tower's output.",
-            f"Choose a depth of 0 to {self.num_layers}, or write encoder_tap, encoder_dim and encoder_tokens.",
+            f"Choose a student_layer of 0 to {self.num_layers}, or write encoder_tap, encoder_dim and encoder_tokens.",
         )
 
     def encoder_dim(self) -> int:
@@ -197,7 +197,7 @@ class PolicyAdapter(Configured, ABC):
         scaled, then keys; keys that several heads share are repeated.
 
         Args:
-            hidden: What :meth:`tap` read at depth ``block - 1``.
+            hidden: What :meth:`tap` read at layer ``block - 1``.
             block: From 1 to :attr:`num_layers`.
             views: Of this call.
         """

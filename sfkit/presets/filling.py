@@ -85,7 +85,7 @@ def fill_in(preset: Preset | None, adapter: PolicyAdapter, given: Mapping[str, A
 def _merge(preset: Preset, adapter: PolicyAdapter, given: dict[str, Any]) -> dict[str, Any]:
     recipe = {key: value for key, value in preset.arguments_for(adapter.num_layers).items() if key != "adapter"}
     if "pairs" in given:
-        for name in ("teacher", "depth", "teacher_layer"):
+        for name in ("teacher", "student_layer", "teacher_layer"):
             recipe.pop(name, None)
         return {**recipe, **given}
     if preset.by_blocks and adapter.num_layers not in preset.by_blocks:
@@ -101,17 +101,17 @@ def _merge(preset: Preset, adapter: PolicyAdapter, given: dict[str, Any]) -> dic
         _warn_of_scale(preset, recipe, given)
     merged = {**recipe, **given}
     if "pairs" in recipe:
-        for name in ("depth", "teacher_layer"):
+        for name in ("student_layer", "teacher_layer"):
             if name in given:
                 raise ConfigError(f"Preset {preset.name!r} has pairs, so {name} says nothing.", "Give pairs=[...].")
         teacher = merged.pop("teacher")
         merged["pairs"] = [{**pair, "teacher": teacher} for pair in recipe["pairs"]]
-    depths = [pair["depth"] for pair in merged.get("pairs", ())] or [merged.get("depth")]
-    deep = [depth for depth in depths if isinstance(depth, int) and depth > adapter.num_layers]
-    if deep and "depth" not in given:
+    layers = [pair["student_layer"] for pair in merged.get("pairs", ())] or [merged.get("student_layer")]
+    deep = [layer for layer in layers if isinstance(layer, int) and layer > adapter.num_layers]
+    if deep and "student_layer" not in given:
         raise ConfigError(
-            f"Preset {preset.name!r} aligns depth {deep[0]}; {_policy(adapter)}.",
-            "Give depth=... beside it." if "pairs" not in recipe else "Give pairs=[...] beside it.",
+            f"Preset {preset.name!r} aligns layer {deep[0]}; {_policy(adapter)}.",
+            "Give student_layer=... beside it." if "pairs" not in recipe else "Give pairs=[...] beside it.",
         )
     return merged
 

@@ -22,7 +22,7 @@ class Projector(Configured, nn.Module, ABC):
         target_transforms: What turns the teacher's features into this projector's target, in order (modules of
             ``sfkit.transforms``); filled by the core. They live here because their state belongs to the pair.
         objective_head: What the objective trains for this pair, see :meth:`sfkit.Objective.head`; set by the core.
-        shallow_first: Of the class: whether pairs that share it must come with ascending depths.
+        shallow_first: Of the class: whether pairs that share it must come with ascending layers.
     """
 
     shallow_first: ClassVar[bool] = False

@@ -42,7 +42,7 @@ class Schedule(Configured, ABC):
 
         Args:
             step: At which it was measured.
-            cosine: In [-1, 1], over all tapped depths and all ranks; NaN where it could not be measured.
+            cosine: In [-1, 1], over all tapped layers and all ranks; NaN where it could not be measured.
         """
 
     def state(self) -> dict[str, float]:

@@ -35,8 +35,8 @@ def check_registration(
     spans that are off by one, exchanged cameras and wrong letterboxes, all of which a cosine loss cannot see.
 
     Args:
-        policy: A wrapped policy in training mode, best at depth 0, where tokens have not been mixed yet, or at
-            ``"encoder"``. The depth of the first pair is looked at.
+        policy: A wrapped policy in training mode, best at layer 0, where tokens have not been mixed yet, or at
+            ``"encoder"``. The layer of the first pair is looked at.
         batch: One batch of it.
         perturb: Returns a changed copy of the batch; the box is in pixels of the *view*.
         cells: ``(row, column)`` to try in each view; the valid corners and the centre by default.
@@ -66,7 +66,7 @@ def _maps(policy: nn.Module, batch: Any, run: Callable[[nn.Module, Any], Any]) -
         raise RegistrationError("The policy is not wrapped.", "Wrap it first.")
     seen: dict[str, Tensor] = {}
     adapter, host = handle.adapter, handle.hosts[0]
-    method = "encoder_tokens" if handle.pairs[0].depth == ENCODER else "visual_tokens"
+    method = "encoder_tokens" if handle.pairs[0].student_layer == ENCODER else "visual_tokens"
     real_tokens, real_features = getattr(adapter, method), host.features
 
     def tokens(captured: Any, views: Any) -> Any:

@@ -147,7 +147,7 @@ def test_fault_32_the_balance_survives_a_resume(wrapped: Make, tiny: Make, tmp_p
 
 
 def test_without_an_action_gradient_at_the_tap_the_user_is_told(wrapped: Make) -> None:
-    policy = wrapped(weight="balance:0.1", depth=3)  # after the last block only the state token is read
+    policy = wrapped(weight="balance:0.1", student_layer=3)  # after the last block only the state token is read
     for _ in range(50):
         policy(tiny_batch(b=1))[0].backward()
     with pytest.warns(SfkitWarning, match="nothing to balance"):

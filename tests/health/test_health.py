@@ -72,13 +72,13 @@ def test_a_healthy_run_is_measured_and_nothing_is_said(wrapped: Make) -> None:
     assert (health.step, health.every, health.warnings, health.reaches_policy) == (10, 2, (), True)
     assert 0 < health.ratio < 1
     assert -1 <= health.cosine <= 1
-    (pair,), (depth,) = health.pairs, health.depths
+    (pair,), (layer,) = health.pairs, health.layers
     assert set(pair.cosine) == {"cam0", "cam1"}
     assert pair.mean_cosine == pytest.approx(policy.spatial_forcing.metrics()["sf_cosine"], abs=0.2)
     assert (pair.valid, pair.shift is None) == (1.0, False)
     assert 0 < pair.aligned_error < pair.shifted_error
-    assert depth.ratio == pytest.approx(health.ratio)
-    assert depth.drift > 0
+    assert layer.ratio == pytest.approx(health.ratio)
+    assert layer.drift > 0
     assert health.projector_movement > 0
     assert json.loads(json.dumps(health.as_dict()))["pairs"][0]["teacher"] == "patch"
     for word in ("gradient", "drift", "effective rank", "registration", "projector moved", "cam1"):
@@ -121,7 +121,7 @@ class Opposed(TinyPolicy):
         hidden, attend = self._embed(batch)
         for block in self.blocks[:2]:
             hidden = self._run(block, hidden, attend)
-        self.blocks[2].input_layernorm(hidden)  # the tap at depth 2
+        self.blocks[2].input_layernorm(hidden)  # the tap at student layer 2
         away = torch.randn(16, generator=torch.Generator().manual_seed(0))
         loss = torch.nn.functional.cosine_similarity(hidden[:, :-1], away, dim=-1).mean()
         return loss, {}
@@ -130,7 +130,7 @@ class Opposed(TinyPolicy):
 def test_fault_44_opposed_gradients_are_named() -> None:
     policy = Opposed()
     SpatialForcing.wrap(
-        policy, Constant({"dim": 16}), depth=2, weight=3.0, projector="identity", adapter=TinyAdapter(policy),
+        policy, Constant({"dim": 16}), student_layer=2, weight=3.0, projector="identity", adapter=TinyAdapter(policy),
         health=HEALTH,
     )  # fmt: skip
     said = train(policy)
@@ -145,10 +145,10 @@ class Shifted(TinyAdapter):
         return super().visual_tokens(hidden.roll(1, 1), views)
 
 
-@pytest.mark.parametrize("depth", [0, 2])
-def test_fault_16_tokens_off_by_one_are_named(tiny: Make, depth: int) -> None:
+@pytest.mark.parametrize("layer", [0, 2])
+def test_fault_16_tokens_off_by_one_are_named(tiny: Make, layer: int) -> None:
     policy = tiny()
-    SpatialForcing.wrap(policy, PatchTeacher(), depth=depth, adapter=Shifted(policy), health=HEALTH)
+    SpatialForcing.wrap(policy, PatchTeacher(), student_layer=layer, adapter=Shifted(policy), health=HEALTH)
     (said,) = train(policy)
     assert "out of register" in said
     assert "by the token +0 rows and +1 columns away" in said
@@ -254,13 +254,13 @@ def test_what_figures_refer_to_survives_a_resume(wrapped: Make, tiny: Make, tmp_
     assert after.step == 8
 
 
-def test_several_depths_and_teachers_each_have_their_figures(wrapped: Make) -> None:
+def test_several_layers_and_teachers_each_have_their_figures(wrapped: Make) -> None:
     policy = wrapped(pairs=[(1, PatchTeacher(), 1), (2, PatchTeacher(), 3), (2, "geometry")], health=HEALTH)
     train(policy, 3)
     health = policy.spatial_forcing.health()
-    assert [depth.depth for depth in health.depths] == [1, 2]
+    assert [layer.student_layer for layer in health.layers] == [1, 2]
     assert [pair.name for pair in health.pairs] == [
-        "depth 1 -> patch layer 1", "depth 2 -> patch layer 3", "depth 2 -> geometry layer 1",
+        "student layer 1 -> patch layer 1", "student layer 2 -> patch layer 3", "student layer 2 -> geometry layer 1",
     ]  # fmt: skip
     assert [pair.shift is not None for pair in health.pairs] == [True, False, True], "once for each teacher"
 

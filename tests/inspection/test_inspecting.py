@@ -67,7 +67,7 @@ def test_fault_06_a_frozen_backbone_is_shown(tiny: Callable[..., Any]) -> None:
     assert [tap.trained for tap in found.taps] == [False, False, False, True]
     # The state's token is trained, shares the sequence, and is never seen by the pictures' tokens.
     assert all(tap.gradient for tap in found.taps)
-    assert "The default depth 2 trains nothing: choose depth=3." in found.notes
+    assert "The default student layer 2 trains nothing: choose student_layer=3." in found.notes
     policy.blocks.requires_grad_(False)
     assert any("reaches no trainable parameter" in note for note in inspect_policy(policy, tiny_batch()).notes)
 

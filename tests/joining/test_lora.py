@@ -35,7 +35,11 @@ def test_lora_trains_by_the_explicit_sum_and_merges(
         base = of().double()
         config = peft.LoraConfig(r=2, target_modules=r"blocks\.\d+\.(qkv|out)", init_lora_weights=False)
         return SpatialForcing.wrap(
-            peft.get_peft_model(base, config).double(), PatchTeacher(), depth=2, join=join, adapter=adapter(base)
+            peft.get_peft_model(base, config).double(),
+            PatchTeacher(),
+            student_layer=2,
+            join=join,
+            adapter=adapter(base),
         )
 
     policy, other = build(), build()

@@ -27,7 +27,7 @@ def build(join: str, **options: Any) -> Any:
     inside = join == "output"
     policy = (TinyPolicy() if inside else OutsidePolicy()).double()
     adapter = TinyAdapter(policy) if inside else OutsideAdapter(policy)
-    return SpatialForcing.wrap(policy, PatchTeacher(), depth=2, join=join, adapter=adapter, **options)
+    return SpatialForcing.wrap(policy, PatchTeacher(), student_layer=2, join=join, adapter=adapter, **options)
 
 
 def batch_of(rank: int, step: int, part: int) -> dict[str, torch.Tensor]:

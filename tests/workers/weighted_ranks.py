@@ -21,7 +21,7 @@ from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 def train(rank: int, arguments: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(0)
     policy = TinyPolicy()
-    SpatialForcing.wrap(policy, "geometry", depth=2, adapter=TinyAdapter(policy), **arguments)
+    SpatialForcing.wrap(policy, "geometry", student_layer=2, adapter=TinyAdapter(policy), **arguments)
     parallel = DistributedDataParallel(policy)
     optimizer = torch.optim.SGD(parallel.parameters(), 1e-2)
     weights, reduced = [], []

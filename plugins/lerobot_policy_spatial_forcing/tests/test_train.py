@@ -223,10 +223,10 @@ def test_checkpoints_are_those_of_plain_lerobot_byte_by_byte(trained, plain, tmp
 
 def test_a_run_by_preset_is_what_the_preset_says_and_is_resumed(lerobot_train, common, shape, resume, tmp_path) -> None:
     block = ["--policy.type=sf_smolvla", "--policy.sf.preset=repa", "--policy.sf.teacher=geometry"]
-    flags = ["--steps=2", "--save_freq=1", "--policy.sf.depth=2", f"--output_dir={tmp_path / 'run'}"]
+    flags = ["--steps=2", "--save_freq=1", "--policy.sf.student_layer=2", f"--output_dir={tmp_path / 'run'}"]
     run = lerobot_train(*common, *shape, *block, *flags)
     config = run.policy.spatial_forcing.config
-    assert (config.projector.name, config.pairs[0].depth, config.weight) == ("mlp-silu", 2, 0.5)
+    assert (config.projector.name, config.pairs[0].student_layer, config.weight) == ("mlp-silu", 2, 0.5)
     resumed = resume(tmp_path / "run" / "checkpoints" / "000001")
     assert resumed.policy.spatial_forcing.config == config
     assert [window["steps"] for window in resumed.curve] == [2]

@@ -31,7 +31,9 @@ def test_fault_19_a_grid_that_is_not_square_stays_as_it_is(views_of: Callable[..
 
 def test_fault_19_a_wide_view_reaches_the_students_own_grid() -> None:
     policy = TinyPolicy()
-    SpatialForcing.wrap(policy, ("da3-base", {"config": "tiny", "size": 112}), adapter=TinyAdapter(policy), depth=2)
+    SpatialForcing.wrap(
+        policy, ("da3-base", {"config": "tiny", "size": 112}), adapter=TinyAdapter(policy), student_layer=2
+    )
     batch = tiny_batch(2, 2, geometry=False)
     batch["images"] = torch.rand(2, 2, 3, 32, 128)  # a grid of 4 x 16 for the student, of 2 x 8 for the teacher
     host = SpatialForcing.of(policy.train()).hosts[0]  # type: ignore[union-attr]

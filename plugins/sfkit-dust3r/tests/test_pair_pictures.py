@@ -142,7 +142,7 @@ def brighten(batch: Any, view: int, box: tuple[slice, slice]) -> Any:
 def test_fault_20_a_patch_moves_its_own_cell_of_a_view_that_is_not_square() -> None:
     policy = TinyPolicy(patch=8)
     teacher = ("dust3r", {"config": "tiny", "size": 96, "target": "encoder"})
-    policy = SpatialForcing.wrap(policy, teacher, adapter=TinyAdapter(policy), depth=0, teacher_layer=1).train()
+    policy = SpatialForcing.wrap(policy, teacher, adapter=TinyAdapter(policy), student_layer=0, teacher_layer=1).train()
     batch = tiny_batch(b=1, geometry=False)
     batch["images"] = torch.rand(1, 2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
     handle = policy.spatial_forcing

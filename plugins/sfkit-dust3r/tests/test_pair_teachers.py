@@ -229,7 +229,7 @@ def test_the_estimate_before_loading_counts_what_is_asked_for() -> None:
 def test_a_policy_trains_with_it(name: str, target: str) -> None:
     policy = TinyPolicy()
     teacher = (name, {"config": "tiny", "size": 32, "target": target})
-    policy = SpatialForcing.wrap(policy, teacher, adapter=TinyAdapter(policy), depth=2).train()
+    policy = SpatialForcing.wrap(policy, teacher, adapter=TinyAdapter(policy), student_layer=2).train()
     optimizer = torch.optim.AdamW(policy.parameters(), 1e-2)
     seen = []
     for _ in range(6):
@@ -249,7 +249,7 @@ def test_the_licence_is_said_at_wrap_time(caplog: pytest.LogCaptureFixture, chec
         caplog.clear()
         policy = TinyPolicy()
         with caplog.at_level(logging.WARNING, logger="sfkit"):
-            SpatialForcing.wrap(policy, teacher, adapter=TinyAdapter(policy), depth=2)
+            SpatialForcing.wrap(policy, teacher, adapter=TinyAdapter(policy), student_layer=2)
         return [record.getMessage() for record in caplog.records if "non-commercial" in record.getMessage()]
 
     path = str(checkpoint())

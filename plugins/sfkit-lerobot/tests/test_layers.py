@@ -1,4 +1,4 @@
-"""Which depth to align, of LeRobot's own classes: depth comes to the ranking by the cameras, as it does to wrap."""
+"""Which layer of LeRobot's own classes to align: depth reaches the ranking by the cameras, as it reaches wrap."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import torch
 from sfkit_lerobot.tiny import tiny_lerobot_batch, tiny_rig
 
 from sfkit.cli import main
-from sfkit.layer_choice import rank_depths
+from sfkit.layer_choice import rank_layers
 
 TEACHER = ("geometry", {"calibration_steps": 0})
 
 
 @pytest.mark.parametrize("kind", ["smolvla", "pi0"])
-def test_every_depth_of_a_real_policy_is_ranked_and_nothing_is_left_behind(kind, build, wrap) -> None:
+def test_every_layer_of_a_real_policy_is_ranked_and_nothing_is_left_behind(kind, build, wrap) -> None:
     policy = build(kind)
     batch = tiny_lerobot_batch(policy, batch_size=4, geometry=True)
     before = {name: value.clone() for name, value in policy.state_dict().items()}
-    ranking = rank_depths(policy, batch, TEACHER, cameras=tiny_rig(policy), resamples=20)
-    assert [rank.depth for rank in ranking.depths] == [0, 1, 2, 3, 4]
+    ranking = rank_layers(policy, batch, TEACHER, cameras=tiny_rig(policy), resamples=20)
+    assert [rank.student_layer for rank in ranking.layers] == [0, 1, 2, 3, 4]
     assert (ranking.blocks, ranking.samples) == (4, 4)
-    for rank in ranking.depths:
+    for rank in ranking.layers:
         assert -1 <= rank.cka.low <= rank.cka.value <= 1
         assert rank.probe is not None
-    assert len({round(rank.cka.value, 6) for rank in ranking.depths}) == 5, "each depth has tokens of its own"
+    assert len({round(rank.cka.value, 6) for rank in ranking.layers}) == 5, "each layer has tokens of its own"
     assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())
     assert policy.training
     loss, _ = wrap(policy)(batch)

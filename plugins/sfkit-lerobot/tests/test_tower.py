@@ -35,7 +35,7 @@ def test_the_towers_output_of_each_view(kind, build, adapter_of, views_of) -> No
         tap.arm()
     policy.forward(dict(batch))
     views = views_of(adapter, batch)
-    tokens, embedded = (tokens_at(adapter, tap.depth, tap.take(), views) for tap in (encoder, first))
+    tokens, embedded = (tokens_at(adapter, tap.student_layer, tap.take(), views) for tap in (encoder, first))
     assert tokens.dim == adapter.encoder_dim()
     side = 8 if kind == "smolvla" else 4  # SmolVLA's tower has four patches for each token of its language model
     assert tokens.grid == (side, side)
@@ -52,13 +52,13 @@ def test_every_patch_moves_its_own_token_of_the_tower(kind, build, wrap) -> None
         picture[:, :, box[0], box[1]] = 1 - picture[:, :, box[0], box[1]].round()
         return {**batch, CAMERAS[view]: picture}
 
-    policy = wrap(build(kind), PatchTeacher(), depth="encoder")
+    policy = wrap(build(kind), PatchTeacher(), student_layer="encoder")
     check_registration(policy, tiny_lerobot_batch(policy), perturb)
 
 
 def test_vega_trains_the_tower_alone_of_a_real_policy(kind, build, wrap) -> None:
     policy = wrap(build(kind), PatchTeacher(), preset="vega")
-    assert policy.spatial_forcing.config.pairs[0].depth == "encoder"
+    assert policy.spatial_forcing.config.pairs[0].student_layer == "encoder"
     batch = tiny_lerobot_batch(policy)
     grads = []
     for off in (True, False):
@@ -83,7 +83,7 @@ def test_the_teacher_sees_the_later_frame_and_the_policy_does_not(kind, build, w
     policy = build(kind)
     now = tiny_lerobot_batch(policy, geometry=True)
     batch, ahead = later(policy, now)
-    policy = wrap(policy, None, pairs=[{"depth": 2, "teacher": "geometry", "future": 8}])
+    policy = wrap(policy, None, pairs=[{"student_layer": 2, "teacher": "geometry", "future": 8}])
     torch.manual_seed(1)
     _, logs = policy(dict(batch))
     torch.manual_seed(1)
@@ -103,7 +103,7 @@ def test_the_teacher_sees_the_later_frame_and_the_policy_does_not(kind, build, w
 def test_past_the_end_of_an_episode_nothing_is_compared(kind, build, wrap) -> None:
     policy = build(kind)
     batch, _ = later(policy, tiny_lerobot_batch(policy, geometry=True))
-    policy = wrap(policy, None, pairs=[{"depth": 2, "teacher": PatchTeacher(), "future": 8}])
+    policy = wrap(policy, None, pairs=[{"student_layer": 2, "teacher": PatchTeacher(), "future": 8}])
     ended = {f"{key}_in_8_steps_is_pad": torch.tensor([False, True]) for key in CAMERAS}
     views = policy.spatial_forcing.adapter.future_views(ForwardCall({"batch": {**batch, **ended}}, None), 8)
     assert views.present.tolist() == [[True, True], [False, False]]

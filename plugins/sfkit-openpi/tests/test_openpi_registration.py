@@ -45,12 +45,12 @@ def run(setup, policy, batch, **options):
 
 
 def test_fault_16_and_20_a_patch_moves_its_own_token_and_its_own_feature(setup, wrap) -> None:
-    run(setup, wrap(setup.build(), depth=0), setup.batch(1))
+    run(setup, wrap(setup.build(), student_layer=0), setup.batch(1))
 
 
 def test_fault_25_a_masked_camera_keeps_its_place(setup, wrap) -> None:
     batch = setup.batch(2, missing=[CAMERAS[1]])
-    policy = wrap(setup.build(), depth=0)
+    policy = wrap(setup.build(), student_layer=0)
     run(setup, policy, batch)
     policy(*batch)
     assert policy.spatial_forcing.metrics()["valid_tokens"] == pytest.approx(2 / 3)
@@ -63,10 +63,10 @@ def test_fault_25_the_order_of_the_observation_does_not_matter(setup, wrap) -> N
         images=dict(reversed(observation.images.items())),
         image_masks=dict(reversed(observation.image_masks.items())),
     )
-    run(setup, wrap(setup.build(), depth=0), (turned, actions))
+    run(setup, wrap(setup.build(), student_layer=0), (turned, actions))
 
 
 def test_fault_16_the_shift_of_the_released_openvla_recipe_is_caught(standin, wrap) -> None:
-    policy = wrap(standin.build(), depth=0, adapter=("openpi", {"token_shift": 1}))
+    policy = wrap(standin.build(), student_layer=0, adapter=("openpi", {"token_shift": 1}))
     with pytest.raises(RegistrationError):
         run(standin, policy, standin.batch(1))

@@ -110,7 +110,7 @@ def test_a_frozen_backbone_says_what_to_unfreeze(script, wrap) -> None:
     policy = it.policy()
     policy.requires_grad_(False)
     policy.language_model.model.layers[3].requires_grad_(True)
-    wrap(policy, depth=2)
+    wrap(policy, student_layer=2)
     with pytest.raises(GradientError, match='target_modules="all-linear"'):
         it.loss(policy, it.batch())
 

@@ -74,7 +74,7 @@ class GenericAdapter(PolicyAdapter):
     def num_layers(self) -> int:
         return len(self.stack.points) - 1
 
-    def dim(self, depth: int) -> int:
+    def dim(self, layer: int) -> int:
         if self.stack.dim is None:
             raise AdapterError(
                 f"The width of the hidden states of {type(self.policy).__name__} cannot be read from a norm.",
@@ -82,12 +82,12 @@ class GenericAdapter(PolicyAdapter):
             )
         return self.stack.dim
 
-    def tap(self, depth: int) -> TapPoint:
-        point = self.stack.points[depth]
+    def tap(self, layer: int) -> TapPoint:
+        point = self.stack.points[layer]
         if point is None:
             raise AdapterError(
-                f"Depth {depth} is after the last block, and no norm is known there.",
-                "Add final_norm='path of the norm after the blocks', or choose a smaller depth.",
+                f"Layer {layer} is after the last block, and no norm is known there.",
+                "Add final_norm='path of the norm after the blocks', or choose a smaller layer.",
             )
         return point
 

@@ -114,8 +114,8 @@ class GenericOptions(Options):
     world_from_camera: Where | None = Field(default=None, description="Poses (b, v, 4, 4), metres.")
     connector: str | None = Field(
         default=None,
-        description="Path of the module that takes what the vision tower gives to the language model: depth='encoder' "
-        "reads its input.",
+        description="Path of the module that takes what the vision tower gives to the language model: "
+        "student_layer='encoder' reads its input.",
     )
     tower: tuple[int, int, int] | None = Field(
         default=None, description="Rows and columns of the tower's tokens in a view, and their width."

@@ -50,13 +50,13 @@ def test_the_tower_of_a_vlm_of_transformers_is_registered(
     case = make_vlm(family, "left")
     told = case.adapter.options.model_copy(update={"connector": f"vlm.{connector}", "tower": (side, side, 24)})
     adapter = GenericAdapter(options=told)
-    policy = SpatialForcing.wrap(case.policy.train(), PatchTeacher(), adapter=adapter, depth="encoder")
+    policy = SpatialForcing.wrap(case.policy.train(), PatchTeacher(), adapter=adapter, student_layer="encoder")
     check_registration(policy, case.batch(), case.perturb)
 
 
 def test_later_frames_told_by_their_path_are_those_of_an_adapter_that_knows_them() -> None:
     frames = torch.rand(2, 3, 2, 3, 32, 32)
-    pairs = [{"depth": 2, "teacher": PatchTeacher(), "future": 3}]
+    pairs = [{"student_layer": 2, "teacher": PatchTeacher(), "future": 3}]
     _, wanted = loss_of(TinyAdapter, {**tiny_batch(), "future": frames}, pairs=pairs)
     adapter = GenericAdapter(**TOLD, later={3: "next"}, later_present={3: "goes_on"})
     batch = {**tiny_batch(), "next": frames[:, 2], "goes_on": torch.ones(2, 2, dtype=torch.bool)}
@@ -86,18 +86,18 @@ def test_half_of_what_is_needed_is_refused(options: dict[str, Any], says: str) -
 def test_what_it_was_not_told_and_what_is_wrong_is_said() -> None:
     teacher = PatchTeacher()
     with pytest.raises(ConfigError, match=r"not told where the vision tower's output is read\.\n.*connector="):
-        loss_of(GenericAdapter(**TOLD), tiny_batch(), teacher=teacher, depth="encoder")
+        loss_of(GenericAdapter(**TOLD), tiny_batch(), teacher=teacher, student_layer="encoder")
     with pytest.raises(AdapterError, match=r"connector='conector': .*Did you mean 'connector'"):
         loss_of(
             GenericAdapter(**TOLD, connector="conector", tower=(4, 4, 16)), tiny_batch(), teacher=teacher,
-            depth="encoder",
+            student_layer="encoder",
         )  # fmt: skip
     with pytest.raises(ShapeError, match="expected 2 times"):
         loss_of(
             GenericAdapter(**TOLD, connector="connector", tower=(2, 4, 16)), tiny_batch(), teacher=teacher,
-            depth="encoder",
+            student_layer="encoder",
         )  # fmt: skip
-    pairs = [{"depth": 2, "teacher": teacher, "future": 3}]
+    pairs = [{"student_layer": 2, "teacher": teacher, "future": 3}]
     with pytest.raises(ConfigError, match=r"not told where the pictures 3 steps later are\.\n.*later=\{3:"):
         loss_of(GenericAdapter(**TOLD), tiny_batch(), pairs=pairs)
     with pytest.raises(ViewsError, match="later='next' is not in the batch"):

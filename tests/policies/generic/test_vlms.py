@@ -21,7 +21,7 @@ FAMILIES = ["paligemma", "llava", "smolvlm", "qwen"]
 @pytest.mark.parametrize("family", FAMILIES)
 def test_fault_16_20_25_a_vlm_is_registered(make_vlm: Callable[..., Any], family: str, padding: str) -> None:
     case = make_vlm(family, padding)
-    policy = SpatialForcing.wrap(case.policy.train(), PatchTeacher(), adapter=case.adapter, depth=0)
+    policy = SpatialForcing.wrap(case.policy.train(), PatchTeacher(), adapter=case.adapter, student_layer=0)
     check_registration(policy, case.batch(), case.perturb)
 
 
@@ -51,7 +51,7 @@ def test_activation_checkpointing_of_a_vlm_changes_no_gradient(make_vlm: Callabl
         case = make_vlm("llava", "right")
         if checkpointed:
             case.policy.vlm.gradient_checkpointing_enable({"use_reentrant": False})
-        policy = SpatialForcing.wrap(case.policy.train(), PatchTeacher(), adapter=case.adapter, depth=2)
+        policy = SpatialForcing.wrap(case.policy.train(), PatchTeacher(), adapter=case.adapter, student_layer=2)
         policy(case.batch())["loss"].backward()
         gradients = [p.grad for p in policy.parameters() if p.grad is not None]
         found.append((policy.spatial_forcing.metrics()["sf_loss"], gradients))

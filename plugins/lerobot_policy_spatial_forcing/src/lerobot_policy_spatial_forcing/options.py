@@ -26,9 +26,9 @@ _SCALARS = (bool, int, float, str)
 class SfOptions:
     """Base of the generated block: how its values become arguments of :meth:`sfkit.SpatialForcing.wrap`.
 
-    Fields are those of :class:`sfkit.config.SpatialForcingConfig`, and ``teacher``, ``depth`` and ``teacher_layer`` of a single
-    pair. Those that a preset may decide are None until they are given. What is no number is text: a name, or JSON such
-    as ``{"name": "geometry", "frame": "world"}``.
+    Fields are those of :class:`sfkit.config.SpatialForcingConfig`, and ``teacher``, ``student_layer`` and
+    ``teacher_layer`` of a single pair. Those that a preset may decide are None until they are given. What is no number
+    is text: a name, or JSON such as ``{"name": "geometry", "frame": "world"}``.
 
     Attributes:
         preset: Name of a published method.
@@ -111,7 +111,9 @@ def _as_text(default: Any) -> str:
 
 
 def _generate() -> type[SfOptions]:
-    single: Mapping[str, FieldInfo] = {name: PairConfig.model_fields[name] for name in ("teacher", "depth", "teacher_layer")}
+    single: Mapping[str, FieldInfo] = {
+        name: PairConfig.model_fields[name] for name in ("teacher", "student_layer", "teacher_layer")
+    }
     found = {**single, **SpatialForcingConfig.model_fields}
     own = [
         ("preset", str | None, dataclasses.field(default=None, metadata={"help": _PRESET_HELP})),

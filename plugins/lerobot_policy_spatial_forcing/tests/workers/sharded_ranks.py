@@ -38,7 +38,7 @@ def accelerator(device: str) -> Any:
 
 
 def build(device: str, checkpoint: str, data: str) -> Any:
-    block = SpatialForcingOptions(teacher="geometry", depth=2)
+    block = SpatialForcingOptions(teacher="geometry", student_layer=2)
     config = CONFIGS["sf_smolvla"](sf=block, device=device, push_to_hub=False, pretrained_path=checkpoint)
     return make_policy(config, ds_meta=LeRobotDatasetMetadata("local/x", root=data)).train()
 

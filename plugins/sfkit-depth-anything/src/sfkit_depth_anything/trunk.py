@@ -51,7 +51,7 @@ class DepthAnythingTrunk(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim))
         self.camera_token = nn.Parameter(torch.zeros(1, 2, config.dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.side**2, config.dim))
-        self.blocks = nn.ModuleList(_block(config, index) for index in range(config.depth))
+        self.blocks = nn.ModuleList(_block(config, index) for index in range(config.num_layers))
         self.norm = LayerNorm(config.dim, eps=1e-5)
         self._positions: Tables[Tensor] = Tables()
         self._ropes: Tables[Rope] = Tables()

@@ -28,17 +28,17 @@ class PairParity(TrunkParity):
     ignored = ("downstream_head1.*", "downstream_head2.*", "mask_token")
 
     def build(self, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> PairTrunk:
-        dec_depth = _blocks(shapes, "dec_blocks")
+        dec_layers = _blocks(shapes, "dec_blocks")
         try:
             sizes: dict[str, Any] = {
                 "patch": config.get("patch", shapes["patch_embed.proj.weight"][-1]),
                 "enc_dim": shapes["enc_norm.weight"][0],
-                "enc_depth": _blocks(shapes, "enc_blocks"),
+                "enc_layers": _blocks(shapes, "enc_blocks"),
                 "enc_heads": config["enc_heads"],
                 "enc_hidden": shapes["enc_blocks.0.mlp.fc1.weight"][0],
-                "dec_depth": dec_depth,
+                "dec_layers": dec_layers,
             }
-            if dec_depth:
+            if dec_layers:
                 sizes |= {
                     "dec_dim": shapes["dec_norm.weight"][0],
                     "dec_heads": config["dec_heads"],
@@ -58,9 +58,9 @@ class PairParity(TrunkParity):
         assert isinstance(trunk, PairTrunk)
         sizes = trunk.config
         pictures = [inputs["img1"], inputs.get("img2", inputs["img1"])]
-        encoded = [trunk.encode(images, [sizes.enc_depth])[sizes.enc_depth] for images in pictures]
+        encoded = [trunk.encode(images, [sizes.enc_layers])[sizes.enc_layers] for images in pictures]
         asked = {name: (int(found[1]), int(found[2])) for name in wanted if (found := _OUTPUT.fullmatch(name))}
-        layers = [layer for _, layer in asked.values() if 0 < layer <= sizes.dec_depth]
+        layers = [layer for _, layer in asked.values() if 0 < layer <= sizes.dec_layers]
         by_layer: dict[int, tuple[Tensor, ...]] = {0: tuple(encoded)}
         if layers:
             rows, columns = ([images.shape[axis] // sizes.patch for images in pictures] for axis in (-2, -1))
@@ -82,7 +82,7 @@ class PairParity(TrunkParity):
             "landscape": (1, (2, 4), (2, 4)),
             "portrait_and_landscape": (1, (4, 3), (2, 5)),
         }
-        outputs = [f"view{view}.{layer}" for view in (1, 2) for layer in range(config.dec_depth + 1)]
+        outputs = [f"view{view}.{layer}" for view in (1, 2) for layer in range(config.dec_layers + 1)]
         return {
             name: ({f"img{i}": _pictures(b, grid, config.patch) for i, grid in enumerate(grids, 1)}, outputs)
             for name, (b, *grids) in sizes.items()

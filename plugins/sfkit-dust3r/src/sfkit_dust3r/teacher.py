@@ -79,7 +79,7 @@ class PairTeacher(NetworkTeacher):
     @property
     def num_layers(self) -> int:
         sizes = self.trunk_config
-        return sizes.dec_depth if self._decodes else sizes.enc_depth
+        return sizes.dec_layers if self._decodes else sizes.enc_layers
 
     def dim(self, layer: int) -> int:
         sizes = self.trunk_config

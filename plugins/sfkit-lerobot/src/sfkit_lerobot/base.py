@@ -64,15 +64,15 @@ class LeRobotAdapter(PolicyAdapter):
     def num_layers(self) -> int:
         return len(self.decoder.layers)
 
-    def dim(self, depth: int) -> int:
+    def dim(self, layer: int) -> int:
         return int(self.decoder.config.hidden_size)
 
-    def tap(self, depth: int) -> TapPoint:
+    def tap(self, layer: int) -> TapPoint:
         decoder = self.decoder
-        if depth == self.num_layers:
+        if layer == self.num_layers:
             return TapPoint(decoder.norm, f"{self.decoder_path}.norm")
-        path = f"{self.decoder_path}.layers.{depth}.input_layernorm"
-        return TapPoint(decoder.layers[depth].input_layernorm, path)
+        path = f"{self.decoder_path}.layers.{layer}.input_layernorm"
+        return TapPoint(decoder.layers[layer].input_layernorm, path)
 
     # --------------------------------------------------------------------------------------------------- views
 

@@ -63,7 +63,7 @@ class GrootAdapter(PlaceholderAdapter):
             )
 
     def how_to_unfreeze(self) -> str:
-        return "tune_llm=True, tune_visual=True, or tune_top_llm_layers=N with a depth after the first of these"
+        return "tune_llm=True, tune_visual=True, or tune_top_llm_layers=N with a layer after the first of these"
 
     def prompt(self, batch: Mapping[str, Any]) -> Prompt:
         if "pixel_values" not in batch:

@@ -65,11 +65,11 @@ class MolmoAct2Adapter(PlaceholderAdapter):
     def num_layers(self) -> int:
         return len(self.decoder.blocks)
 
-    def tap(self, depth: int) -> TapPoint:
-        if depth == self.num_layers:
+    def tap(self, layer: int) -> TapPoint:
+        if layer == self.num_layers:
             return TapPoint(self.decoder.ln_f, f"{self.decoder_path}.ln_f")
         # The block and not its first norm, which comes behind the attention in some checkpoints (norm_after).
-        return TapPoint(self.decoder.blocks[depth], f"{self.decoder_path}.blocks.{depth}")
+        return TapPoint(self.decoder.blocks[layer], f"{self.decoder_path}.blocks.{layer}")
 
     def how_to_unfreeze(self) -> str:
         return "train_action_expert_only=False"

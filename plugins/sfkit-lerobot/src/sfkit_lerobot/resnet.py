@@ -67,8 +67,8 @@ class ResNetAdapter(LeRobotAdapter):
     """Base of the adapters: every camera must be in the batch, as these policies demand themselves."""
 
     @abstractmethod
-    def stride(self, depth: int) -> int:
-        """Pixels from one cell to the next at a depth."""
+    def stride(self, layer: int) -> int:
+        """Pixels from one cell to the next at a layer."""
 
     @abstractmethod
     def crops(self, pictures: Mapping[str, Tensor], stride: int, call: ForwardCall) -> dict[str, Crop]:
@@ -79,12 +79,12 @@ class ResNetAdapter(LeRobotAdapter):
         return picture
 
     def views(self, call: ForwardCall) -> Views:
-        strides = {self.stride(depth) for depth in call.depths or (self.default_depth,)}
+        strides = {self.stride(layer) for layer in call.student_layers or (self.default_student_layer,)}
         if len(strides) > 1:
             raise AdapterError(
-                f"The depths {', '.join(map(str, call.depths))} of {self.name} have cells of {sorted(strides)} pixels, "
-                "which lie on different grids.",
-                "Align depths of one stride.",
+                f"The layers {', '.join(map(str, call.student_layers))} of {self.name} have cells of {sorted(strides)} "
+                "pixels, which lie on different grids.",
+                "Align layers of one stride.",
             )
         batch = call.arguments["batch"]
         pictures = self._pictures(self._as_seen_by_the_camera(batch))

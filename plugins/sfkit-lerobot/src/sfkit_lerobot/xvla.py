@@ -33,7 +33,7 @@ class XVLAAdapter(PrefixAdapter):
     The other views go around the encoder straight to the action transformer, and are not aligned. The first view is
     the first camera of ``config.image_features`` that is in the batch.
 
-    The encoder is BART's, whose blocks end with a norm instead of beginning with one. Depth *k* is what block *k*
+    The encoder is BART's, whose blocks end with a norm instead of beginning with one. Layer *k* is what block *k*
     returns, all the same Hugging Face's ``hidden_states[k]``, and the last one is what the action transformer reads.
     """
 
@@ -43,11 +43,11 @@ class XVLAAdapter(PrefixAdapter):
     options: XVLAOptions
     _range_is_checked = False
 
-    def tap(self, depth: int) -> TapPoint:
-        if depth == self.num_layers:
+    def tap(self, layer: int) -> TapPoint:
+        if layer == self.num_layers:
             path = "model.transformer.vlm_proj"
             return TapPoint(self.policy.get_submodule(path), path)
-        return TapPoint(self.decoder.layers[depth], f"{self.decoder_path}.layers.{depth}")
+        return TapPoint(self.decoder.layers[layer], f"{self.decoder_path}.layers.{layer}")
 
     def how_to_unfreeze(self) -> str:
         return "freeze_language_encoder=False or freeze_vision_encoder=False"

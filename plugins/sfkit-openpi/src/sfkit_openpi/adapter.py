@@ -85,11 +85,11 @@ class OpenPIAdapter(PolicyAdapter):
     def num_layers(self) -> int:
         return len(self.policy.get_submodule(_DECODER).layers)
 
-    def dim(self, depth: int) -> int:
+    def dim(self, layer: int) -> int:
         return int(self._paligemma_config.text_config.hidden_size)
 
-    def tap(self, depth: int) -> TapPoint:
-        path = f"{_DECODER}.norm" if depth == self.num_layers else f"{_DECODER}.layers.{depth}.input_layernorm"
+    def tap(self, layer: int) -> TapPoint:
+        path = f"{_DECODER}.norm" if layer == self.num_layers else f"{_DECODER}.layers.{layer}.input_layernorm"
         return TapPoint(self.policy.get_submodule(path), path)
 
     def watched(self) -> Mapping[str, TapPoint]:

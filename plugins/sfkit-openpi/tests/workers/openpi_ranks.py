@@ -33,7 +33,7 @@ def build(kind: str) -> Any:
 
         policy = tiny_openpi(pi05=True)
     policy.gradient_checkpointing_enable()
-    return SpatialForcing.wrap(policy.train(), PatchTeacher(), depth=2)
+    return SpatialForcing.wrap(policy.train(), PatchTeacher(), student_layer=2)
 
 
 def gradients(kind: str, rank: int, missing: list[str], policy: Any, call: Any) -> dict[str, torch.Tensor]:

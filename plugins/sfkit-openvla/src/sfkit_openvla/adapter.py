@@ -76,18 +76,18 @@ class OpenVLAAdapter(PolicyAdapter):
         return len(self._decoder.layers)
 
     @property
-    def default_depth(self) -> int:
+    def default_student_layer(self) -> int:
         """Three quarters of the blocks: 24 of 32, as released."""
         return max(1, round(3 * self.num_layers / 4))
 
-    def dim(self, depth: int) -> int:
+    def dim(self, layer: int) -> int:
         return int(self._decoder.embed_tokens.weight.shape[1])
 
-    def tap(self, depth: int) -> TapPoint:
-        if depth == self.num_layers:
+    def tap(self, layer: int) -> TapPoint:
+        if layer == self.num_layers:
             return TapPoint(self._norm, "language_model.model.norm")
-        path = f"language_model.model.layers.{depth}.input_layernorm"
-        return TapPoint(self._decoder.layers[depth].input_layernorm, path)
+        path = f"language_model.model.layers.{layer}.input_layernorm"
+        return TapPoint(self._decoder.layers[layer].input_layernorm, path)
 
     # --------------------------------------------------------------------------------------------------- views
 

@@ -54,7 +54,7 @@ class VggtTeacher(NetworkTeacher):
 
     @property
     def num_layers(self) -> int:
-        return cast("VggtConfig", self.trunk_config).depth
+        return cast("VggtConfig", self.trunk_config).num_layers
 
     def dim(self, layer: int) -> int:
         config: VggtConfig = self.trunk_config

@@ -59,13 +59,13 @@ def health_figure(reports: Sequence[Health]) -> str:
 
 def _panels(reports: Sequence[Health]) -> dict[str, Lines]:
     pairs = [report.pairs[0] for report in reports]
-    depths = [report.depths[0] for report in reports]
+    layers = [report.layers[0] for report in reports]
     return {
         "Gradient ratio": {"": [report.ratio for report in reports]},
         "Gradient cosine": {"": [report.cosine for report in reports]},
         "Cosine to the target": {view: [pair.cosine[view] for pair in pairs] for view in pairs[-1].cosine},
         "Drift of the tokens": {
-            "drift": [depth.drift for depth in depths], "two batches": [depth.drift_noise for depth in depths],
+            "drift": [layer.drift for layer in layers], "two batches": [layer.drift_noise for layer in layers],
         },
         "Effective rank": {"projected": [pair.rank for pair in pairs], "target": [pair.target_rank for pair in pairs]},
         "Mean norms": {

@@ -80,8 +80,9 @@ def _lead(comparison: Comparison) -> str:
         f"A small {POLICIES[settings.policy]} ({plain.parameters / 1e6:.1f} M parameters, random weights) was trained "
         f"twice on {tasks} Meta-World tasks from seed {settings.seed}, for {settings.steps} steps: "
         '<strong class="plain">plain</strong>, and <strong class="aligned">aligned</strong> with the '
-        f"<em>{escape(teacher.name)}</em> teacher at depth {settings.depth} with weight {settings.weight:g}. "
-        f"Everything else is the same. Both arms together took {comparison.seconds / 60:.1f} minutes. "
+        f"<em>{escape(teacher.name)}</em> teacher at student layer {settings.student_layer} with weight "
+        f"{settings.weight:g}. Everything else is the same. "
+        f"Both arms together took {comparison.seconds / 60:.1f} minutes. "
         f"{escape(teacher_note(teacher))}"
     )
 
