@@ -8,7 +8,7 @@ import typer
 
 import sfkit
 from sfkit.cli.inspect import inspect
-from sfkit.cli.layers import layers
+from sfkit.cli.layers import rank_layers
 from sfkit.cli.parity import parity
 from sfkit.errors import PluginError
 from sfkit.registry import Entry, default_registry
@@ -35,8 +35,8 @@ def build_app() -> typer.Typer:
     app.command("presets")(presets)
     app.command("parity")(parity)
     app.command("inspect")(inspect)
-    app.command("layers")(layers)
-    own = {"plugins", "teachers", "policies", "presets", "parity", "inspect", "layers"}
+    app.command("rank-layers")(rank_layers)
+    own = {"plugins", "teachers", "policies", "presets", "parity", "inspect", "rank-layers"}
     offered = {entry.name: entry for entry in default_registry().of_kind("command") if entry.name not in own}
     for name in sorted(offered):
         _add_plugin_command(app, offered[name])

@@ -1,4 +1,4 @@
-"""``sfkit layers``: which student layer to align."""
+"""``sfkit rank-layers``: which student layer to align."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sfkit.layer_choice import Measure, Ranking
 
 
-def layers(
+def rank_layers(
     target: Annotated[
         str,
         typer.Argument(
@@ -37,17 +37,17 @@ def layers(
     from sfkit.cameras import CameraRig
     from sfkit.cli.options import parse_options
     from sfkit.inspection import load_target
-    from sfkit.layer_choice import chart, rank_layers
+    from sfkit import layer_choice
 
     policy, batch, *rest = load_target(target)
-    ranking = rank_layers(
+    ranking = layer_choice.rank_layers(
         policy, batch, (teacher, parse_options(teacher_options)), teacher_layer=teacher_layer, resamples=resamples,
         adapter=next((each for each in rest if not isinstance(each, CameraRig)), None),
         cameras=next((each for each in rest if isinstance(each, CameraRig)), None),
     )  # fmt: skip
     print_ranking(ranking, count, Console(highlight=False))
     if plot is not None:
-        plot.write_text(chart(ranking), encoding="utf-8")
+        plot.write_text(layer_choice.chart(ranking), encoding="utf-8")
 
 
 def print_ranking(ranking: Ranking, count: int, console: Console) -> None:

@@ -156,7 +156,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     monkeypatch.setattr(sys, "path", [*sys.path])
     arguments = ["--teacher", "geometry", "--count", "2", "--resamples", "20", "--plot", str(picture)]
     with pytest.raises(SystemExit) as ended:
-        main(["layers", f"{tmp_path / 'ranked_policy.py'}:make", *arguments])
+        main(["rank-layers", f"{tmp_path / 'ranked_policy.py'}:make", *arguments])
     assert not ended.value.code
     told = capsys.readouterr().out
     for line in ("CKA to geometry@1", "depth probe, R²", "Best by CKA: student layer", "2 layers, end-anchored: 2, 3"):

@@ -44,7 +44,7 @@ def test_the_command_takes_the_cameras_from_make(tmp_path, capsys, monkeypatch) 
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setattr(sys, "path", [*sys.path])
     with pytest.raises(SystemExit) as ended:
-        main(["layers", f"{tmp_path / 'ranked_pi0.py'}:make", "--teacher", "geometry", "--resamples", "20"])
+        main(["rank-layers", f"{tmp_path / 'ranked_pi0.py'}:make", "--teacher", "geometry", "--resamples", "20"])
     assert not ended.value.code
     told = capsys.readouterr().out
     for line in ("CKA to geometry@1", "depth probe, R²", "PI0Policy: 4 samples"):
