@@ -59,7 +59,7 @@ class Aligner(nn.Module):
         self._measuring: int | None = None
         self._looking = False
         self.scale = StepScale(plan.config.grad_accumulation)
-        self.joiner = Joiner(plan.adapter, plan.config.join, self.scale, self._first_trained)
+        self.joiner = Joiner(plan.adapter, plan.config.attach_loss, self.scale, self._first_trained)
         self.enabled = True
         self.companions: list[Callable[[Any], None]] = []
         self.steps = 0

@@ -202,7 +202,7 @@ def wrap_arguments(config: SpatialForcingConfig) -> dict[str, Any]:
         "weight": config.weight,
         "schedule": list(config.schedule),
         "recompute": config.recompute,
-        "join": config.join,
+        "attach_loss": config.attach_loss,
         "grad_accumulation": config.grad_accumulation,
         "seed": config.seed,
         "health": config.health,

@@ -41,7 +41,7 @@ Recompute: TypeAlias = Literal["nothing", "cheap", "all"]
 BALANCE = "balance"
 
 #: How the alignment loss gets into what the training loop differentiates: :class:`sfkit.joining.joiner.Joiner`.
-Join: TypeAlias = Literal["auto", "output", "carrier", "add"]
+AttachLoss: TypeAlias = Literal["auto", "return", "backward", "manual"]
 
 
 class Options(BaseModel):
@@ -223,13 +223,14 @@ class SpatialForcingConfig(Options):
         description="What backward makes again instead of keeping it: all but the products of the projectors, or "
         "those as well; auto: cheap where there are several pairs.",
     )
-    join: Join = Field(
+    attach_loss: AttachLoss = Field(
         default="auto",
-        description="How the alignment loss gets into what the training loop differentiates: 'output', 'carrier', "
-        "'add', or what fits the policy.",
+        description="How the alignment loss reaches what the training loop differentiates: 'return' (added to the "
+        "loss that forward returns), 'backward' (injected in the loop's backward pass), 'manual' (by add(loss)), or "
+        "'auto': what fits the policy.",
     )
     grad_accumulation: int | None = Field(
-        default=None, ge=1, description="Batches for each optimizer step; none: it was not told."
+        default=None, ge=1, description="Batches for each optimizer step; none: not known."
     )
     seed: int = Field(default=0, ge=0, description="Seed of the projector's own random generator.")
     health: HealthOptions = Field(

@@ -20,7 +20,7 @@ from sfkit.alignment.status import PairStatus, Status
 from sfkit.attach import attach, base_of, detach, detached, handle_of, refuse_unwrappable
 from sfkit.building import Named
 from sfkit.cameras import CameraRig
-from sfkit.config import HealthOptions, Join, SpatialForcingConfig, StudentLayer
+from sfkit.config import AttachLoss, HealthOptions, SpatialForcingConfig, StudentLayer
 from sfkit.errors import GradientError, WrapError
 from sfkit.health.report import Health
 from sfkit.objectives.base import Objective
@@ -62,7 +62,7 @@ class SpatialForcing(Aligner):
         pair_reduction: Literal["sum", "mean"] | None = None,
         adapter: Named | PolicyAdapter | None = None,
         cameras: CameraRig | None = None,
-        join: Join = "auto",
+        attach_loss: AttachLoss = "auto",
         grad_accumulation: int | None = None,
         recompute: Literal["auto", "nothing", "cheap", "all"] = "auto",
         seed: int = 0,
@@ -102,9 +102,10 @@ class SpatialForcing(Aligner):
             pair_reduction: Whether the weighted losses of the pairs are added (default) or averaged.
             adapter: Only needed when the policy's class is not recognised, or to give options.
             cameras: Calibration and poses, for teachers that need geometry.
-            join: How the alignment loss gets into what the loop differentiates: ``"output"`` (joined to the loss that
-                forward returns), ``"carrier"`` (it rides on forward's outputs into the loop's backward pass) or
-                ``"add"`` (by ``loss = policy.spatial_forcing.add(loss)`` alone); ``"auto"`` takes what fits the policy.
+            attach_loss: How the alignment loss reaches what the loop differentiates: ``"return"`` (added to the loss
+                that forward returns), ``"backward"`` (injected through forward's outputs in the loop's backward pass)
+                or ``"manual"`` (by ``loss = policy.spatial_forcing.add(loss)`` alone); ``"auto"`` takes what fits
+                the policy.
             grad_accumulation: Batches for each optimizer step; needed where the trainer hands the policy
                 ``num_items_in_batch`` (HF Trainer), by which the policy's own loss is scaled already, where
                 the alignment loss rides on the outputs and the loop divides its loss, and for a schedule in optimizer
@@ -142,7 +143,7 @@ class SpatialForcing(Aligner):
             handled_by,
             **fill_in(found, handled_by, given),
             recompute=recompute,
-            join=join,
+            attach_loss=attach_loss,
             grad_accumulation=grad_accumulation,
             seed=seed,
             self_check=self_check,

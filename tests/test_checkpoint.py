@@ -200,7 +200,7 @@ def test_only_wrapped_policies_are_exported(tmp_path: Path) -> None:
 
 def test_fault_31_32_what_the_loop_does_with_its_loss_is_saved_with_the_run(tmp_path: Path) -> None:
     """Without it the schedule, which counts groups of batches, would jump ahead at the resumption."""
-    policy = make(join="output", schedule="stop:5")
+    policy = make(attach_loss="return", schedule="stop:5")
     policy.spatial_forcing.grad_accumulation = 4  # as a trainer's callback does
     train(policy, 9)
     policy.save_pretrained(tmp_path)
@@ -210,9 +210,9 @@ def test_fault_31_32_what_the_loop_does_with_its_loss_is_saved_with_the_run(tmp_
         return SpatialForcing.from_pretrained(plain, tmp_path, adapter=TinyAdapter(plain), **changes).spatial_forcing
 
     same = resumed()
-    assert (same.joiner.join, same.grad_accumulation, same.step, same.steps) == ("output", 4, 2, 9)
-    other = resumed(grad_accumulation=2, join="auto")
-    assert (other.joiner.join, other.grad_accumulation, other.step, other.steps) == ("auto", 2, 2, 4)
+    assert (same.joiner.attach_loss, same.grad_accumulation, same.step, same.steps) == ("return", 4, 2, 9)
+    other = resumed(grad_accumulation=2, attach_loss="auto")
+    assert (other.joiner.attach_loss, other.grad_accumulation, other.step, other.steps) == ("auto", 2, 2, 4)
 
 
 def test_accumulation_of_no_batches_is_an_error() -> None:

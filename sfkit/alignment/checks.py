@@ -154,9 +154,9 @@ class SelfCheck:
             raise GradientError(
                 "The optimizer has moved the policy twice, and no backward pass went through the alignment loss: the "
                 "training loop's loss is not the one that forward returned, nor computed from what it returned.",
-                "Wrap with join='carrier' if the loop computes its loss from what forward returns, or with join='add' "
-                "and write `loss = policy.spatial_forcing.add(loss)`. What the loop reads from elsewhere (an "
-                "attribute of the policy) cannot carry: return it.",
+                "Wrap with attach_loss='backward' if the loop computes its loss from what forward returns, or with "
+                "attach_loss='manual' and write `loss = policy.spatial_forcing.add(loss)`. What the loop reads from "
+                "elsewhere (an attribute of the policy) cannot carry: return it.",
             )
         if self.projector_moved is False:
             raise GradientError(

@@ -34,10 +34,10 @@ def rank_layers(
     """Rank student layers by likeness to the teacher (CKA) and, where depth is known, by what a ridge probe reads."""
     from rich.console import Console
 
+    from sfkit import layer_choice
     from sfkit.cameras import CameraRig
     from sfkit.cli.options import parse_options
     from sfkit.inspection import load_target
-    from sfkit import layer_choice
 
     policy, batch, *rest = load_target(target)
     ranking = layer_choice.rank_layers(

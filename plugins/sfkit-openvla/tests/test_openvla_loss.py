@@ -145,8 +145,8 @@ def test_sampling_actions_between_forward_and_backward_changes_nothing(loop, scr
 
 
 def test_fault_13_the_loss_that_oft_does_not_read_cannot_be_asked_for(script, wrap) -> None:
-    with pytest.raises(ConfigError, match="join='output' would train nothing"):
-        wrap(script("oft-l1").policy(), join="output")
+    with pytest.raises(ConfigError, match="attach_loss='return' would train nothing"):
+        wrap(script("oft-l1").policy(), attach_loss="return")
 
 
 def test_forward_called_by_its_name_aligns(loop, script, wrap) -> None:
