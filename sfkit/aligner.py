@@ -262,7 +262,7 @@ class Aligner(nn.Module):
     def recompute(self) -> Recompute:
         """What backward makes again instead of keeping it."""
         if self.config.recompute == "auto":
-            return "cheap" if len(self.pairs) > 1 else "nothing"
+            return "selective" if len(self.pairs) > 1 else "none"
         return self.config.recompute
 
     def _targets(

@@ -35,7 +35,7 @@ def block_of(student_layer: StudentLayer) -> int | None:
 
 
 #: What backward makes again instead of keeping it, see ``SpatialForcing.wrap``.
-Recompute: TypeAlias = Literal["nothing", "cheap", "all"]
+Recompute: TypeAlias = Literal["none", "selective", "full"]
 
 #: What a weight that follows the gradients begins with.
 BALANCE = "balance"
@@ -218,10 +218,10 @@ class SpatialForcingConfig(Options):
     schedule: tuple[ComponentSpec, ...] = Field(
         default=(), description="Factors on the weight, step by step: cosine:10000, or several that multiply."
     )
-    recompute: Literal["auto", "nothing", "cheap", "all"] = Field(
+    recompute: Literal["auto", "none", "selective", "full"] = Field(
         default="auto",
-        description="What backward makes again instead of keeping it: all but the products of the projectors, or "
-        "those as well; auto: cheap where there are several pairs.",
+        description="What backward recomputes instead of keeping it: all but the products of the projectors, or "
+        "those as well; auto: selective where there are several pairs.",
     )
     attach_loss: AttachLoss = Field(
         default="auto",

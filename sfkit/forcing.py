@@ -64,7 +64,7 @@ class SpatialForcing(Aligner):
         cameras: CameraRig | None = None,
         attach_loss: AttachLoss = "auto",
         grad_accumulation: int | None = None,
-        recompute: Literal["auto", "nothing", "cheap", "all"] = "auto",
+        recompute: Literal["auto", "none", "selective", "full"] = "auto",
         seed: int = 0,
         health: HealthOptions | Mapping[str, Any] | None = None,
         self_check: bool = True,
@@ -111,9 +111,9 @@ class SpatialForcing(Aligner):
                 the alignment loss rides on the outputs and the loop divides its loss, and for a schedule in optimizer
                 steps.
             recompute: What backward makes again instead of keeping it from forward; gradients are the same to the last
-                bit. ``"cheap"``: masks, norms and activations, so that about what the bare matrix products of the
-                projectors keep is left. ``"all"``: projections and comparisons too, for a third more of the alignment's
-                time, and nothing is left. ``"auto"`` takes ``"cheap"`` for several pairs, ``"nothing"`` for one.
+                bit. ``"selective"``: masks, norms and activations, so that about what the bare matrix products of the
+                projectors keep is left. ``"full"``: projections and comparisons too, for a third more of the alignment
+                time, and nothing is left. ``"auto"``: ``"selective"`` for several pairs, ``"none"`` for one.
             seed: Seed of the projector's own generator; the global random state is left alone.
             health: Options of the health monitor, as ``{"every": 100}``; see :meth:`health`.
             self_check: Verify on the first batches that alignment really trains.

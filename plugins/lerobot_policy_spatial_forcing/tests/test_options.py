@@ -35,9 +35,9 @@ def test_every_field_of_sfkits_configuration_is_there_with_its_default() -> None
 
 
 def test_flags_become_arguments() -> None:
-    flags = ["--teacher=geometry", "--student_layer=8", "--weight=0.25", "--self_check=false", "--objective=cosine"]
+    flags = ["--teacher=geometry", "--student_layer=8", "--weight=0.25", "--self_check=false", "--recompute=none"]
     arguments = parse(*flags).wrap_arguments()
-    chosen = {"teacher": "geometry", "student_layer": 8, "weight": 0.25, "self_check": False, "objective": "cosine"}
+    chosen = {"teacher": "geometry", "student_layer": 8, "weight": 0.25, "self_check": False, "recompute": "none"}
     assert {key: arguments[key] for key in chosen} == chosen
     assert not {"teacher_layer", "pairs", "adapter", "cameras", "base_config"} & set(arguments)
 
