@@ -175,10 +175,10 @@ class HealthOptions(Options):
     """What the health monitor measures, how often, and when it warns."""
 
     every: int = Field(default=50, ge=0, description="Measure at one training step of so many; 0: never.")
-    persist: int = Field(default=100, ge=0, description="Steps that a finding must last before it is worth a warning.")
-    dominates: float = Field(default=1.0, gt=0, description="Warn when alignment gradient / action gradient is above.")
+    patience: int = Field(default=100, ge=0, description="Steps that a finding must last before it is worth a warning.")
+    max_grad_ratio: float = Field(default=1.0, gt=0, description="Warn when alignment gradient / action gradient is above.")
     conflict: float = Field(default=-0.2, ge=-1, le=0, description="Warn when the cosine of the two is below.")
-    saturated: float = Field(
+    max_cosine: float = Field(
         default=0.99, gt=0, description="Warn when the cosine to the target is above, in all pairs."
     )
     collapse: float = Field(
@@ -186,7 +186,7 @@ class HealthOptions(Options):
         ge=0,
         description="Warn when rank or spread of the projected tokens is below this share of the target's.",
     )
-    shifted: float = Field(
+    spatial_shift_ratio: float = Field(
         default=0.9,
         ge=0,
         le=1,

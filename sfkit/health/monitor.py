@@ -59,7 +59,7 @@ class Monitor:
     ) -> None:
         self.options = options
         self.pairs = tuple(pairs)
-        self.warner = Warner(options.persist)
+        self.warner = Warner(options.patience)
         #: Where warnings go; a trainer with a log of its own puts them there.
         self.tell: Callable[[str], None] = _warn
         self.last = Health(None, options.every)

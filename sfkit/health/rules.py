@@ -44,11 +44,11 @@ def findings(health: Health, limits: HealthOptions, *, idle_projector: bool) -> 
             "Build the optimizer after the wrap, from parameters that include policy.spatial_forcing, and look at its "
             "learning rate for them.",
         )
-    known = [pair for pair in health.pairs if pair.mean_cosine > limits.saturated]
+    known = [pair for pair in health.pairs if pair.mean_cosine > limits.max_cosine]
     if known and len(known) == len(health.pairs):
         yield Finding(
             "saturated",
-            f"The projected tokens agree with the target almost fully (cosine above {limits.saturated:g}): alignment "
+            f"The projected tokens agree with the target almost fully (cosine above {limits.max_cosine:g}): alignment "
             "has little left to teach.",
             'The teacher can be stopped: resume with schedule="stop:N", or choose a richer target.',
         )
@@ -67,7 +67,7 @@ def _gradients(health: Health, limits: HealthOptions) -> Iterator[Finding]:
             "Unfreeze what lies before the tapped layer, put LoRA on it, or tap after trainable layers.",
             at_once=True,
         )
-    if health.ratio > limits.dominates:
+    if health.ratio > limits.max_grad_ratio:
         yield Finding(
             "dominates",
             f"The alignment gradient dominates: it is {health.ratio:.3g} times the action gradient at the tapped "
@@ -114,7 +114,7 @@ def _collapsed(pair: PairHealth, limits: HealthOptions) -> Finding | None:
 
 def _shifted(pair: PairHealth, limits: HealthOptions) -> Finding | None:
     # An error near 1 tells nothing, wherever it is the least.
-    if pair.shift is None or not pair.shifted_error < min(_TOLD, limits.shifted * pair.aligned_error):
+    if pair.shift is None or not pair.shifted_error < min(_TOLD, limits.spatial_shift_ratio * pair.aligned_error):
         return None
     down, right = pair.shift
     return Finding(
@@ -130,8 +130,8 @@ def _shifted(pair: PairHealth, limits: HealthOptions) -> Finding | None:
 class Warner:
     """Keeps what lasts, and gives each warning once."""
 
-    def __init__(self, persist: int) -> None:
-        self.persist = persist
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
         self.given: dict[str, str] = {}
         self._since: dict[str, int] = {}
 
@@ -140,7 +140,7 @@ class Warner:
         self._since = {finding.kind: self._since.get(finding.kind, step) for finding in found}
         due = []
         for finding in found:
-            lasted = finding.at_once or step - self._since[finding.kind] >= self.persist
+            lasted = finding.at_once or step - self._since[finding.kind] >= self.patience
             if lasted and finding.kind not in self.given:
                 self.given[finding.kind] = f"{finding.message} {finding.remedy}"
                 due.append(self.given[finding.kind])

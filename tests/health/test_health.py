@@ -20,7 +20,7 @@ from sfkit.testing.teachers import PatchTeacher
 from sfkit.types import FeatureMap, Views
 
 Make = Callable[..., TinyPolicy]
-HEALTH = {"every": 2, "persist": 6}
+HEALTH = {"every": 2, "patience": 6}
 
 
 def patchwork(seed: int, b: int = 6) -> dict[str, Tensor]:
@@ -173,7 +173,7 @@ def test_an_unused_projector_is_named(wrapped: Make) -> None:
 
 
 def test_a_saturated_alignment_is_named(wrapped: Make) -> None:
-    policy = wrapped(health={**HEALTH, "saturated": 0.9})
+    policy = wrapped(health={**HEALTH, "max_cosine": 0.9})
     said = train(policy, 60, lr=1e-2)
     assert [one for one in said if "The teacher can be stopped" in one]
 
@@ -266,7 +266,7 @@ def test_several_layers_and_teachers_each_have_their_figures(wrapped: Make) -> N
 
 
 def test_a_step_without_a_valid_token_is_unknown_and_not_wrong(wrapped: Make) -> None:
-    policy = wrapped(health={"every": 1, "persist": 0})
+    policy = wrapped(health={"every": 1, "patience": 0})
     batch = patchwork(0)
     batch["present"] = torch.zeros(6, 2, dtype=torch.bool)
     with pytest.warns(SfkitWarning, match="No visual token"):
@@ -280,7 +280,7 @@ def test_a_step_without_a_valid_token_is_unknown_and_not_wrong(wrapped: Make) ->
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [({"every": -1}, "every"), ({"conflict": 0.5}, "conflict"), ({"evry": 3}, "evry"), ({"dominates": 0}, "dominates")],
+    [({"every": -1}, "every"), ({"conflict": 0.5}, "conflict"), ({"evry": 3}, "evry"), ({"max_grad_ratio": 0}, "max_grad_ratio")],
 )
 def test_bad_options_are_explained(wrapped: Make, options: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):

@@ -132,7 +132,7 @@ def test_evaluation_in_an_environment_runs_no_teacher(
 def test_what_the_health_monitor_finds_is_in_lerobots_log(
     lerobot_train, common, shape, aligned, tmp_path, caplog
 ) -> None:
-    health = '--policy.sf.health={"every": 1, "persist": 2}'
+    health = '--policy.sf.health={"every": 1, "patience": 2}'
     run = lerobot_train(
         *(*common, *shape, *aligned, health, "--policy.sf.weight=1000", "--steps=5", "--save_checkpoint=false"),
         f"--output_dir={tmp_path / 'run'}",

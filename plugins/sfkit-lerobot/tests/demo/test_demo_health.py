@@ -58,7 +58,7 @@ def run(
         for part in (policy.embed, *policy.blocks[:2], policy.state_proj):
             part.requires_grad_(False)
     SpatialForcing.wrap(
-        policy, teacher or PatchTeacher(), student_layer=2, adapter=adapter(policy), health={"every": 2, "persist": 6},
+        policy, teacher or PatchTeacher(), student_layer=2, adapter=adapter(policy), health={"every": 2, "patience": 6},
         self_check=not frozen, **arguments,
     )  # fmt: skip
     optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], 1e-4)
