@@ -108,7 +108,7 @@ def compare_steps(config: TinyConfig, pairs: int, warmup: int, advance: Callable
     found = interleave(
         step_of(plain, batch, projector), step_of(wrapped, batch), pairs=pairs, warmup=warmup, seed=0, advance=advance
     )
-    if wrapped.spatial_forcing.status().metrics["valid_tokens"] != 1:
+    if wrapped.spatial_forcing.status().metrics["sf_valid_token_fraction"] != 1:
         raise RuntimeError("not all tokens were aligned, so this measured something else")
     return found
 

@@ -31,7 +31,7 @@ from sfkit.ranks import in_a_group
 from sfkit.replay import refuse_transforms, replays
 from sfkit.types import FeatureMap, Views
 
-_LOGGED = ("action_loss", "sf_loss", "sf_cosine", "sf_weight")
+_LOGGED = ("action_loss", "sf_loss", "sf_cosine", "sf_effective_weight")
 
 #: An empty batch is looked for at every this many steps: looking costs a device synchronisation.
 _LOOK_EVERY = 50
@@ -175,8 +175,8 @@ class Aligner(nn.Module):
             **({} if loss is None else {"action_loss": loss.detach().float().mean()}),
             "sf_loss": result.loss.detach().mean(),
             "sf_cosine": result.cosine,
-            "sf_weight": weight,
-            "valid_tokens": result.valid,
+            "sf_effective_weight": weight,
+            "sf_valid_token_fraction": result.valid,
         }
         if self.steps % _LOOK_EVERY == 1:
             self._warn_if_nothing_valid(result.valid)
@@ -204,7 +204,7 @@ class Aligner(nn.Module):
         if loss is None:
             return output
         action = loss.detach().float().mean()
-        logs = {"action_loss": action, "sf_weight": torch.tensor(0.0)}
+        logs = {"action_loss": action, "sf_effective_weight": torch.tensor(0.0)}
         return self.adapter.with_loss(output, loss, logs)
 
     def _free_teachers(self) -> None:

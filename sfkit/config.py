@@ -176,7 +176,9 @@ class HealthOptions(Options):
 
     every: int = Field(default=50, ge=0, description="Measure at one training step of so many; 0: never.")
     patience: int = Field(default=100, ge=0, description="Steps that a finding must last before it is worth a warning.")
-    max_grad_ratio: float = Field(default=1.0, gt=0, description="Warn when alignment gradient / action gradient is above.")
+    max_grad_ratio: float = Field(
+        default=1.0, gt=0, description="Warn when alignment gradient / action gradient is above."
+    )
     conflict: float = Field(default=-0.2, ge=-1, le=0, description="Warn when the cosine of the two is below.")
     max_cosine: float = Field(
         default=0.99, gt=0, description="Warn when the cosine to the target is above, in all pairs."

@@ -332,9 +332,9 @@ class SpatialForcing(Aligner):
     def metrics(self) -> dict[str, float]:
         """Figures of the last aligned step; empty before the first. Reading them waits for the device.
 
-        ``action_loss``, ``sf_loss`` (unweighted), ``sf_cosine``, ``sf_weight`` and ``valid_tokens`` (a share);
-        and what the last step that was measured has shown, once it has: ``sf_grad_ratio`` and ``sf_grad_cosine``, see
-        :meth:`health`.
+        ``action_loss``, ``sf_loss`` (unweighted), ``sf_cosine``, ``sf_effective_weight`` and
+        ``sf_valid_token_fraction``; and what the last step that was measured has shown, once it has: ``sf_grad_ratio``
+        and ``sf_grad_cosine``, see :meth:`health`.
         """
         if not self._last:
             return {}

@@ -130,7 +130,7 @@ def test_batches_of_one_and_missing_cameras(wrapped: Make) -> None:
     batch = tiny_batch(b=1)
     batch["present"] = torch.tensor([[True, False]])
     policy(batch)
-    assert policy.spatial_forcing.metrics()["valid_tokens"] == 0.5
+    assert policy.spatial_forcing.metrics()["sf_valid_token_fraction"] == 0.5
 
 
 def test_training_lowers_the_alignment_loss(wrapped: Make) -> None:

@@ -189,12 +189,12 @@ def test_fault_43_the_losses_are_told_apart(tiny: Any, wrapped: Any, reduction: 
     loss, info = policy(batch, reduction=reduction)
     assert loss.shape == alone.shape
     assert info["action_loss"] == pytest.approx(alone.mean().item())
-    assert info["sf_weight"] == 0.25
+    assert info["sf_effective_weight"] == 0.25
     assert loss.mean().item() == pytest.approx(info["action_loss"] + 0.25 * info["sf_loss"], rel=1e-5)
     metrics = policy.spatial_forcing.metrics()
     assert metrics["sf_loss"] == pytest.approx(info["sf_loss"])
     assert metrics["sf_cosine"] == pytest.approx(1 - info["sf_loss"], abs=1e-5)
-    assert metrics["valid_tokens"] == 1.0
+    assert metrics["sf_valid_token_fraction"] == 1.0
 
 
 def test_fault_51_wrapping_leaves_the_random_state_alone(tiny: Any) -> None:

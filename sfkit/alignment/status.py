@@ -41,7 +41,8 @@ class Status:
         projector_parameters: Trainable values that are added for training.
         steps: Training calls of ``forward`` so far, aligned or not.
         teacher_runs: How often teachers ran.
-        metrics: ``action_loss``, ``sf_loss``, ``sf_cosine``, ``sf_weight``, ``valid_tokens`` of the last aligned step.
+        metrics: ``action_loss``, ``sf_loss``, ``sf_cosine``, ``sf_effective_weight``,
+            ``sf_valid_token_fraction`` of the last aligned step.
         reaches_policy: Whether gradient reaches trainable parameters of the policy; None: not known yet.
         projector_moved: Whether the optimizer trains the projector; None: not known yet.
     """

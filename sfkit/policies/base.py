@@ -224,7 +224,7 @@ class PolicyAdapter(Configured, ABC):
     def with_loss(self, output: Any, loss: Tensor, logs: Mapping[str, Tensor]) -> Any:
         """``output`` with its loss replaced.
 
-        ``logs`` (0-d, detached: ``action_loss``, ``sf_loss``, ``sf_cosine``, ``sf_weight``; empty when nothing was
-        aligned) are added where the framework has a place for them.
+        ``logs`` (0-d, detached: ``action_loss``, ``sf_loss``, ``sf_cosine``, ``sf_effective_weight``; empty when nothing
+        was aligned) are added where the framework has a place for them.
         """
         return replace_loss(output, loss)

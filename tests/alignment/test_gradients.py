@@ -91,7 +91,7 @@ def test_the_balanced_weight_gives_the_ratio_that_was_asked_for(wrapped: Make) -
         _, info = (out := policy(batch))
         out[0].backward()
         if step == 0:
-            assert info["sf_weight"] == pytest.approx(0.1), "before the first measurement"
+            assert info["sf_effective_weight"] == pytest.approx(0.1), "before the first measurement"
         else:
             again = measured(policy)
             assert float(again.ratio) == pytest.approx(0.1, rel=1e-3)
@@ -139,7 +139,9 @@ def test_fault_32_the_balance_survives_a_resume(wrapped: Make, tiny: Make, tmp_p
     policy.spatial_forcing.save(tmp_path)
     plain = tiny()
     resumed: Any = SpatialForcing.from_pretrained(plain, tmp_path, adapter=TinyAdapter(plain))
-    uninterrupted, again = ([which(tiny_batch())[1]["sf_weight"] for _ in range(2)] for which in (policy, resumed))
+    uninterrupted, again = (
+        [which(tiny_batch())[1]["sf_effective_weight"] for _ in range(2)] for which in (policy, resumed)
+    )
     assert uninterrupted == again
     assert again[0] != pytest.approx(0.1)
     fixed: Any = SpatialForcing.from_pretrained(tiny_ := tiny(), tmp_path, adapter=TinyAdapter(tiny_), weight=0.2)

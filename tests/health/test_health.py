@@ -280,7 +280,12 @@ def test_a_step_without_a_valid_token_is_unknown_and_not_wrong(wrapped: Make) ->
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [({"every": -1}, "every"), ({"conflict": 0.5}, "conflict"), ({"evry": 3}, "evry"), ({"max_grad_ratio": 0}, "max_grad_ratio")],
+    [
+        ({"every": -1}, "every"),
+        ({"conflict": 0.5}, "conflict"),
+        ({"evry": 3}, "evry"),
+        ({"max_grad_ratio": 0}, "max_grad_ratio"),
+    ],
 )
 def test_bad_options_are_explained(wrapped: Make, options: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):

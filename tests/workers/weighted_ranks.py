@@ -35,7 +35,7 @@ def train(rank: int, arguments: dict[str, Any]) -> dict[str, Any]:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        weights.append(info.get("sf_weight"))
+        weights.append(info.get("sf_effective_weight"))
     dist.all_reduce = reduce
     handle = policy.spatial_forcing
     return {

@@ -18,7 +18,7 @@ def test_fault_02_the_trainer_calls_forward_and_alignment_runs_in_every_step(tra
     run, _ = trained
     assert run.teacher_runs == len(run.curve) == 6
     for window in run.curve:
-        total = window["action_loss"] + window["sf_weight"] * window["sf_loss"]
+        total = window["action_loss"] + window["sf_effective_weight"] * window["sf_loss"]
         assert window["loss"] == pytest.approx(total, rel=1e-4)
     assert run.warnings == []
 
@@ -163,7 +163,9 @@ def test_the_log_shows_means_over_its_window_and_samples_are_weighted(
     steps, (window,) = trained[0].curve[:3], run.curve
     for key in ("action_loss", "sf_loss", "sf_cosine"):  # weighted samples are averaged otherwise, so only nearly
         assert window[key] == pytest.approx(sum(step[key] for step in steps) / 3, rel=0.05, abs=0.005)
-    assert window["loss"] == pytest.approx(window["action_loss"] + window["sf_weight"] * window["sf_loss"], rel=1e-4)
+    assert window["loss"] == pytest.approx(
+        window["action_loss"] + window["sf_effective_weight"] * window["sf_loss"], rel=1e-4
+    )
     assert any(key.startswith("sample_weight_") for key in window)
 
 

@@ -42,7 +42,7 @@ def test_pi0_and_pi05_train_resume_and_load_without_sfkit(
     assert run.teacher_runs == len(run.curve) == 3
     assert run.warnings == []
     for window in run.curve:
-        total = window["action_loss"] + window["sf_weight"] * window["sf_loss"]
+        total = window["action_loss"] + window["sf_effective_weight"] * window["sf_loss"]
         assert window["loss"] == pytest.approx(total, rel=1e-4)
 
     resumed = resume(folder / "checkpoints" / "000002")

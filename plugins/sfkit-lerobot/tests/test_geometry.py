@@ -112,7 +112,7 @@ def test_a_camera_without_depth_is_masked(kind, build, wrap) -> None:
     batch = tiny_lerobot_batch(policy, geometry=True)
     del batch[f"{WRIST}_depth"]
     policy(batch)
-    assert policy.spatial_forcing.metrics()["valid_tokens"] == pytest.approx(0.5)
+    assert policy.spatial_forcing.metrics()["sf_valid_token_fraction"] == pytest.approx(0.5)
 
 
 def test_moving_cameras_are_looked_up_by_the_global_index(kind, build, adapter_of, views_of) -> None:

@@ -53,7 +53,7 @@ def test_fault_25_a_masked_camera_keeps_its_place(setup, wrap) -> None:
     policy = wrap(setup.build(), student_layer=0)
     run(setup, policy, batch)
     policy(*batch)
-    assert policy.spatial_forcing.metrics()["valid_tokens"] == pytest.approx(2 / 3)
+    assert policy.spatial_forcing.metrics()["sf_valid_token_fraction"] == pytest.approx(2 / 3)
 
 
 def test_fault_25_the_order_of_the_observation_does_not_matter(setup, wrap) -> None:

@@ -126,7 +126,7 @@ def test_fault_47_and_48_accumulated_batches_train_as_one(build: Callable[..., P
     assert parts.spatial_forcing.step == 2
     first = next(entry for entry in trainer.state.log_history if "loss" in entry)
     assert first["sf_loss"] > 0
-    assert first["sf_weight"] == 0.5
+    assert first["sf_effective_weight"] == 0.5
 
 
 def test_the_alignment_moves_what_is_trained(build: Callable[..., Pictured], tmp_path: Path) -> None:

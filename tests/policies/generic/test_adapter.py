@@ -271,7 +271,7 @@ def test_geometry_comes_from_the_batch(tiny: Callable[..., Any]) -> None:
     policy = wrap(tiny(), "geometry", **fields)
     batch["depth"] = batch["depth"] * 1000
     policy(batch)
-    assert policy.spatial_forcing.metrics()["valid_tokens"] == 1.0
+    assert policy.spatial_forcing.metrics()["sf_valid_token_fraction"] == 1.0
     with pytest.raises(ViewsError, match="bfloat16"):
         policy({**batch, "depth": batch["depth"].bfloat16()})
     with pytest.raises(ViewsError, match="was not told where depth is"):

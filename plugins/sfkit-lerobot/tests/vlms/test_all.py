@@ -215,10 +215,10 @@ def test_the_loss_is_joined_and_learnt(kind, build, batch_of, wrap, parameters_o
     batch = batch_of(plain)
     alone, before = forward(plain, batch)
     loss, info = forward(policy, batch)
-    assert set(info) == set(before) | {"action_loss", "sf_loss", "sf_cosine", "sf_weight"}
+    assert set(info) == set(before) | {"action_loss", "sf_loss", "sf_cosine", "sf_effective_weight"}
     assert info["action_loss"] == pytest.approx(float(alone.detach()), rel=1e-5)
     assert float(loss.detach()) == pytest.approx(info["action_loss"] + 0.25 * info["sf_loss"], rel=1e-5)
-    assert policy.spatial_forcing.metrics()["valid_tokens"] > 0
+    assert policy.spatial_forcing.metrics()["sf_valid_token_fraction"] > 0
 
     projector = {id(parameter) for parameter in policy.spatial_forcing.parameters()}
     optimizer = torch.optim.AdamW(parameters_of(policy), lr=3e-3)
