@@ -16,7 +16,7 @@ from benchmarks.pairs import interleave
 from benchmarks.report import Report, Row
 from benchmarks.timed import at_most, row
 from sfkit.trunks.blocks import cast_products
-from sfkit.trunks.randomise import randomise
+from sfkit.trunks.randomise import randomize
 
 REDUCED_CONFIG = VggtConfig(
     dim=384, heads=6, num_layers=8, hidden=1536, embed_heads=6, embed_layers=8, embed_hidden=1536
@@ -109,7 +109,7 @@ class VggtCost:
 def trunk_with_random_weights(config: VggtConfig) -> Aggregator:
     """The same weights for the same sizes."""
     trunk = Aggregator(config).eval().requires_grad_(False)
-    randomise(trunk)
+    randomize(trunk)
     return trunk
 
 

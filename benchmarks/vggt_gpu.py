@@ -12,7 +12,7 @@ from sfkit_vggt.config import FULL, TINY, VggtConfig
 from benchmarks.report import Report, Row
 from benchmarks.vggt import about
 from sfkit.trunks.blocks import cast_products
-from sfkit.trunks.randomise import randomise
+from sfkit.trunks.randomise import randomize
 
 _LIMIT = 0.5
 _BATCH, _VIEWS = 8, 2
@@ -30,7 +30,7 @@ def run(*, quick: bool, advance: Callable[[], None]) -> Report:
     peak = _matrix_product_speed()
     advance()
     trunk = Aggregator(config)
-    randomise(trunk)
+    randomize(trunk)
     trunk = trunk.cuda().eval().requires_grad_(False)
     cast_products(trunk, torch.bfloat16)
     images = torch.rand(_BATCH, _VIEWS, 3, side, side, device="cuda")

@@ -22,14 +22,14 @@ from sfkit_vggt.teacher import Vggt
 
 from sfkit.trunks.blocks import cast_products
 from sfkit.trunks.memory import weight_bytes
-from sfkit.trunks.randomise import randomise
+from sfkit.trunks.randomise import randomize
 from sfkit.trunks.weights import load_weights, without_weights
 
 
 def write(task: dict[str, Any]) -> dict[str, Any]:
     """A file as published: the trunk, and heads of 1.38 times less beside it."""
     trunk = Aggregator(VggtConfig(**task["config"]))
-    randomise(trunk)
+    randomize(trunk)
     state = {f"aggregator.{key}": value.detach() for key, value in trunk.state_dict().items()}
     state["point_head.weight"] = torch.zeros(int(0.38 * weight_bytes(trunk) / 4))
     save_file(state, task["path"])

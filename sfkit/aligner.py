@@ -33,7 +33,7 @@ from sfkit.types import FeatureMap, Views
 
 _LOGGED = ("action_loss", "sf_loss", "sf_cosine", "sf_effective_weight")
 
-#: An empty batch is looked for at every this many steps: looking costs a device synchronisation.
+#: An empty batch is looked for at every this many steps: looking costs a device synchronization.
 _LOOK_EVERY = 50
 
 

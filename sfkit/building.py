@@ -44,7 +44,7 @@ def build_objective(value: Named | Objective) -> Objective:
 
 
 def build_projector(value: Named | Projector, student_dim: int, teacher_dim: int, seed: int) -> Projector:
-    """A projector of the right widths, initialised under its own generator.
+    """A projector of the right widths, initialized under its own generator.
 
     Raises:
         ConfigError: An instance was given whose widths do not fit.
@@ -151,7 +151,7 @@ def _refuse_unsupported(cls: type) -> None:
 
 
 def inside_peft(policy: nn.Module) -> nn.Module:
-    """The base model inside a PeftModel, else the policy itself. Recognised by name: peft is not imported."""
+    """The base model inside a PeftModel, else the policy itself. Recognized by name: peft is not imported."""
     for cls in type(policy).__mro__:
         if cls.__module__.split(".")[0] == "peft" and cls.__name__ == "PeftModel":
             base: nn.Module = cast("Any", policy).get_base_model()

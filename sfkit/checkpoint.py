@@ -1,7 +1,7 @@
 """The files beside a policy's own: ``spatial_forcing/config.json`` and ``spatial_forcing/projector.safetensors``.
 
 Safetensors only, written to a temporary folder and renamed, and checked key by key when read. A teacher's weights are
-never written: its identity and licence are recorded.
+never written: its identity and license are recorded.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from sfkit import __version__
 from sfkit.alignment.tap import student_layer_name
 from sfkit.config import SpatialForcingConfig
 from sfkit.errors import CheckpointError, ConfigError
-from sfkit.teachers.base import Teacher, licence_note
+from sfkit.teachers.base import Teacher, license_note
 
 FOLDER = "spatial_forcing"
 _CONFIG, _PROJECTOR, _README = "config.json", "projector.safetensors", "README.md"
-_FORMAT = "sfkit.checkpoint/1"
+_FORMAT = "sfkit.checkpoint/2"
 #: Where the folder that is being replaced is kept meanwhile.
 _OLD = f".{FOLDER}.old-"
 
@@ -85,7 +85,7 @@ def _readme(config: SpatialForcingConfig, teachers: Sequence[Teacher]) -> str:
         f"- `{teacher.name}`" + "".join(f", {key} {value}" for key, value in teacher.identity.items() if key != "name")
         for teacher in teachers
     )
-    notes = "".join(f"\n**Note:** {licence_note(teacher.identity)}\n" for teacher in teachers if teacher.noncommercial)
+    notes = "".join(f"\n**Note:** {license_note(teacher.identity)}\n" for teacher in teachers if teacher.noncommercial)
     return (
         "# Spatial forcing\n\n"
         f"This policy was trained with an alignment loss of weight {config.weight} by sfkit {__version__}:\n\n"

@@ -31,7 +31,7 @@ from sfkit.presets.filling import adapter_for, fill_in, find_preset
 from sfkit.projectors.base import Projector
 from sfkit.ranks import in_a_group
 from sfkit.schedules.base import Schedule
-from sfkit.teachers.base import Teacher, licence_note
+from sfkit.teachers.base import Teacher, license_note
 from sfkit.transforms.base import Transform
 
 logger = logging.getLogger("sfkit")
@@ -100,7 +100,7 @@ class SpatialForcing(Aligner):
                 (and once for each ``future``).
             shared_projector: One projector for all pairs (default False). ``"nested"`` then grows from pair to pair.
             pair_reduction: Whether the weighted losses of the pairs are added (default) or averaged.
-            adapter: Only needed when the policy's class is not recognised, or to give options.
+            adapter: Only needed when the policy's class is not recognized, or to give options.
             cameras: Calibration and poses, for teachers that need geometry.
             attach_loss: How the alignment loss reaches what the loop differentiates: ``"return"`` (added to the loss
                 that forward returns), ``"backward"`` (injected through forward's outputs in the loop's backward pass)
@@ -156,13 +156,13 @@ class SpatialForcing(Aligner):
         handle.train(policy.training)
         attach(policy, handle)
         logger.info("sfkit: %s", handle.describe())
-        for message in handle.licence_notes():
+        for message in handle.license_notes():
             logger.warning("sfkit: %s", message)
         return policy
 
     @staticmethod
     def unwrap(policy: Policy) -> Policy:
-        """Undo :meth:`wrap`: the same object, with its own class, without hooks, bit-identical in behaviour.
+        """Undo :meth:`wrap`: the same object, with its own class, without hooks, bit-identical in behavior.
 
         Raises:
             WrapError: The object is not what :meth:`wrap` returned.
@@ -316,18 +316,18 @@ class SpatialForcing(Aligner):
         inner = " + ".join(terms)
         if len(terms) > 1:
             inner = f"mean({inner})" if self.config.pair_reduction == "mean" else f"({inner})"
-        licences = ", ".join(sorted({f"{host.teacher.name}: {host.teacher.license}" for host in self.hosts}))
+        licenses = ", ".join(sorted({f"{host.teacher.name}: {host.teacher.license}" for host in self.hosts}))
         size = sum(parameter.numel() for parameter in self.projectors.parameters()) / 1e6
         schedule = "" if self.schedule.describe() == "constant" else f" × {self.schedule.describe()}"
         return (
             f"loss = action + {self.config.weight}{schedule} × {inner}, projector {size:.1f} M parameters, "
-            f"teacher licence {licences}"
+            f"teacher license {licenses}"
         )
 
-    def licence_notes(self) -> list[str]:
+    def license_notes(self) -> list[str]:
         """One sentence for each teacher whose weights may not be used commercially."""
         limited = {host.teacher.name: host.teacher for host in self.hosts if host.teacher.noncommercial}
-        return [licence_note(teacher.identity) for teacher in limited.values()]
+        return [license_note(teacher.identity) for teacher in limited.values()]
 
     def metrics(self) -> dict[str, float]:
         """Figures of the last aligned step; empty before the first. Reading them waits for the device.

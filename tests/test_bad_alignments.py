@@ -50,7 +50,7 @@ def test_it_is_refused_at_the_wrap(wrapped: Make, arguments: dict[str, Any], say
         ({"objective": "relational"}, "finds no pair of patches"),
         ({"objective": ("relational", {"scope": "across"}), "one": True}, "finds no pair of patches"),
         ({"objective": "attention"}, "nothing to attend to in a grid of 1 x 1"),
-        ({"transforms": ["spatial-norm"]}, "standardises over the patches of a view, and there is one"),
+        ({"transforms": ["spatial-norm"]}, "standardizes over the patches of a view, and there is one"),
     ],
 )
 def test_what_needs_a_grid_says_so_on_a_policy_without_one(wrapped: Make, arguments: dict[str, Any], says: str) -> None:

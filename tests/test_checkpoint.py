@@ -103,7 +103,7 @@ def test_fault_31_32_a_resumed_run_continues_exactly(tmp_path: Path) -> None:
     assert train(resumed, 3, start=3) == uninterrupted
 
 
-def test_what_is_written_names_the_teacher_and_its_licence(tmp_path: Path) -> None:
+def test_what_is_written_names_the_teacher_and_its_license(tmp_path: Path) -> None:
     policy = make()
     policy.save_pretrained(tmp_path)
     record = json.loads((tmp_path / "spatial_forcing" / "config.json").read_text())
@@ -162,9 +162,11 @@ def test_missing_or_foreign_folders_are_explained(tmp_path: Path, monkeypatch: A
         SpatialForcing.from_pretrained(fresh, "nobody/nothing-of-that-name")
     make().spatial_forcing.save(tmp_path)
     config = tmp_path / "spatial_forcing" / "config.json"
-    config.write_text(config.read_text().replace("sfkit.checkpoint/1", "sfkit.checkpoint/9"))
-    with pytest.raises(CheckpointError, match=r"sfkit\.checkpoint/9.*expected"):
-        SpatialForcing.from_pretrained(fresh, tmp_path)
+    written = config.read_text()
+    for other in (1, 9):
+        config.write_text(written.replace("sfkit.checkpoint/2", f"sfkit.checkpoint/{other}"))
+        with pytest.raises(CheckpointError, match=rf"sfkit\.checkpoint/{other}.*expected"):
+            SpatialForcing.from_pretrained(fresh, tmp_path)
     config.write_text("{")
     with pytest.raises(CheckpointError, match="could not be read"):
         SpatialForcing.from_pretrained(fresh, tmp_path)

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def mutants(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The table. Its modules are a script's, and are forgotten afterwards."""
+    """The table. Its modules are a script's, and are forgotten afterward."""
     monkeypatch.syspath_prepend(str(HERE))
     before = set(sys.modules)
     import mutants

@@ -217,7 +217,7 @@ def test_status_speaks_in_words_and_as_data(wrapped: Make) -> None:
     status = policy.spatial_forcing.status()
     assert status.as_dict()["pairs"][0]["tap"] == "blocks.2.input_layernorm"
     text = str(status)
-    for part in ("adapter tiny: aligning, 3 steps", "licence Apache-2.0", "gradient reaches the policy: yes"):
+    for part in ("adapter tiny: aligning, 3 steps", "license Apache-2.0", "gradient reaches the policy: yes"):
         assert part in text
     with SpatialForcing.disabled(policy):
         assert "idle (disabled)" in str(policy.spatial_forcing.status())

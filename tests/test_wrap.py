@@ -52,7 +52,7 @@ def test_one_line_is_logged(wrapped: Callable[..., TinyPolicy], caplog: pytest.L
         wrapped()
     assert [record.getMessage() for record in caplog.records] == [
         "sfkit: loss = action + 0.5 × cosine(tiny@2 → patch@3), projector 0.0 M parameters, "
-        "teacher licence patch: Apache-2.0"
+        "teacher license patch: Apache-2.0"
     ]
 
 

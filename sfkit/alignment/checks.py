@@ -33,7 +33,7 @@ def check_views(views: Views) -> None:
         raise ViewsError(
             f"The adapter's views range from {low:.3g} to {high:.3g}, expected [0, 1].",
             "The batch is not what the policy's own preprocessor produces (LeRobot: images float in [0, 1] before the "
-            "policy); check the processor and its VISUAL normalisation.",
+            "policy); check the processor and its VISUAL normalization.",
         )
 
 
@@ -121,7 +121,7 @@ class SelfCheck:
         return self.enabled and not self.reaches_policy
 
     def first_loss(self) -> bool:
-        """True once: what is looked at in the first backward pass costs a synchronisation."""
+        """True once: what is looked at in the first backward pass costs a synchronization."""
         new, self._loss_is_new = self.enabled and self._loss_is_new, False
         return new
 
@@ -219,7 +219,7 @@ class SelfCheck:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether FSDP2's ``fully_shard`` was applied; recognised by name, as it is not in every torch."""
+    """Whether FSDP2's ``fully_shard`` was applied; recognized by name, as it is not in every torch."""
     return any(cls.__name__ == "FSDPModule" for cls in type(module).__mro__)
 
 

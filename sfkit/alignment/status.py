@@ -75,7 +75,7 @@ class Status:
         for pair in self.pairs:
             lines.append(
                 f"  {student_layer_name(pair.student_layer)} -> {pair.teacher} layer {pair.teacher_layer} "
-                f"(licence {pair.license}), weight {pair.weight:g}, tap {pair.tap} "
+                f"(license {pair.license}), weight {pair.weight:g}, tap {pair.tap} "
                 f"fired {pair.fired}x in the last forward"
             )
         kept = "" if self.balance is None else f" (balance: gradient ratio {self.balance:g})"

@@ -68,7 +68,7 @@ def plugins(json: Annotated[bool, typer.Option("--json", help="As JSON, for prog
 def teachers(
     name: Annotated[str | None, typer.Argument(help="Show the options of this teacher.")] = None,
 ) -> None:
-    """Installed teachers with their licences; with NAME, the options of one."""
+    """Installed teachers with their licenses; with NAME, the options of one."""
     from sfkit.cli.listing import print_teacher, print_teachers
 
     if name is None:

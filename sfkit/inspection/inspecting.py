@@ -146,7 +146,7 @@ def _options(found: Found, seen: _Evidence, notes: list[str]) -> dict[str, Any]:
     raw = found.pictures.raw()
     pixels = likely_pixels(raw)
     if pixels is None:
-        notes.append("No normalisation that sfkit knows fits the pictures: pixels=MeanStd(mean, std).")
+        notes.append("No normalization that sfkit knows fits the pictures: pixels=MeanStd(mean, std).")
     elif pixels in ("clip", "imagenet"):
         notes.append(f"pixels={pixels!r} is a guess; 'clip' and 'imagenet' hardly differ. Look at the image processor.")
     options: dict[str, Any] = {

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sfkit.layer_choice.ranking import Measure, Ranking
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 640, 340, 56, 16, 44, 48
-_COLOURS = ("#2563eb", "#ea580c")
+_COLORS = ("#2563eb", "#ea580c")
 
 
 def chart(ranking: Ranking) -> str:
@@ -34,12 +34,12 @@ def chart(ranking: Ranking) -> str:
         parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">{layer}</text>')
     parts.append(f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 10}" text-anchor="middle">student layer</text>')
     for number, (name, measures) in enumerate(series):
-        parts += _curve(measures, low, _COLOURS[number])
-        parts.append(f'<text x="{_LEFT + 220 * number}" y="36" fill="{_COLOURS[number]}">{name}</text>')
+        parts += _curve(measures, low, _COLORS[number])
+        parts.append(f'<text x="{_LEFT + 220 * number}" y="36" fill="{_COLORS[number]}">{name}</text>')
     return "\n".join([*parts, "</svg>\n"])
 
 
-def _curve(measures: Sequence[Measure], low: float, colour: str) -> list[str]:
+def _curve(measures: Sequence[Measure], low: float, color: str) -> list[str]:
     count = len(measures)
 
     def points(values: Sequence[float]) -> list[str]:
@@ -48,8 +48,8 @@ def _curve(measures: Sequence[Measure], low: float, colour: str) -> list[str]:
     band = [*points([m.low for m in measures]), *reversed(points([m.high for m in measures]))]
     line = points([m.value for m in measures])
     return [
-        f'<polygon points="{" ".join(band)}" fill="{colour}" opacity="0.15"/>',
-        f'<polyline points="{" ".join(line)}" fill="none" stroke="{colour}" stroke-width="2"/>',
+        f'<polygon points="{" ".join(band)}" fill="{color}" opacity="0.15"/>',
+        f'<polyline points="{" ".join(line)}" fill="none" stroke="{color}" stroke-width="2"/>',
     ]
 
 

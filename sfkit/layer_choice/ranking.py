@@ -117,7 +117,7 @@ def rank_layers(
         batch: At least four samples; as :func:`sfkit.inspection.inspect_policy` takes it.
         teacher: Name, name with options, or instance.
         teacher_layer: The teacher's layer; its default by default.
-        adapter: Where the policy's class is not recognised.
+        adapter: Where the policy's class is not recognized.
         cameras: Calibration and poses, as for :meth:`sfkit.SpatialForcing.wrap`.
         resamples: Of the bootstrap.
         tokens: At most so many are compared by CKA, drawn evenly from the samples.

@@ -13,7 +13,7 @@ from sfkit.parity.fixture import Case, save_fixture
 from sfkit.rng import own_rng
 from sfkit.teachers.base import Teacher
 from sfkit.teachers.network import NetworkTeacher
-from sfkit.trunks.randomise import randomise
+from sfkit.trunks.randomise import randomize
 
 
 @torch.inference_mode()
@@ -37,7 +37,7 @@ def record(teacher: Teacher, path: str | Path, *, seed: int = 0, stream: float =
             f"Teacher {teacher.name!r} belongs to no family that `sfkit parity` knows.",
             "Register a TrunkParity under its name (hook register_parity), or write the file with save_fixture.",
         )
-    trunk = randomise(teacher.build(), seed, stream=stream).eval()
+    trunk = randomize(teacher.build(), seed, stream=stream).eval()
     with own_rng(seed=seed + 1):
         examples = reader.examples(teacher.trunk_config)
     cases = {name: Case(inputs, reader.run(trunk, name, inputs, wanted)) for name, (inputs, wanted) in examples.items()}

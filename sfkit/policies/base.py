@@ -23,7 +23,7 @@ class TapPoint:
     """Where a hidden state is read: the first input of ``module``, called ``path`` in messages.
 
     The input of the *next* block's norm is the residual stream after k blocks. Blocks themselves make poor taps: pi0
-    and SmolVLA never call them, and what their sublayers return is added to in place afterwards.
+    and SmolVLA never call them, and what their sublayers return is added to in place afterward.
 
     With ``every``, all its firings in one forward are read, such as those of a vision tower that runs for each camera.
     Where each camera has a module of its own, ``others`` are the further ones; their inputs are joined behind the
@@ -64,7 +64,7 @@ class AdapterOptions(Options):
         default=0,
         ge=0,
         description="Cut the visual tokens so many places too late, as the released OpenVLA recipe of Spatial Forcing "
-        "does (1): every patch is then aligned with its neighbour's feature. Only to reproduce it.",
+        "does (1): every patch is then aligned with its neighbor's feature. Only to reproduce it.",
     )
 
 
@@ -224,7 +224,7 @@ class PolicyAdapter(Configured, ABC):
     def with_loss(self, output: Any, loss: Tensor, logs: Mapping[str, Tensor]) -> Any:
         """``output`` with its loss replaced.
 
-        ``logs`` (0-d, detached: ``action_loss``, ``sf_loss``, ``sf_cosine``, ``sf_effective_weight``; empty when nothing
-        was aligned) are added where the framework has a place for them.
+        ``logs`` (0-d, detached: ``action_loss``, ``sf_loss``, ``sf_cosine``, ``sf_effective_weight``; empty when
+        nothing was aligned) are added where the framework has a place for them.
         """
         return replace_loss(output, loss)

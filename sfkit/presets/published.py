@@ -73,7 +73,7 @@ SPATIAL_FORCING_PI0 = Preset(
     paper=_SF_PAPER,
     missing=(
         *_SF_MISSING,
-        "the teacher sees the picture before the colour jitter; here it sees what the student sees",
+        "the teacher sees the picture before the color jitter; here it sees what the student sees",
         "geometric augmentation is switched off for the student as well; that is the data pipeline's matter",
         "a patch is padding if its upper left pixel is; here, if any of its pixels is",
         "an absent camera is shown to VGGT as a blank view; here it is not shown",
@@ -124,7 +124,7 @@ ROCKET = Preset(
     ),
     missing=(
         "a single pair has one fifth of the hidden units in the released code; here it has all of them",
-        "the released projectors are not synchronised between ranks; here they are",
+        "the released projectors are not synchronized between ranks; here they are",
         "pi0, pi0.5: the released torch code reads its last layer after the final norm; its JAX code before, as here",
         "the JAX runs (RoboTwin, real robot) have weight 0.125 and show the teacher pictures in [-1, 1]",
     ),
@@ -168,7 +168,7 @@ REPA = Preset(
 
 IREPA = Preset(
     name="irepa",
-    summary="iREPA: a 3 x 3 convolution, and targets standardised over each view",
+    summary="iREPA: a 3 x 3 convolution, and targets standardized over each view",
     source="arXiv 2512.10794",
     arguments={
         "teacher": _DINO,

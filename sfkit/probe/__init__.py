@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sfkit.probe.capture import capture_tokens
 from sfkit.probe.depth import DepthProbe, DepthSamples, DepthScore, token_depth
-from sfkit.probe.pca import pca_colours
+from sfkit.probe.pca import pca_colors
 from sfkit.probe.ridge import ProbeError, ProbeScore, RidgeProbe, probe_error
 
 __all__ = [
@@ -15,7 +15,7 @@ __all__ = [
     "ProbeScore",
     "RidgeProbe",
     "capture_tokens",
-    "pca_colours",
+    "pca_colors",
     "probe_error",
     "token_depth",
 ]

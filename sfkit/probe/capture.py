@@ -30,7 +30,7 @@ def capture_tokens(
 ) -> tuple[FeatureMap, Views]:
     """Run ``policy(batch)`` in eval mode without gradients and return its visual tokens at a student layer.
 
-    The policy's training flags, the global random state, and its hooks are as before afterwards, also when the policy
+    The policy's training flags, the global random state, and its hooks are as before afterward, also when the policy
     fails.
 
     Args:

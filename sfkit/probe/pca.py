@@ -13,15 +13,15 @@ _MIN_TOKENS = 2
 
 
 @torch.no_grad()
-def pca_colours(features: FeatureMap, *, centre_positions: bool = False, clip: float = 0.02) -> Tensor:
+def pca_colors(features: FeatureMap, *, center_positions: bool = False, clip: float = 0.02) -> Tensor:
     """Project tokens on their three main components and scale those to [0, 1].
 
-    Components come from the valid tokens of the whole batch, so that colours may be compared between its pictures (not
-    between two calls). Each component's sign is fixed by its largest loading, so that equal input gives equal colours.
+    Components come from the valid tokens of the whole batch, so that colors may be compared between its pictures (not
+    between two calls). Each component's sign is fixed by its largest loading, so that equal input gives equal colors.
 
     Args:
         features: ``(b, v, gh, gw, d)`` with mask.
-        centre_positions: Take the batch's mean of each position off first, which shows what changes between frames.
+        center_positions: Take the batch's mean of each position off first, which shows what changes between frames.
         clip: Share of values at each end that is cut off, so that a single outlier does not fade all others.
 
     Returns:
@@ -32,10 +32,10 @@ def pca_colours(features: FeatureMap, *, centre_positions: bool = False, clip: f
     """
     values, mask = features.values.double(), features.mask
     if int(mask.sum()) < _MIN_TOKENS:
-        raise ProbeError("PCA colours need at least two valid tokens.")
+        raise ProbeError("PCA colors need at least two valid tokens.")
     if not bool(values[mask].isfinite().all()):
         raise ProbeError("Valid tokens contain NaN or infinity.")
-    if centre_positions:
+    if center_positions:
         kept = torch.where(mask.unsqueeze(-1), values, 0.0)
         values = values - kept.sum(0) / mask.sum(0).clamp(min=1).unsqueeze(-1)
     tokens = values[mask]
@@ -44,9 +44,9 @@ def pca_colours(features: FeatureMap, *, centre_positions: bool = False, clip: f
     low, high = projected.quantile(clip, dim=0), projected.quantile(1 - clip, dim=0)
     span = high - low
     scaled = torch.where(span > 0, (projected - low) / span.clamp(min=1e-300), 0.5).clamp(0, 1)
-    colours = torch.full((*mask.shape, _COMPONENTS), torch.nan)
-    colours[mask.cpu()] = scaled.float().cpu()
-    return colours
+    colors = torch.full((*mask.shape, _COMPONENTS), torch.nan)
+    colors[mask.cpu()] = scaled.float().cpu()
+    return colors
 
 
 def _main_directions(tokens: Tensor) -> Tensor:

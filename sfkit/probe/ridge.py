@@ -28,9 +28,9 @@ class RidgeProbe:
     Attributes:
         mean: ``(d,)`` of the training features.
         scale: ``(d,)`` their standard deviation (1 where a feature is constant).
-        coefficients: ``(d, k)`` on standardised features.
+        coefficients: ``(d, k)`` on standardized features.
         offset: ``(k,)`` mean of the training targets: what the *mean predictor* says everywhere.
-        alpha: The regularisation that was picked.
+        alpha: The regularization that was picked.
     """
 
     mean: Tensor
@@ -42,7 +42,7 @@ class RidgeProbe:
     @classmethod
     @torch.no_grad()
     def fit(cls, x: Tensor, y: Tensor, groups: Tensor, alphas: Sequence[float] = DEFAULT_ALPHAS) -> RidgeProbe:
-        """Fit on a training part; the regularisation is picked by cross-validation *within* it.
+        """Fit on a training part; the regularization is picked by cross-validation *within* it.
 
         Whole groups are held out together, since frames of one episode are near copies of each other. Nothing outside
         the arguments is looked at: pass the training part only.
@@ -51,7 +51,7 @@ class RidgeProbe:
             x: ``(n, d)`` features.
             y: ``(n, k)`` targets.
             groups: ``(n,)`` integer identity of each sample's group (episode).
-            alphas: Regularisation strengths to choose from, on standardised features, for each sample.
+            alphas: Regularization strengths to choose from, on standardized features, for each sample.
 
         Raises:
             ProbeError: Fewer than two groups, wrong shapes, NaN or infinity, or a strength that is not positive.
@@ -62,7 +62,7 @@ class RidgeProbe:
                 f"groups has shape {tuple(groups.shape)} for {len(x)} samples.", "Give one for each sample."
             )
         if not alphas or min(alphas) <= 0:
-            raise ProbeError("The regularisation strengths must be positive.")
+            raise ProbeError("The regularization strengths must be positive.")
         alpha = alphas[0] if len(alphas) == 1 else _pick(x, y, groups.to(x.device), alphas)
         mean, scale = _moments(x)
         solve = _solver((x - mean) / scale, y - y.mean(0))
@@ -148,11 +148,11 @@ def _pick(x: Tensor, y: Tensor, groups: Tensor, alphas: Sequence[float]) -> floa
     names: Tensor = torch.unique(groups)
     if len(names) < _MIN_GROUPS:
         raise ProbeError(
-            f"The samples come from {len(names)} group(s); picking the regularisation needs at least two.",
+            f"The samples come from {len(names)} group(s); picking the regularization needs at least two.",
             "Fit on more episodes, or give a single strength in `alphas`.",
         )
     folds = min(_FOLDS, len(names))
-    # Dealt out by a fixed shuffle: neighbouring episodes often show one task.
+    # Dealt out by a fixed shuffle: neighboring episodes often show one task.
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(0)).to(names.device)
     fold_of = torch.empty_like(order)
     fold_of[order] = torch.arange(len(names), device=names.device) % folds
@@ -170,7 +170,7 @@ def _pick(x: Tensor, y: Tensor, groups: Tensor, alphas: Sequence[float]) -> floa
 
 
 def _solver(x: Tensor, y: Tensor) -> Callable[[float], Tensor]:
-    """``alpha -> (d, k)`` minimising ``|x w - y|^2 / n + alpha |w|^2``, from one decomposition of the smaller Gram."""
+    """``alpha -> (d, k)`` minimizing ``|x w - y|^2 / n + alpha |w|^2``, from one decomposition of the smaller Gram."""
     n, d = x.shape
     if d <= n:
         values, vectors = torch.linalg.eigh(x.T @ x / n)

@@ -22,7 +22,7 @@ from sfkit.trunks.blocks import cast_products
 from sfkit.trunks.hub import Source, locate
 from sfkit.trunks.memory import weight_bytes
 from sfkit.trunks.progress import progress
-from sfkit.trunks.randomise import randomise
+from sfkit.trunks.randomise import randomize
 from sfkit.trunks.weights import load_weights, without_weights
 from sfkit.types import Views
 
@@ -119,7 +119,7 @@ class NetworkTeacher(PictureTeacher):
         if self.random:
             notice(f"teacher {self.name!r} has random weights (config=tiny): it shows the wiring and teaches nothing")
             with own_rng():
-                trunk = randomise(self.build()).to(device)
+                trunk = randomize(self.build()).to(device)
             cast_products(trunk, product)
         else:
             trunk = self._meta_trunk(product)

@@ -30,7 +30,7 @@ class PictureOptions(Options):
         default="keep", description="How a view that is not square gets there: keep its aspect, pad, crop or stretch."
     )
     fill: float | None = Field(
-        default=None, ge=0, le=1, description="Grey level of padding, also of the student's letterbox."
+        default=None, ge=0, le=1, description="Gray level of padding, also of the student's letterbox."
     )
     keep_letterbox: bool = Field(default=False, description="Show the student's letterbox to the teacher as it is.")
     antialias: bool = Field(default=True, description="Resize as Pillow does: the kernel widens when shrinking.")
@@ -47,7 +47,7 @@ class PictureTeacher(Teacher):
     Attributes:
         patch: Side of a patch in pixels.
         default_size: Side of what the network sees, unless the option ``size`` says otherwise.
-        default_fill: Grey level of padding.
+        default_fill: Gray level of padding.
     """
 
     patch: int
@@ -62,7 +62,7 @@ class PictureTeacher(Teacher):
 
     @abstractmethod
     def features(self, trunk: nn.Module, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
-        """Features of prepared pictures, on no more than their own device and without a synchronisation.
+        """Features of prepared pictures, on no more than their own device and without a synchronization.
 
         Args:
             trunk: What :meth:`load` gave.
@@ -95,7 +95,7 @@ class PictureTeacher(Teacher):
 
     @property
     def fill(self) -> float:
-        """Grey level of padding."""
+        """Gray level of padding."""
         return self.default_fill if self.options.fill is None else self.options.fill
 
     def placement(self, view: Size) -> Placement:
@@ -188,7 +188,7 @@ class PictureTeacher(Teacher):
         if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):
             raise ViewsError(
                 f"Teacher {self.name!r} was given pictures from {low:.3g} to {high:.3g}, expected [0, 1].",
-                "Undo the student's normalisation first: the teacher applies its own. NaN means a broken picture.",
+                "Undo the student's normalization first: the teacher applies its own. NaN means a broken picture.",
             )
 
 

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from sfkit.testing.llama import IGNORE
 from sfkit.testing.prismatic import STOP, TinyConfig
-from sfkit.trunks.patches import imagenet_normalised
+from sfkit.trunks.patches import imagenet_normalized
 
 Head = Literal["l1", "diffusion", "discrete"]
 
 
-def normalised(images: Tensor, *, fused: bool = True) -> Tensor:
+def normalized(images: Tensor, *, fused: bool = True) -> Tensor:
     """Pictures ``(b, v, 3, h, w)`` in [0, 1] as upstream's image processor and collator hand them to the policy.
 
     Returns:
@@ -23,7 +23,7 @@ def normalised(images: Tensor, *, fused: bool = True) -> Tensor:
         ``(b, 3 v, h, w)`` for SigLIP.
     """
     siglip = (images - 0.5) / 0.5
-    parts = [imagenet_normalised(images), siglip] if fused else [siglip]
+    parts = [imagenet_normalized(images), siglip] if fused else [siglip]
     return torch.cat(parts, 2).flatten(1, 2)
 
 
@@ -32,7 +32,7 @@ def perturbed(batch: Mapping[str, Any], view: int, box: tuple[slice, slice]) -> 
     images = batch["images"].clone()
     images[:, view, :, box[0], box[1]] = 1 - images[:, view, :, box[0], box[1]]
     fused = batch["pixel_values"].shape[1] == 6 * images.shape[1]
-    return {**batch, "images": images, "pixel_values": normalised(images, fused=fused)}
+    return {**batch, "images": images, "pixel_values": normalized(images, fused=fused)}
 
 
 def prismatic_batch(
@@ -57,14 +57,14 @@ def prismatic_batch(
         "attention_mask": ids.ne(pad),
         "labels": labels,
         "images": pictures,
-        "pixel_values": normalised(pictures, fused=config.fused),
+        "pixel_values": normalized(pictures, fused=config.fused),
         "actions": torch.rand(b, config.chunk, config.action_dim, generator=g) * 2 - 1,
         "proprio": torch.rand(b, config.proprio_dim, generator=g) * 2 - 1,
     }
 
 
 class OFTHeads(Protocol):
-    """The modules that OFT's script keeps beside the policy, and optimises by themselves."""
+    """The modules that OFT's script keeps beside the policy, and optimizes by themselves."""
 
     proprio_projector: nn.Module
     noisy_action_projector: nn.Module

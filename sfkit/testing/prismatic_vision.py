@@ -2,7 +2,7 @@
 
 Quirks, with the upstream file of each (repositories ``openvla/openvla`` and ``moojink/openvla-oft``):
 
-* ``prismatic/extern/hf/modeling_prismatic.py``: each picture has six channels, three normalised as DINOv2 wants them
+* ``prismatic/extern/hf/modeling_prismatic.py``: each picture has six channels, three normalized as DINOv2 wants them
   and then three as SigLIP does; views follow each other on the channel axis. Fusing on channels leaves the token count
   alone.
 * Same file: ``forward`` of a featurizer is replaced on the *instance* by one that returns what the last block but one

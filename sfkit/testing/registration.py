@@ -39,7 +39,7 @@ def check_registration(
             ``"encoder"``. The layer of the first pair is looked at.
         batch: One batch of it.
         perturb: Returns a changed copy of the batch; the box is in pixels of the *view*.
-        cells: ``(row, column)`` to try in each view; the valid corners and the centre by default.
+        cells: ``(row, column)`` to try in each view; the valid corners and the center by default.
         run: How the policy takes a batch. What it draws at random is the same each time.
 
     Raises:
@@ -52,7 +52,7 @@ def check_registration(
     for view in range(views):
         if not bool(mask[view].any()):
             continue  # a camera that is missing in all samples
-        for row, column in cells if cells is not None else _corners_and_centre(mask[view]):
+        for row, column in cells if cells is not None else _corners_and_center(mask[view]):
             box = (_side(row, rows, height), _side(column, columns, width))
             after = _maps(policy, perturb(batch, view, box), run)
             for name in ("student", "teacher"):
@@ -88,11 +88,11 @@ def _maps(policy: nn.Module, batch: Any, run: Callable[[nn.Module, Any], Any]) -
     return seen
 
 
-def _corners_and_centre(mask: Tensor) -> list[tuple[int, int]]:
+def _corners_and_center(mask: Tensor) -> list[tuple[int, int]]:
     valid = mask.nonzero()
     (top, left), (bottom, right) = valid.min(0).values.tolist(), valid.max(0).values.tolist()
-    centre = ((top + bottom) // 2, (left + right) // 2)
-    return [(top, left), (top, right), (bottom, left), (bottom, right), centre]
+    center = ((top + bottom) // 2, (left + right) // 2)
+    return [(top, left), (top, right), (bottom, left), (bottom, right), center]
 
 
 def _side(index: int, count: int, pixels: int) -> slice:

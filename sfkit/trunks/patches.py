@@ -11,7 +11,7 @@ from sfkit.errors import ShapeError
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def imagenet_normalised(images: Tensor) -> Tensor:
+def imagenet_normalized(images: Tensor) -> Tensor:
     """Pictures ``(..., 3, h, w)`` in [0, 1], less ImageNet's mean, over its deviation.
 
     By scalars: a tensor of constants would have to be sent to the device, and waited for.

@@ -11,7 +11,7 @@ _WRITES_TO_STREAM = ("proj", "fc2", "w3")
 
 
 @torch.no_grad()
-def randomise(network: nn.Module, seed: int = 0, *, stream: float = 1.0) -> nn.Module:
+def randomize(network: nn.Module, seed: int = 0, *, stream: float = 1.0) -> nn.Module:
     """Fill all parameters from their own generator, and return the network.
 
     A fresh network hides faults: its special tokens are near zero, its layer scales small, its biases zero. Here

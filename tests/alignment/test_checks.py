@@ -110,7 +110,7 @@ def test_fault_10_clipping_the_policy_clips_the_projector(wrapped: Callable[...,
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW, torch.optim.Adam])
 @pytest.mark.parametrize("foreach", [False, True])
-def test_a_right_optimizer_is_recognised(wrapped: Callable[..., Any], optimizer: Any, foreach: bool) -> None:
+def test_a_right_optimizer_is_recognized(wrapped: Callable[..., Any], optimizer: Any, foreach: bool) -> None:
     policy = wrapped()
     built = optimizer(policy.parameters(), 1e-3, foreach=foreach)
     for seed in range(3):

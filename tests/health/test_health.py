@@ -24,10 +24,10 @@ HEALTH = {"every": 2, "patience": 6}
 
 
 def patchwork(seed: int, b: int = 6) -> dict[str, Tensor]:
-    """A batch whose patches are of one colour each, so that a token tells its own patch."""
+    """A batch whose patches are of one color each, so that a token tells its own patch."""
     batch = tiny_batch(b=b, size=48, seed=seed)
-    colours = torch.rand(b, 2, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
-    batch["images"] = colours.repeat_interleave(8, 3).repeat_interleave(8, 4)
+    colors = torch.rand(b, 2, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
+    batch["images"] = colors.repeat_interleave(8, 3).repeat_interleave(8, 4)
     return batch
 
 

@@ -228,7 +228,7 @@ def test_pictures_that_the_policy_resizes(cases: Any) -> None:
     pasted(found, policy)(torch.rand(2, 2, 3, 50, 70), torch.zeros(2, 3))
 
 
-def test_an_unknown_normalisation_is_left_to_the_user(tiny: Callable[..., Any]) -> None:
+def test_an_unknown_normalization_is_left_to_the_user(tiny: Callable[..., Any]) -> None:
     batch = tiny_batch()
     batch["images"] = batch["images"] * 40 - 7
     found = inspect_policy(tiny(), batch)

@@ -179,15 +179,15 @@ def test_backward_does_not_run_through_outputs_that_the_loop_does_not_use(
 def test_gradients_of_gradients(
     attach_loss: str, make: Make, batch: Batch, by_hand: ByHand, gradients: Gradients, same: Same
 ) -> None:
-    def penalised(policy: Any, loss: Tensor) -> None:
+    def penalized(policy: Any, loss: Tensor) -> None:
         parts = torch.autograd.grad(loss, [policy.embed.weight, policy.head.weight], create_graph=True)
         (loss + sum(part.square().sum() for part in parts)).backward()
 
     policy, other = make(attach_loss=attach_loss), make()
     loss = loop_loss(policy(batch()), batch())
-    penalised(policy, policy.spatial_forcing.add(loss) if attach_loss == "manual" else loss)
+    penalized(policy, policy.spatial_forcing.add(loss) if attach_loss == "manual" else loss)
     output, alignment = by_hand(other, batch())
-    penalised(other, loop_loss(output, batch()) + alignment)
+    penalized(other, loop_loss(output, batch()) + alignment)
     same(gradients(policy), gradients(other))
 
 

@@ -50,9 +50,9 @@ class Scrambling(nn.Module):
 
 
 def batch_of(samples: int = 12) -> dict[str, Tensor]:
-    """Pictures of patches of one colour, as far away as they are bright."""
-    colours = torch.rand(samples, 1, 3, 4, 4)
-    images = colours.repeat_interleave(8, 3).repeat_interleave(8, 4)
+    """Pictures of patches of one color, as far away as they are bright."""
+    colors = torch.rand(samples, 1, 3, 4, 4)
+    images = colors.repeat_interleave(8, 3).repeat_interleave(8, 4)
     return {"images": images, "depth": 1 + images.mean(2)}
 
 

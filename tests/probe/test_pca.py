@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sfkit.probe import ProbeError, pca_colours
+from sfkit.probe import ProbeError, pca_colors
 from sfkit.types import FeatureMap
 
 
@@ -13,24 +13,24 @@ def features(b: int = 6, d: int = 8, seed: int = 0) -> FeatureMap:
     return FeatureMap(values, torch.ones(b, 2, 4, 4, dtype=torch.bool))
 
 
-def test_colours_are_deterministic_and_in_range() -> None:
-    colours = pca_colours(features())
-    assert colours.shape == (6, 2, 4, 4, 3)
-    assert float(colours.min()) == 0
-    assert float(colours.max()) == 1
-    assert torch.equal(colours, pca_colours(features()))
+def test_colors_are_deterministic_and_in_range() -> None:
+    colors = pca_colors(features())
+    assert colors.shape == (6, 2, 4, 4, 3)
+    assert float(colors.min()) == 0
+    assert float(colors.max()) == 1
+    assert torch.equal(colors, pca_colors(features()))
 
 
 def test_signs_are_fixed_by_the_largest_loading() -> None:
     plain = features()
     turned = FeatureMap(plain.values.flip(0), plain.mask)
-    assert torch.allclose(pca_colours(turned).flip(0), pca_colours(plain), atol=1e-5)
+    assert torch.allclose(pca_colors(turned).flip(0), pca_colors(plain), atol=1e-5)
 
 
-def test_the_first_colour_follows_the_main_direction() -> None:
+def test_the_first_color_follows_the_main_direction() -> None:
     seen = features()
-    colours = pca_colours(seen, clip=0.0)
-    red, main = colours[..., 0].flatten(), seen.values[..., 0].flatten()
+    colors = pca_colors(seen, clip=0.0)
+    red, main = colors[..., 0].flatten(), seen.values[..., 0].flatten()
     assert abs(float(torch.corrcoef(torch.stack([red, main]))[0, 1])) > 0.95
 
 
@@ -40,16 +40,16 @@ def test_masked_tokens_are_nan_and_change_nothing() -> None:
     mask[0] = False
     values = seen.values.clone()
     values[0] = torch.nan
-    colours = pca_colours(FeatureMap(values, mask))
-    assert bool(colours[0].isnan().all())
-    assert torch.allclose(colours[1:], pca_colours(FeatureMap(seen.values[1:], mask[1:])))
+    colors = pca_colors(FeatureMap(values, mask))
+    assert bool(colors[0].isnan().all())
+    assert torch.allclose(colors[1:], pca_colors(FeatureMap(seen.values[1:], mask[1:])))
 
 
-def test_centred_positions_hide_what_never_changes() -> None:
+def test_centered_positions_hide_what_never_changes() -> None:
     seen = features()
     fixed = 100 * torch.rand(2, 4, 4, 8, generator=torch.Generator().manual_seed(1))
     moved = FeatureMap(seen.values + fixed, seen.mask)
-    want, got = pca_colours(seen, centre_positions=True), pca_colours(moved, centre_positions=True)
+    want, got = pca_colors(seen, center_positions=True), pca_colors(moved, center_positions=True)
     assert torch.allclose(want, got, atol=1e-4)
 
 
@@ -57,19 +57,19 @@ def test_one_outlier_does_not_fade_the_others() -> None:
     seen = features()
     values = seen.values.clone()
     values[0, 0, 0, 0, 0] = 1e4
-    assert float(pca_colours(FeatureMap(values, seen.mask))[..., 0].std()) > 0.1
+    assert float(pca_colors(FeatureMap(values, seen.mask))[..., 0].std()) > 0.1
 
 
 @pytest.mark.parametrize("d", [1, 2])
-def test_fewer_channels_than_colours(d: int) -> None:
-    colours = pca_colours(features(d=d))
-    assert colours.shape[-1] == 3
-    assert bool((colours[..., d:] == 0.5).all())
+def test_fewer_channels_than_colors(d: int) -> None:
+    colors = pca_colors(features(d=d))
+    assert colors.shape[-1] == 3
+    assert bool((colors[..., d:] == 0.5).all())
 
 
 def test_too_few_tokens_and_nan_are_errors() -> None:
     seen = features()
     with pytest.raises(ProbeError, match="at least two"):
-        pca_colours(FeatureMap(seen.values, torch.zeros_like(seen.mask)))
+        pca_colors(FeatureMap(seen.values, torch.zeros_like(seen.mask)))
     with pytest.raises(ProbeError, match="NaN"):
-        pca_colours(FeatureMap(seen.values * torch.nan, seen.mask))
+        pca_colors(FeatureMap(seen.values * torch.nan, seen.mask))

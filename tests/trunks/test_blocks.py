@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from sfkit.trunks.blocks import Block, cast_products
-from sfkit.trunks.randomise import randomise
+from sfkit.trunks.randomise import randomize
 from sfkit.trunks.rope import grid_positions, rope_table, rotate
 
 
@@ -32,7 +32,7 @@ def plain(block: Block, x: torch.Tensor) -> torch.Tensor:
 
 def make() -> Block:
     block = Block(16, 2, 64, eps=1e-6, qk_norm=1e-5)
-    randomise(block, seed=3)
+    randomize(block, seed=3)
     return block
 
 
@@ -68,14 +68,14 @@ def test_products_in_bfloat16_leave_norms_and_stream_alone(residual: torch.dtype
 def test_random_weights_are_the_seeds_own() -> None:
     blocks = [Block(16, 2, 64, eps=1e-6) for _ in range(3)]
     before = torch.get_rng_state()
-    first, again, other = (randomise(block, seed).state_dict() for block, seed in zip(blocks, (1, 1, 2), strict=True))
+    first, again, other = (randomize(block, seed).state_dict() for block, seed in zip(blocks, (1, 1, 2), strict=True))
     assert torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(first[key], again[key]) for key in first)
     assert not any(torch.equal(first[key], other[key]) for key in first)
 
 
 def test_a_small_stream_is_written_to_by_small_branches() -> None:
-    large, small = (randomise(make(), stream=scale).state_dict() for scale in (1.0, 0.01))
+    large, small = (randomize(make(), stream=scale).state_dict() for scale in (1.0, 0.01))
     for key in ("attn.proj.weight", "mlp.fc2.bias"):
         assert torch.allclose(small[key], 0.01 * large[key])
     assert torch.equal(small["attn.qkv.weight"], large["attn.qkv.weight"])

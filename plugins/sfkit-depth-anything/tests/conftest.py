@@ -13,7 +13,7 @@ from sfkit_depth_anything.config import TINY, TrunkConfig
 from sfkit_depth_anything.trunk import DepthAnythingTrunk
 from torch import Tensor
 
-from sfkit.trunks.randomise import randomise
+from sfkit.trunks.randomise import randomize
 from sfkit.types import Views
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -24,7 +24,7 @@ def trunk_of() -> Callable[..., DepthAnythingTrunk]:
     """``trunk_of(config, seed)``: a trunk with random weights under which every part counts."""
 
     def make(config: TrunkConfig = TINY, seed: int = 0) -> DepthAnythingTrunk:
-        trunk = randomise(DepthAnythingTrunk(config), seed)
+        trunk = randomize(DepthAnythingTrunk(config), seed)
         assert isinstance(trunk, DepthAnythingTrunk)
         return trunk.eval().requires_grad_(False)
 

@@ -1,4 +1,4 @@
-"""Silent faults of the catalogue, on these teachers."""
+"""Silent faults of the catalog, on these teachers."""
 
 from __future__ import annotations
 
@@ -126,13 +126,13 @@ def test_fault_23_masked_pixels_change_nothing(views_of: Callable[..., Views]) -
     assert torch.equal(before.values, after.values)
 
 
-@pytest.mark.parametrize("scale", ["-1 to 1", "0 to 255", "normalised", "NaN"])
+@pytest.mark.parametrize("scale", ["-1 to 1", "0 to 255", "normalized", "NaN"])
 def test_fault_26_pictures_outside_0_1_are_refused(views_of: Callable[..., Views], scale: str) -> None:
     views = views_of([[True, True]])
     images = {
         "-1 to 1": views.images * 2 - 1,
         "0 to 255": views.images * 255,
-        "normalised": (views.images - 0.45) / 0.225,
+        "normalized": (views.images - 0.45) / 0.225,
         "NaN": torch.where(views.images > 0.9, torch.nan, views.images),
     }[scale]
     with pytest.raises(ViewsError, match=r"expected \[0, 1\]"):
@@ -141,7 +141,7 @@ def test_fault_26_pictures_outside_0_1_are_refused(views_of: Callable[..., Views
         )
 
 
-def test_fault_26_pictures_are_normalised_exactly_once(views_of: Callable[..., Views]) -> None:
+def test_fault_26_pictures_are_normalized_exactly_once(views_of: Callable[..., Views]) -> None:
     teacher, views = DA3Base({"config": "tiny", "size": 56}), views_of([[True, True]])
     trunk = teacher.load(CPU)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])

@@ -54,7 +54,7 @@ def test_a_policy_trains_with_it(kind: type[DA3Base]) -> None:
     assert not any("teacher" in name or "camera_token" in name for name in policy.state_dict())
 
 
-def test_the_licence_is_said_once_at_wrap_time(caplog: pytest.LogCaptureFixture, tmp_path: Any) -> None:
+def test_the_license_is_said_once_at_wrap_time(caplog: pytest.LogCaptureFixture, tmp_path: Any) -> None:
     for name, said in (("da3-giant", 1), ("da3-base", 0)):
         policy = TinyPolicy()
         caplog.clear()

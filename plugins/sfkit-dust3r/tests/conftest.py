@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sfkit.trunks.randomise import randomise
+from sfkit.trunks.randomise import randomize
 
 SHARED = Path(__file__).parents[4] / "shared"
 
@@ -101,8 +101,8 @@ class Reference:
         return x @ self.state[f"{name}.weight"].T + self.state[f"{name}.bias"]
 
     def norm(self, name: str, x: Tensor) -> Tensor:
-        centred = x - x.mean(-1, keepdim=True)
-        scaled = centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+        centered = x - x.mean(-1, keepdim=True)
+        scaled = centered / (centered.square().mean(-1, keepdim=True) + 1e-6).sqrt()
         return scaled * self.state[f"{name}.weight"] + self.state[f"{name}.bias"]
 
 
@@ -132,7 +132,7 @@ def make_trunk() -> Callable[..., Any]:
     from sfkit_dust3r.trunk import PairTrunk
 
     def make(seed: int = 0, **sizes: Any) -> Any:
-        return randomise(PairTrunk(TINY.model_copy(update=sizes)), seed).eval()
+        return randomize(PairTrunk(TINY.model_copy(update=sizes)), seed).eval()
 
     return make
 

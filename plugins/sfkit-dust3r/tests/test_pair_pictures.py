@@ -119,7 +119,7 @@ def test_official_framing_and_another_fit_contradict_each_other() -> None:
 
 
 @pytest.mark.parametrize("framing", ["whole", "official"])
-def test_padding_and_letterbox_are_grey(framing: str) -> None:
+def test_padding_and_letterbox_are_gray(framing: str) -> None:
     teacher = tiny(framing=framing)
     trunk = teacher.load(CPU)
     seen: list[torch.Tensor] = []
@@ -127,7 +127,7 @@ def test_padding_and_letterbox_are_grey(framing: str) -> None:
     views = views_of(torch.rand(1, 1, 3, 224, 224))
     views.valid[..., :32, :] = False
     teacher.encode(trunk, views, [1], (14, 14))
-    assert (seen[0][..., :32, :] == 0).all()  # mid-grey in [-1, 1]
+    assert (seen[0][..., :32, :] == 0).all()  # mid-gray in [-1, 1]
 
 
 # ------------------------------------------------------------------------------------------------------------- faults
@@ -208,7 +208,7 @@ def test_fault_26_pictures_enter_between_minus_one_and_one_exactly_once(name: st
     assert torch.allclose(seen[0], (images.flatten(0, 1) - 0.5) / 0.5, atol=1e-6)
 
 
-def test_fault_26_pictures_that_are_normalised_already_are_refused() -> None:
+def test_fault_26_pictures_that_are_normalized_already_are_refused() -> None:
     teacher = tiny(size=32)
     trunk = teacher.load(CPU)
     for images in (torch.rand(1, 1, 3, 32, 32) * 2 - 1, torch.rand(1, 1, 3, 32, 32) * 255):

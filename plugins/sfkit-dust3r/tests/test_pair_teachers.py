@@ -46,7 +46,7 @@ def test_the_plugin_is_import_light() -> None:
 
 
 @pytest.mark.parametrize("name", ["dust3r", "mast3r"])
-def test_registered_with_its_licence(name: str) -> None:
+def test_registered_with_its_license(name: str) -> None:
     entry = default_registry().get("teacher", name)
     assert (entry.distribution, entry.license) == ("sfkit-dust3r", "CC-BY-NC-SA-4.0")
     assert entry.load().license == entry.license
@@ -244,7 +244,7 @@ def test_a_policy_trains_with_it(name: str, target: str) -> None:
     assert not [key for key in policy.state_dict() if "enc_blocks" in key]
 
 
-def test_the_licence_is_said_at_wrap_time(caplog: pytest.LogCaptureFixture, checkpoint: Callable[..., Path]) -> None:
+def test_the_license_is_said_at_wrap_time(caplog: pytest.LogCaptureFixture, checkpoint: Callable[..., Path]) -> None:
     def notes(teacher: Any) -> list[str]:
         caplog.clear()
         policy = TinyPolicy()

@@ -1,4 +1,4 @@
-"""ACT and Diffusion: cells of a ResNet, normalised pictures, random crops, and several observation steps."""
+"""ACT and Diffusion: cells of a ResNet, normalized pictures, random crops, and several observation steps."""
 
 from __future__ import annotations
 
@@ -130,10 +130,10 @@ def test_fault_20_a_cell_looks_at_the_middle_of_its_patch(make, options, layer) 
         (gradient,) = torch.autograd.grad(token, picture, cotangent, retain_graph=True)
         looked = looked + gradient.square().reshape(-1, 384, 384).sum(0)
     pixels = torch.arange(384.0)
-    centre = torch.stack([(looked.sum(0) * pixels).sum(), (looked.sum(1) * pixels).sum(), looked.sum()]) / looked.sum()
+    center = torch.stack([(looked.sum(0) * pixels).sum(), (looked.sum(1) * pixels).sum(), looked.sum()]) / looked.sum()
     stride = adapter.stride(layer)
     wanted = torch.full((2,), stride * cell + (stride - 1) / 2)
-    torch.testing.assert_close((views.source_to_view[0, 0] @ centre)[:2], wanted, atol=max(0.8, stride / 6), rtol=0)
+    torch.testing.assert_close((views.source_to_view[0, 0] @ center)[:2], wanted, atol=max(0.8, stride / 6), rtol=0)
 
 
 def test_fault_26_27_the_teacher_sees_the_crop_that_the_network_saw_as_the_camera_saw_it(case) -> None:
@@ -185,7 +185,7 @@ def test_fault_27_a_forward_in_eval_mode_crops_the_middle() -> None:
 
 def test_fault_26_unknown_statistics_are_an_error() -> None:
     policy = tiny_act()
-    with pytest.raises(ViewsError, match=r"normalises pictures by MEAN_STD.*\n.*image_stats\(dataset\)"):
+    with pytest.raises(ViewsError, match=r"normalizes pictures by MEAN_STD.*\n.*image_stats\(dataset\)"):
         run(ACTAdapter(policy, None), tiny_lerobot_batch(policy), 0)
 
 

@@ -158,7 +158,7 @@ def test_a_batch_without_later_frames_says_what_to_do(kind, build, adapter_of) -
     assert "LaterFrames(dataset, steps=(8,))" in caught.value.remedy
 
 
-def test_a_later_frame_is_as_the_camera_saw_it_where_pictures_are_normalised(build, adapter_of, views_of) -> None:
+def test_a_later_frame_is_as_the_camera_saw_it_where_pictures_are_normalized(build, adapter_of, views_of) -> None:
     from lerobot.configs.types import NormalizationMode
 
     policy = build("smolvla")

@@ -21,7 +21,7 @@ def seeded(policy, batch, **arguments):
     return policy.forward(dict(batch), **arguments)
 
 
-def test_alignment_is_learnt(kind, build, wrap) -> None:
+def test_alignment_is_learned(kind, build, wrap) -> None:
     policy = wrap(build(kind), weight=1.0)
     optimizer = torch.optim.AdamW(policy.get_optim_params(), lr=3e-3)
     batch = tiny_lerobot_batch(policy, geometry=True)

@@ -1,4 +1,4 @@
-"""The token and the feature of one place must be the same one: corners and centre, every camera."""
+"""The token and the feature of one place must be the same one: corners and center, every camera."""
 
 from __future__ import annotations
 

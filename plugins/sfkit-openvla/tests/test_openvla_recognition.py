@@ -24,7 +24,7 @@ from sfkit.testing.prismatic_loop import prismatic_batch
     ],
 )
 @pytest.mark.parametrize("make", [prismatic.tiny_openvla, prismatic.tiny_oft])
-def test_the_class_is_recognised_wherever_its_code_lies(module, make, wrap) -> None:
+def test_the_class_is_recognized_wherever_its_code_lies(module, make, wrap) -> None:
     policy = wrap(make(module=module))
     assert policy.spatial_forcing.adapter.name == "openvla"
     assert policy.spatial_forcing.adapter.is_oft is (make is prismatic.tiny_oft)

@@ -142,7 +142,7 @@ def test_a_compiled_policy_aligns_at_every_step(script, wrap) -> None:
     assert policy.spatial_forcing.status().teacher_runs == 3
 
 
-def test_the_hubs_code_is_recognised(checkout, script, wrap, tmp_path, monkeypatch) -> None:
+def test_the_hubs_code_is_recognized(checkout, script, wrap, tmp_path, monkeypatch) -> None:
     it = script("oft-discrete" if checkout.is_oft else "openvla")
     dynamic = pytest.importorskip("transformers.dynamic_module_utils")
     source = Path(checkout.modeling.__file__).parent

@@ -17,7 +17,7 @@ with warnings.catch_warnings():
     import transformers
 
 from sfkit.rng import own_rng
-from sfkit.trunks.randomise import randomise
+from sfkit.trunks.randomise import randomize
 from sfkit.types import Views
 
 _BLOCKS = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
@@ -133,7 +133,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         if not path.exists():
             with warnings.catch_warnings(), own_rng():
                 warnings.simplefilter("ignore")  # transformers' own about its defaults
-                randomise(FAMILIES[name].model(), seed=3).save_pretrained(path)
+                randomize(FAMILIES[name].model(), seed=3).save_pretrained(path)
                 FAMILIES[name].processor().save_pretrained(path)
             (path / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A tiny model\n")
         return path

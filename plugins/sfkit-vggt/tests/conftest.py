@@ -15,7 +15,7 @@ from sfkit_vggt.config import TINY
 from torch import nn
 
 from sfkit.testing.policies import TinyAdapter, TinyPolicy
-from sfkit.trunks.randomise import randomise
+from sfkit.trunks.randomise import randomize
 from sfkit.types import Views
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -37,7 +37,7 @@ def new_trunk() -> Callable[..., Aggregator]:
 
     def new(**settings: Any) -> Aggregator:
         with torch.inference_mode(False):  # as teachers are loaded
-            trunk = randomise(Aggregator(TINY, **settings)).eval().requires_grad_(False)
+            trunk = randomize(Aggregator(TINY, **settings)).eval().requires_grad_(False)
         assert isinstance(trunk, Aggregator)
         return trunk
 

@@ -22,7 +22,7 @@ from sfkit.policies.loss import find_loss, replace_loss
 from sfkit.policies.tokens import tower_tokens
 from sfkit.types import FeatureMap, Views
 
-_METRES = {"m": 1.0, "mm": 0.001}
+_METERS = {"m": 1.0, "mm": 0.001}
 
 
 class GenericAdapter(PolicyAdapter):
@@ -131,7 +131,7 @@ class GenericAdapter(PolicyAdapter):
             images=undo(pictures, options.pixels),
             valid=valid,
             names=self._names(pictures),
-            depth=None if depth is None else depth * _METRES[options.depth_unit or "m"],
+            depth=None if depth is None else depth * _METERS[options.depth_unit or "m"],
             intrinsics=self._field(call, "intrinsics", pictures),
             world_from_camera=self._field(call, "world_from_camera", pictures),
         )

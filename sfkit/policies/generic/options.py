@@ -16,7 +16,7 @@ from sfkit.errors import ConfigError
 _FUNCTION = "function"
 
 Layout = Literal["b v c h w", "b v h w c", "b c h w", "b h w c", "b (v c) h w", "(b v) c h w", "(v b) c h w", "patches"]
-Colours = tuple[float, float, float]
+Colors = tuple[float, float, float]
 
 
 def _name_of(function: Callable[..., Any]) -> dict[str, str]:
@@ -59,10 +59,10 @@ class ImageTokens:
 
 @dataclass(frozen=True)
 class MeanStd:
-    """Pictures were normalised as ``(x - mean) / std``, with x in [0, 1]."""
+    """Pictures were normalized as ``(x - mean) / std``, with x in [0, 1]."""
 
-    mean: Colours
-    std: Colours
+    mean: Colors
+    std: Colors
 
     def __post_init__(self) -> None:
         if min(self.std) <= 0:
@@ -95,7 +95,7 @@ class GenericOptions(Options):
         default=None, description="Which channels of a view are red, green and blue, where there are more than three."
     )
     pixels: Literal["[0,1]", "[-1,1]", "0-255", "imagenet", "clip"] | MeanStd | None = Field(
-        default=None, description="How the pictures are normalised when they reach the policy; checked, never guessed."
+        default=None, description="How the pictures are normalized when they reach the policy; checked, never guessed."
     )
     resize: tuple[int, int] | None = Field(
         default=None, description="Height and width to which the policy itself stretches what is in the batch."
@@ -111,7 +111,7 @@ class GenericOptions(Options):
     depth: Where | None = Field(default=None, description="Depth maps (b, v, h, w) at the view's resolution.")
     depth_unit: Literal["m", "mm"] | None = Field(default=None, description="Their unit; never guessed.")
     intrinsics: Where | None = Field(default=None, description="K (b, v, 3, 3) in pixels of the view.")
-    world_from_camera: Where | None = Field(default=None, description="Poses (b, v, 4, 4), metres.")
+    world_from_camera: Where | None = Field(default=None, description="Poses (b, v, 4, 4), meters.")
     connector: str | None = Field(
         default=None,
         description="Path of the module that takes what the vision tower gives to the language model: "

@@ -44,7 +44,7 @@ def build(device: str, checkpoint: str, data: str) -> Any:
 
 
 def batch_of(policy: Any, step: int, rank: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """A batch of two, depth in millimetres, and the noise that the policy would draw for it."""
+    """A batch of two, depth in millimeters, and the noise that the policy would draw for it."""
     batch = tiny_lerobot_batch(policy, seed=10 * step + rank, image_size=(96, 96), geometry=True)
     batch = {key: value * 1000 if key.endswith("_depth") else value for key, value in batch.items()}
     generator = torch.Generator().manual_seed(10 * step + rank)

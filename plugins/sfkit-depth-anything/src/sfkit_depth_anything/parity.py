@@ -72,7 +72,7 @@ class DepthAnythingParity(TrunkParity):
             "alt_start": config.alt_start,
             "out_layers": _recorded(config),
             "patch": config.patch,
-            "input": "[B,S,3,H,W] ImageNet-normalised",
+            "input": "[B,S,3,H,W] ImageNet-normalized",
             "output": "patch tokens only, [local | LN(last)]",
         }
 

@@ -16,7 +16,7 @@ from sfkit.notices import notice
 from sfkit.teachers.network import NetworkOptions, NetworkTeacher
 from sfkit.trunks.hub import Source
 from sfkit.trunks.memory import block_bytes
-from sfkit.trunks.patches import imagenet_normalised
+from sfkit.trunks.patches import imagenet_normalized
 from sfkit.types import Views
 from sfkit_depth_anything import config
 from sfkit_depth_anything.config import TrunkConfig
@@ -42,7 +42,7 @@ class DepthAnythingOptions(NetworkOptions):
 class DepthAnything3(NetworkTeacher):
     """Features of Depth Anything 3's trunk: base of the registered sizes.
 
-    Pictures are resized so that the longer side is ``size`` (504, its API's default) and ImageNet-normalised once, in
+    Pictures are resized so that the longer side is ``size`` (504, its API's default) and ImageNet-normalized once, in
     :meth:`features`. Layers count from 1; its heads read the last one and three before.
     """
 
@@ -50,7 +50,7 @@ class DepthAnything3(NetworkTeacher):
     ignored = IGNORED
     patch = 14
     default_size = 504
-    # Near zero once normalised; Depth Anything itself never pads.
+    # Near zero once normalized; Depth Anything itself never pads.
     default_fill = 0.45
     family = "DA3 backbone"
 
@@ -68,7 +68,7 @@ class DepthAnything3(NetworkTeacher):
 
     @property
     def num_layers(self) -> int:
-        return self.trunk_config.depth
+        return self.trunk_config.num_layers
 
     def dim(self, layer: int) -> int:
         return self.trunk_config.dim * (2 if self.options.half == "both" else 1)
@@ -93,7 +93,7 @@ class DepthAnything3(NetworkTeacher):
     def features(self, trunk: nn.Module, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
         residual = torch.bfloat16 if self.options.residual == "bfloat16" else torch.float32
         found = trunk(
-            imagenet_normalised(images),
+            imagenet_normalized(images),
             layers,
             half=self.options.half,
             reference=self.options.reference,
@@ -110,7 +110,7 @@ class DepthAnything3(NetworkTeacher):
         tokens = patches + b * v
         block = block_bytes(tokens, dim, hidden, product=product, residual=residual)
         feature = patches * self.dim(layers[0]) * 4
-        # Pictures stay to the end as painted and as normalised, and are there thrice while they are normalised.
+        # Pictures stay to the end as painted and as normalized, and are there thrice while they are normalized.
         pictures = b * v * 3 * h * w * 4
         # The last feature is made when its block is through.
         last = max(block, tokens * dim * (2 * residual + 4) + feature)

@@ -68,7 +68,7 @@ class DepthAnythingTrunk(nn.Module):
         """Features of patches after the blocks asked for; blocks behind the last one do not run.
 
         Args:
-            images: ``(b, v, 3, h, w)`` float, ImageNet-normalised, sides multiples of the patch.
+            images: ``(b, v, 3, h, w)`` float, ImageNet-normalized, sides multiples of the patch.
             layers: Layer ``k`` is what block ``k`` of 1 to ``depth`` gives, in any order.
             half: ``local``: the stream after the latest block that looks within views, not normed. ``global``: the
                 final norm of the stream after this block, whichever kind it is. ``both``: local, then global. Before

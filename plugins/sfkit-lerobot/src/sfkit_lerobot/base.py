@@ -28,7 +28,7 @@ class LeRobotOptions(Options):
 
     image_stats: dict[str, dict[str, tuple[float, ...]]] = Field(
         default_factory=dict,
-        description="Statistics of each camera, for a policy that normalises pictures: see image_stats(dataset).",
+        description="Statistics of each camera, for a policy that normalizes pictures: see image_stats(dataset).",
     )
 
 
@@ -77,7 +77,7 @@ class LeRobotAdapter(PolicyAdapter):
     # --------------------------------------------------------------------------------------------------- views
 
     def _as_seen_by_the_camera(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The batch with its pictures as they were before the normalisation, so that their resize is undisturbed."""
+        """The batch with its pictures as they were before the normalization, so that their resize is undisturbed."""
         mode = visual_mode(self.policy.config)
         if mode == "IDENTITY":
             return batch

@@ -14,7 +14,7 @@ from sfkit.types import FeatureMap, Views
 from sfkit_lerobot.letterbox import Size
 from sfkit_lerobot.resnet import Crop, ResNetAdapter, size_of
 
-#: Where the first of the four stages stands in the backbone, behind convolution, normalisation, ReLU and pooling.
+#: Where the first of the four stages stands in the backbone, behind convolution, normalization, ReLU and pooling.
 _FIRST = 4
 _STAGES = 4
 

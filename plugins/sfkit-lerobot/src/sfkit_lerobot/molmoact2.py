@@ -108,7 +108,7 @@ class MolmoAct2Adapter(PlaceholderAdapter):
         """Look once at what the preprocessor made of the pictures, which are still in the batch."""
         if visual_mode(self.policy.config) != "IDENTITY":
             raise ViewsError(
-                "MolmoAct2 is given normalised pictures, which its preprocessor turns into 8 bits as if they were in "
+                "MolmoAct2 is given normalized pictures, which its preprocessor turns into 8 bits as if they were in "
                 "[0, 1].",
                 'Use normalization_mapping["VISUAL"] = IDENTITY, as is its default.',
             )

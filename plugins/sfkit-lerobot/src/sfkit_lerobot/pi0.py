@@ -61,7 +61,7 @@ class PI0Adapter(RotaryPrefixAdapter):
         return int(h), int(w)
 
     def _check_range(self, batch: Mapping[str, Any]) -> None:
-        """Look at the pictures before the policy clamps them: afterwards the core's check cannot see what is wrong."""
+        """Look at the pictures before the policy clamps them: afterward the core's check cannot see what is wrong."""
         for key in self.policy.config.image_features:
             if key in batch:
                 refuse_out_of_range(batch[key], key, self.name)

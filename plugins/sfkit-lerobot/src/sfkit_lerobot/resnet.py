@@ -23,7 +23,7 @@ class Crop(Letterbox):
     """How a picture became what a ResNet saw: resized, cropped, and shifted so that its cells lie on a patch grid.
 
     The cell ``i`` of a ResNet of stride ``s`` looks around pixel ``s * i``: all its convolutions are padded by half of
-    their kernel. A patch grid has the centre of that cell half a stride further, at ``s * i + (s - 1) / 2``. The view
+    their kernel. A patch grid has the center of that cell half a stride further, at ``s * i + (s - 1) / 2``. The view
     is therefore the picture moved by half a stride to the lower right. What is before it is padding, so the first row
     and column, which the network itself computes half from padding, are not aligned; nor are the last pixels, which
     belong to no cell.

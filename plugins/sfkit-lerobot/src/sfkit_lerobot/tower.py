@@ -42,7 +42,7 @@ class TowerPrefixAdapter(PrefixAdapter):
     def future_views(self, call: ForwardCall, steps: int) -> Views:
         """As :meth:`sfkit.policies.base.PolicyAdapter.future_views` says, from :class:`sfkit_lerobot.LaterFrames`.
 
-        A later frame is taken as the camera saw it: LeRobot's normaliser knows the policy's own pictures alone.
+        A later frame is taken as the camera saw it: LeRobot's normalizer knows the policy's own pictures alone.
         """
         batch = call.arguments["batch"]
         moved, there = at_later_frame(batch, list(self.policy.config.image_features), self.cameras, steps)

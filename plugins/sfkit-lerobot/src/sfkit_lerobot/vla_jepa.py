@@ -34,7 +34,7 @@ class VLAJEPAAdapter(PlaceholderAdapter):
         names = list(self.policy.config.image_features)
         if visual_mode(self.policy.config) != "IDENTITY":
             raise ViewsError(
-                "VLA-JEPA is given normalised pictures, which its own processor then normalises again.",
+                "VLA-JEPA is given normalized pictures, which its own processor then normalizes again.",
                 'Use normalization_mapping["VISUAL"] = IDENTITY, as is its default.',
             )
         model = self.policy.model

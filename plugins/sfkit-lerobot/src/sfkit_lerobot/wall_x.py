@@ -46,7 +46,7 @@ class WallXAdapter(PlaceholderAdapter):
     def _check_pictures(self, batch: Mapping[str, Any], names: list[str]) -> None:
         if visual_mode(self.policy.config) != "IDENTITY":
             raise ViewsError(
-                "Wall-X is given normalised pictures, which it turns into 8 bits as if they were in [0, 1].",
+                "Wall-X is given normalized pictures, which it turns into 8 bits as if they were in [0, 1].",
                 'Use normalization_mapping["VISUAL"] = IDENTITY, as is its default.',
             )
         if not self._range_is_checked:

@@ -23,7 +23,7 @@ class XVLAOptions(LeRobotOptions):
 
     imagenet: bool = Field(
         default=True,
-        description="Whether the preprocessor normalises pictures by ImageNet's values, as LeRobot's does.",
+        description="Whether the preprocessor normalizes pictures by ImageNet's values, as LeRobot's does.",
     )
 
 
@@ -86,10 +86,10 @@ class XVLAAdapter(PrefixAdapter):
         return {**batch, **{key: denormalized(batch[key], "MEAN_STD", stats, key) for key in present}}
 
     def _refuse_pictures_as_they_were(self, batch: Mapping[str, Any], present: list[str]) -> None:
-        """Pictures in [0, 1] would be taken for normalised ones, and come out grey without leaving the range."""
+        """Pictures in [0, 1] would be taken for normalized ones, and come out gray without leaving the range."""
         if present and all(float(batch[key].min()) >= 0 and float(batch[key].max()) <= 1 for key in present):
             raise ViewsError(
-                "All pixels of the batch are in [0, 1], which pictures normalised by ImageNet's values are not.",
+                "All pixels of the batch are in [0, 1], which pictures normalized by ImageNet's values are not.",
                 "Let the batch go through X-VLA's preprocessor, or, if it leaves pictures as they are, pass "
                 'adapter=("xvla", {"imagenet": False}).',
             )

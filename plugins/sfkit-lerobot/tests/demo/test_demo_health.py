@@ -43,8 +43,8 @@ class Shifted(TinyAdapter):
 
 def patchwork(seed: int) -> dict[str, torch.Tensor]:
     batch = tiny_batch(b=6, size=48, seed=seed)
-    colours = torch.rand(6, 2, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
-    batch["images"] = colours.repeat_interleave(8, 3).repeat_interleave(8, 4)
+    colors = torch.rand(6, 2, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
+    batch["images"] = colors.repeat_interleave(8, 3).repeat_interleave(8, 4)
     return batch
 
 

@@ -75,7 +75,7 @@ def build(request: pytest.FixtureRequest) -> Callable[..., Any]:
 
 @pytest.fixture
 def frames() -> Callable[..., dict[str, Any]]:
-    """``frames(policy, ...)``: random frames as a dataset returns them, with depth in metres."""
+    """``frames(policy, ...)``: random frames as a dataset returns them, with depth in meters."""
 
     def frames(policy: Any, *, batch_size: int = 2, seed: int = 0, missing: tuple[str, ...] = ()) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(seed)

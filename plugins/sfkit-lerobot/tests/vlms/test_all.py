@@ -210,7 +210,7 @@ def test_fault_06_what_lerobot_freezes_is_an_error_that_names_the_option(kind, b
         policy.forward(batch_of(policy))
 
 
-def test_the_loss_is_joined_and_learnt(kind, build, batch_of, wrap, parameters_of) -> None:
+def test_the_loss_is_joined_and_learned(kind, build, batch_of, wrap, parameters_of) -> None:
     plain, policy = build(kind), wrap(build(kind), weight=0.25)
     batch = batch_of(plain)
     alone, before = forward(plain, batch)

@@ -211,7 +211,7 @@ class OpenPIAdapter(PolicyAdapter):
 
 
 def _check_range(pictures: Mapping[str, Tensor]) -> None:
-    """Look at the pictures before openpi clamps them: afterwards the core's check cannot see what is wrong."""
+    """Look at the pictures before openpi clamps them: afterward the core's check cannot see what is wrong."""
     remedy = "openpi's Observation holds float pictures in [-1, 1]: make it with Observation.from_dict, from uint8."
     for name, picture in pictures.items():
         if not picture.is_floating_point():

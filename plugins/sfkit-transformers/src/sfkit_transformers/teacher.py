@@ -18,7 +18,7 @@ from sfkit.types import FeatureMap, Views
 from sfkit_transformers.backbone import Backbone, Norms
 from sfkit_transformers.checkpoint import Checkpoint, commit_of, vision_config
 from sfkit_transformers.families import FAMILIES, UNKNOWN, shape_of
-from sfkit_transformers.licence import licence_of
+from sfkit_transformers.license import license_of
 from sfkit_transformers.preprocessing import read_preprocessing
 
 _NAME = "hf"
@@ -32,7 +32,7 @@ class TransformersOptions(PictureOptions):
     norm: Norms = Field(
         default="last", description="Where the model's final norm is applied: to its last layer, to all, or nowhere."
     )
-    license: str | None = Field(default=None, description="Licence of the weights, if the model's card does not say.")
+    license: str | None = Field(default=None, description="License of the weights, if the model's card does not say.")
     mean: tuple[float, float, float] | None = Field(
         default=None, description="Mean of pictures in [0, 1], instead of the image processor's."
     )
@@ -56,7 +56,7 @@ class TransformersTeacher(PictureTeacher):
     well, so that it is ``last_hidden_state``; the option ``norm`` changes that.
 
     Views are looked at one by one. Pictures are resized to the option ``size`` (by default what the model's image
-    processor gives), never cropped unless ``fit`` says so, and normalised as the image processor says.
+    processor gives), never cropped unless ``fit`` says so, and normalized as the image processor says.
     """
 
     name = _NAME
@@ -85,9 +85,9 @@ class TransformersTeacher(PictureTeacher):
             self._prefix = 0 if self._family.prefix is None else self._family.prefix(seen)
         self.patch = self._shape.patch
         self.default_size = self._default_size(seen)
-        # Grey that is zero for the network.
+        # Gray that is zero for the network.
         self.default_fill = min(1.0, max(0.0, sum(self._preprocessing.mean) / 3))
-        self.license = chosen.license or licence_of(chosen.model, self._checkpoint.folder, chosen.revision)
+        self.license = chosen.license or license_of(chosen.model, self._checkpoint.folder, chosen.revision)
         self._check_side()
 
     @property

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sfkit.errors import ShapeError
 from sfkit.trunks.blocks import Block
-from sfkit.trunks.patches import imagenet_normalised, patch_grid
+from sfkit.trunks.patches import imagenet_normalized, patch_grid
 from sfkit.trunks.rope import Rope, grid_positions, rope_table
 from sfkit.trunks.tables import Tables
 from sfkit_vggt.config import VggtConfig
@@ -96,7 +96,7 @@ class Aggregator(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         """Tokens of each view, ``(b * s, 1 + registers + rows * columns, dim)``: camera, registers, patches."""
         b, s = images.shape[:2]
-        patches = self.patch_embed(imagenet_normalised(images.flatten(0, 1).float()), self.residual)
+        patches = self.patch_embed(imagenet_normalized(images.flatten(0, 1).float()), self.residual)
         specials = torch.cat((self.camera_token, self.register_token), 2)
         of_views = torch.cat((specials[:, :1], specials[:, 1:].expand(-1, s - 1, -1, -1)), 1)
         of_views = of_views.expand(b, -1, -1, -1).flatten(0, 1)

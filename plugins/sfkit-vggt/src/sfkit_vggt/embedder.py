@@ -41,7 +41,7 @@ class Embedder(nn.Module):
         """Embed pictures.
 
         Args:
-            images: ``(n, 3, h, w)`` float32, normalised, sides multiples of the patch.
+            images: ``(n, 3, h, w)`` float32, normalized, sides multiples of the patch.
             residual: Of the residual stream.
 
         Returns:

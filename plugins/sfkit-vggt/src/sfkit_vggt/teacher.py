@@ -106,7 +106,7 @@ class Vggt(VggtTeacher):
 
 
 class VggtCommercial(VggtTeacher):
-    """VGGT-1B-Commercial: the same architecture under a licence that admits commercial use."""
+    """VGGT-1B-Commercial: the same architecture under a license that admits commercial use."""
 
     name = "vggt-commercial"
     license = "VGGT License"

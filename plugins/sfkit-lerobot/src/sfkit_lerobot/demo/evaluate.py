@@ -58,7 +58,7 @@ class Truth:
     Attributes:
         rows: ``(n,)`` rows of the dataset.
         target: ``(n, v, gh, gw, d)`` features of the teacher.
-        depth: ``(n, v, gh, gw)`` metres.
+        depth: ``(n, v, gh, gw)`` meters.
         known: ``(n, v, gh, gw)`` bool: where depth is valid.
         names: One for each view.
     """
@@ -206,7 +206,7 @@ def _cat(maps: list[FeatureMap]) -> FeatureMap:
 
 def _flat(tokens: FeatureMap) -> Tensor:
     """``(n, v * gh * gw * d)``: all tokens of a frame side by side, masked ones 0."""
-    return tokens.sanitised().values.flatten(1)
+    return tokens.sanitized().values.flatten(1)
 
 
 def _position_mean(values: Tensor, mask: Tensor) -> Tensor:

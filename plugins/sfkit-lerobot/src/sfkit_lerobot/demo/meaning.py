@@ -51,7 +51,7 @@ def details(comparison: Comparison) -> str:
     seconds = [median(arm.curves.seconds) for arm in (plain, comparison.aligned)]
     versions = ", ".join(f"{name} {version(name)}" for name in ("sfkit", "lerobot", "torch"))
     rows = [
-        ("teacher", f"{teacher.name} (licence {teacher.license}), {options}; present in training only"),
+        ("teacher", f"{teacher.name} (license {teacher.license}), {options}; present in training only"),
         (
             "alignment",
             f"weight {settings.weight:g} at student layer {settings.student_layer} of {BLOCKS}, {settings.method}",

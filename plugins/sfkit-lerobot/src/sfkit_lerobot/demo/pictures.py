@@ -1,4 +1,4 @@
-"""What the report shows of one arm: frames, depth, and token grids as colours."""
+"""What the report shows of one arm: frames, depth, and token grids as colors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sfkit.probe import pca_colours
+from sfkit.probe import pca_colors
 
 if TYPE_CHECKING:
     from sfkit_lerobot.demo.evaluate import Evaluator
@@ -24,9 +24,9 @@ class Pictures:
         names: Camera names, ``v`` of them.
         tasks: Task text of each frame.
         images: ``(k, v, h, w, 3)`` uint8 as recorded.
-        depth: ``(k, v, h', w')`` float32 metres; 0 where unknown.
-        student: ``(k, v, gh, gw, 3)`` PCA colours of the policy's tokens.
-        teacher: ``(k, v, gh, gw, 3)`` PCA colours of the teacher's features; NaN where there are none.
+        depth: ``(k, v, h', w')`` float32 meters; 0 where unknown.
+        student: ``(k, v, gh, gw, 3)`` PCA colors of the policy's tokens.
+        teacher: ``(k, v, gh, gw, 3)`` PCA colors of the teacher's features; NaN where there are none.
     """
 
     names: tuple[str, ...]
@@ -41,13 +41,13 @@ def take_pictures(policy: nn.Module, evaluator: Evaluator) -> Pictures:
     """One frame of each task, halfway through its first held-out episode.
 
     Components come from all measured held-out frames, and each position's mean is taken off first: otherwise the
-    colours would show little but where a token sits.
+    colors would show little but where a token sits.
     """
     frames, truth = evaluator.frames, evaluator.held_out
     chosen = _one_of_each_task(evaluator)
     rows = truth.rows[chosen]
-    student = pca_colours(evaluator.tokens(policy, truth.rows), centre_positions=True)
-    teacher = pca_colours(truth.target, centre_positions=True)
+    student = pca_colors(evaluator.tokens(policy, truth.rows), center_positions=True)
+    teacher = pca_colors(truth.target, center_positions=True)
     depth = []
     for key, camera in frames.cameras.cameras.items():
         raw = frames.depth[camera.depth_key or ""][rows, 0]

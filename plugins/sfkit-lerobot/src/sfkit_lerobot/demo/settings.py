@@ -33,7 +33,7 @@ class Settings:
         weight_decay: Of AdamW.
         clip: Largest gradient norm.
         held_out: Share of each task's episodes that are never trained on.
-        stride: Frames apart at which episodes are probed: neighbours are near copies.
+        stride: Frames apart at which episodes are probed: neighbors are near copies.
         noise_draws: Noises and times drawn for each held-out frame.
         checkpoints: How often the held-out loss is looked at on the way.
     """
