@@ -25,8 +25,8 @@ def register_policies(register: Register) -> None:
         summary="any policy, told where its blocks, visual tokens and pictures are",
         aligned="the tokens that it is told of (`adapter=GenericAdapter(...)`)",
         trains="what the policy's own loop trains",
-        verified="tiny PaliGemma, LLaVA, SmolVLM and Qwen2.5-VL of transformers with a regression head: registration, "
-        "gradients, training",
+        verified="tiny PaliGemma, LLaVA, SmolVLM and Qwen2.5-VL of transformers with a regression head: "
+        "spatial correspondence, gradients, training",
     )
 
 

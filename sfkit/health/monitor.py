@@ -15,9 +15,9 @@ from sfkit.alignment.gradients import GradientSums
 from sfkit.alignment.step import Compared
 from sfkit.config import HealthOptions, StudentLayer
 from sfkit.errors import SfkitWarning
+from sfkit.health.correspondence import SHIFTS, shift_errors
 from sfkit.health.directions import mean_norm, spread_and_rank, variation_over_samples
 from sfkit.health.drift import drift, drift_noise, moments, sample_of
-from sfkit.health.registration import SHIFTS, shift_errors
 from sfkit.health.report import Health, LayerHealth, PairHealth
 from sfkit.health.rules import Warner, findings
 from sfkit.objectives.base import masked_mean, unit

@@ -136,8 +136,8 @@ class Health:
             )
             if pair.shift is not None:
                 lines.append(
-                    f"    registration: error {_n(pair.aligned_error)} in place, {_n(pair.shifted_error)} at best one "
-                    "patch away"
+                    f"    spatial correspondence: error {_n(pair.aligned_error)} in place, {_n(pair.shifted_error)} "
+                    "at best one patch away"
                 )
         lines.append(f"  projector moved by {_n(self.projector_movement)} of its size")
         return "\n".join([*lines, *self._warning_lines()])

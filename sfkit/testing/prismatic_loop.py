@@ -28,7 +28,7 @@ def normalized(images: Tensor, *, fused: bool = True) -> Tensor:
 
 
 def perturbed(batch: Mapping[str, Any], view: int, box: tuple[slice, slice]) -> dict[str, Any]:
-    """A copy of a batch in which one view's picture is inverted inside a pixel box; for ``check_registration``."""
+    """A copy of a batch in which one view's picture is inverted inside a pixel box; for ``check_correspondence``."""
     images = batch["images"].clone()
     images[:, view, :, box[0], box[1]] = 1 - images[:, view, :, box[0], box[1]]
     fused = batch["pixel_values"].shape[1] == 6 * images.shape[1]

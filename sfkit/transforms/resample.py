@@ -23,7 +23,7 @@ class ResampleOptions(Options):
     align_corners: bool = Field(
         default=False,
         description="Put the corner patches' centers on each other, without antialiasing, as the released Spatial "
-        "Forcing code does: up to 0.28 of a student patch of misregistration at the borders.",
+        "Forcing code does: up to 0.28 of a student patch of shift at the borders.",
     )
     scale_factor: bool = Field(
         default=False,

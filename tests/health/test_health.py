@@ -81,7 +81,7 @@ def test_a_healthy_run_is_measured_and_nothing_is_said(wrapped: Make) -> None:
     assert layer.drift > 0
     assert health.projector_movement > 0
     assert json.loads(json.dumps(health.as_dict()))["pairs"][0]["teacher"] == "patch"
-    for word in ("gradient", "drift", "effective rank", "registration", "projector moved", "cam1"):
+    for word in ("gradient", "drift", "effective rank", "spatial correspondence", "projector moved", "cam1"):
         assert word in str(health)
 
 
@@ -150,7 +150,7 @@ def test_fault_16_tokens_off_by_one_are_named(tiny: Make, layer: int) -> None:
     policy = tiny()
     SpatialForcing.wrap(policy, PatchTeacher(), student_layer=layer, adapter=Shifted(policy), health=HEALTH)
     (said,) = train(policy)
-    assert "out of register" in said
+    assert "spatially shifted" in said
     assert "by the token +0 rows and +1 columns away" in said
     assert policy.spatial_forcing.health().pairs[0].shift == (0, 1)
 

@@ -17,8 +17,8 @@ from sfkit_dust3r.teacher import DUSt3RTeacher
 from sfkit import SpatialForcing
 from sfkit.errors import ConfigError, ViewsError
 from sfkit.policies.base import ForwardCall
+from sfkit.testing.correspondence import check_correspondence
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.registration import check_registration
 from sfkit.trunks.placement import Placement
 from sfkit.types import Views
 
@@ -148,7 +148,7 @@ def test_fault_20_a_patch_moves_its_own_cell_of_a_view_that_is_not_square() -> N
     handle = policy.spatial_forcing
     (found,) = handle.hosts[0].features(handle.adapter.views(ForwardCall({"batch": batch}, None)), [1], (4, 6))
     assert found.grid == (4, 6)
-    check_registration(policy, batch, brighten)
+    check_correspondence(policy, batch, brighten)
 
 
 def test_fault_20_tokens_turn_by_row_and_column_and_not_the_other_way(

@@ -10,7 +10,7 @@ from sfkit import SpatialForcing
 from sfkit.alignment.tap import tap_at, tokens_at
 from sfkit.errors import ConfigError, GradientError, ViewsError
 from sfkit.policies.base import ForwardCall
-from sfkit.testing.registration import check_registration
+from sfkit.testing.correspondence import check_correspondence
 from sfkit.testing.teachers import PatchTeacher
 
 FRONT, WRIST = CAMERAS
@@ -53,7 +53,7 @@ def test_every_patch_moves_its_own_token_of_the_tower(kind, build, wrap) -> None
         return {**batch, CAMERAS[view]: picture}
 
     policy = wrap(build(kind), PatchTeacher(), student_layer="encoder")
-    check_registration(policy, tiny_lerobot_batch(policy), perturb)
+    check_correspondence(policy, tiny_lerobot_batch(policy), perturb)
 
 
 def test_vega_trains_the_tower_alone_of_a_real_policy(kind, build, wrap) -> None:

@@ -9,8 +9,8 @@ import torch
 
 from sfkit.alignment.tap import Tap
 from sfkit.errors import AdapterError, ConfigError, ShapeError
+from sfkit.testing.correspondence import CorrespondenceError, check_correspondence
 from sfkit.testing.prismatic_loop import perturbed
-from sfkit.testing.registration import RegistrationError, check_registration
 
 
 def test_fault_35_a_tap_at_layer_k_reads_the_hidden_state_k(loop, script) -> None:
@@ -69,14 +69,14 @@ def test_fault_35_layers(script, wrap) -> None:
 def test_fault_16_20_25_every_patch_moves_its_own_token(loop, images, film, script, wrap, looped) -> None:
     it = script(loop, images=images, film=film)
     policy = wrap(it.policy(), student_layer=0)
-    check_registration(looped(it, policy), it.batch(), perturbed)
+    check_correspondence(looped(it, policy), it.batch(), perturbed)
 
 
 def test_fault_16_the_released_recipes_shift_is_found(script, wrap, looped) -> None:
     oft = script("oft-l1", images=2)
     policy = wrap(oft.policy(), student_layer=0, adapter=("openvla", {"token_shift": 1}))
-    with pytest.raises(RegistrationError, match=r"row 0, column 1 of view 0 moved the student's row 0, column 0"):
-        check_registration(looped(oft, policy), oft.batch(), perturbed, cells=[(0, 1)])
+    with pytest.raises(CorrespondenceError, match=r"row 0, column 1 of view 0 moved the student's row 0, column 0"):
+        check_correspondence(looped(oft, policy), oft.batch(), perturbed, cells=[(0, 1)])
 
 
 @pytest.mark.parametrize("shift", [0, 1])

@@ -25,8 +25,8 @@ from sfkit.errors import (
 from sfkit.policies.base import ForwardCall
 from sfkit.policies.generic import Span
 from sfkit.policies.generic.blocks import first_tap
+from sfkit.testing.correspondence import CorrespondenceError, check_correspondence
 from sfkit.testing.policies import TinyPolicy, tiny_batch
-from sfkit.testing.registration import RegistrationError, check_registration
 from sfkit.testing.teachers import PatchTeacher
 
 TINY: dict[str, Any] = {
@@ -109,7 +109,7 @@ def test_fault_01_a_tap_that_never_fires_is_an_error(tiny: Callable[..., Any]) -
 def test_fault_16_20_image_tokens_are_found_by_id(make_text: Callable[..., Any], padding: str) -> None:
     case = make_text(padding)
     policy = wrap_case(case)
-    check_registration(policy, case.batch(), case.perturb)
+    check_correspondence(policy, case.batch(), case.perturb)
 
 
 def wrap_case(case: Any) -> Any:
@@ -117,28 +117,28 @@ def wrap_case(case: Any) -> Any:
 
 
 def test_fault_16_a_span_is_where_it_says(tiny: Callable[..., Any]) -> None:
-    check_registration(wrap(tiny()), tiny_batch(), brighten)
-    check_registration(wrap(tiny(), tokens=[Span(0, 16), Span(-17, 16)]), tiny_batch(), brighten)
+    check_correspondence(wrap(tiny()), tiny_batch(), brighten)
+    check_correspondence(wrap(tiny(), tokens=[Span(0, 16), Span(-17, 16)]), tiny_batch(), brighten)
     for wrong in (Span(1, 32), (Span(16, 16), Span(0, 16))):
-        with pytest.raises(RegistrationError, match="student"):
-            check_registration(wrap(tiny(), tokens=wrong), tiny_batch(), brighten)
+        with pytest.raises(CorrespondenceError, match="student"):
+            check_correspondence(wrap(tiny(), tokens=wrong), tiny_batch(), brighten)
 
 
 def test_fault_16_a_function_returns_positions(make_text: Callable[..., Any]) -> None:
     case = make_text("left", tokens=lambda call: torch.arange(24) + 3)
     case.ids = case.ids[1:].repeat(2, 1)  # no padding: one word, the pictures, four words
-    with pytest.raises(RegistrationError):
-        check_registration(wrap_case(case), case.batch(), case.perturb)
+    with pytest.raises(CorrespondenceError):
+        check_correspondence(wrap_case(case), case.batch(), case.perturb)
     case = make_text(
         "left", tokens=lambda call: (call.arguments["batch"]["input_ids"] == 99).nonzero()[:, 1].view(-1, 24)
     )
-    check_registration(wrap_case(case), case.batch(), case.perturb)
+    check_correspondence(wrap_case(case), case.batch(), case.perturb)
 
 
 def test_a_grid_with_rows_for_columns_is_found_out(make_text: Callable[..., Any]) -> None:
     case = make_text(grid=(2, 4, 3), resize=(32, 24))
-    with pytest.raises(RegistrationError):
-        check_registration(wrap_case(case), case.batch(), case.perturb)
+    with pytest.raises(CorrespondenceError):
+        check_correspondence(wrap_case(case), case.batch(), case.perturb)
 
 
 @pytest.mark.parametrize(
@@ -340,7 +340,7 @@ def test_examples_of_starvla(tiny: Callable[..., Any]) -> None:
             example["image"][0][box] = 255 - example["image"][0][box]
         return changed
 
-    check_registration(wrapped, examples, perturb)
+    check_correspondence(wrapped, examples, perturb)
 
 
 class Returning(nn.Module):

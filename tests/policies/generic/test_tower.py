@@ -12,8 +12,8 @@ import torch
 from sfkit import GenericAdapter, Span, SpatialForcing
 from sfkit.errors import AdapterError, ConfigError, ShapeError, ViewsError
 from sfkit.policies.base import ForwardCall
+from sfkit.testing.correspondence import check_correspondence
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.registration import check_registration
 from sfkit.testing.teachers import PatchTeacher
 
 TOLD: dict[str, Any] = {
@@ -44,14 +44,14 @@ def test_a_tower_told_by_its_connector_is_that_of_an_adapter_that_knows_it(per_v
     ("family", "connector", "side"),
     [("paligemma", "multi_modal_projector", 4), ("llava", "multi_modal_projector", 4), ("smolvlm", "connector", 8)],
 )
-def test_the_tower_of_a_vlm_of_transformers_is_registered(
+def test_the_tower_of_a_vlm_of_transformers_corresponds(
     make_vlm: Callable[..., Any], family: str, connector: str, side: int
 ) -> None:
     case = make_vlm(family, "left")
     told = case.adapter.options.model_copy(update={"connector": f"vlm.{connector}", "tower": (side, side, 24)})
     adapter = GenericAdapter(options=told)
     policy = SpatialForcing.wrap(case.policy.train(), PatchTeacher(), adapter=adapter, student_layer="encoder")
-    check_registration(policy, case.batch(), case.perturb)
+    check_correspondence(policy, case.batch(), case.perturb)
 
 
 def test_later_frames_told_by_their_path_are_those_of_an_adapter_that_knows_them() -> None:

@@ -11,7 +11,7 @@ import torch
 from sfkit import SpatialForcing
 from sfkit.policies.generic import GenericOptions
 from sfkit.policies.generic.pixels import to_views
-from sfkit.testing.registration import check_registration
+from sfkit.testing.correspondence import check_correspondence
 from sfkit.testing.teachers import PatchTeacher
 
 FAMILIES = ["paligemma", "llava", "smolvlm", "qwen"]
@@ -19,10 +19,10 @@ FAMILIES = ["paligemma", "llava", "smolvlm", "qwen"]
 
 @pytest.mark.parametrize("padding", ["left", "right"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_fault_16_20_25_a_vlm_is_registered(make_vlm: Callable[..., Any], family: str, padding: str) -> None:
+def test_fault_16_20_25_a_vlm_corresponds(make_vlm: Callable[..., Any], family: str, padding: str) -> None:
     case = make_vlm(family, padding)
     policy = SpatialForcing.wrap(case.policy.train(), PatchTeacher(), adapter=case.adapter, student_layer=0)
-    check_registration(policy, case.batch(), case.perturb)
+    check_correspondence(policy, case.batch(), case.perturb)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

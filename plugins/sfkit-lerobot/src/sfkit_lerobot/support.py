@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-_TINY = "a tiny instance of LeRobot's class: registration, gradients, training, saving"
+_TINY = "a tiny instance of LeRobot's class: spatial correspondence, gradients, training, saving"
 
 #: Adapter, and what it is registered with.
 POLICIES: dict[str, dict[str, Any]] = {

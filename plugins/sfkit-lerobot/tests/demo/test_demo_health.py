@@ -77,7 +77,7 @@ def run(
 BROKEN: dict[str, tuple[Callable[[], list[Health]], str]] = {
     "frozen backbone": (lambda: run(frozen=True), "reaches no trainable parameter of the policy"),
     "weight 100": (lambda: run(weight=100.0), "The alignment gradient dominates"),
-    "shifted tokens": (lambda: run(adapter=Shifted), "are out of register"),
+    "shifted tokens": (lambda: run(adapter=Shifted), "are spatially shifted"),
     "constant target": (lambda: run(Constant()), "is constant: all its tokens point the same way"),
 }
 

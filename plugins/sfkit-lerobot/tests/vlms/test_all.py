@@ -11,7 +11,7 @@ from sfkit_lerobot.tiny import CAMERAS
 from sfkit import SpatialForcing
 from sfkit.alignment.tap import Tap
 from sfkit.errors import GradientError, ShapeError
-from sfkit.testing.registration import check_registration
+from sfkit.testing.correspondence import check_correspondence
 
 # VLA-JEPA asks for an autocast to float32, which torch knows on GPUs only.
 pytestmark = [
@@ -137,7 +137,7 @@ def test_fault_20_and_25_a_patch_moves_its_own_token_and_its_own_feature(
         changed[f"{key}_depth"] = torch.where(inside, raw[f"{key}_depth"] + 0.5, raw[f"{key}_depth"])
         return finish(policy, changed)
 
-    check_registration(wrap(policy, student_layer=0), finish(policy, raw), perturb)
+    check_correspondence(wrap(policy, student_layer=0), finish(policy, raw), perturb)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ALIGNED])

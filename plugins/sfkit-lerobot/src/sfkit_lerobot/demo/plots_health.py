@@ -35,7 +35,7 @@ def health_section(reports: Sequence[Health]) -> str:
         "beside what two batches differ by without any change. The last panel asks whether a patch's target is told "
         "best by that patch's own token."
     )
-    alt = "Gradients, cosines, drift, rank, norms, projector and registration by step"
+    alt = "Gradients, cosines, drift, rank, norms, projector and spatial correspondence by step"
     return (
         f'<figure class="card"><img src="{health_figure(reports)}" alt="{alt}">'
         f"<figcaption>{caption}</figcaption></figure>{said}"

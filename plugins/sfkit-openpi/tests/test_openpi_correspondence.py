@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 import torch
 
+from sfkit.testing.correspondence import CorrespondenceError, check_correspondence
 from sfkit.testing.openpi import CAMERAS
-from sfkit.testing.registration import RegistrationError, check_registration
 
 
 def nearly_still(size: int) -> int:
@@ -41,7 +41,7 @@ def run(setup, policy, batch, **options):
 
     side = setup.size // 14
     cells = [(0, 0), (0, side - 1), (side - 1, 0), (side - 1, side - 1), (side // 2, side // 2 - 1)]
-    check_registration(policy, batch, perturb, run=call, cells=cells)
+    check_correspondence(policy, batch, perturb, run=call, cells=cells)
 
 
 def test_fault_16_and_20_a_patch_moves_its_own_token_and_its_own_feature(setup, wrap) -> None:
@@ -68,5 +68,5 @@ def test_fault_25_the_order_of_the_observation_does_not_matter(setup, wrap) -> N
 
 def test_fault_16_the_shift_of_the_released_openvla_recipe_is_caught(standin, wrap) -> None:
     policy = wrap(standin.build(), student_layer=0, adapter=("openpi", {"token_shift": 1}))
-    with pytest.raises(RegistrationError):
+    with pytest.raises(CorrespondenceError):
         run(standin, policy, standin.batch(1))

@@ -1,4 +1,4 @@
-"""The registration check: do student tokens and teacher features look at the same piece of the picture?"""
+"""The spatial correspondence check: do student tokens and teacher features look at the same piece of the picture?"""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from sfkit.forcing import SpatialForcing
 Perturb = Callable[[Any, int, tuple[slice, slice]], Any]
 
 
-class RegistrationError(SfkitError):
+class CorrespondenceError(SfkitError):
     """A perturbed patch moved another patch's token or feature most."""
 
 
-def check_registration(
+def check_correspondence(
     policy: nn.Module,
     batch: Any,
     perturb: Perturb,
@@ -43,7 +43,7 @@ def check_registration(
         run: How the policy takes a batch. What it draws at random is the same each time.
 
     Raises:
-        RegistrationError: Names the patch and what moved instead, if anything did.
+        CorrespondenceError: Names the patch and what moved instead, if anything did.
     """
     before = _maps(policy, batch, run)
     mask = before["mask"].any(0)
@@ -63,7 +63,7 @@ def check_registration(
 def _maps(policy: nn.Module, batch: Any, run: Callable[[nn.Module, Any], Any]) -> dict[str, Tensor]:
     handle = SpatialForcing.of(policy)
     if handle is None:
-        raise RegistrationError("The policy is not wrapped.", "Wrap it first.")
+        raise CorrespondenceError("The policy is not wrapped.", "Wrap it first.")
     seen: dict[str, Tensor] = {}
     adapter, host = handle.adapter, handle.hosts[0]
     method = "encoder_tokens" if handle.pairs[0].student_layer == ENCODER else "visual_tokens"
@@ -104,7 +104,7 @@ def _expect(name: str, moved: Tensor, wanted: tuple[int, int, int], grid: tuple[
     """What moved most lies where it was expected; a teacher's cell, on a grid of its own, overlaps with the patch."""
     _, rows, columns = moved.shape
     if not bool(moved.max() > 0):
-        raise RegistrationError(
+        raise CorrespondenceError(
             f"Perturbing row {wanted[1]}, column {wanted[2]} of view {wanted[0]} moved nothing in the {name}.",
             "Check that perturb changes what the policy reads, in a copy of the batch, and that the adapter shows the "
             "teacher the pictures of this batch.",
@@ -115,7 +115,7 @@ def _expect(name: str, moved: Tensor, wanted: tuple[int, int, int], grid: tuple[
     own = all(_overlap(*place) for place in places)
     if found[0] != wanted[0] or not own:
         view, row, column = wanted
-        raise RegistrationError(
+        raise CorrespondenceError(
             f"Perturbing row {row}, column {column} of view {view} moved the {name}'s row {found[1]}, "
             f"column {found[2]} of view {found[0]} most"
             f"{'' if (rows, columns) == grid else f', on its grid of {rows}x{columns}'}.",

@@ -1,4 +1,4 @@
-"""Registration: is each token compared with the target of its own patch, or would a neighbor's fit better?"""
+"""Spatial correspondence: is each token compared with the target of its own patch, or would a neighbor's fit better?"""
 
 from __future__ import annotations
 
