@@ -268,7 +268,7 @@ class Aligner(nn.Module):
     def _targets(
         self, call: ForwardCall, views: Views, students: Mapping[StudentLayer, FeatureMap]
     ) -> list[FeatureMap]:
-        """One target for each pair, from one run of each teacher on each moment that is asked for."""
+        """One target for each pair, from one run of each teacher on each frame that is asked for."""
         explain = functools.partial(self.adapter.explain_missing, call=call)
         found: dict[tuple[int, int, bool, int], FeatureMap] = {}
         for index, future in dict.fromkeys((pair.host, pair.future) for pair in self.pairs):

@@ -135,7 +135,7 @@ class PolicyAdapter(Configured, ABC):
         A view that has no such frame, as at the end of an episode, is all invalid.
 
         Raises:
-            ConfigError: This adapter knows of no later frames.
+            ConfigError: This adapter knows of no future frames.
             ViewsError: The batch has none.
         """
         raise ConfigError(

@@ -275,7 +275,7 @@ def test_a_tower_that_runs_in_another_way_is_an_error(wrapped: Make) -> None:
 # ------------------------------------------------------------------------------------------------- future frames
 
 
-def test_the_teacher_sees_the_later_frame_and_the_policy_does_not(wrapped: Make) -> None:
+def test_the_teacher_sees_the_future_frame_and_the_policy_does_not(wrapped: Make) -> None:
     now, later = tiny_batch(seed=1), tiny_batch(seed=2)
     frames = torch.stack([now["images"].flip(-1), later["images"]], 1)
     pair = {"student_layer": 2, "teacher": TEACHER, "future": 2}
@@ -297,7 +297,7 @@ def call(batch: dict[str, Any]) -> ForwardCall:
     return ForwardCall({"batch": batch}, None)
 
 
-def test_the_teacher_runs_once_for_each_moment(wrapped: Make) -> None:
+def test_the_teacher_runs_once_for_each_frame(wrapped: Make) -> None:
     pairs = [
         (1, TEACHER, 1),
         (2, TEACHER, 2),
@@ -310,7 +310,7 @@ def test_the_teacher_runs_once_for_each_moment(wrapped: Make) -> None:
     assert policy.spatial_forcing.hosts[0].runs == runs + 2
 
 
-def test_a_batch_or_an_adapter_without_later_frames_says_so(wrapped: Make, tiny: Make) -> None:
+def test_a_batch_or_an_adapter_without_future_frames_says_so(wrapped: Make, tiny: Make) -> None:
     policy = wrapped(pairs=[{"student_layer": 2, "teacher": TEACHER, "future": 4}])
     with pytest.raises(ViewsError, match="no frame 4 steps ahead"):
         policy(tiny_batch())

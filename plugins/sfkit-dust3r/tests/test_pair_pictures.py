@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sfkit_dust3r.framing import official_placement
+from sfkit_dust3r.image_geometry import official_placement
 from sfkit_dust3r.resampling import resampling_matrix, resize
 from sfkit_dust3r.teacher import DUSt3RTeacher
 
@@ -76,7 +76,7 @@ def test_shrinking_is_lanczos_and_enlarging_bicubic(view: tuple[int, int], kerne
     assert not torch.allclose(plain, resize(images, (160, 224), kernel))
 
 
-# ------------------------------------------------------------------------------------------------------------- framing
+# ------------------------------------------------------------------------------------------------------- image geometry
 
 
 @pytest.mark.parametrize(
@@ -94,12 +94,12 @@ def test_shrinking_is_lanczos_and_enlarging_bicubic(view: tuple[int, int], kerne
         ((1, 200), 512, False, Placement((16, 512), (16, 512))),
     ],
 )
-def test_official_framing(view: Any, side: int, square_ok: bool, wanted: Placement) -> None:
+def test_official_image_geometry(view: Any, side: int, square_ok: bool, wanted: Placement) -> None:
     assert official_placement(view, side, 16, square_ok=square_ok) == wanted
 
 
 @given(view=st.tuples(st.integers(1, 700), st.integers(1, 700)), side=st.sampled_from([224, 256, 384, 512]))
-def test_official_framing_only_crops(view: tuple[int, int], side: int) -> None:
+def test_official_image_geometry_only_crops(view: tuple[int, int], side: int) -> None:
     placed = official_placement(view, side, 16, square_ok=False)
     for canvas, scaled, offset in zip(placed.canvas, placed.scaled, (placed.top, placed.left), strict=True):
         assert canvas % 16 == 0
@@ -113,14 +113,14 @@ def test_a_square_view_loses_no_token_by_default() -> None:
         assert teacher.placement((224, 224)) == Placement((side, side), (side, side))
 
 
-def test_official_framing_and_another_fit_contradict_each_other() -> None:
+def test_official_image_geometry_and_another_fit_contradict_each_other() -> None:
     with pytest.raises(ConfigError, match="crops by itself"):
-        tiny(framing="official", fit="pad")
+        tiny(image_geometry="official", fit="pad")
 
 
-@pytest.mark.parametrize("framing", ["whole", "official"])
-def test_padding_and_letterbox_are_gray(framing: str) -> None:
-    teacher = tiny(framing=framing)
+@pytest.mark.parametrize("image_geometry", ["whole", "official"])
+def test_padding_and_letterbox_are_gray(image_geometry: str) -> None:
+    teacher = tiny(image_geometry=image_geometry)
     trunk = teacher.load(CPU)
     seen: list[torch.Tensor] = []
     trunk.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
@@ -166,9 +166,11 @@ def test_fault_20_tokens_turn_by_row_and_column_and_not_the_other_way(
 
 
 @pytest.mark.parametrize("target", ["encoder", "decoder"])
-def test_fault_19_what_the_official_framing_crops_of_a_square_is_masked_and_the_rest_in_its_place(target: str) -> None:
+def test_fault_19_what_the_official_image_geometry_crops_of_a_square_is_masked_and_the_rest_in_its_place(
+    target: str,
+) -> None:
     # The network sees 192x256 of a square; the student's grid is 16x16.
-    teacher = tiny(framing="official", size=256, target=target)
+    teacher = tiny(image_geometry="official", size=256, target=target)
     trunk = teacher.load(CPU)
     (found,) = teacher.encode(trunk, views_of(torch.rand(2, 2, 3, 128, 128)), [1], (16, 16))
     assert found.grid == (16, 16)

@@ -92,7 +92,9 @@ def test_an_unknown_layer_is_refused(target: str, layer: int) -> None:
         TeacherHost(teacher).features(views_of(1, 1), [layer], (2, 2))
 
 
-@pytest.mark.parametrize("options", [{"size": 100}, {"target": "head"}, {"decoders": "three"}, {"framing": "square"}])
+@pytest.mark.parametrize(
+    "options", [{"size": 100}, {"target": "head"}, {"decoders": "three"}, {"image_geometry": "square"}]
+)
 def test_bad_options(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         tiny(**options)

@@ -198,11 +198,11 @@ def test_the_recording_of_the_repository_is_readable() -> None:
     assert rig.pose("observation.images.corner2", None, 2).shape == (2, 4, 4)
 
 
-def test_later_frames_stand_beside_the_present_ones(root) -> None:
-    from sfkit_lerobot import LaterFrames
+def test_future_frames_stand_beside_the_present_ones(root) -> None:
+    from sfkit_lerobot import FutureFrames
 
     dataset = _open(root)
-    ahead = LaterFrames(dataset, steps=(1, 3))
+    ahead = FutureFrames(dataset, steps=(1, 3))
     assert len(ahead) == EPISODES * LENGTH
     for index in range(len(ahead)):
         sample, place = ahead[index], index % LENGTH
@@ -217,11 +217,11 @@ def test_later_frames_stand_beside_the_present_ones(root) -> None:
     assert batch[f"{KEY}_in_3_steps_is_pad"].tolist() == [False, True, True, True, False]
     for steps in ((), (0,), (2, -1)):
         with pytest.raises(ConfigError, match="1 step ahead or more"):
-            LaterFrames(dataset, steps)
+            FutureFrames(dataset, steps)
 
 
-def test_later_frames_come_through_lerobots_processors_to_the_teacher(root, build, adapter_of) -> None:
-    from sfkit_lerobot import LaterFrames
+def test_future_frames_come_through_lerobots_processors_to_the_teacher(root, build, adapter_of) -> None:
+    from sfkit_lerobot import FutureFrames
     from sfkit_lerobot.tiny import tiny_pi0_processors
 
     from sfkit import SpatialForcing
@@ -229,7 +229,7 @@ def test_later_frames_come_through_lerobots_processors_to_the_teacher(root, buil
     dataset = _open(root, delta_timestamps={"action": [step / 10 for step in range(8)]})
     policy = build("pi0", cameras=(KEY,), image_shape=(3, 12, 16))
     preprocess, _ = tiny_pi0_processors(policy, dataset.meta.stats, ["wave"])
-    ahead = LaterFrames(dataset, steps=(1,))
+    ahead = FutureFrames(dataset, steps=(1,))
     batch = preprocess(next(iter(torch.utils.data.DataLoader(ahead, batch_size=4))))
     pair = {"depth": 2, "teacher": ("geometry", {"calibration_steps": 0}), "future": 1}
     SpatialForcing.wrap(policy, pairs=[pair], cameras=camera_rig(dataset))

@@ -138,16 +138,16 @@ class GenericAdapter(PolicyAdapter):
 
     def future_views(self, call: ForwardCall, steps: int) -> Views:
         options = self.options
-        if steps not in options.later:
+        if steps not in options.future:
             raise ConfigError(
                 f"The GenericAdapter was not told where the pictures {steps} steps later are.",
-                f"Add later={{{steps}: 'path in the batch'}}.",
+                f"Add future={{{steps}: 'path in the batch'}}.",
             )
-        pictures = to_views(_at(call, options.later[steps], "later"), options)
+        pictures = to_views(_at(call, options.future[steps], "future"), options)
         there = self._present(call, pictures)
-        if steps in options.later_present:
-            goes_on = _at(call, options.later_present[steps], "later_present")
-            there = there & _flags(goes_on, "later_present", pictures)
+        if steps in options.future_present:
+            goes_on = _at(call, options.future_present[steps], "future_present")
+            there = there & _flags(goes_on, "future_present", pictures)
         return Views(
             images=undo(pictures, options.pixels),
             valid=self._valid(call, pictures) & there[:, :, None, None],

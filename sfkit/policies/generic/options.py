@@ -120,11 +120,11 @@ class GenericOptions(Options):
     tower: tuple[int, int, int] | None = Field(
         default=None, description="Rows and columns of the tower's tokens in a view, and their width."
     )
-    later: dict[int, str | tuple[str, ...]] = Field(
+    future: dict[int, str | tuple[str, ...]] = Field(
         default_factory=dict,
         description="The pictures so many steps later, laid out as images: where they are, by the number of steps.",
     )
-    later_present: dict[int, str | tuple[str, ...]] = Field(
+    future_present: dict[int, str | tuple[str, ...]] = Field(
         default_factory=dict,
         description="Bool (b, v), or (b,) for each view, by the number of steps: False where the episode ends before.",
     )
@@ -177,8 +177,10 @@ class GenericOptions(Options):
                 "connector and tower belong together: where the vision tower's output is read, and what it is.",
                 "Give connector='path of the module behind the tower' and tower=(rows, columns, width), or neither.",
             )
-        if self.later_present.keys() - self.later.keys():
-            raise ConfigError("later_present names steps that later does not.", "Give both the same numbers of steps.")
+        if self.future_present.keys() - self.future.keys():
+            raise ConfigError(
+                "future_present names steps that future does not.", "Give both the same numbers of steps."
+            )
         if self.depth is not None and self.depth_unit is None:
             raise ConfigError(
                 "The unit of the depth maps is not given, and never guessed.", 'Add depth_unit="m" or "mm".'

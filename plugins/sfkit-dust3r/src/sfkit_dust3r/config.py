@@ -50,13 +50,13 @@ class PairOptions(NetworkOptions):
         description="Features of the encoder (layers 1 to 24), of the decoder (1 to 12), or both: the encoder's last "
         "beside the decoder's layer.",
     )
-    framing: Literal["whole", "official"] = Field(
+    image_geometry: Literal["whole", "official"] = Field(
         default="whole",
         description="whole: all of the view, as `fit` says. official: crop as the released loader does; what is "
         "cropped away is masked.",
     )
     square_ok: bool = Field(
-        default=False, description="With the official framing of the 512 models: do not crop a square to 4:3."
+        default=False, description="With the official image geometry of the 512 models: do not crop a square to 4:3."
     )
     decoders: Literal["two", "shared"] = Field(
         default="two", description="shared: one decoder for both views, for checkpoints without dec_blocks2 (CroCo)."

@@ -16,7 +16,7 @@ from sfkit.teachers.network import NetworkTeacher
 from sfkit.trunks.hub import Source
 from sfkit.trunks.placement import Placement, Size, canvas_of
 from sfkit_dust3r.config import FULL, TINY, DUSt3ROptions, PairOptions, TrunkConfig
-from sfkit_dust3r.framing import official_placement
+from sfkit_dust3r.image_geometry import official_placement
 from sfkit_dust3r.memory import working_bytes
 from sfkit_dust3r.resampling import Kernel, resize
 from sfkit_dust3r.trunk import PairTrunk
@@ -48,10 +48,10 @@ class PairTeacher(NetworkTeacher):
 
     def __init__(self, options: AnyOptions = None) -> None:
         super().__init__(options)
-        if self.options.framing == "official" and self.options.fit != "keep":
+        if self.options.image_geometry == "official" and self.options.fit != "keep":
             raise ConfigError(
-                f"Teacher {self.name!r}: framing='official' crops by itself, and fit={self.options.fit!r} would have "
-                "no effect.",
+                f"Teacher {self.name!r}: image_geometry='official' crops by itself, and fit={self.options.fit!r} would "
+                "have no effect.",
                 "Leave out one of the two.",
             )
 
@@ -125,7 +125,7 @@ class PairTeacher(NetworkTeacher):
     # -------------------------------------------------------------------------------------------------------- pictures
 
     def placement(self, view: Size) -> Placement:
-        if self.options.framing == "official":
+        if self.options.image_geometry == "official":
             return official_placement(view, self.side, self.patch, square_ok=self.options.square_ok)
         return super().placement(view)
 

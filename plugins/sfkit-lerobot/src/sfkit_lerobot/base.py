@@ -36,8 +36,8 @@ class LeRobotAdapter(PolicyAdapter):
     """Base of the adapters: ``forward(batch) -> (loss, logs)``, and a decoder whose blocks begin with a norm.
 
     Subclasses say where the decoder is, what the policy sees and where its tokens are: with the views first in the
-    sequence (:class:`sfkit_lerobot.prefix.PrefixAdapter`), or wherever the prompt has placeholders for them
-    (:class:`sfkit_lerobot.placeholders.PlaceholderAdapter`).
+    sequence (:class:`sfkit_lerobot.prefix.PrefixAdapter`), or wherever the prompt has image tokens for them
+    (:class:`sfkit_lerobot.image_tokens.ImageTokenAdapter`).
     """
 
     Options: ClassVar[type[Options]] = LeRobotOptions
