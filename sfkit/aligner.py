@@ -241,7 +241,7 @@ class Aligner(nn.Module):
                 self._check.give_up("under FSDP2 the check's own backward pass would scatter the parameters again.")
             elif any(bool(student.mask.any()) for student in students.values()):
                 off = [layer for layer, tap in self.taps.items() if tap.without_gradient]
-                self._check.tokens(students, self.projectors, self.adapter.how_to_unfreeze(), off)
+                self._check.tokens(students, self.projectors, self.adapter.unfreeze_hint(), off)
         targets = self._targets(call, views, students)
         results = [
             align(

@@ -210,7 +210,7 @@ class PolicyAdapter(Configured, ABC):
         """
         return ""
 
-    def how_to_unfreeze(self) -> str:
+    def unfreeze_hint(self) -> str:
         """Options of the policy that let gradient reach what is below a tap, such as ``"tune_llm=True"``.
 
         Shown in the error that stops a run whose backbone is frozen.

@@ -27,7 +27,7 @@ class Evo1Adapter(ImageTokenAdapter):
     decoder_path = "model.embedder.model.language_model"
     _range_is_checked = False
 
-    def how_to_unfreeze(self) -> str:
+    def unfreeze_hint(self) -> str:
         return (
             'training_stage="stage2", or apply_training_stage_defaults=False with finetune_vlm=True and '
             "finetune_language_model=True or finetune_vision_model=True"

@@ -62,7 +62,7 @@ class GrootAdapter(ImageTokenAdapter):
                 f"Its cameras are {', '.join(self.policy.config.image_features)}.",
             )
 
-    def how_to_unfreeze(self) -> str:
+    def unfreeze_hint(self) -> str:
         return "tune_llm=True, tune_visual=True, or tune_top_llm_layers=N with a layer after the first of these"
 
     def prompt(self, batch: Mapping[str, Any]) -> Prompt:

@@ -71,7 +71,7 @@ class MolmoAct2Adapter(ImageTokenAdapter):
         # The block and not its first norm, which comes behind the attention in some checkpoints (norm_after).
         return TapPoint(self.decoder.blocks[layer], f"{self.decoder_path}.blocks.{layer}")
 
-    def how_to_unfreeze(self) -> str:
+    def unfreeze_hint(self) -> str:
         return "train_action_expert_only=False"
 
     # --------------------------------------------------------------------------------------------------- views

@@ -38,7 +38,7 @@ class PI0Adapter(RotaryPrefixAdapter):
     def vision_config(self) -> Any:
         return self.policy.get_submodule("model.paligemma_with_expert.paligemma").config.vision_config
 
-    def how_to_unfreeze(self) -> str:
+    def unfreeze_hint(self) -> str:
         return "train_expert_only=False" if hasattr(self.policy.config, "train_expert_only") else ""
 
     def letterbox(self, source: Size) -> Letterbox:

@@ -27,7 +27,7 @@ class VLAJEPAAdapter(ImageTokenAdapter):
     decoder_path = "model.qwen.model.model.language_model"
     present_frame = 0
 
-    def how_to_unfreeze(self) -> str:
+    def unfreeze_hint(self) -> str:
         return "freeze_qwen=False"
 
     def prompt(self, batch: Mapping[str, Any]) -> Prompt:

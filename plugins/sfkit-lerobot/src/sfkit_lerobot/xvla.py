@@ -49,7 +49,7 @@ class XVLAAdapter(PrefixAdapter):
             return TapPoint(self.policy.get_submodule(path), path)
         return TapPoint(self.decoder.layers[layer], f"{self.decoder_path}.layers.{layer}")
 
-    def how_to_unfreeze(self) -> str:
+    def unfreeze_hint(self) -> str:
         return "freeze_language_encoder=False or freeze_vision_encoder=False"
 
     def prepare(self, batch: Mapping[str, Any]) -> tuple[list[Tensor], list[Tensor]]:

@@ -180,7 +180,7 @@ class OpenVLAAdapter(PolicyAdapter):
         (rows, columns), (b, v) = self.grid, views.images.shape[:2]
         return tower_tokens([state.reshape(b * v, -1, state.shape[-1]) for state in states], views, (rows, columns))
 
-    def how_to_unfreeze(self) -> str:
+    def unfreeze_hint(self) -> str:
         return 'LoRA on all linear layers, target_modules="all-linear", as upstream\'s scripts do'
 
     # ---------------------------------------------------------------------------------------------------- loss
