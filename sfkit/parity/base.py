@@ -27,7 +27,7 @@ class Parity(ABC):
         """Run each case of the fixture: its name, and the outputs by name. Called under ``torch.no_grad``."""
 
 
-class TrunkParity(Parity):
+class BackboneParity(Parity):
     """Parity of a network whose weights are in the fixture.
 
     Class attributes:
@@ -49,7 +49,7 @@ class TrunkParity(Parity):
 
     @abstractmethod
     def run(
-        self, trunk: nn.Module, case: str, inputs: Mapping[str, Tensor], wanted: Sequence[str]
+        self, backbone: nn.Module, case: str, inputs: Mapping[str, Tensor], wanted: Sequence[str]
     ) -> dict[str, Tensor]:
         """Run one case and return the outputs that are wanted, by name.
 
@@ -74,10 +74,10 @@ class TrunkParity(Parity):
             CheckpointError: The fixture's state dict does not fit the trunk.
         """
         with without_weights():
-            trunk = self.build(fixture.config, fixture.shapes)
+            backbone = self.build(fixture.config, fixture.shapes)
         cases = [f"{name}.{side}.*" for name in fixture.cases for side in ("in", "out")]
         ignored = [*cases, *(STATE + pattern for pattern in self.ignored)]
-        load_weights(trunk, fixture.path, prefix=STATE + self.prefix, ignored=ignored)
-        trunk.eval()
+        load_weights(backbone, fixture.path, prefix=STATE + self.prefix, ignored=ignored)
+        backbone.eval()
         for name, case in fixture.cases.items():
-            yield name, self.run(trunk, name, case.inputs, list(case.outputs))
+            yield name, self.run(backbone, name, case.inputs, list(case.outputs))

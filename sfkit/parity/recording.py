@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from sfkit.errors import ConfigError
-from sfkit.parity.base import TrunkParity
+from sfkit.parity.base import BackboneParity
 from sfkit.parity.comparing import parity_of
 from sfkit.parity.fixture import Case, save_fixture
 from sfkit.rng import own_rng
@@ -32,14 +32,16 @@ def record(teacher: Teacher, path: str | Path, *, seed: int = 0, stream: float =
         CheckpointError: The file exists.
     """
     reader = parity_of(teacher.family) if isinstance(teacher, NetworkTeacher) and teacher.family else None
-    if not isinstance(teacher, NetworkTeacher) or not isinstance(reader, TrunkParity):
+    if not isinstance(teacher, NetworkTeacher) or not isinstance(reader, BackboneParity):
         raise ConfigError(
             f"Teacher {teacher.name!r} belongs to no family that `sfkit parity` knows.",
-            "Register a TrunkParity under its name (hook register_parity), or write the file with save_fixture.",
+            "Register a BackboneParity under its name (hook register_parity), or write the file with save_fixture.",
         )
-    trunk = randomize(teacher.build(), seed, stream=stream).eval()
+    backbone = randomize(teacher.build(), seed, stream=stream).eval()
     with own_rng(seed=seed + 1):
-        examples = reader.examples(teacher.trunk_config)
-    cases = {name: Case(inputs, reader.run(trunk, name, inputs, wanted)) for name, (inputs, wanted) in examples.items()}
-    state = {reader.prefix + key: value for key, value in trunk.state_dict().items()}
-    save_fixture(path, {"model": teacher.family, **reader.describe(teacher.trunk_config)}, state, cases)
+        examples = reader.examples(teacher.backbone_config)
+    cases = {
+        name: Case(inputs, reader.run(backbone, name, inputs, wanted)) for name, (inputs, wanted) in examples.items()
+    }
+    state = {reader.prefix + key: value for key, value in backbone.state_dict().items()}
+    save_fixture(path, {"model": teacher.family, **reader.describe(teacher.backbone_config)}, state, cases)

@@ -17,7 +17,7 @@ from sfkit.errors import ConfigError, did_you_mean
 from sfkit.notices import notice
 from sfkit.rng import own_rng
 from sfkit.teachers.order import check_view_order, view_order
-from sfkit.teachers.pictures import PictureOptions, PictureTeacher
+from sfkit.teachers.pictures import ImageOptions, ImageTeacher
 from sfkit.trunks.blocks import cast_products
 from sfkit.trunks.hub import Source, locate
 from sfkit.trunks.memory import weight_bytes
@@ -27,7 +27,7 @@ from sfkit.trunks.weights import load_weights, without_weights
 from sfkit.types import Views
 
 
-class NetworkOptions(PictureOptions):
+class NetworkOptions(ImageOptions):
     """Options that all teachers with a network have."""
 
     weights: str | None = Field(
@@ -42,7 +42,7 @@ class NetworkOptions(PictureOptions):
     residual: Literal["float32", "bfloat16"] = Field(default="float32", description="Of the residual stream.")
 
 
-class NetworkTeacher(PictureTeacher):
+class NetworkTeacher(ImageTeacher):
     """Finds, loads and places published weights; subclasses give the network and its features.
 
     Class attributes:
@@ -81,7 +81,7 @@ class NetworkTeacher(PictureTeacher):
     # -------------------------------------------------------------------------------------------------------- settings
 
     @property
-    def trunk_config(self) -> Any:
+    def backbone_config(self) -> Any:
         """Configuration of the trunk."""
         return self.configs[self.options.config]
 
@@ -119,34 +119,34 @@ class NetworkTeacher(PictureTeacher):
         if self.random:
             notice(f"teacher {self.name!r} has random weights (config=tiny): it shows the wiring and teaches nothing")
             with own_rng():
-                trunk = randomize(self.build()).to(device)
-            cast_products(trunk, product)
+                backbone = randomize(self.build()).to(device)
+            cast_products(backbone, product)
         else:
-            trunk = self._meta_trunk(product)
+            backbone = self._meta_trunk(product)
             path = locate(self.official, self.options.weights, self.options.revision, self.options.sha256)
-            with progress(f"loading {self.name}", weight_bytes(trunk)) as advance:
+            with progress(f"loading {self.name}", weight_bytes(backbone)) as advance:
                 prefix = self.prefix_in(path)
-                load_weights(trunk, path, prefix=prefix, ignored=self.not_needed, device=device, advance=advance)
+                load_weights(backbone, path, prefix=prefix, ignored=self.not_needed, device=device, advance=advance)
         if self.options.compile:
-            self.compile(trunk)
-        return trunk
+            self.compile(backbone)
+        return backbone
 
     def prefix_in(self, path: Path) -> str:
         """What stands before the trunk's keys in this file, for families whose files differ."""
         return self.prefix
 
-    def compile(self, trunk: nn.Module) -> None:
+    def compile(self, backbone: nn.Module) -> None:
         """Compile what is worth it; the blocks, by default, which share one compiled program."""
-        for stack in trunk.modules():
+        for stack in backbone.modules():
             if isinstance(stack, nn.ModuleList):
                 for block in stack:
                     block.compile()
 
     def _meta_trunk(self, product: torch.dtype) -> nn.Module:
         with without_weights():
-            trunk = self.build()
-        cast_products(trunk, product)
-        return trunk
+            backbone = self.build()
+        cast_products(backbone, product)
+        return backbone
 
     # -------------------------------------------------------------------------------------------------------- encoding
 

@@ -20,7 +20,7 @@ from sfkit.types import FeatureMap, Views
 _TOLERANCE = 1e-3
 
 
-class PictureOptions(Options):
+class ImageOptions(Options):
     """Options that all teachers have that look at pictures."""
 
     size: int | None = Field(
@@ -41,7 +41,7 @@ class PictureOptions(Options):
     micro_batch: int | None = Field(default=None, ge=1, description="Samples at once, to bound memory.")
 
 
-class PictureTeacher(Teacher):
+class ImageTeacher(Teacher):
     """Prepares pictures, bounds memory and maps features to the student's view; subclasses say where weights come from.
 
     Attributes:
@@ -54,18 +54,18 @@ class PictureTeacher(Teacher):
     default_size: int
     default_fill: float = 1.0
 
-    Options: ClassVar[type[Options]] = PictureOptions
-    options: PictureOptions
+    Options: ClassVar[type[Options]] = ImageOptions
+    options: ImageOptions
     _looked_at_range = False
 
     # ------------------------------------------------------------------------------- what a family of networks defines
 
     @abstractmethod
-    def features(self, trunk: nn.Module, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+    def features(self, backbone: nn.Module, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
         """Features of prepared pictures, on no more than their own device and without a synchronization.
 
         Args:
-            trunk: What :meth:`load` gave.
+            backbone: What :meth:`load` gave.
             images: ``(b, v, 3, h, w)`` float32 in [0, 1], sides multiples of the patch, views in the teacher's order.
             layers: Layers wanted, in any order.
 
@@ -74,7 +74,7 @@ class PictureTeacher(Teacher):
             (such as 1 x 1 for a token that speaks for a whole view) is taken to cover the whole canvas.
         """
 
-    def working_bytes(self, trunk: nn.Module, shape: tuple[int, int, int, int], layers: Sequence[int]) -> int:
+    def working_bytes(self, backbone: nn.Module, shape: tuple[int, int, int, int], layers: Sequence[int]) -> int:
         """Peak memory of :meth:`features` beside the weights, for ``(b, v, h, w)`` of prepared pictures."""
         return 0
 
@@ -121,9 +121,9 @@ class PictureTeacher(Teacher):
     def memory(self, views: tuple[int, int, int, int], layers: Sequence[int], device: torch.device) -> Memory:
         b, v, *size = views
         canvas = self.placement((size[0], size[1])).canvas
-        trunk = self._meta_trunk(self._product_dtype(device))
-        working = self.working_bytes(trunk, (min(b, self.options.micro_batch or b), v, *canvas), layers)
-        return Memory(weight_bytes(trunk), working)
+        backbone = self._meta_trunk(self._product_dtype(device))
+        working = self.working_bytes(backbone, (min(b, self.options.micro_batch or b), v, *canvas), layers)
+        return Memory(weight_bytes(backbone), working)
 
     @property
     def memory_advice(self) -> str:

@@ -60,14 +60,14 @@ class SmallTeacher(NetworkTeacher):
         return 2
 
     def dim(self, layer: int) -> int:
-        return int(self.trunk_config.dim)
+        return int(self.backbone_config.dim)
 
     def build(self) -> nn.Module:
-        return SmallTrunk(self.trunk_config)
+        return SmallTrunk(self.backbone_config)
 
-    def features(self, trunk: nn.Module, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
-        return trunk(images, layers)  # type: ignore[no-any-return]
+    def features(self, backbone: nn.Module, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        return backbone(images, layers)  # type: ignore[no-any-return]
 
-    def working_bytes(self, trunk: nn.Module, shape: tuple[int, int, int, int], layers: Sequence[int]) -> int:
+    def working_bytes(self, backbone: nn.Module, shape: tuple[int, int, int, int], layers: Sequence[int]) -> int:
         b, v, h, w = shape
         return block_bytes(b * v * h * w // 16, self.dim(1), 2 * self.dim(1), product=4)

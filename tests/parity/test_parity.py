@@ -15,13 +15,13 @@ from torch import Tensor, nn
 import sfkit.registry
 from sfkit.cli import main
 from sfkit.errors import CheckpointError, ConfigError, UnknownNameError
-from sfkit.parity import Case, Fixture, TrunkParity, compare, record, save_fixture
+from sfkit.parity import BackboneParity, Case, Fixture, compare, record, save_fixture
 from sfkit.registry import Entry, Registry
 from sfkit.testing.network import SmallConfig, SmallTeacher, SmallTrunk
 from sfkit.testing.teachers import PatchTeacher
 
 
-class SmallParity(TrunkParity):
+class SmallParity(BackboneParity):
     """Of the small trunk; ``double`` in a case's name asks for an option of it."""
 
     prefix = "trunk."

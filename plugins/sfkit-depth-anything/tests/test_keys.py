@@ -46,6 +46,6 @@ def test_the_default_layer_is_the_last_that_the_heads_read(teacher: type[DepthAn
     last = {"da3-small": 11, "da3-base": 11, "da3-large": 23, "da3-giant": 39}[teacher.name]
     made = teacher()
     assert made.default_layer == last + 1
-    assert made.trunk_config.joins_views(last)
-    assert made.dim(last + 1) == 2 * made.trunk_config.dim
-    assert teacher({"half": "local"}).dim(1) == made.trunk_config.dim
+    assert made.backbone_config.joins_views(last)
+    assert made.dim(last + 1) == 2 * made.backbone_config.dim
+    assert teacher({"half": "local"}).dim(1) == made.backbone_config.dim

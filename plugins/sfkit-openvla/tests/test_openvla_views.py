@@ -14,7 +14,7 @@ from sfkit.testing.prismatic_loop import normalized
 def test_fault_26_teachers_see_the_cameras_pixels(images, half, script, adapter_of, views_of) -> None:
     oft = script("oft-l1", images=images)
     batch = oft.batch()
-    views = views_of(adapter_of(oft.policy(), teacher_pictures=half), batch)
+    views = views_of(adapter_of(oft.policy(), teacher_images=half), batch)
     torch.testing.assert_close(views.images, batch["images"], atol=1e-6, rtol=0)
     assert bool(views.valid.all())
 
@@ -26,7 +26,7 @@ def test_fault_26_the_loops_cast_to_bfloat16_costs_a_quarter_of_a_gray_level(scr
     batch["images"] = (torch.arange(batch["images"].numel()) % 256 / 255).view_as(batch["images"])
     pixels = {"pixel_values": normalized(batch["images"]).to(torch.bfloat16)}
     siglip, dino = (
-        views_of(adapter_of(policy, teacher_pictures=h), {**batch, **pixels}).images for h in ("siglip", "dino")
+        views_of(adapter_of(policy, teacher_images=h), {**batch, **pixels}).images for h in ("siglip", "dino")
     )
     assert siglip.dtype == torch.float32
     assert float((siglip - batch["images"]).abs().max()) < 0.26 / 255
@@ -91,7 +91,7 @@ def test_fault_25_26_channels_in_another_order_or_range_are_an_error(wrong, scri
     pixels = wrong(normalized(batch["images"]), batch["images"])
     with pytest.raises(ViewsError, match="halves of view 0 of pixel_values do not show one picture"):
         views_of(adapter_of(policy), {**batch, "pixel_values": pixels})
-    adapter = adapter_of(policy, verify_pictures=False)
+    adapter = adapter_of(policy, verify_images=False)
     views_of(adapter, {**batch, "pixel_values": pixels})
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sfkit.errors import CheckpointError
-from sfkit.parity.base import TrunkParity
+from sfkit.parity.base import BackboneParity
 from sfkit_depth_anything.config import TrunkConfig
 from sfkit_depth_anything.trunk import DepthAnythingTrunk
 from sfkit_depth_anything.weights import IGNORED
@@ -24,7 +24,7 @@ from sfkit_depth_anything.weights import IGNORED
 _INPUT = "images_normalised"
 
 
-class DepthAnythingParity(TrunkParity):
+class DepthAnythingParity(BackboneParity):
     """Reads, runs and describes them."""
 
     ignored = IGNORED
@@ -54,16 +54,16 @@ class DepthAnythingParity(TrunkParity):
         return DepthAnythingTrunk(found)
 
     def run(
-        self, trunk: nn.Module, case: str, inputs: Mapping[str, Tensor], wanted: Sequence[str]
+        self, backbone: nn.Module, case: str, inputs: Mapping[str, Tensor], wanted: Sequence[str]
     ) -> dict[str, Tensor]:
-        assert isinstance(trunk, DepthAnythingTrunk)
+        assert isinstance(backbone, DepthAnythingTrunk)
         layers = {name: 1 + int(name[len("layer") :]) for name in wanted if re.fullmatch(r"layer\d+", name)}
-        layers = {name: layer for name, layer in layers.items() if layer <= trunk.config.num_layers}
+        layers = {name: layer for name, layer in layers.items() if layer <= backbone.config.num_layers}
         if _INPUT not in inputs:
             raise CheckpointError(f"Case {case!r} has no input {_INPUT!r}.", f"It has {', '.join(inputs)}.")
         if not layers:
             return {}
-        found = trunk(inputs[_INPUT], list(layers.values()))
+        found = backbone(inputs[_INPUT], list(layers.values()))
         return {name: feature.flatten(2, 3) for name, feature in zip(layers, found, strict=True)}
 
     def describe(self, config: TrunkConfig) -> dict[str, Any]:

@@ -62,19 +62,19 @@ class DepthAnything3(NetworkTeacher):
         self._told_of_order = False
 
     @property
-    def trunk_config(self) -> TrunkConfig:
-        found: TrunkConfig = super().trunk_config
+    def backbone_config(self) -> TrunkConfig:
+        found: TrunkConfig = super().backbone_config
         return found
 
     @property
     def num_layers(self) -> int:
-        return self.trunk_config.num_layers
+        return self.backbone_config.num_layers
 
     def dim(self, layer: int) -> int:
-        return self.trunk_config.dim * (2 if self.options.half == "both" else 1)
+        return self.backbone_config.dim * (2 if self.options.half == "both" else 1)
 
     def build(self) -> nn.Module:
-        return DepthAnythingTrunk(self.trunk_config)
+        return DepthAnythingTrunk(self.backbone_config)
 
     def prefix_in(self, path: Path) -> str:
         return find_prefix(path)
@@ -90,9 +90,9 @@ class DepthAnything3(NetworkTeacher):
                 "has no say there; set reference=first to make its first camera the reference"
             )
 
-    def features(self, trunk: nn.Module, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+    def features(self, backbone: nn.Module, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
         residual = torch.bfloat16 if self.options.residual == "bfloat16" else torch.float32
-        found = trunk(
+        found = backbone(
             imagenet_normalized(images),
             layers,
             half=self.options.half,
@@ -101,12 +101,12 @@ class DepthAnything3(NetworkTeacher):
         )
         return cast("list[Tensor]", found)
 
-    def working_bytes(self, trunk: nn.Module, shape: tuple[int, int, int, int], layers: Sequence[int]) -> int:
+    def working_bytes(self, backbone: nn.Module, shape: tuple[int, int, int, int], layers: Sequence[int]) -> int:
         b, v, h, w = shape
-        dim, patches = self.trunk_config.dim, b * v * (h // self.patch) * (w // self.patch)
-        product = cast("DepthAnythingTrunk", trunk).patch_embed.proj.weight.element_size()
+        dim, patches = self.backbone_config.dim, b * v * (h // self.patch) * (w // self.patch)
+        product = cast("DepthAnythingTrunk", backbone).patch_embed.proj.weight.element_size()
         residual = 2 if self.options.residual == "bfloat16" else 4
-        hidden = self.trunk_config.hidden * (2 if self.trunk_config.swiglu else 1)  # both gates, SiLU and product
+        hidden = self.backbone_config.hidden * (2 if self.backbone_config.swiglu else 1)  # both gates, SiLU and product
         tokens = patches + b * v
         block = block_bytes(tokens, dim, hidden, product=product, residual=residual)
         feature = patches * self.dim(layers[0]) * 4

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from sfkit.errors import CheckpointError
-from sfkit.parity import TrunkParity
+from sfkit.parity import BackboneParity
 from sfkit_dust3r.config import TrunkConfig
 from sfkit_dust3r.trunk import PairTrunk
 
 _OUTPUT = re.compile(r"view([12])\.(\d+)")
 
 
-class PairParity(TrunkParity):
+class PairParity(BackboneParity):
     """Reader of ``DUSt3R trunk`` fixtures.
 
     Config: ``enc_heads``, ``dec_heads`` and ``patch``; everything else is in the shapes. Inputs: ``img1`` and ``img2``,
@@ -53,19 +53,19 @@ class PairParity(TrunkParity):
         return PairTrunk(TrunkConfig.parse("a DUSt3R trunk", sizes))
 
     def run(
-        self, trunk: nn.Module, case: str, inputs: Mapping[str, Tensor], wanted: Sequence[str]
+        self, backbone: nn.Module, case: str, inputs: Mapping[str, Tensor], wanted: Sequence[str]
     ) -> dict[str, Tensor]:
-        assert isinstance(trunk, PairTrunk)
-        sizes = trunk.config
+        assert isinstance(backbone, PairTrunk)
+        sizes = backbone.config
         pictures = [inputs["img1"], inputs.get("img2", inputs["img1"])]
-        encoded = [trunk.encode(images, [sizes.enc_layers])[sizes.enc_layers] for images in pictures]
+        encoded = [backbone.encode(images, [sizes.enc_layers])[sizes.enc_layers] for images in pictures]
         asked = {name: (int(found[1]), int(found[2])) for name in wanted if (found := _OUTPUT.fullmatch(name))}
         layers = [layer for _, layer in asked.values() if 0 < layer <= sizes.dec_layers]
         by_layer: dict[int, tuple[Tensor, ...]] = {0: tuple(encoded)}
         if layers:
             rows, columns = ([images.shape[axis] // sizes.patch for images in pictures] for axis in (-2, -1))
             grids = (rows[0], columns[0]), (rows[1], columns[1])
-            by_layer |= trunk.decode(trunk.embed(encoded[0]), trunk.embed(encoded[1]), grids, layers)
+            by_layer |= backbone.decode(backbone.embed(encoded[0]), backbone.embed(encoded[1]), grids, layers)
         return {name: by_layer[layer][view - 1] for name, (view, layer) in asked.items() if layer in by_layer}
 
     def describe(self, config: TrunkConfig) -> dict[str, Any]:

@@ -66,7 +66,7 @@ class PairTeacher(NetworkTeacher):
         return self.ignored if self._decodes else (*self.ignored, *_DECODER)
 
     @property
-    def trunk_config(self) -> TrunkConfig:
+    def backbone_config(self) -> TrunkConfig:
         sizes: TrunkConfig = self.configs[self.options.config]
         if not self._decodes:
             return sizes.encoder_only()
@@ -78,11 +78,11 @@ class PairTeacher(NetworkTeacher):
 
     @property
     def num_layers(self) -> int:
-        sizes = self.trunk_config
+        sizes = self.backbone_config
         return sizes.dec_layers if self._decodes else sizes.enc_layers
 
     def dim(self, layer: int) -> int:
-        sizes = self.trunk_config
+        sizes = self.backbone_config
         widths = {"encoder": sizes.enc_dim, "decoder": sizes.dec_dim, "both": sizes.enc_dim + sizes.dec_dim}
         return widths[self.options.target]
 
@@ -97,7 +97,7 @@ class PairTeacher(NetworkTeacher):
     # --------------------------------------------------------------------------------------------------------- network
 
     def build(self) -> PairTrunk:
-        return PairTrunk(self.trunk_config)
+        return PairTrunk(self.backbone_config)
 
     def load(self, device: torch.device) -> nn.Module:
         try:
@@ -111,15 +111,15 @@ class PairTeacher(NetworkTeacher):
                 ) from error
             raise
 
-    def features(self, trunk: nn.Module, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+    def features(self, backbone: nn.Module, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
         # From [0, 1] to [-1, 1], here and nowhere else.
-        features: list[Tensor] = trunk(images * 2 - 1, layers, self.options.target, self._residual)
+        features: list[Tensor] = backbone(images * 2 - 1, layers, self.options.target, self._residual)
         return features
 
-    def working_bytes(self, trunk: nn.Module, shape: tuple[int, int, int, int], layers: Sequence[int]) -> int:
-        product = next(trunk.parameters()).element_size()
+    def working_bytes(self, backbone: nn.Module, shape: tuple[int, int, int, int], layers: Sequence[int]) -> int:
+        product = next(backbone.parameters()).element_size()
         return working_bytes(
-            self.trunk_config, self.options.target, shape, layers, product=product, residual=self._residual.itemsize
+            self.backbone_config, self.options.target, shape, layers, product=product, residual=self._residual.itemsize
         )
 
     # -------------------------------------------------------------------------------------------------------- pictures

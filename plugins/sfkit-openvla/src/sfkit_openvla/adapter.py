@@ -25,13 +25,13 @@ _NAMES = {1: ("primary",), 2: ("primary", "wrist"), 3: ("primary", "left_wrist",
 class OpenVLAOptions(AdapterOptions):
     """Options of :class:`OpenVLAAdapter`."""
 
-    teacher_pictures: Half = Field(
+    teacher_images: Half = Field(
         default="siglip", description="Half of the channels that teachers are shown; the released recipe takes dino."
     )
     view_names: tuple[str, ...] | None = Field(
         default=None, description="Names of the views, in the order of the channels; by default those of OFT's loop."
     )
-    verify_pictures: bool = Field(
+    verify_images: bool = Field(
         default=True, description="On the first batch, check that both halves of the channels show one picture."
     )
 
@@ -66,7 +66,7 @@ class OpenVLAAdapter(PolicyAdapter):
         # OFT's loop reads the loss in the output with discrete actions only, and else makes one of the hidden states.
         # As it calls the policy in one way for all of them, the output's loss cannot be relied on.
         self.loss_outside = self.is_oft
-        self._verified = not self.options.verify_pictures
+        self._verified = not self.options.verify_images
         self._expected_length = 0
 
     # ---------------------------------------------------------------------------------------------------- taps
@@ -111,12 +111,12 @@ class OpenVLAAdapter(PolicyAdapter):
     def views(self, call: ForwardCall) -> Views:
         pixel_values = call.arguments["pixel_values"]
         fused, count = bool(self.vision.use_fused_vision_backbone), self.num_views
-        images = pictures(pixel_values, count, fused=fused, half=self.options.teacher_pictures)
+        images = pictures(pixel_values, count, fused=fused, half=self.options.teacher_images)
         if fused and not self._verified:
             check_halves(pixel_values, count)
         self._verified = True
         self._expected_length = self._sequence_length(call.arguments)
-        if self.options.teacher_pictures == "dino":
+        if self.options.teacher_images == "dino":
             images = images.clamp(0, 1)
         b, v, _, h, w = images.shape
         valid = torch.ones(b, v, h, w, dtype=torch.bool, device=images.device)

@@ -79,7 +79,7 @@ def check_halves(pixel_values: Tensor, views: int) -> None:
                 f"The two halves of view {view} of pixel_values do not show one picture: after undoing ImageNet's "
                 f"normalization of channels 0-2 (found {ranges[0]}) and SigLIP's of channels 3-5 (found {ranges[1]}) "
                 f"they differ by {difference:.3g} on average.",
-                f"{_REMEDY} Another processor than the released ones: option verify_pictures=false.",
+                f"{_REMEDY} Another processor than the released ones: option verify_images=false.",
             )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sfkit.component import AnyOptions
 from sfkit.config import ComponentSpec, Options
 from sfkit.errors import ConfigError
-from sfkit.teachers.pictures import PictureOptions, PictureTeacher
+from sfkit.teachers.pictures import ImageOptions, ImageTeacher
 from sfkit.trunks.memory import block_bytes
 from sfkit.types import FeatureMap, Views
 from sfkit_transformers.backbone import Backbone, Norms
@@ -24,7 +24,7 @@ from sfkit_transformers.preprocessing import read_preprocessing
 _NAME = "hf"
 
 
-class TransformersOptions(PictureOptions):
+class TransformersOptions(ImageOptions):
     """Options of :class:`TransformersTeacher`."""
 
     model: str = Field(description="Repository of the Hub, or a local folder; also written hf:<model>.")
@@ -48,7 +48,7 @@ class TransformersOptions(PictureOptions):
     trust_remote_code: bool = Field(default=False, description="Run code of the repository's own.")
 
 
-class TransformersTeacher(PictureTeacher):
+class TransformersTeacher(ImageTeacher):
     """Patch tokens of any vision model of transformers.
 
     Layer k is the stream after k blocks, as ``hidden_states[k]`` is in transformers (the k-th stage for a convolutional
@@ -167,19 +167,19 @@ class TransformersTeacher(PictureTeacher):
         self.check(views, [*layers, *blocks])
         return self.look(model, views, [*layers, *(self.num_layers + block for block in blocks)])
 
-    def features(self, trunk: nn.Module, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+    def features(self, backbone: nn.Module, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
         """As everywhere; a number behind that of the last layer means the queries and keys of a block."""
         last = self.num_layers
         own, blocks = [n for n in layers if n <= last], [n - last for n in layers if n > last]
         product = self._product_dtype(images.device)
         # Norms, tables and the residual stream stay in float32: only products and what lies inside a branch are cast.
         with torch.autocast(images.device.type, torch.bfloat16, enabled=product == torch.bfloat16):
-            found: list[Tensor] = trunk(images.flatten(0, 1), own, blocks)
+            found: list[Tensor] = backbone(images.flatten(0, 1), own, blocks)
         return [tokens.reshape(*images.shape[:2], *tokens.shape[1:]) for tokens in found]
 
-    def working_bytes(self, trunk: nn.Module, shape: tuple[int, int, int, int], layers: Sequence[int]) -> int:
+    def working_bytes(self, backbone: nn.Module, shape: tuple[int, int, int, int], layers: Sequence[int]) -> int:
         b, v, h, w = shape
-        product = 2 if any(p.dtype == torch.bfloat16 for p in trunk.parameters()) else 4
+        product = 2 if any(p.dtype == torch.bfloat16 for p in backbone.parameters()) else 4
         pictures = b * v * 3 * h * w * 4
         # A convolutional model is at its largest in its first stage.
         stages = len(set(self._shape.widths)) > 1

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sfkit.errors import CheckpointError
-from sfkit.parity import TrunkParity
+from sfkit.parity import BackboneParity
 from sfkit_vggt.aggregator import Aggregator
 from sfkit_vggt.config import VggtConfig
 from sfkit_vggt.teacher import VggtTeacher
@@ -20,7 +20,7 @@ _EMBEDDER = f"{VggtTeacher.prefix}patch_embed."
 ROUNDED = "bf16_rounded_rope_angles"
 
 
-class VggtParity(TrunkParity):
+class VggtParity(BackboneParity):
     """Reads fixtures of the model ``VGGT aggregator``.
 
     ``config``: ``embed_dim``, ``num_heads``, ``depth``, ``dino_num_heads``, ``dino_depth``, ``patch``, ``img_size`` and
@@ -56,16 +56,16 @@ class VggtParity(TrunkParity):
         return Aggregator(sizes)
 
     def run(
-        self, trunk: nn.Module, case: str, inputs: Mapping[str, Tensor], wanted: Sequence[str]
+        self, backbone: nn.Module, case: str, inputs: Mapping[str, Tensor], wanted: Sequence[str]
     ) -> dict[str, Tensor]:
-        assert isinstance(trunk, Aggregator)
+        assert isinstance(backbone, Aggregator)
         numbers = {name: int(found[1]) + 1 for name in wanted if (found := re.fullmatch(r"layer(\d+)", name))}
-        layers = {name: layer for name, layer in numbers.items() if layer <= trunk.config.num_layers}
+        layers = {name: layer for name, layer in numbers.items() if layer <= backbone.config.num_layers}
         if "images" not in inputs or not layers:
             return {}
         images = inputs["images"]
-        trunk.round_angles = ROUNDED in case
-        outputs = trunk(images if images.ndim == 5 else images.unsqueeze(0), list(layers.values()))
+        backbone.round_angles = ROUNDED in case
+        outputs = backbone(images if images.ndim == 5 else images.unsqueeze(0), list(layers.values()))
         return dict(zip(layers, outputs, strict=True))
 
     def describe(self, config: VggtConfig) -> dict[str, Any]:

@@ -50,35 +50,35 @@ class VggtTeacher(NetworkTeacher):
 
     @property
     def side(self) -> int:
-        return self.options.size or cast("VggtConfig", self.trunk_config).native
+        return self.options.size or cast("VggtConfig", self.backbone_config).native
 
     @property
     def num_layers(self) -> int:
-        return cast("VggtConfig", self.trunk_config).num_layers
+        return cast("VggtConfig", self.backbone_config).num_layers
 
     def dim(self, layer: int) -> int:
-        config: VggtConfig = self.trunk_config
+        config: VggtConfig = self.backbone_config
         tokens = config.registers if self.options.tokens == "register" else 1
         return config.dim * tokens * (2 if self.options.half == "both" else 1)
 
     def build(self) -> Aggregator:
         residual = torch.bfloat16 if self.options.residual == "bfloat16" else torch.float32
-        return Aggregator(self.trunk_config, residual=residual, round_angles=self.options.round_rope_angles)
+        return Aggregator(self.backbone_config, residual=residual, round_angles=self.options.round_rope_angles)
 
-    def features(self, trunk: nn.Module, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+    def features(self, backbone: nn.Module, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
         b, v, _, h, w = images.shape
         single = self.options.tokens != "patch"
         grid = (1, 1) if single else (h // self.patch, w // self.patch)
-        found: list[Tensor] = trunk(images, layers, half=self.options.half, tokens=self.options.tokens)
+        found: list[Tensor] = backbone(images, layers, half=self.options.half, tokens=self.options.tokens)
         return [tokens.reshape(b, v, *grid, -1) for tokens in found]
 
-    def working_bytes(self, trunk: nn.Module, shape: tuple[int, int, int, int], layers: Sequence[int]) -> int:
+    def working_bytes(self, backbone: nn.Module, shape: tuple[int, int, int, int], layers: Sequence[int]) -> int:
         b, v, h, w = shape
-        config: VggtConfig = self.trunk_config
-        assert isinstance(trunk, Aggregator)
+        config: VggtConfig = self.backbone_config
+        assert isinstance(backbone, Aggregator)
         patches = (h // self.patch) * (w // self.patch)
-        product = trunk.patch_embed.patch_embed.proj.weight.element_size()
-        residual = trunk.residual.itemsize
+        product = backbone.patch_embed.patch_embed.proj.weight.element_size()
+        residual = backbone.residual.itemsize
         embedder = block_bytes(
             b * v * (patches + 1 + config.embed_registers), config.dim, config.embed_hidden,
             product=product, residual=residual,
