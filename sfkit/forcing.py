@@ -18,7 +18,7 @@ from sfkit.alignment.gradients import GradientSums
 from sfkit.alignment.names import StateName
 from sfkit.alignment.status import PairStatus, Status
 from sfkit.attach import attach, base_of, detach, detached, handle_of, refuse_unwrappable
-from sfkit.building import Named
+from sfkit.building import ComponentLike
 from sfkit.cameras import CameraRig
 from sfkit.config import AttachLoss, HealthOptions, SpatialForcingConfig, StudentLayer
 from sfkit.errors import GradientError, WrapError
@@ -47,20 +47,20 @@ class SpatialForcing(Aligner):
     @staticmethod
     def wrap(
         policy: Policy,
-        teacher: Named | Teacher | None = None,
+        teacher: ComponentLike | Teacher | None = None,
         *,
         student_layer: StudentLayer | None = None,
         teacher_layer: int | None = None,
         preset: str | Preset | None = None,
         weight: float | str | None = None,
-        schedule: Named | Schedule | Sequence[Named | Schedule] | None = None,
-        objective: Named | Objective | None = None,
-        projector: Named | Projector | None = None,
-        transforms: Sequence[Named | Transform] | None = None,
+        schedule: ComponentLike | Schedule | Sequence[ComponentLike | Schedule] | None = None,
+        objective: ComponentLike | Objective | None = None,
+        projector: ComponentLike | Projector | None = None,
+        transforms: Sequence[ComponentLike | Transform] | None = None,
         pairs: Sequence[Any] | None = None,
         shared_projector: bool | None = None,
         pair_reduction: Literal["sum", "mean"] | None = None,
-        adapter: Named | PolicyAdapter | None = None,
+        adapter: ComponentLike | PolicyAdapter | None = None,
         cameras: CameraRig | None = None,
         attach_loss: AttachLoss = "auto",
         grad_accumulation: int | None = None,

@@ -12,7 +12,7 @@ from torch import nn
 
 from sfkit.alignment.host import TeacherHost
 from sfkit.building import (
-    Named,
+    ComponentLike,
     build_objective,
     build_projector,
     build_schedule,
@@ -85,13 +85,13 @@ class Plan:
 def make_plan(
     adapter: PolicyAdapter,
     *,
-    teacher: Named | Teacher | None,
+    teacher: ComponentLike | Teacher | None,
     student_layer: StudentLayer | None,
     teacher_layer: int | None,
-    objective: Named | Objective,
-    projector: Named | Projector,
-    transforms: Sequence[Named | Transform] = (),
-    schedule: Named | Schedule | Sequence[Named | Schedule] = (),
+    objective: ComponentLike | Objective,
+    projector: ComponentLike | Projector,
+    transforms: Sequence[ComponentLike | Transform] = (),
+    schedule: ComponentLike | Schedule | Sequence[ComponentLike | Schedule] = (),
     pairs: Sequence[Any] | None,
     seed: int,
     shared_projector: bool = False,
@@ -155,8 +155,8 @@ def _projectors(
     wishes: Sequence[Wish],
     pairs: Sequence[Pair],
     *,
-    projector: Named | Projector,
-    transforms: Sequence[Named | Transform],
+    projector: ComponentLike | Projector,
+    transforms: Sequence[ComponentLike | Transform],
     seed: int,
     shared: bool,
 ) -> tuple[Projector, ...]:
@@ -254,7 +254,7 @@ def _refuse_shared_instances(wishes: Sequence[Wish], projector: Any, transforms:
 
 
 def _shared(
-    projector: Named | Projector, pairs: Sequence[Pair], widths: Sequence[tuple[int, int]], seed: int
+    projector: ComponentLike | Projector, pairs: Sequence[Pair], widths: Sequence[tuple[int, int]], seed: int
 ) -> tuple[Projector, ...]:
     """One projector, as each pair sees it."""
     if len(set(widths)) > 1:
@@ -274,7 +274,7 @@ def _shared(
     return tuple(SharedProjector(core, index, len(pairs)) for index in range(len(pairs)))
 
 
-def _host_for(value: Named | Teacher, hosts: list[TeacherHost]) -> int:
+def _host_for(value: ComponentLike | Teacher, hosts: list[TeacherHost]) -> int:
     """The host of this teacher: one for each distinct teacher, so that one run serves all of its pairs."""
     for index, host in enumerate(hosts):
         same_instance = isinstance(value, Teacher) and host.teacher is value
@@ -284,7 +284,7 @@ def _host_for(value: Named | Teacher, hosts: list[TeacherHost]) -> int:
     return len(hosts) - 1
 
 
-def _resolved_spec(value: Named) -> ComponentSpec:
+def _resolved_spec(value: ComponentLike) -> ComponentSpec:
     return build_teacher(value).spec
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sfkit.building import Named
+from sfkit.building import ComponentLike
 from sfkit.config import PairConfig, StudentLayer
 from sfkit.errors import ConfigError, did_you_mean
 from sfkit.objectives.base import Objective
@@ -20,13 +20,13 @@ class Wish:
     """A pair as it was asked for; None where something else decides."""
 
     student_layer: StudentLayer | None
-    teacher: Named | Teacher
+    teacher: ComponentLike | Teacher
     teacher_layer: int | None = None
     weight: float = 1.0
     future: int = 0
-    objective: Named | Objective | None = None
-    projector: Named | Projector | None = None
-    transforms: Sequence[Named | Transform] | None = None
+    objective: ComponentLike | Objective | None = None
+    projector: ComponentLike | Projector | None = None
+    transforms: Sequence[ComponentLike | Transform] | None = None
 
 
 _FORMS = (

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sfkit.alignment.host import TeacherHost
 from sfkit.alignment.resample import resample
 from sfkit.alignment.tap import Tap, Watch, tap_at, tokens_at
-from sfkit.building import Named, build_adapter, build_teacher, inside_peft
+from sfkit.building import ComponentLike, build_adapter, build_teacher, inside_peft
 from sfkit.cameras import CameraRig
 from sfkit.errors import AdapterError, ConfigError
 from sfkit.inspection.calls import Call, refuse_wrapped, undisturbed
@@ -98,10 +98,10 @@ class Ranking:
 def rank_layers(
     policy: nn.Module,
     batch: Any,
-    teacher: Named | Teacher,
+    teacher: ComponentLike | Teacher,
     *,
     teacher_layer: int | None = None,
-    adapter: Named | PolicyAdapter | None = None,
+    adapter: ComponentLike | PolicyAdapter | None = None,
     cameras: CameraRig | None = None,
     resamples: int = 200,
     tokens: int = 512,

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sfkit.cameras import CameraRig
-from sfkit.component import AnyOptions, Configured
+from sfkit.component import AnyOptions, Configurable
 from sfkit.config import Options
 from sfkit.errors import ConfigError
 from sfkit.policies.loss import find_loss, replace_loss
@@ -68,7 +68,7 @@ class AdapterOptions(Options):
     )
 
 
-class PolicyAdapter(Configured, ABC):
+class PolicyAdapter(Configurable, ABC):
     """Everything sfkit needs to know about a family of policies.
 
     Args:

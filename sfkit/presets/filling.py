@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from sfkit.building import Named, build_adapter
+from sfkit.building import ComponentLike, build_adapter
 from sfkit.config import ComponentSpec, SpatialForcingConfig
 from sfkit.errors import ConfigError, SfkitWarning
 from sfkit.policies.base import PolicyAdapter
@@ -31,7 +31,7 @@ def find_preset(value: str | Preset | None) -> Preset | None:
     return found
 
 
-def adapter_for(policy: nn.Module, value: Named | PolicyAdapter | None, preset: Preset | None) -> PolicyAdapter:
+def adapter_for(policy: nn.Module, value: ComponentLike | PolicyAdapter | None, preset: Preset | None) -> PolicyAdapter:
     """The policy's adapter, with those of the preset's options that the user did not set.
 
     Raises:

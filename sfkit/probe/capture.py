@@ -12,7 +12,7 @@ from torch import nn
 
 from sfkit.alignment.tap import Tap, Watch, tap_at, tokens_at
 from sfkit.attach import handle_of
-from sfkit.building import Named, build_adapter
+from sfkit.building import ComponentLike, build_adapter
 from sfkit.cameras import CameraRig
 from sfkit.config import StudentLayer
 from sfkit.errors import ConfigError
@@ -25,7 +25,7 @@ def capture_tokens(
     policy: nn.Module,
     batch: Any,
     student_layer: StudentLayer,
-    adapter: Named | PolicyAdapter | None = None,
+    adapter: ComponentLike | PolicyAdapter | None = None,
     cameras: CameraRig | None = None,
 ) -> tuple[FeatureMap, Views]:
     """Run ``policy(batch)`` in eval mode without gradients and return its visual tokens at a student layer.
@@ -74,7 +74,7 @@ def capture_tokens(
         return tokens_at(found, student_layer, captured, views), views
 
 
-def _adapter(policy: nn.Module, adapter: Named | PolicyAdapter | None) -> PolicyAdapter:
+def _adapter(policy: nn.Module, adapter: ComponentLike | PolicyAdapter | None) -> PolicyAdapter:
     handle = handle_of(policy)
     if adapter is None and handle is not None:
         own: PolicyAdapter = handle.adapter

@@ -7,12 +7,12 @@ from typing import ClassVar, TypeVar
 
 from torch import Tensor, nn
 
-from sfkit.component import AnyOptions, Configured
+from sfkit.component import AnyOptions, Configurable
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 
-class Projector(Configured, nn.Module, ABC):
+class Projector(Configurable, nn.Module, ABC):
     """A trainable map from ``student_dim`` to ``teacher_dim`` channels over grids.
 
     It is given grids, so that convolutional projectors work view by view. The core builds it under its own random

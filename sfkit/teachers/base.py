@@ -10,13 +10,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from sfkit.component import AnyOptions, Configured
+from sfkit.component import AnyOptions, Configurable
 from sfkit.errors import ConfigError
 from sfkit.trunks.memory import Memory
 from sfkit.types import FeatureMap, Views
 
 
-class Teacher(Configured, ABC):
+class Teacher(Configurable, ABC):
     """A frozen source of features on a grid.
 
     Authors write ``load``, ``encode``, ``num_layers`` and ``dim``. The core freezes what ``load`` returns, keeps it in
