@@ -51,20 +51,20 @@ class Tap:
 
     It is installed once and gated by ``armed`` rather than registered for each forward: a hook that comes and goes is
     silently dead under ``torch.compile`` after the first call. It is a bound method rather than a closure, so that
-    ``deepcopy`` and pickle rebind it to the copied tap. It keeps the first firing, or at a point of which ``every``
+    ``deepcopy`` and pickle rebind it to the copied tap. It keeps the first firing, or at a point of which ``all_calls``
     firing counts all of them; activation checkpointing fires it again during backward, when it is disarmed.
     """
 
     def __init__(self, student_layer: StudentLayer, point: TapPoint) -> None:
         self.student_layer = student_layer
         self.path = point.path
-        self.every = point.every
+        self.all_calls = point.all_calls
         self.armed = False
         self.fired = 0
         self.without_gradient = False
         self.hidden: Tensor | None = None
         self._later: list[Tensor] = []
-        self._others = [Tap(student_layer, TapPoint(module, point.path)) for module in point.others]
+        self._others = [Tap(student_layer, TapPoint(module, point.path)) for module in point.extra_modules]
         self._handle: RemovableHandle = point.module.register_forward_pre_hook(self.capture, with_kwargs=True)
 
     def capture(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -75,7 +75,7 @@ class Tap:
             found = args[0] if args else next(iter(kwargs.values()))
             if self.hidden is None:
                 self.hidden = found
-            elif self.every:
+            elif self.all_calls:
                 self._later.append(found)
 
     def arm(self) -> None:
@@ -114,7 +114,7 @@ class Tap:
                 )
         if self._others:
             return torch.cat([hidden, *(other.take() for other in self._others)])  # type: ignore[list-item]
-        return (hidden, *later) if self.every else hidden
+        return (hidden, *later) if self.all_calls else hidden
 
     def remove(self) -> None:
         """Take the hook off."""
@@ -134,7 +134,7 @@ class Watch:
         self.path = point.path
         self.armed = False
         self.inputs: list[Any] = []
-        self._read = point.read
+        self._read = point.extract
         self._handle: RemovableHandle = point.module.register_forward_pre_hook(self.keep, with_kwargs=True)
 
     def keep(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -25,19 +25,19 @@ class TapPoint:
     The input of the *next* block's norm is the residual stream after k blocks. Blocks themselves make poor taps: pi0
     and SmolVLA never call them, and what their sublayers return is added to in place afterward.
 
-    With ``every``, all its firings in one forward are read, such as those of a vision tower that runs for each camera.
-    Where each camera has a module of its own, ``others`` are the further ones; their inputs are joined behind the
+    With ``all_calls``, all its firings in one forward are read, such as those of a vision tower that runs for each camera.
+    Where each camera has a module of its own, ``extra_modules`` are the further ones; their inputs are joined behind the
     first's, along the first axis.
 
-    ``read`` is for :meth:`PolicyAdapter.watched`: what is kept is not the input, but what this makes of the module and
+    ``extract`` is for :meth:`PolicyAdapter.watched`: what is kept is not the input, but what this makes of the module and
     its input. It must leave random states as they are, and be a function of a module, which can be pickled.
     """
 
     module: nn.Module
     path: str
-    every: bool = False
-    others: tuple[nn.Module, ...] = ()
-    read: Callable[[nn.Module, Tensor], Any] | None = None
+    all_calls: bool = False
+    extra_modules: tuple[nn.Module, ...] = ()
+    extract: Callable[[nn.Module, Tensor], Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,7 @@ class TinyAdapter(PolicyAdapter):
         return FeatureMap(tokens, views.token_mask(grid))
 
     def encoder_tap(self) -> TapPoint:
-        return TapPoint(self.policy.connector, "connector", every=True)
+        return TapPoint(self.policy.connector, "connector", all_calls=True)
 
     def encoder_dim(self) -> int:
         return self.policy.embed.out_channels

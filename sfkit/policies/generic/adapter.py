@@ -98,7 +98,7 @@ class GenericAdapter(PolicyAdapter):
                 "The GenericAdapter was not told where the vision tower's output is read.",
                 "Add connector='path of the module behind the tower' and tower=(rows, columns, width).",
             )
-        return TapPoint(find_module(self.policy, path, "connector"), path, every=True)
+        return TapPoint(find_module(self.policy, path, "connector"), path, all_calls=True)
 
     def encoder_dim(self) -> int:
         assert self.options.tower is not None

@@ -52,7 +52,7 @@ class DiffusionAdapter(ResNetAdapter):
 
         first, *others = (following(encoder) for encoder in self._encoders)
         name = "pool" if layer == _STAGES else f"backbone.{_FIRST + layer}"
-        return TapPoint(first, f"diffusion.rgb_encoder.*.{name}", others=tuple(others))
+        return TapPoint(first, f"diffusion.rgb_encoder.*.{name}", extra_modules=tuple(others))
 
     def stride(self, layer: int) -> int:
         return int(4 * 2 ** max(0, layer - 1))
@@ -61,7 +61,7 @@ class DiffusionAdapter(ResNetAdapter):
 
     def watched(self) -> Mapping[str, TapPoint]:
         return {
-            f"crop.{index}": TapPoint(encoder, f"diffusion.rgb_encoder.{index}", read=origin_of_crop)
+            f"crop.{index}": TapPoint(encoder, f"diffusion.rgb_encoder.{index}", extract=origin_of_crop)
             for index, encoder in enumerate(self._encoders)
         }
 

@@ -30,7 +30,7 @@ class TowerPrefixAdapter(PrefixAdapter):
         """Of the tower, with ``hidden_size`` and ``patch_size``."""
 
     def encoder_tap(self) -> TapPoint:
-        return TapPoint(self.policy.get_submodule(self.connector_path), self.connector_path, every=True)
+        return TapPoint(self.policy.get_submodule(self.connector_path), self.connector_path, all_calls=True)
 
     def encoder_dim(self) -> int:
         return int(self.vision_config.hidden_size)

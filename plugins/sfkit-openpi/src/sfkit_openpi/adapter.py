@@ -96,7 +96,7 @@ class OpenPIAdapter(PolicyAdapter):
         return {"vision": TapPoint(self.policy.get_submodule(_TOWER), _TOWER)}
 
     def encoder_tap(self) -> TapPoint:
-        return TapPoint(self.policy.get_submodule(_CONNECTOR), _CONNECTOR, every=True)
+        return TapPoint(self.policy.get_submodule(_CONNECTOR), _CONNECTOR, all_calls=True)
 
     def encoder_dim(self) -> int:
         return int(self._paligemma_config.vision_config.hidden_size)

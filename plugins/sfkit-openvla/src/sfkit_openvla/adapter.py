@@ -170,7 +170,7 @@ class OpenVLAAdapter(PolicyAdapter):
 
     def encoder_tap(self) -> TapPoint:
         """What the vision backbone gives, both featurizers joined on channels, before the projector."""
-        return TapPoint(self.policy.projector, "projector", every=True)
+        return TapPoint(self.policy.projector, "projector", all_calls=True)
 
     def encoder_dim(self) -> int:
         return int(self.vision.embed_dim)
