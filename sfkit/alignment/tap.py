@@ -51,8 +51,8 @@ class Tap:
 
     It is installed once and gated by ``armed`` rather than registered for each forward: a hook that comes and goes is
     silently dead under ``torch.compile`` after the first call. It is a bound method rather than a closure, so that
-    ``deepcopy`` and pickle rebind it to the copied tap. It keeps the first firing, or at a point of which ``all_calls``
-    firing counts all of them; activation checkpointing fires it again during backward, when it is disarmed.
+    ``deepcopy`` and pickle rebind it to the copied tap. It keeps the first call, or with ``all_calls`` of the point
+    all of them; activation checkpointing fires it again during backward, when it is disarmed.
     """
 
     def __init__(self, student_layer: StudentLayer, point: TapPoint) -> None:

@@ -25,12 +25,12 @@ class TapPoint:
     The input of the *next* block's norm is the residual stream after k blocks. Blocks themselves make poor taps: pi0
     and SmolVLA never call them, and what their sublayers return is added to in place afterward.
 
-    With ``all_calls``, all its firings in one forward are read, such as those of a vision tower that runs for each camera.
-    Where each camera has a module of its own, ``extra_modules`` are the further ones; their inputs are joined behind the
-    first's, along the first axis.
+    ``all_calls`` reads all calls in one forward, such as those of a vision tower that runs for each camera. Where each
+    camera has a module of its own, ``extra_modules`` are the further ones; their inputs are joined behind the first's,
+    along the first axis.
 
-    ``extract`` is for :meth:`PolicyAdapter.watched`: what is kept is not the input, but what this makes of the module and
-    its input. It must leave random states as they are, and be a function of a module, which can be pickled.
+    ``extract`` is for :meth:`PolicyAdapter.watched`: it replaces the input by what it returns for the module and the
+    input. It leaves random states as they are, and is a function of a module, which can be pickled.
     """
 
     module: nn.Module

@@ -231,7 +231,7 @@ def test_future_frames_come_through_lerobots_processors_to_the_teacher(root, bui
     preprocess, _ = tiny_pi0_processors(policy, dataset.meta.stats, ["wave"])
     ahead = FutureFrames(dataset, steps=(1,))
     batch = preprocess(next(iter(torch.utils.data.DataLoader(ahead, batch_size=4))))
-    pair = {"depth": 2, "teacher": ("geometry", {"calibration_steps": 0}), "future": 1}
+    pair = {"student_layer": 2, "teacher": ("geometry", {"calibration_steps": 0}), "future": 1}
     SpatialForcing.wrap(policy, pairs=[pair], cameras=camera_rig(dataset))
     assert policy.spatial_forcing.adapter.future_views(ForwardCall({"batch": batch}, None), 1).present.tolist() == [
         [True], [True], [True], [False],
