@@ -1,4 +1,4 @@
-"""Presets: what each stands for, what goes before it, and where it does not fit."""
+"""Presets: what each stands for, what overrides it, and where it does not fit."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_every_preset_trains_a_policy_that_it_fits(tiny: Make, name: str) -> Non
     )
 
 
-# -------------------------------------------------------------------------------------------- what goes before
+# --------------------------------------------------------------------------------------------- what overrides it
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from sfkit.errors import ConfigError
 
 #: What is left to the preset, or to sfkit's own defaults, unless it is given.
 _OF_PRESETS = frozenset(inspect.signature(SpatialForcing.wrap).parameters) - {"seed", "health", "self_check"}
-_PRESET_HELP = "A published method; `sfkit presets` lists them. What is given beside it goes before."
+_PRESET_HELP = "A published method; `sfkit presets` lists them. Explicit options override it."
 _SCALARS = (bool, int, float, str)
 
 
