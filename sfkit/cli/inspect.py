@@ -55,7 +55,7 @@ def print_inspection(found: Inspection, console: Console) -> None:
     console.print(f"[bold]{found.policy}[/]: rows of blocks of one class (→ the visual tokens' own)")
     console.print(table)
     if found.taps:
-        layers = Table("student layer", "tap (input of)", "fires", "gradient of the loss", "alignment trains", box=None)
+        layers = Table("layer", "tap (input of)", "fires", "gradient of the loss", "alignment trains", box=None)
         for tap in found.taps:
             trained = {True: "yes", False: "nothing", None: "not known"}[tap.trained]
             layers.add_row(str(tap.student_layer), tap.path, f"{tap.fired} ×", _norm(tap.gradient), trained)
