@@ -30,9 +30,10 @@ test: $(STAMP) ## run all tests, with the coverage of sfkit and sfkit-backbones
 mutants: $(STAMP) ## take each protection out of a copy, and see that its tests fail (ARGS="6 24": these faults)
 	$(ALONE) $(BIN)/python tests/mutations $(ARGS)
 
-lint: $(STAMP) ## check style and formatting
+lint: $(STAMP) ## check style, formatting and words
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python scripts/words.py
 
 format: $(STAMP) ## mend style and formatting where a tool can
 	$(BIN)/ruff check --fix .

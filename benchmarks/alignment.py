@@ -61,9 +61,9 @@ def run(*, quick: bool, advance: Callable[[], None]) -> Report:
         measure("cosine and MLP", products, _aligned(maps, [one]), pairs, _LIMIT),
         measure("the same, sample by sample as released", products, _one_by_one(maps, one), pairs),
         measure(
-            "ten pairs on a nested projector", products_of_ten, _aligned(maps, ten, "cheap"), of_ten, _LIMIT_OF_TEN
+            "ten pairs on a nested projector", products_of_ten, _aligned(maps, ten, "selective"), of_ten, _LIMIT_OF_TEN
         ),
-        measure("the same, all made again in backward", products_of_ten, _aligned(maps, ten, "all"), again),
+        measure("the same, all made again in backward", products_of_ten, _aligned(maps, ten, "full"), again),
     ]
     return Report(
         name="alignment",
@@ -100,7 +100,7 @@ def _products(student: FeatureMap, widths: Sequence[int]) -> Callable[[], None]:
 
 
 def _aligned(
-    maps: tuple[FeatureMap, FeatureMap], projectors: Sequence[Projector], recompute: Recompute = "nothing"
+    maps: tuple[FeatureMap, FeatureMap], projectors: Sequence[Projector], recompute: Recompute = "none"
 ) -> Callable[[], None]:
     objective = CosineObjective()
 

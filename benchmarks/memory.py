@@ -111,10 +111,10 @@ def measure(subject: Subject, what: str) -> list[Row]:
 
 
 def _tapped_token_bytes(policy: Any, batch: int) -> int:
-    adapter, depth = policy.spatial_forcing.adapter, policy.spatial_forcing.pairs[0].depth
+    adapter, layer = policy.spatial_forcing.adapter, policy.spatial_forcing.pairs[0].student_layer
     width, height = policy.config.resize_imgs_with_padding
     rows, columns = adapter.layout((height, width)).grid
-    floats: int = batch * len(policy.config.image_features) * rows * columns * adapter.dim(depth)
+    floats: int = batch * len(policy.config.image_features) * rows * columns * adapter.dim(layer)
     return 4 * floats
 
 

@@ -22,9 +22,9 @@ from sfkit.types import FeatureMap, Views
 
 _LIMIT = 1.05
 _COPIES = 3.0
-_DEPTH = 2
+_LAYER = 2
 #: Blocks, width and views big enough that arithmetic, and not Python, takes the time.
-_WIDE = Pi0Config(width=512, depth=4, image_size=224)
+_WIDE = Pi0Config(width=512, num_layers=4, image_size=224)
 _BATCH = 2
 
 
@@ -76,7 +76,7 @@ def build(config: Pi0Config, *, aligned: bool) -> Any:
     policy: Any = PI0Pytorch(config)
     policy.gradient_checkpointing_enable()
     if aligned:
-        SpatialForcing.wrap(policy, Constant(config.width), depth=_DEPTH)
+        SpatialForcing.wrap(policy, Constant(config.width), student_layer=_LAYER)
     return policy.train()
 
 
@@ -110,7 +110,7 @@ def compare_steps(config: Pi0Config, pairs: int, warmup: int, advance: Callable[
     found = interleave(
         step_of(plain, batch, projector), step_of(wrapped, batch), pairs=pairs, warmup=warmup, seed=0, advance=advance
     )
-    if wrapped.spatial_forcing.status().metrics["valid_tokens"] != 1:
+    if wrapped.spatial_forcing.status().metrics["sf_valid_token_fraction"] != 1:
         raise RuntimeError("not all tokens were aligned, so this measured something else")
     return found
 
@@ -150,8 +150,8 @@ def run(*, quick: bool, advance: Callable[[], None]) -> Report:
         rows=rows,
         conditions={
             "policy": {
-                "stand-in": "pi0", "blocks": config.depth, "width": config.width, "view": f"{config.image_size} px",
-                "cameras": 3, "batch size": _BATCH,
+                "stand-in": "pi0", "blocks": config.num_layers, "width": config.width,
+                "view": f"{config.image_size} px", "cameras": 3, "batch size": _BATCH,
             },
             "pairs": len(found.base),
             "threads": 1,

@@ -72,7 +72,7 @@ def interleave(
     """Run both arms ``warmup`` times untimed, then ``pairs`` times, each pair in an order drawn anew.
 
     A machine that slows down for a while slows both runs of a pair, and which of them comes first is left to chance,
-    so that neither drift nor warm caches favour an arm.
+    so that neither drift nor warm caches favor an arm.
 
     Args:
         base: The arm that ratios are taken of. An arm that returns :class:`Seconds` has taken its own time.

@@ -19,7 +19,7 @@ from sfkit.types import FeatureMap
 
 _LIMIT = 1.15
 _PAIRS = 10
-_MODES: dict[Recompute, str] = {"cheap": "ten pairs", "all": "all made again", "nothing": "nothing made again"}
+_MODES: dict[Recompute, str] = {"selective": "ten pairs", "full": "all made again", "none": "nothing made again"}
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ def run(*, quick: bool, advance: Callable[[], None]) -> Report:
         held = of_pairs(grid, width, recompute)
         advance()
         rows += [
-            _row(f"{what}: peak", held.peak, products.peak, judged=recompute != "nothing"),
-            _row(f"{what}: kept for backward", held.kept, products.kept, judged=recompute != "nothing"),
+            _row(f"{what}: peak", held.peak, products.peak, judged=recompute != "none"),
+            _row(f"{what}: kept for backward", held.kept, products.kept, judged=recompute != "none"),
         ]
     return Report(
         name="pairs-memory",
@@ -83,7 +83,7 @@ def of_products(grid: tuple[int, ...], width: int, widths: Sequence[int]) -> Hel
 
 
 def of_pairs(grid: tuple[int, ...], width: int, recompute: Recompute) -> Held:
-    """The pairs as a policy with ten tapped depths has them: one sum of all losses, and one backward pass."""
+    """The pairs as a policy with ten tapped layers has them: one sum of all losses, and one backward pass."""
     mask = torch.ones(grid, dtype=torch.bool)
     mask.view(-1)[0] = False  # or nothing would be copied on a CPU; on a GPU it always is
     core, objective = NestedProjector(width, width), CosineObjective()

@@ -61,8 +61,8 @@ class Report:
     def table(self) -> Table:
         table = Table(*_COLUMNS, title=self.title, title_justify="left")
         for row in self.rows:
-            colour = {"met": "green", "missed": "red", "not shown": "yellow"}.get(row.verdict, "default")
-            table.add_row(*row.cells[:-1], f"[{colour}]{row.verdict}[/]")
+            color = {"met": "green", "missed": "red", "not shown": "yellow"}.get(row.verdict, "default")
+            table.add_row(*row.cells[:-1], f"[{color}]{row.verdict}[/]")
         return table
 
 

@@ -19,7 +19,7 @@ from benchmarks.report import Report, Row
 from benchmarks.timed import at_most, row
 
 REDUCED_CONFIG = VggtConfig(
-    dim=384, heads=6, depth=8, hidden=1536, embed_heads=6, embed_depth=8, embed_hidden=1536
+    dim=384, heads=6, num_layers=8, hidden=1536, embed_heads=6, embed_layers=8, embed_hidden=1536
 )  # fmt: skip
 
 
@@ -47,7 +47,7 @@ class VggtCost:
         side, small = (56, 28) if quick else (518, 224)
         trunk = trunk_with_random_weights(config)
         large, little = pictures(side), pictures(small)
-        forward(trunk, little, config.depth)
+        forward(trunk, little, config.num_layers)
         advance()
 
         def compare(what: str, base: Callable[[], Any], other: Callable[[], Any], limit: float) -> Row:
@@ -55,7 +55,7 @@ class VggtCost:
             judge = {"target": f"at most {limit}", "judge": at_most(limit)} if self.judged else {}
             return row(what, found, **judge)  # type: ignore[arg-type]
 
-        last, half = config.depth, config.depth // 2
+        last, half = config.num_layers, config.num_layers // 2
         rows = [
             compare(
                 f"layer {half} over layer {last}",
@@ -97,7 +97,7 @@ class VggtCost:
         rows = []
         for what, dtype in (("bfloat16 products", torch.float32), ("and a bfloat16 stream", torch.bfloat16)):
             coarse.residual = dtype
-            cosine = F.cosine_similarity(forward(coarse, images, coarse.config.depth).float(), wanted, dim=-1)
+            cosine = F.cosine_similarity(forward(coarse, images, coarse.config.num_layers).float(), wanted, dim=-1)
             lowest = float(cosine.min())
             judged = {"target": "above 0.999", "verdict": "met" if lowest > 0.999 else "missed"} if self.judged else {}
             judged = {} if dtype == torch.bfloat16 else judged
@@ -128,7 +128,8 @@ def forward(trunk: Aggregator, images: Tensor, layer: int) -> Tensor:
 def about(config: VggtConfig) -> str:
     """The sizes in words."""
     return (
-        f"{config.embed_depth} blocks of the embedder, {config.depth} frame and {config.depth} global blocks, "
+        f"{config.embed_layers} blocks of the embedder, "
+        f"{config.num_layers} frame and {config.num_layers} global blocks, "
         f"{config.dim} wide"
     )
 

@@ -40,7 +40,7 @@ def run(*, quick: bool, advance: Callable[[], None]) -> Report:
         if compiled:
             for block in [*trunk.patch_embed.blocks, *trunk.frame_blocks, *trunk.global_blocks]:
                 block.compile()
-        seconds = _seconds(lambda: trunk(images, [config.depth], tokens="patch"))
+        seconds = _seconds(lambda: trunk(images, [config.num_layers], tokens="patch"))
         share = work / seconds / peak
         what = f"share of it that a forward reaches{', compiled' if compiled else ''}"
         verdict = "met" if share >= _LIMIT else "missed"
@@ -62,8 +62,8 @@ def flops(config: VggtConfig, batch: int, views: int, side: int) -> float:
     patches = (side // config.patch) ** 2
     embed, own = patches + 1 + config.embed_registers, patches + 1 + config.registers
     a_view = 2 * patches * 3 * config.patch**2 * config.dim
-    a_view += config.embed_depth * block(embed, config.embed_hidden) + config.depth * block(own, config.hidden)
-    return batch * (views * a_view + config.depth * block(views * own, config.hidden))
+    a_view += config.embed_layers * block(embed, config.embed_hidden) + config.num_layers * block(own, config.hidden)
+    return batch * (views * a_view + config.num_layers * block(views * own, config.hidden))
 
 
 def _matrix_product_speed(side: int = 8192) -> float:

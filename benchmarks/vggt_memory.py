@@ -53,9 +53,12 @@ class VggtMemory:
 
             measure("write")
             loads = {dtype: measure("load", dtype=dtype) for dtype in ("float32", "bfloat16")}
-            one, every = measure("run", layers=[config.depth]), measure("run", layers=[*range(1, config.depth + 1)])
+            one, every = (
+                measure("run", layers=[config.num_layers]),
+                measure("run", layers=[*range(1, config.num_layers + 1)]),
+            )
         rows = [
-            self._row("features held, over those of every layer", one["held"] / every["held"], 1 / config.depth),
+            self._row("features held, over those of every layer", one["held"] / every["held"], 1 / config.num_layers),
             self._row("peak of a forward beside the weights, over keeping every layer in float32",
                       one["peak"] / every["peak"], 1 / 3),
             *(

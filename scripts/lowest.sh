@@ -40,6 +40,6 @@ for name in sys.argv[2:]:
     assert "site-packages" in origin.parts, f"{name} comes from {origin}, not from the wheel"
 assert sys.argv[1] not in sys.path, "the checkout is on sys.path"
 PY
-# Old releases of others meet newer neighbours here and say so: that is no fault of ours to fix.
+# Old releases of others meet newer neighbors here and say so: that is no fault of ours to fix.
 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 "$root/.venv-lowest/bin/pytest" -c "$root/pyproject.toml" --rootdir "$root" \
     -p no:cacheprovider -W default::DeprecationWarning -n 2 --hypothesis-seed=0 -q "${tests[@]}" "$@"

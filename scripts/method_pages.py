@@ -82,7 +82,7 @@ def _preset(preset: Any) -> str:
     ]
     parts = [_table(("argument", "value"), rows)]
     for title, facts in (
-        ("Released behaviour", preset.released),
+        ("Released behavior", preset.released),
         ("Where the paper differs", preset.paper or ("Nothing is known.",)),
         ("Not reproduced", preset.missing),
     ):

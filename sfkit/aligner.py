@@ -18,7 +18,7 @@ from sfkit.alignment.reduction import tell_of_a_sum
 from sfkit.alignment.step import Alignment, align
 from sfkit.alignment.tap import Captured, Tap, Watch, tap_at, tokens_at
 from sfkit.alignment.telling import NOTHING_VALID, left_in_eval, nothing_to_balance
-from sfkit.config import Depth, Recompute, balance_ratio
+from sfkit.config import Recompute, StudentLayer, balance_ratio
 from sfkit.errors import SfkitWarning
 from sfkit.health.monitor import Monitor, Watched
 from sfkit.joining.joiner import Joiner
@@ -31,9 +31,9 @@ from sfkit.ranks import in_a_group
 from sfkit.replay import refuse_transforms, replays
 from sfkit.types import FeatureMap, Views
 
-_LOGGED = ("action_loss", "sf_loss", "sf_cosine", "sf_weight")
+_LOGGED = ("action_loss", "sf_loss", "sf_cosine", "sf_effective_weight")
 
-#: An empty batch is looked for at every this many steps: looking costs a device synchronisation.
+#: An empty batch is looked for at every this many steps: looking costs a device synchronization.
 _LOOK_EVERY = 50
 
 
@@ -59,7 +59,7 @@ class Aligner(nn.Module):
         self._measuring: int | None = None
         self._looking = False
         self.scale = StepScale(plan.config.grad_accumulation)
-        self.joiner = Joiner(plan.adapter, plan.config.join, self.scale, self._first_trained)
+        self.joiner = Joiner(plan.adapter, plan.config.attach_loss, self.scale, self._first_trained)
         self.enabled = True
         self.companions: list[Callable[[Any], None]] = []
         self.steps = 0
@@ -67,12 +67,12 @@ class Aligner(nn.Module):
         self._last: dict[str, Tensor] = {}
         self._warned: set[str] = set()
         self._ended = False
-        self.taps = {depth: tap_at(self.adapter, depth) for depth in dict.fromkeys(p.depth for p in self.pairs)}
+        self.taps = {layer: tap_at(self.adapter, layer) for layer in dict.fromkeys(p.student_layer for p in self.pairs)}
         self.meter = GradientMeter(tuple(self.taps))
         self.monitor = Monitor(
             plan.config.health,
             [
-                Watched(p.depth, self.hosts[p.host].teacher.name, p.layer, not p.future)
+                Watched(p.student_layer, self.hosts[p.host].teacher.name, p.teacher_layer, not p.future)
                 for p in featured(self.pairs, self.pairs)
             ],
             self.adapter.policy,
@@ -104,7 +104,7 @@ class Aligner(nn.Module):
             tap.arm()
         try:
             output = forward(*args, **kwargs)
-            hidden = {depth: tap.take() for depth, tap in self.taps.items()}
+            hidden = {layer: tap.take() for layer, tap in self.taps.items()}
             inputs = {name: watch.take() for name, watch in self.watches.items()}
         finally:
             # Before backward, where activation checkpointing fires the hooks again.
@@ -154,7 +154,7 @@ class Aligner(nn.Module):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         output: Any,
-        hidden: Mapping[Depth, Captured],
+        hidden: Mapping[StudentLayer, Captured],
         inputs: Mapping[str, tuple[Any, ...]],
     ) -> Any:
         bound = _signature(type(self.adapter.policy).forward).bind(self.adapter.policy, *args, **kwargs)
@@ -175,8 +175,8 @@ class Aligner(nn.Module):
             **({} if loss is None else {"action_loss": loss.detach().float().mean()}),
             "sf_loss": result.loss.detach().mean(),
             "sf_cosine": result.cosine,
-            "sf_weight": weight,
-            "valid_tokens": result.valid,
+            "sf_effective_weight": weight,
+            "sf_valid_token_fraction": result.valid,
         }
         if self.steps % _LOOK_EVERY == 1:
             self._warn_if_nothing_valid(result.valid)
@@ -204,7 +204,7 @@ class Aligner(nn.Module):
         if loss is None:
             return output
         action = loss.detach().float().mean()
-        logs = {"action_loss": action, "sf_weight": torch.tensor(0.0)}
+        logs = {"action_loss": action, "sf_effective_weight": torch.tensor(0.0)}
         return self.adapter.with_loss(output, loss, logs)
 
     def _free_teachers(self) -> None:
@@ -224,7 +224,7 @@ class Aligner(nn.Module):
         """All that was hooked onto the policy's modules."""
         return (*self.taps.values(), *self.watches.values())
 
-    def forward(self, call: ForwardCall, hidden: Mapping[Depth, Captured]) -> Alignment:
+    def forward(self, call: ForwardCall, hidden: Mapping[StudentLayer, Captured]) -> Alignment:
         """Align one batch: the sum (or mean) over pairs of ``pair weight * objective``, for each sample."""
         first = not replays()
         if first:
@@ -233,19 +233,19 @@ class Aligner(nn.Module):
             refuse_shards(self.adapter.policy)
         with torch.no_grad():
             views = self.adapter.views(call)
-        students = {depth: tokens_at(self.adapter, depth, state, views) for depth, state in hidden.items()}
+        students = {layer: tokens_at(self.adapter, layer, state, views) for layer, state in hidden.items()}
         if first and self._check.first_batch:
             check_views(views)
             if is_sharded(self) or is_sharded(self.adapter.policy):
                 refuse_cast(self.projectors)
                 self._check.give_up("under FSDP2 the check's own backward pass would scatter the parameters again.")
             elif any(bool(student.mask.any()) for student in students.values()):
-                off = [depth for depth, tap in self.taps.items() if tap.without_gradient]
-                self._check.tokens(students, self.projectors, self.adapter.how_to_unfreeze(), off)
+                off = [layer for layer, tap in self.taps.items() if tap.without_gradient]
+                self._check.tokens(students, self.projectors, self.adapter.unfreeze_hint(), off)
         targets = self._targets(call, views, students)
         results = [
             align(
-                students[pair.depth], target, projector, pair.objective,
+                students[pair.student_layer], target, projector, pair.objective,
                 recompute=self.recompute, keep_maps=self._looking,
             )
             for pair, target, projector in zip(self.pairs, targets, self._projectors(), strict=True)
@@ -262,23 +262,25 @@ class Aligner(nn.Module):
     def recompute(self) -> Recompute:
         """What backward makes again instead of keeping it."""
         if self.config.recompute == "auto":
-            return "cheap" if len(self.pairs) > 1 else "nothing"
+            return "selective" if len(self.pairs) > 1 else "none"
         return self.config.recompute
 
-    def _targets(self, call: ForwardCall, views: Views, students: Mapping[Depth, FeatureMap]) -> list[FeatureMap]:
-        """One target for each pair, from one run of each teacher on each moment that is asked for."""
+    def _targets(
+        self, call: ForwardCall, views: Views, students: Mapping[StudentLayer, FeatureMap]
+    ) -> list[FeatureMap]:
+        """One target for each pair, from one run of each teacher on each frame that is asked for."""
         explain = functools.partial(self.adapter.explain_missing, call=call)
         found: dict[tuple[int, int, bool, int], FeatureMap] = {}
         for index, future in dict.fromkeys((pair.host, pair.future) for pair in self.pairs):
             mine = [pair for pair in self.pairs if (pair.host, pair.future) == (index, future)]
-            layers = sorted({pair.layer for pair in mine if not pair.reads_attention})
-            blocks = sorted({pair.layer for pair in mine if pair.reads_attention})
+            layers = sorted({pair.teacher_layer for pair in mine if not pair.reads_attention})
+            blocks = sorted({pair.teacher_layer for pair in mine if pair.reads_attention})
             with torch.no_grad():
                 seen = self.adapter.future_views(call, future) if future else views
-            maps = self.hosts[index].features(seen, layers, students[mine[0].depth].grid, explain, blocks)
+            maps = self.hosts[index].features(seen, layers, students[mine[0].student_layer].grid, explain, blocks)
             names = [*((False, layer) for layer in layers), *((True, block) for block in blocks)]
             found.update({(index, future, *name): one for name, one in zip(names, maps, strict=True)})
-        return [found[pair.host, pair.future, pair.reads_attention, pair.layer] for pair in self.pairs]
+        return [found[pair.host, pair.future, pair.reads_attention, pair.teacher_layer] for pair in self.pairs]
 
     def _projectors(self) -> Iterable[Projector]:
         return self.projectors  # type: ignore[return-value]

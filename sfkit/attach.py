@@ -186,7 +186,7 @@ def _rebuild(base: type[nn.Module], *args: Any) -> nn.Module:
 
 
 def _wrapper_of(module: nn.Module) -> str | None:
-    """What a module is inside of; recognised by name, as not all of them are in every torch."""
+    """What a module is inside of; recognized by name, as not all of them are in every torch."""
     for cls in type(module).__mro__:
         if cls.__name__ in _WRAPPERS and cls.__module__.split(".")[0] in ("torch", "deepspeed"):
             return _WRAPPERS[cls.__name__]

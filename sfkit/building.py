@@ -22,10 +22,10 @@ from sfkit.transforms.resample import ResampleTransform
 Kind = TypeVar("Kind")
 
 #: A component's name, a name with options, or (in signatures that say so) a ready instance.
-Named: TypeAlias = "str | Mapping[str, Any] | tuple[str, Mapping[str, Any]] | ComponentSpec"
+ComponentLike: TypeAlias = "str | Mapping[str, Any] | tuple[str, Mapping[str, Any]] | ComponentSpec"
 
 
-def build_teacher(value: Named | Teacher) -> Teacher:
+def build_teacher(value: ComponentLike | Teacher) -> Teacher:
     """A teacher from its name, name with options, or an instance."""
     if isinstance(value, Teacher):
         return value
@@ -34,7 +34,7 @@ def build_teacher(value: Named | Teacher) -> Teacher:
     return _expect(entry.load()(entry.options_of(spec.name, spec.options)), Teacher, spec.name)
 
 
-def build_objective(value: Named | Objective) -> Objective:
+def build_objective(value: ComponentLike | Objective) -> Objective:
     """An objective from its name, name with options, or an instance."""
     if isinstance(value, Objective):
         return value
@@ -43,8 +43,8 @@ def build_objective(value: Named | Objective) -> Objective:
     return _expect(entry.load()(entry.options_of(spec.name, spec.options)), Objective, spec.name)
 
 
-def build_projector(value: Named | Projector, student_dim: int, teacher_dim: int, seed: int) -> Projector:
-    """A projector of the right widths, initialised under its own generator.
+def build_projector(value: ComponentLike | Projector, student_dim: int, teacher_dim: int, seed: int) -> Projector:
+    """A projector of the right widths, initialized under its own generator.
 
     Raises:
         ConfigError: An instance was given whose widths do not fit.
@@ -65,7 +65,7 @@ def build_projector(value: Named | Projector, student_dim: int, teacher_dim: int
     return _expect(projector, Projector, spec.name)
 
 
-def build_transforms(values: Sequence[Named | Transform], teacher_dim: int) -> list[Transform]:
+def build_transforms(values: Sequence[ComponentLike | Transform], teacher_dim: int) -> list[Transform]:
     """The transforms of one pair, for features of ``teacher_dim`` channels; empty if none are asked for.
 
     Resampling comes first if the sequence does not say where it belongs.
@@ -84,7 +84,7 @@ def build_transforms(values: Sequence[Named | Transform], teacher_dim: int) -> l
     return built
 
 
-def _build_transform(value: Named | Transform, dim: int) -> Transform:
+def _build_transform(value: ComponentLike | Transform, dim: int) -> Transform:
     if isinstance(value, Transform):
         if value.dim != dim:
             raise ConfigError(
@@ -97,7 +97,7 @@ def _build_transform(value: Named | Transform, dim: int) -> Transform:
     return _expect(entry.load()(dim, entry.options_of(spec.name, spec.options)), Transform, spec.name)
 
 
-def build_schedule(value: Named | Schedule | Sequence[Named | Schedule]) -> Product:
+def build_schedule(value: ComponentLike | Schedule | Sequence[ComponentLike | Schedule]) -> Product:
     """The schedules that apply together, from one or several names, names with options, or instances.
 
     Raises:
@@ -114,7 +114,7 @@ def build_schedule(value: Named | Schedule | Sequence[Named | Schedule]) -> Prod
     return Product(built)
 
 
-def build_adapter(policy: nn.Module, value: Named | PolicyAdapter | None) -> PolicyAdapter:
+def build_adapter(policy: nn.Module, value: ComponentLike | PolicyAdapter | None) -> PolicyAdapter:
     """The adapter for a policy: the one given, or the one whose patterns match its class.
 
     Raises:
@@ -151,7 +151,7 @@ def _refuse_unsupported(cls: type) -> None:
 
 
 def inside_peft(policy: nn.Module) -> nn.Module:
-    """The base model inside a PeftModel, else the policy itself. Recognised by name: peft is not imported."""
+    """The base model inside a PeftModel, else the policy itself. Recognized by name: peft is not imported."""
     for cls in type(policy).__mro__:
         if cls.__module__.split(".")[0] == "peft" and cls.__name__ == "PeftModel":
             base: nn.Module = cast("Any", policy).get_base_model()

@@ -25,8 +25,8 @@ def register_policies(register: Register) -> None:
         summary="any policy, told where its blocks, visual tokens and pictures are",
         aligned="the tokens that it is told of (`adapter=GenericAdapter(...)`)",
         trains="what the policy's own loop trains",
-        verified="tiny PaliGemma, LLaVA, SmolVLM and Qwen2.5-VL of transformers with a regression head: registration, "
-        "gradients, training",
+        verified="tiny PaliGemma, LLaVA, SmolVLM and Qwen2.5-VL of transformers with a regression head: "
+        "spatial correspondence, gradients, training",
     )
 
 
@@ -35,7 +35,7 @@ def register_objectives(register: Register) -> None:
     register(
         "sfkit.objectives.angular_scale:AngularScaleObjective",
         name="angular-scale",
-        summary="cosine, and the error in the feature regressed from the normalised projection (Geometry Forcing)",
+        summary="cosine, and the error in the feature regressed from the normalized projection (Geometry Forcing)",
     )
     register(
         "sfkit.objectives.attention:AttentionObjective",
@@ -55,7 +55,7 @@ def register_objectives(register: Register) -> None:
     register(
         "sfkit.objectives.mse:MSEObjective",
         name="mse",
-        summary="mean squared error between normalised features",
+        summary="mean squared error between normalized features",
     )
     register(
         "sfkit.objectives.relational:RelationalObjective",
@@ -65,7 +65,7 @@ def register_objectives(register: Register) -> None:
     register(
         "sfkit.objectives.smooth_l1:SmoothL1Objective",
         name="smooth-l1",
-        summary="smooth L1 distance between normalised features",
+        summary="smooth L1 distance between normalized features",
     )
     register(
         "sfkit.objectives.weighted_sum:SumObjective",
@@ -111,7 +111,7 @@ def register_projectors(register: Register) -> None:
 @hookimpl
 def register_transforms(register: Register) -> None:
     register(
-        "sfkit.transforms.normalising:LayerNormTransform",
+        "sfkit.transforms.normalizing:LayerNormTransform",
         name="layer-norm",
         summary="each patch to mean 0 and variance 1 over its channels",
     )
@@ -136,9 +136,9 @@ def register_transforms(register: Register) -> None:
         summary="to the student's grid, where in the sequence it stands",
     )
     register(
-        "sfkit.transforms.normalising:SpatialNorm",
+        "sfkit.transforms.normalizing:SpatialNorm",
         name="spatial-norm",
-        summary="each channel standardised over the patches of a view (iREPA)",
+        summary="each channel standardized over the patches of a view (iREPA)",
     )
 
 
@@ -197,17 +197,17 @@ def register_presets(register: Register) -> None:
     register(
         "sfkit.presets.published:IREPA",
         name="irepa",
-        summary="iREPA: a 3 x 3 convolution, and targets standardised over each view",
+        summary="iREPA: a 3 x 3 convolution, and targets standardized over each view",
     )
     register(
         "sfkit.presets.published:REPA",
         name="repa",
-        summary="REPA: cosine to DINOv2 after a three-layer SiLU MLP, depth 8",
+        summary="REPA: cosine to DINOv2 after a three-layer SiLU MLP, layer 8",
     )
     register(
         "sfkit.presets.published:ROCKET",
         name="rocket",
-        summary="ten depths on one nested projector (ROCKET)",
+        summary="ten layers on one nested projector (ROCKET)",
     )
     register(
         "sfkit.presets.published:SPATIAL_FORCING_OPENVLA",

@@ -1,4 +1,4 @@
-"""Camera calibration beside a dataset: it must reach the teacher without passing the policy's normaliser."""
+"""Camera calibration beside a dataset: it must reach the teacher without passing the policy's normalizer."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from sfkit.errors import ConfigError, ViewsError
 from sfkit.places import read_json
 
 _FORMAT = "sfkit.cameras/1"
-_METRES = {"m": 1.0, "mm": 0.001}
+_METERS = {"m": 1.0, "mm": 0.001}
 
 Row3 = tuple[float, float, float]
 Row4 = tuple[float, float, float, float]
 
 
 class Camera(Options):
-    """Calibration of one camera. OpenCV axes; integer pixel coordinates are pixel centres."""
+    """Calibration of one camera. OpenCV axes; integer pixel coordinates are pixel centers."""
 
     width: int = Field(ge=1, description="Width of the dataset's picture in pixels.")
     height: int = Field(ge=1, description="Height of the dataset's picture in pixels.")
@@ -36,7 +36,7 @@ class Camera(Options):
         default=None, description="Unit of the depth map as it arrives in the batch; never guessed."
     )
     world_from_camera: tuple[Row4, Row4, Row4, Row4] | None = Field(
-        default=None, description="4x4 pose of a camera that does not move, metres."
+        default=None, description="4x4 pose of a camera that does not move, meters."
     )
     pose_key: str | None = Field(default=None, description="Dataset column with 4x4 poses of a camera that moves.")
 
@@ -47,7 +47,7 @@ class PoseTable:
 
     Attributes:
         index: ``(n,)`` long, ascending.
-        poses: ``(n, 4, 4)`` float32 ``world_from_camera``, metres.
+        poses: ``(n, 4, 4)`` float32 ``world_from_camera``, meters.
     """
 
     index: Tensor
@@ -120,7 +120,7 @@ class CameraRig:
         return torch.full((3, 3), torch.nan) if camera.intrinsics is None else torch.tensor(camera.intrinsics)
 
     def depth_scale(self, key: str) -> float:
-        """Metres for each unit of a camera's depth map.
+        """Meters for each unit of a camera's depth map.
 
         Raises:
             ConfigError: The unit is not recorded.
@@ -131,7 +131,7 @@ class CameraRig:
                 f"The unit of {self.cameras[key].depth_key} is not recorded.",
                 'Set the camera\'s depth_unit to "m" or "mm" (for LeRobot, CameraRig comes with it from the dataset).',
             )
-        return _METRES[unit]
+        return _METERS[unit]
 
     def pose(self, key: str, index: Tensor | None, batch: int) -> Tensor | None:
         """``(b, 4, 4)`` poses of a camera, or None where they are unknown.

@@ -1,7 +1,7 @@
 """The files beside a policy's own: ``spatial_forcing/config.json`` and ``spatial_forcing/projector.safetensors``.
 
 Safetensors only, written to a temporary folder and renamed, and checked key by key when read. A teacher's weights are
-never written: its identity and licence are recorded.
+never written: its identity and license are recorded.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sfkit import __version__
-from sfkit.alignment.tap import depth_name
+from sfkit.alignment.tap import student_layer_name
 from sfkit.config import SpatialForcingConfig
 from sfkit.errors import CheckpointError, ConfigError
 from sfkit.places import read_json
-from sfkit.teachers.base import Teacher, licence_note
+from sfkit.teachers.base import Teacher, license_note
 from sfkit.trust import Origin, Published
 
 FOLDER = "spatial_forcing"
 _CONFIG, _PROJECTOR, _README = "config.json", "projector.safetensors", "README.md"
 #: What is fetched and read, and how many bytes of it at most.
 LIMITS = {f"{FOLDER}/{_CONFIG}": 2**20, f"{FOLDER}/{_PROJECTOR}": 2**32, f"{FOLDER}/{_README}": 2**20}
-_FORMAT = "sfkit.checkpoint/1"
+_FORMAT = "sfkit.checkpoint/2"
 #: Where the folder that is being replaced is kept meanwhile.
 _OLD = f".{FOLDER}.old-"
 
@@ -86,7 +86,8 @@ def _identity(teacher: Teacher, public: Published) -> dict[str, str]:
 def _readme(public: Published, teachers: Sequence[Teacher]) -> str:
     """What a reader of the published folder must know."""
     pairs = "\n".join(
-        f"- {depth_name(pair.depth)} of the policy with layer {pair.layer} of teacher `{pair.teacher.name}`"
+        f"- {student_layer_name(pair.student_layer)} of the policy with layer {pair.teacher_layer} of teacher "
+        f"`{pair.teacher.name}`"
         for pair in public.config.pairs
     )
     identities = [_identity(teacher, public) for teacher in teachers]
@@ -95,7 +96,7 @@ def _readme(public: Published, teachers: Sequence[Teacher]) -> str:
         for identity in identities
     )
     notes = "".join(
-        f"\n**Note:** {licence_note(identity)}\n"
+        f"\n**Note:** {license_note(identity)}\n"
         for identity, teacher in zip(identities, teachers, strict=True)
         if teacher.noncommercial
     )
@@ -261,7 +262,7 @@ def wrap_arguments(config: SpatialForcingConfig) -> dict[str, Any]:
         "weight": config.weight,
         "schedule": list(config.schedule),
         "recompute": config.recompute,
-        "join": config.join,
+        "attach_loss": config.attach_loss,
         "grad_accumulation": config.grad_accumulation,
         "seed": config.seed,
         "health": config.health,
@@ -286,5 +287,6 @@ def load_into(handle: nn.Module, folder: Path) -> None:
         handle.load_state_dict(state, strict=True)
     except (RuntimeError, KeyError, ValueError) as error:
         raise CheckpointError(
-            f"{path} does not fit: {error}", "Use the policy, depth, teacher and projector that it was saved with."
+            f"{path} does not fit: {error}",
+            "Use the policy, student layer, teacher and projector that it was saved with.",
         ) from error

@@ -12,7 +12,7 @@ from sfkit.errors import ConfigError
 AnyOptions: TypeAlias = Options | Mapping[str, Any] | None
 
 
-class Configured:
+class Configurable:
     """A named thing with options. Subclasses set ``name`` and, if they have any, ``Options``."""
 
     name: str

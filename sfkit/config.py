@@ -12,32 +12,36 @@ from typing_extensions import Self
 from sfkit.errors import ConfigError, did_you_mean
 
 #: Where the student is tapped: after so many decoder blocks, or at :data:`ENCODER`.
-Depth: TypeAlias = "int | str"
+StudentLayer: TypeAlias = "int | str"
 
-#: Instead of a depth: what the policy's vision tower gives, before the language model.
+#: Instead of a number of blocks: what the policy's vision tower gives, before the language model.
 ENCODER = "encoder"
 
 _ATTENTION = "attention:"
 
 
 def attention_of(block: int) -> str:
-    """In the place of a depth, within the library: the queries and keys of the block with this number, from 1."""
+    """Within the library, in the place of a student layer: the queries and keys of the block of this number, from 1."""
     return f"{_ATTENTION}{block}"
 
 
-def block_of(depth: Depth) -> int | None:
-    """The number of the block whose queries and keys are meant; None for a depth proper."""
-    return int(depth.removeprefix(_ATTENTION)) if isinstance(depth, str) and depth.startswith(_ATTENTION) else None
+def block_of(student_layer: StudentLayer) -> int | None:
+    """The number of the block whose queries and keys are meant; None for another student layer."""
+    return (
+        int(student_layer.removeprefix(_ATTENTION))
+        if isinstance(student_layer, str) and student_layer.startswith(_ATTENTION)
+        else None
+    )
 
 
 #: What backward makes again instead of keeping it, see ``SpatialForcing.wrap``.
-Recompute: TypeAlias = Literal["nothing", "cheap", "all"]
+Recompute: TypeAlias = Literal["none", "selective", "full"]
 
 #: What a weight that follows the gradients begins with.
 BALANCE = "balance"
 
 #: How the alignment loss gets into what the training loop differentiates: :class:`sfkit.joining.joiner.Joiner`.
-Join: TypeAlias = Literal["auto", "output", "carrier", "add"]
+AttachLoss: TypeAlias = Literal["auto", "return", "backward", "manual"]
 
 
 class Options(BaseModel):
@@ -131,14 +135,14 @@ def _number(value: Any) -> float | None:
 
 
 class PairConfig(Options):
-    """One alignment: a student depth, and the teacher features that it is aligned with."""
+    """One alignment: a student layer, and the teacher features that it is aligned with."""
 
-    depth: int | str = Field(
+    student_layer: int | str = Field(
         description="Residual stream after this many blocks (0: the embeddings), or 'encoder': what the vision tower "
         "gives to the language model."
     )
     teacher: ComponentSpec = Field(description="The teacher of this pair.")
-    layer: int = Field(description="The teacher's layer, 1 to its number of layers.")
+    teacher_layer: int = Field(description="The teacher's layer, 1 to its number of layers.")
     weight: float = Field(default=1.0, ge=0, description="Weight of this pair within the alignment loss.")
     future: int = Field(default=0, ge=0, description="The teacher sees the frame so many steps ahead.")
     objective: ComponentSpec | None = Field(default=None, description="Of this pair alone, instead of the run's.")
@@ -147,13 +151,13 @@ class PairConfig(Options):
         default=None, description="Of this pair alone, instead of the run's."
     )
 
-    @field_validator("depth")
+    @field_validator("student_layer")
     @classmethod
-    def _known_depth(cls, value: int | str) -> int | str:
+    def _known_layer(cls, value: int | str) -> int | str:
         if isinstance(value, str) and value != ENCODER:
-            raise ValueError(f"a depth is a number of blocks, or {ENCODER!r}")
+            raise ValueError(f"a student layer is a number of blocks, or {ENCODER!r}")
         if not isinstance(value, str) and value < 0:
-            raise ValueError("depths count from 0, the embeddings; none is counted from the end")
+            raise ValueError("student layers count from 0, the embeddings; none is counted from the end")
         return value
 
     @field_validator("teacher", "objective", "projector", mode="before")
@@ -171,10 +175,12 @@ class HealthOptions(Options):
     """What the health monitor measures, how often, and when it warns."""
 
     every: int = Field(default=50, ge=0, description="Measure at one training step of so many; 0: never.")
-    persist: int = Field(default=100, ge=0, description="Steps that a finding must last before it is worth a warning.")
-    dominates: float = Field(default=1.0, gt=0, description="Warn when alignment gradient / action gradient is above.")
+    patience: int = Field(default=100, ge=0, description="Steps that a finding must last before it is worth a warning.")
+    max_grad_ratio: float = Field(
+        default=1.0, gt=0, description="Warn when alignment gradient / action gradient is above."
+    )
     conflict: float = Field(default=-0.2, ge=-1, le=0, description="Warn when the cosine of the two is below.")
-    saturated: float = Field(
+    max_cosine: float = Field(
         default=0.99, gt=0, description="Warn when the cosine to the target is above, in all pairs."
     )
     collapse: float = Field(
@@ -182,7 +188,7 @@ class HealthOptions(Options):
         ge=0,
         description="Warn when rank or spread of the projected tokens is below this share of the target's.",
     )
-    shifted: float = Field(
+    spatial_shift_ratio: float = Field(
         default=0.9,
         ge=0,
         le=1,
@@ -199,7 +205,7 @@ class SpatialForcingConfig(Options):
     projector: ComponentSpec = Field(default=ComponentSpec(name="mlp"), description="Student width to teacher width.")
     shared_projector: bool = Field(
         default=False,
-        description="One projector for all pairs, instead of one for each; 'nested' then grows with depth.",
+        description="One projector for all pairs, instead of one for each; 'nested' then grows with the layer.",
     )
     transforms: tuple[ComponentSpec, ...] = Field(
         default=(), description="What is done to the teacher's features before the comparison, in order."
@@ -214,18 +220,19 @@ class SpatialForcingConfig(Options):
     schedule: tuple[ComponentSpec, ...] = Field(
         default=(), description="Factors on the weight, step by step: cosine:10000, or several that multiply."
     )
-    recompute: Literal["auto", "nothing", "cheap", "all"] = Field(
+    recompute: Literal["auto", "none", "selective", "full"] = Field(
         default="auto",
-        description="What backward makes again instead of keeping it: all but the products of the projectors, or "
-        "those as well; auto: cheap where there are several pairs.",
+        description="What backward recomputes instead of keeping it: all but the products of the projectors, or "
+        "those as well; auto: selective where there are several pairs.",
     )
-    join: Join = Field(
+    attach_loss: AttachLoss = Field(
         default="auto",
-        description="How the alignment loss gets into what the training loop differentiates: 'output', 'carrier', "
-        "'add', or what fits the policy.",
+        description="How the alignment loss reaches what the training loop differentiates: 'return' (added to the "
+        "loss that forward returns), 'backward' (injected in the loop's backward pass), 'manual' (by add(loss)), or "
+        "'auto': what fits the policy.",
     )
     grad_accumulation: int | None = Field(
-        default=None, ge=1, description="Batches for each optimizer step; none: it was not told."
+        default=None, ge=1, description="Batches for each optimizer step; none: not known."
     )
     seed: int = Field(default=0, ge=0, description="Seed of the projector's own random generator.")
     health: HealthOptions = Field(
@@ -261,9 +268,13 @@ class SpatialForcingConfig(Options):
 
     @model_validator(mode="after")
     def _no_duplicate_pairs(self) -> Self:
-        seen = [(pair.depth, pair.teacher, pair.layer, pair.future, pair.objective) for pair in self.pairs]
+        seen = [
+            (pair.student_layer, pair.teacher, pair.teacher_layer, pair.future, pair.objective) for pair in self.pairs
+        ]
         if any(seen.count(item) > 1 for item in seen):
-            raise ValueError("the same (depth, teacher, layer) is listed twice; give it once with the summed weight")
+            raise ValueError(
+                "the same (student_layer, teacher, teacher_layer) is listed twice; give it once with the summed weight"
+            )
         if not any(pair.weight for pair in self.pairs):
             raise ValueError("the weights of all pairs are 0: nothing would be aligned")
         return self

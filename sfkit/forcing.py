@@ -18,9 +18,9 @@ from sfkit.alignment.gradients import GradientSums
 from sfkit.alignment.names import StateName
 from sfkit.alignment.status import PairStatus, Status
 from sfkit.attach import attach, base_of, detach, detached, handle_of, refuse_unwrappable
-from sfkit.building import Named
+from sfkit.building import ComponentLike
 from sfkit.cameras import CameraRig
-from sfkit.config import Depth, HealthOptions, Join, SpatialForcingConfig
+from sfkit.config import AttachLoss, HealthOptions, SpatialForcingConfig, StudentLayer
 from sfkit.errors import GradientError, WrapError
 from sfkit.health.report import Health
 from sfkit.objectives.base import Objective
@@ -31,7 +31,7 @@ from sfkit.presets.filling import adapter_for, fill_in, find_preset
 from sfkit.projectors.base import Projector
 from sfkit.ranks import in_a_group
 from sfkit.schedules.base import Schedule
-from sfkit.teachers.base import Teacher, licence_note
+from sfkit.teachers.base import Teacher, license_note
 from sfkit.transforms.base import Transform
 from sfkit.trust import admit
 
@@ -48,24 +48,24 @@ class SpatialForcing(Aligner):
     @staticmethod
     def wrap(
         policy: Policy,
-        teacher: Named | Teacher | None = None,
+        teacher: ComponentLike | Teacher | None = None,
         *,
-        depth: Depth | None = None,
-        layer: int | None = None,
+        student_layer: StudentLayer | None = None,
+        teacher_layer: int | None = None,
         preset: str | Preset | None = None,
         weight: float | str | None = None,
-        schedule: Named | Schedule | Sequence[Named | Schedule] | None = None,
-        objective: Named | Objective | None = None,
-        projector: Named | Projector | None = None,
-        transforms: Sequence[Named | Transform] | None = None,
+        schedule: ComponentLike | Schedule | Sequence[ComponentLike | Schedule] | None = None,
+        objective: ComponentLike | Objective | None = None,
+        projector: ComponentLike | Projector | None = None,
+        transforms: Sequence[ComponentLike | Transform] | None = None,
         pairs: Sequence[Any] | None = None,
         shared_projector: bool | None = None,
         pair_reduction: Literal["sum", "mean"] | None = None,
-        adapter: Named | PolicyAdapter | None = None,
+        adapter: ComponentLike | PolicyAdapter | None = None,
         cameras: CameraRig | None = None,
-        join: Join = "auto",
+        attach_loss: AttachLoss = "auto",
         grad_accumulation: int | None = None,
-        recompute: Literal["auto", "nothing", "cheap", "all"] = "auto",
+        recompute: Literal["auto", "none", "selective", "full"] = "auto",
         seed: int = 0,
         health: HealthOptions | Mapping[str, Any] | None = None,
         self_check: bool = True,
@@ -78,12 +78,12 @@ class SpatialForcing(Aligner):
         Args:
             policy: The policy; inside PEFT, the PeftModel. Changed in place.
             teacher: A registered name, a name with options (``("geometry", {"frame": "world"})``), or an instance.
-            depth: Residual stream after this many blocks, or ``"encoder"``: what the vision tower gives to the language
-                model. None takes the adapter's default.
-            layer: The teacher's layer, 1 to its number of layers; None takes the teacher's default.
+            student_layer: Residual stream after this many blocks, or ``"encoder"``: what the vision tower gives to the
+                language model. None takes the adapter's default.
+            teacher_layer: The teacher's layer, 1 to its number of layers; None takes the teacher's default.
             preset: A published method by its name (``sfkit presets`` lists them): it takes the place of the defaults of
-                the arguments from ``weight`` to ``pair_reduction``, of ``teacher``, ``depth`` and ``layer``, and of the
-                adapter's options. What is given beside it goes before.
+                the arguments from ``weight`` to ``pair_reduction``, of ``teacher``, ``student_layer`` and
+                ``teacher_layer``, and of the adapter's options. Explicit arguments override the preset.
             weight: Weight of the alignment loss, 0 or more (default 0.5); or ``"balance:0.1"``: whatever weight keeps
                 the alignment gradient at the tapped tokens at that ratio to the action gradient.
             schedule: Factors on the weight, step by step: a name (``"stop:5000"``; default ``"constant"``), a name with
@@ -94,25 +94,27 @@ class SpatialForcing(Aligner):
             transforms: What to do to the teacher's features before the comparison, in order: names, names with options,
                 or (for a single pair) instances. Applied on the student's grid, unless ``"resample"`` is among them:
                 then what stands before it sees the teacher's own.
-            pairs: Instead of ``teacher``, ``depth`` and ``layer``: several ``(depth, teacher, layer, weight)`` tuples
-                or mappings with those keys; ``layer`` and ``weight`` may be left out. A mapping may also hold an
-                ``objective``, a ``projector`` and ``transforms`` of its own, and ``future``: the teacher then sees the
-                frame so many steps ahead. Each teacher runs once for all pairs (and once for each ``future``).
+            pairs: Instead of ``teacher``, ``student_layer`` and ``teacher_layer``: several ``(student_layer, teacher,
+                teacher_layer, weight)`` tuples or mappings with those keys; ``teacher_layer`` and ``weight`` may be
+                left out. A mapping may also hold an ``objective``, a ``projector`` and ``transforms`` of its own, and
+                ``future``: the teacher then sees the frame so many steps ahead. Each teacher runs once for all pairs
+                (and once for each ``future``).
             shared_projector: One projector for all pairs (default False). ``"nested"`` then grows from pair to pair.
             pair_reduction: Whether the weighted losses of the pairs are added (default) or averaged.
-            adapter: Only needed when the policy's class is not recognised, or to give options.
+            adapter: Only needed when the policy's class is not recognized, or to give options.
             cameras: Calibration and poses, for teachers that need geometry.
-            join: How the alignment loss gets into what the loop differentiates: ``"output"`` (joined to the loss that
-                forward returns), ``"carrier"`` (it rides on forward's outputs into the loop's backward pass) or
-                ``"add"`` (by ``loss = policy.spatial_forcing.add(loss)`` alone); ``"auto"`` takes what fits the policy.
+            attach_loss: How the alignment loss reaches what the loop differentiates: ``"return"`` (added to the loss
+                that forward returns), ``"backward"`` (injected through forward's outputs in the loop's backward pass)
+                or ``"manual"`` (by ``loss = policy.spatial_forcing.add(loss)`` alone); ``"auto"`` takes what fits
+                the policy.
             grad_accumulation: Batches for each optimizer step; needed where the trainer hands the policy
                 ``num_items_in_batch`` (HF Trainer), by which the policy's own loss is scaled already, where
                 the alignment loss rides on the outputs and the loop divides its loss, and for a schedule in optimizer
                 steps.
             recompute: What backward makes again instead of keeping it from forward; gradients are the same to the last
-                bit. ``"cheap"``: masks, norms and activations, so that about what the bare matrix products of the
-                projectors keep is left. ``"all"``: projections and comparisons too, for a third more of the alignment's
-                time, and nothing is left. ``"auto"`` takes ``"cheap"`` for several pairs, ``"nothing"`` for one.
+                bit. ``"selective"``: masks, norms and activations, so that about what the bare matrix products of the
+                projectors keep is left. ``"full"``: projections and comparisons too, for a third more of the alignment
+                time, and nothing is left. ``"auto"``: ``"selective"`` for several pairs, ``"none"`` for one.
             seed: Seed of the projector's own generator; the global random state is left alone.
             health: Options of the health monitor, as ``{"every": 100}``; see :meth:`health`.
             self_check: Verify on the first batches that alignment really trains.
@@ -120,7 +122,7 @@ class SpatialForcing(Aligner):
         Raises:
             WrapError: The object is wrapped, compiled, or inside DDP, FSDP, DeepSpeed or accelerate already.
             AdapterError: No adapter handles the policy's class.
-            ConfigError: A name, an option or a depth is not valid, or the preset does not fit the policy.
+            ConfigError: A name, an option or a student layer is not valid, or the preset does not fit the policy.
             GradientError: The policy has no trainable parameter.
         """
         refuse_unwrappable(policy)
@@ -134,15 +136,15 @@ class SpatialForcing(Aligner):
         found = find_preset(preset)
         handled_by = adapter_for(policy, adapter, found)
         given = {
-            "teacher": teacher, "depth": depth, "layer": layer, "weight": weight, "schedule": schedule,
-            "objective": objective, "projector": projector, "transforms": transforms, "pairs": pairs,
-            "shared_projector": shared_projector, "pair_reduction": pair_reduction,
+            "teacher": teacher, "student_layer": student_layer, "teacher_layer": teacher_layer, "weight": weight,
+            "schedule": schedule, "objective": objective, "projector": projector, "transforms": transforms,
+            "pairs": pairs, "shared_projector": shared_projector, "pair_reduction": pair_reduction,
         }  # fmt: skip
         plan = make_plan(
             handled_by,
             **fill_in(found, handled_by, given),
             recompute=recompute,
-            join=join,
+            attach_loss=attach_loss,
             grad_accumulation=grad_accumulation,
             seed=seed,
             self_check=self_check,
@@ -155,13 +157,13 @@ class SpatialForcing(Aligner):
         handle.train(policy.training)
         attach(policy, handle)
         logger.info("sfkit: %s", handle.describe())
-        for message in handle.licence_notes():
+        for message in handle.license_notes():
             logger.warning("sfkit: %s", message)
         return policy
 
     @staticmethod
     def unwrap(policy: Policy) -> Policy:
-        """Undo :meth:`wrap`: the same object, with its own class, without hooks, bit-identical in behaviour.
+        """Undo :meth:`wrap`: the same object, with its own class, without hooks, bit-identical in behavior.
 
         Raises:
             WrapError: The object is not what :meth:`wrap` returned.
@@ -322,34 +324,33 @@ class SpatialForcing(Aligner):
         terms = []
         for pair in self.pairs:
             teacher = self.hosts[pair.host].teacher
-            layer = f"@{pair.layer}" if teacher.num_layers > 1 else ""
+            layer = f"@{pair.teacher_layer}" if teacher.num_layers > 1 else ""
             ahead = f"+{pair.future}" if pair.future else ""
             factor = f"{pair.weight:g} × " if pair.weight != 1 else ""
-            terms.append(
-                f"{factor}{pair.objective.name}({self.adapter.name}@{pair.depth} → {teacher.name}{layer}{ahead})"
-            )
+            student = f"{self.adapter.name}@{pair.student_layer}"
+            terms.append(f"{factor}{pair.objective.name}({student} → {teacher.name}{layer}{ahead})")
         inner = " + ".join(terms)
         if len(terms) > 1:
             inner = f"mean({inner})" if self.config.pair_reduction == "mean" else f"({inner})"
-        licences = ", ".join(sorted({f"{host.teacher.name}: {host.teacher.license}" for host in self.hosts}))
+        licenses = ", ".join(sorted({f"{host.teacher.name}: {host.teacher.license}" for host in self.hosts}))
         size = sum(parameter.numel() for parameter in self.projectors.parameters()) / 1e6
         schedule = "" if self.schedule.describe() == "constant" else f" × {self.schedule.describe()}"
         return (
             f"loss = action + {self.config.weight}{schedule} × {inner}, projector {size:.1f} M parameters, "
-            f"teacher licence {licences}"
+            f"teacher license {licenses}"
         )
 
-    def licence_notes(self) -> list[str]:
+    def license_notes(self) -> list[str]:
         """One sentence for each teacher whose weights may not be used commercially."""
         limited = {host.teacher.name: host.teacher for host in self.hosts if host.teacher.noncommercial}
-        return [licence_note(teacher.identity) for teacher in limited.values()]
+        return [license_note(teacher.identity) for teacher in limited.values()]
 
     def metrics(self) -> dict[str, float]:
         """Figures of the last aligned step; empty before the first. Reading them waits for the device.
 
-        ``action_loss``, ``sf_loss`` (unweighted), ``sf_cosine``, ``sf_weight`` and ``valid_tokens`` (a share);
-        and what the last step that was measured has shown, once it has: ``sf_grad_ratio`` and ``sf_grad_cosine``, see
-        :meth:`health`.
+        ``action_loss``, ``sf_loss`` (unweighted), ``sf_cosine``, ``sf_effective_weight`` and
+        ``sf_valid_token_fraction``; and what the last step that was measured has shown, once it has: ``sf_grad_ratio``
+        and ``sf_grad_cosine``, see :meth:`health`.
         """
         if not self._last:
             return {}
@@ -390,5 +391,7 @@ class SpatialForcing(Aligner):
         )
 
     def _pair_status(self, pair: Pair) -> PairStatus:
-        teacher, tap = self.hosts[pair.host].teacher, self.taps[pair.depth]
-        return PairStatus(pair.depth, tap.path, teacher.name, pair.layer, teacher.license, pair.weight, tap.fired)
+        teacher, tap = self.hosts[pair.host].teacher, self.taps[pair.student_layer]
+        return PairStatus(
+            pair.student_layer, tap.path, teacher.name, pair.teacher_layer, teacher.license, pair.weight, tap.fired
+        )

@@ -1,4 +1,4 @@
-"""Camera maths. OpenCV axes (x right, y down, z forward); integer pixel coordinates are pixel centres; metres."""
+"""Camera maths. OpenCV axes (x right, y down, z forward); integer pixel coordinates are pixel centers; meters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def resize_matrix(source: tuple[int, int], target: tuple[int, int], offset: tupl
     Args:
         source: Height and width before.
         target: Height and width after resizing (edges aligned, as in ``interpolate(align_corners=False)``).
-        offset: Rows and columns of padding added above and to the left afterwards (negative: cropped).
+        offset: Rows and columns of padding added above and to the left afterward (negative: cropped).
     """
     sy, sx = target[0] / source[0], target[1] / source[1]
     top, left = offset
@@ -62,7 +62,7 @@ def _lookup(
     rows, columns = torch.meshgrid(torch.arange(h).double(), torch.arange(w).double(), indexing="ij")
     x = inverse[0, 0] * columns + inverse[0, 1] * rows + inverse[0, 2]
     y = inverse[1, 0] * columns + inverse[1, 1] * rows + inverse[1, 2]
-    # A view pixel shows the source where its centre falls inside a source pixel's square, whose edges are at -0.5.
+    # A view pixel shows the source where its center falls inside a source pixel's square, whose edges are at -0.5.
     inside = (x >= -0.5) & (x < ws - 0.5) & (y >= -0.5) & (y < hs - 0.5)
     flat = y.round().clamp(0, hs - 1).long() * ws + x.round().clamp(0, ws - 1).long()
     return on_device(flat.flatten(), device), on_device(inside, device)
@@ -72,11 +72,11 @@ def unproject(depth: Tensor, intrinsics: Tensor) -> Tensor:
     """Points in the camera frame from z-depth.
 
     Args:
-        depth: ``(..., h, w)`` metres.
+        depth: ``(..., h, w)`` meters.
         intrinsics: ``(..., 3, 3)``.
 
     Returns:
-        ``(..., h, w, 3)`` metres, in float32 (or float64 where depth is); NaN depth stays NaN.
+        ``(..., h, w, 3)`` meters, in float32 (or float64 where depth is); NaN depth stays NaN.
     """
     dtype = torch.promote_types(depth.dtype, torch.float32)
     depth, intrinsics = depth.to(dtype), intrinsics.to(dtype)

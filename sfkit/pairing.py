@@ -1,4 +1,4 @@
-"""From the arguments of ``wrap`` to a plan: which depth is aligned with which layer of which teacher."""
+"""From the arguments of ``wrap`` to a plan: which student layer is aligned with which layer of which teacher."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import nn
 
 from sfkit.alignment.host import TeacherHost
 from sfkit.building import (
-    Named,
+    ComponentLike,
     build_objective,
     build_projector,
     build_schedule,
     build_teacher,
     build_transforms,
 )
-from sfkit.config import ComponentSpec, Depth, PairConfig, SpatialForcingConfig, attention_of, block_of
+from sfkit.config import ComponentSpec, PairConfig, SpatialForcingConfig, StudentLayer, attention_of, block_of
 from sfkit.errors import ConfigError
 from sfkit.objectives.base import Objective
 from sfkit.policies.base import PolicyAdapter
@@ -43,17 +43,17 @@ class Pair:
     """One alignment.
 
     Attributes:
-        depth: Of the student; or :func:`~sfkit.config.attention_of` a block, where the objective reads attention.
+        student_layer: As given; or :func:`~sfkit.config.attention_of` a block, if the objective reads attention.
         host: Index of the teacher's host.
-        layer: Of the teacher; its block, where the objective reads attention.
+        teacher_layer: Of the teacher; its block, where the objective reads attention.
         weight: Within the alignment loss, as the user gave it.
         objective: Compares the two.
         future: How many steps ahead the frame is that the teacher sees.
     """
 
-    depth: Depth
+    student_layer: StudentLayer
     host: int
-    layer: int
+    teacher_layer: int
     weight: float
     objective: Objective
     future: int = 0
@@ -61,7 +61,7 @@ class Pair:
     @property
     def reads_attention(self) -> bool:
         """Whether queries and keys are compared, and no features."""
-        return block_of(self.depth) is not None
+        return block_of(self.student_layer) is not None
 
 
 def featured(pairs: Sequence[Pair], things: Sequence[_T]) -> list[_T]:
@@ -85,25 +85,25 @@ class Plan:
 def make_plan(
     adapter: PolicyAdapter,
     *,
-    teacher: Named | Teacher | None,
-    depth: Depth | None,
-    layer: int | None,
-    objective: Named | Objective,
-    projector: Named | Projector,
-    transforms: Sequence[Named | Transform] = (),
-    schedule: Named | Schedule | Sequence[Named | Schedule] = (),
+    teacher: ComponentLike | Teacher | None,
+    student_layer: StudentLayer | None,
+    teacher_layer: int | None,
+    objective: ComponentLike | Objective,
+    projector: ComponentLike | Projector,
+    transforms: Sequence[ComponentLike | Transform] = (),
+    schedule: ComponentLike | Schedule | Sequence[ComponentLike | Schedule] = (),
     pairs: Sequence[Any] | None,
     seed: int,
     shared_projector: bool = False,
     **settings: Any,
 ) -> Plan:
-    """Resolve names and defaults, and check depths, layers and widths.
+    """Resolve names and defaults, and check layers and widths.
 
     Args:
         adapter: Of the policy.
         teacher: This and the following are as in :meth:`sfkit.SpatialForcing.wrap`.
-        depth: Of a single pair.
-        layer: Of a single pair.
+        student_layer: Of a single pair.
+        teacher_layer: Of a single pair.
         objective: Of the pairs that name none.
         projector: Likewise.
         transforms: Likewise.
@@ -114,9 +114,9 @@ def make_plan(
         settings: Further fields of :class:`~sfkit.config.SpatialForcingConfig`, kept as they are.
 
     Raises:
-        ConfigError: Neither or both of ``teacher`` and ``pairs``, or a depth, layer, width or setting is not valid.
+        ConfigError: Neither or both of ``teacher`` and ``pairs``, or a layer, width or setting is not valid.
     """
-    wishes = read_wishes(teacher, depth, layer, pairs)
+    wishes = read_wishes(teacher, student_layer, teacher_layer, pairs)
     _refuse_shared_instances(wishes, projector, transforms, shared_projector)
     common, scheduled = build_objective(objective), build_schedule(schedule)
     hosts: list[TeacherHost] = []
@@ -155,8 +155,8 @@ def _projectors(
     wishes: Sequence[Wish],
     pairs: Sequence[Pair],
     *,
-    projector: Named | Projector,
-    transforms: Sequence[Named | Transform],
+    projector: ComponentLike | Projector,
+    transforms: Sequence[ComponentLike | Transform],
     seed: int,
     shared: bool,
 ) -> tuple[Projector, ...]:
@@ -167,10 +167,10 @@ def _projectors(
         )
     chains, widths = [], []
     for wish, pair, teacher in zip(wishes, pairs, teachers, strict=True):
-        target = teacher.dim(pair.layer)
+        target = teacher.dim(pair.teacher_layer)
         chain = build_transforms(transforms if wish.transforms is None else wish.transforms, target)
         chains.append(chain)
-        widths.append((_width(adapter, pair.depth), chain[-1].out_dim if chain else target))
+        widths.append((_width(adapter, pair.student_layer), chain[-1].out_dim if chain else target))
     if shared:
         built = _shared(projector, pairs, widths, seed)
     else:
@@ -195,7 +195,7 @@ def _beside_attention(
     built = _projectors(adapter, *own, **common) if chosen else ()  # type: ignore[arg-type]
     found: dict[int, Projector] = dict(zip(chosen, built, strict=True))
     for index, (wish, pair, teacher) in enumerate(zip(wishes, pairs, teachers, strict=True)):
-        block = block_of(pair.depth)
+        block = block_of(pair.student_layer)
         if block is None:
             continue
         if wish.projector is not None or wish.transforms is not None:
@@ -203,7 +203,7 @@ def _beside_attention(
                 f"Objective {pair.objective.name!r} compares queries and keys as they are.",
                 "Leave projector and transforms out of its pairs.",
             )
-        sides = adapter.attention_heads(block), teacher.attention_heads(pair.layer)
+        sides = adapter.attention_heads(block), teacher.attention_heads(pair.teacher_layer)
         found[index] = Unprojected(2 * math.prod(sides[0]), 2 * math.prod(sides[1]))
         found[index].objective_head = pair.objective.attention_head(*sides)
     return tuple(found[index] for index in range(len(pairs)))
@@ -211,26 +211,26 @@ def _beside_attention(
 
 def _resolve(adapter: PolicyAdapter, wish: Wish, hosts: list[TeacherHost], common: Objective) -> Pair:
     host = _host_for(wish.teacher, hosts)
-    layer = _layer(hosts[host].teacher, wish.layer)
+    teacher_layer = _teacher_layer(hosts[host].teacher, wish.teacher_layer)
     objective = common if wish.objective is None else build_objective(wish.objective)
-    depth = _depth(adapter, wish.depth)
+    student_layer = _student_layer(adapter, wish.student_layer)
     if objective.reads == "attention":
-        if isinstance(depth, str) or depth == 0:
+        if isinstance(student_layer, str) or student_layer == 0:
             raise ConfigError(
-                f"Objective {objective.name!r} reads the attention of a block, and there is none at {depth!r}.",
+                f"Objective {objective.name!r} reads the attention of a block, and there is none at {student_layer!r}.",
                 f"Blocks are 1 to {adapter.num_layers}.",
             )
-        depth = attention_of(depth)
-    return Pair(depth, host, layer, wish.weight, objective, wish.future)
+        student_layer = attention_of(student_layer)
+    return Pair(student_layer, host, teacher_layer, wish.weight, objective, wish.future)
 
 
 def _record(wish: Wish, pair: Pair, teacher: Teacher, projector: Projector) -> dict[str, Any]:
     """The pair as it is saved; what it shares with the others stands in the run's own fields."""
     chain: Any = projector.target_transforms
     return {
-        "depth": block_of(pair.depth) or pair.depth,
+        "student_layer": block_of(pair.student_layer) or pair.student_layer,
         "teacher": teacher.spec,
-        "layer": pair.layer,
+        "teacher_layer": pair.teacher_layer,
         "weight": pair.weight,
         "future": pair.future,
         "objective": None if wish.objective is None else pair.objective.spec,
@@ -254,7 +254,7 @@ def _refuse_shared_instances(wishes: Sequence[Wish], projector: Any, transforms:
 
 
 def _shared(
-    projector: Named | Projector, pairs: Sequence[Pair], widths: Sequence[tuple[int, int]], seed: int
+    projector: ComponentLike | Projector, pairs: Sequence[Pair], widths: Sequence[tuple[int, int]], seed: int
 ) -> tuple[Projector, ...]:
     """One projector, as each pair sees it."""
     if len(set(widths)) > 1:
@@ -264,17 +264,17 @@ def _shared(
             "Give shared_projector=False, or bring the targets to one width with a transform.",
         )
     core = build_projector(projector, *widths[0], seed)
-    depths = [-1 if isinstance(pair.depth, str) else pair.depth for pair in pairs]
-    if core.shallow_first and any(a >= b for a, b in itertools.pairwise(depths)):
+    student_layers = [-1 if isinstance(pair.student_layer, str) else pair.student_layer for pair in pairs]
+    if core.shallow_first and any(a >= b for a, b in itertools.pairwise(student_layers)):
         raise ConfigError(
-            f"Projector {core.name!r} gives deeper pairs more hidden units, but the depths are "
-            f"{', '.join(str(pair.depth) for pair in pairs)}.",
-            "List the pairs from shallow to deep, each depth once.",
+            f"Projector {core.name!r} gives deeper pairs more hidden units, but the student layers are "
+            f"{', '.join(str(pair.student_layer) for pair in pairs)}.",
+            "List the pairs from shallow to deep, each student layer once.",
         )
     return tuple(SharedProjector(core, index, len(pairs)) for index in range(len(pairs)))
 
 
-def _host_for(value: Named | Teacher, hosts: list[TeacherHost]) -> int:
+def _host_for(value: ComponentLike | Teacher, hosts: list[TeacherHost]) -> int:
     """The host of this teacher: one for each distinct teacher, so that one run serves all of its pairs."""
     for index, host in enumerate(hosts):
         same_instance = isinstance(value, Teacher) and host.teacher is value
@@ -284,32 +284,33 @@ def _host_for(value: Named | Teacher, hosts: list[TeacherHost]) -> int:
     return len(hosts) - 1
 
 
-def _resolved_spec(value: Named) -> ComponentSpec:
+def _resolved_spec(value: ComponentLike) -> ComponentSpec:
     return build_teacher(value).spec
 
 
-def _depth(adapter: PolicyAdapter, depth: Depth | None) -> Depth:
-    depth = adapter.default_depth if depth is None else depth
-    if isinstance(depth, str):
-        PairConfig.parse("the pair", {"depth": depth, "teacher": "", "layer": 1})
+def _student_layer(adapter: PolicyAdapter, student_layer: StudentLayer | None) -> StudentLayer:
+    student_layer = adapter.default_student_layer if student_layer is None else student_layer
+    if isinstance(student_layer, str):
+        PairConfig.parse("the pair", {"student_layer": student_layer, "teacher": "", "teacher_layer": 1})
         adapter.encoder_tap()
-        return depth
-    if not 0 <= depth <= adapter.num_layers:
+        return student_layer
+    if not 0 <= student_layer <= adapter.num_layers:
         raise ConfigError(
-            f"Depth {depth} is out of range for {type(adapter.policy).__name__}.",
-            f"Depths are 0 (embeddings) to {adapter.num_layers} (after the last block).",
+            f"Student layer {student_layer} is out of range for {type(adapter.policy).__name__}.",
+            f"Student layers are 0 (embeddings) to {adapter.num_layers} (after the last block).",
         )
-    return depth
+    return student_layer
 
 
-def _width(adapter: PolicyAdapter, depth: Depth) -> int:
-    return adapter.encoder_dim() if isinstance(depth, str) else adapter.dim(depth)
+def _width(adapter: PolicyAdapter, student_layer: StudentLayer) -> int:
+    return adapter.encoder_dim() if isinstance(student_layer, str) else adapter.dim(student_layer)
 
 
-def _layer(teacher: Teacher, layer: int | None) -> int:
+def _teacher_layer(teacher: Teacher, layer: int | None) -> int:
     layer = teacher.default_layer if layer is None else layer
     if not 1 <= layer <= teacher.num_layers:
         raise ConfigError(
-            f"Layer {layer} is out of range for teacher {teacher.name!r}.", f"Layers are 1 to {teacher.num_layers}."
+            f"Teacher layer {layer} is out of range for teacher {teacher.name!r}.",
+            f"Its layers are 1 to {teacher.num_layers}.",
         )
     return layer

@@ -64,7 +64,7 @@ class _Remade:
         if version_of(self.source) != self.version:
             raise RuntimeError(
                 "sfkit was to make a tensor again for backward, but what it is made from was changed in place after "
-                'the forward pass. Do not change it, or wrap with recompute="nothing".'
+                'the forward pass. Do not change it, or wrap with recompute="none".'
             )
         return self.make(self.source).reshape(self.shape)
 

@@ -54,7 +54,7 @@ class Entry:
             adapter.
         distribution: The installed distribution that registered it.
         summary: One line for listings.
-        license: For teachers: the licence of the weights.
+        license: For teachers: the license of the weights.
         handles: For policies: patterns on qualified class names, such as ``"lerobot.*.PI0Policy"``.
         argument: For names that are used as ``name:argument``: the option that takes what follows the colon.
         placeholder: What stands for the argument in listings, such as ``"repo or folder"``.
@@ -200,7 +200,7 @@ class Registry:
         """Collect what one plugin registers; nothing is kept of a plugin that fails on the way.
 
         Raises:
-            PluginError: Wrong ``SFKIT_API``, a misspelt hook, or a hook that fails.
+            PluginError: Wrong ``SFKIT_API``, a misspelled hook, or a hook that fails.
         """
         api = getattr(module, "SFKIT_API", None)
         if api != SFKIT_API:

@@ -31,7 +31,7 @@ def _in_reentrant_checkpoint() -> bool:
 
 
 def refuse_transforms(policy: str) -> None:
-    """Stop where a training forward is differentiated or vectorised by ``torch.func``.
+    """Stop where a training forward is differentiated or vectorized by ``torch.func``.
 
     Raises:
         GradientError: It is.

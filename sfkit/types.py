@@ -23,16 +23,16 @@ class Views:
     """What the student sees, in a form that any teacher can use.
 
     Letters: ``b`` samples, ``v`` views, ``h``/``w`` pixels. Camera axes are OpenCV's (x right, y down, z forward) and
-    integer pixel coordinates are pixel centres. Everything refers to the *view* (the picture after the policy's own
+    integer pixel coordinates are pixel centers. Everything refers to the *view* (the picture after the policy's own
     resize, crop and letterbox), not to the picture in the dataset.
 
     Attributes:
-        images: ``(b, v, 3, h, w)`` float in [0, 1]: the student's own pixels with its normalisation undone.
+        images: ``(b, v, 3, h, w)`` float in [0, 1]: the student's own pixels with its normalization undone.
         valid: ``(b, v, h, w)`` bool. A missing camera is all False; letterbox padding is False.
         names: One per view, in the policy's order.
-        depth: ``(b, v, h, w)`` float32 metric z-depth in metres; 0 or NaN where unknown.
+        depth: ``(b, v, h, w)`` float32 metric z-depth in meters; 0 or NaN where unknown.
         intrinsics: ``(b, v, 3, 3)`` float32, in pixels of the view.
-        world_from_camera: ``(b, v, 4, 4)`` float32 rigid transforms, metres.
+        world_from_camera: ``(b, v, 4, 4)`` float32 rigid transforms, meters.
         source_to_view: ``(b, v, 3, 3)`` float32: maps a homogeneous dataset pixel to the view's pixel.
         time: ``(b, v)`` float32 seconds relative to the current frame (time is folded into ``v``).
         keys: One identity per sample (dataset fingerprint, episode, index), for the feature store.
@@ -133,6 +133,6 @@ class FeatureMap:
         """Channels of a token."""
         return self.values.shape[-1]
 
-    def sanitised(self) -> FeatureMap:
+    def sanitized(self) -> FeatureMap:
         """Zero what is masked, by selection and not by product, so that NaN cannot leak into values or gradients."""
         return FeatureMap(torch.where(self.mask.unsqueeze(-1), self.values, 0.0), self.mask)

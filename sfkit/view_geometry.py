@@ -71,7 +71,7 @@ def _stack(boxes: Mapping[str, Any], found: Mapping[str, Tensor], otherwise: Ten
 
 
 def _depth(rig: CameraRig, batch: Mapping[str, Any], key: str, box: Placement, frame: int) -> Tensor | None:
-    """``(b, h, w)`` metres in the view, or None where the batch has no map for this camera."""
+    """``(b, h, w)`` meters in the view, or None where the batch has no map for this camera."""
     depth_key = rig.cameras[key].depth_key
     if depth_key is None or depth_key not in batch:
         return None

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sfkit.building import Named
-from sfkit.config import Depth, PairConfig
+from sfkit.building import ComponentLike
+from sfkit.config import PairConfig, StudentLayer
 from sfkit.errors import ConfigError, did_you_mean
 from sfkit.objectives.base import Objective
 from sfkit.projectors.base import Projector
@@ -19,23 +19,23 @@ from sfkit.transforms.base import Transform
 class Wish:
     """A pair as it was asked for; None where something else decides."""
 
-    depth: Depth | None
-    teacher: Named | Teacher
-    layer: int | None = None
+    student_layer: StudentLayer | None
+    teacher: ComponentLike | Teacher
+    teacher_layer: int | None = None
     weight: float = 1.0
     future: int = 0
-    objective: Named | Objective | None = None
-    projector: Named | Projector | None = None
-    transforms: Sequence[Named | Transform] | None = None
+    objective: ComponentLike | Objective | None = None
+    projector: ComponentLike | Projector | None = None
+    transforms: Sequence[ComponentLike | Transform] | None = None
 
 
 _FORMS = (
-    "Give (depth, teacher, layer, weight), or a mapping with those keys and, if wanted, future, objective, projector "
-    "and transforms; layer and weight may be left out."
+    "Give (student_layer, teacher, teacher_layer, weight), or a mapping with those keys and, if wanted, future, "
+    "objective, projector and transforms; teacher_layer and weight may be left out."
 )
 
 
-def read_wishes(teacher: Any, depth: Any, layer: int | None, pairs: Sequence[Any] | None) -> list[Wish]:
+def read_wishes(teacher: Any, student_layer: Any, teacher_layer: int | None, pairs: Sequence[Any] | None) -> list[Wish]:
     """All pairs that are asked for, from either form of :meth:`sfkit.SpatialForcing.wrap`.
 
     Raises:
@@ -44,11 +44,11 @@ def read_wishes(teacher: Any, depth: Any, layer: int | None, pairs: Sequence[Any
     if pairs is None:
         if teacher is None:
             raise ConfigError("No teacher.", 'Give one, for instance teacher="geometry", or pairs=[...].')
-        return [Wish(depth, teacher, layer)]
-    if teacher is not None or depth is not None or layer is not None:
-        raise ConfigError("pairs=[...] names depths, teachers and layers itself.", "Give either pairs or teacher.")
+        return [Wish(student_layer, teacher, teacher_layer)]
+    if teacher is not None or student_layer is not None or teacher_layer is not None:
+        raise ConfigError("pairs=[...] names teachers and layers itself.", "Give either pairs or teacher.")
     if not pairs:
-        raise ConfigError("pairs is empty.", "List at least one (depth, teacher, layer, weight).")
+        raise ConfigError("pairs is empty.", "List at least one (student_layer, teacher, teacher_layer, weight).")
     return [_wish(pair) for pair in pairs]
 
 
@@ -57,7 +57,7 @@ def _wish(pair: Any) -> Wish:
         return Wish(**{name: getattr(pair, name) for name in PairConfig.model_fields})
     if isinstance(pair, Mapping):
         unknown = [str(key) for key in pair if key not in PairConfig.model_fields]
-        if unknown or not {"depth", "teacher"} <= pair.keys():
+        if unknown or not {"student_layer", "teacher"} <= pair.keys():
             hints = "".join(did_you_mean(key, PairConfig.model_fields) for key in unknown)
             raise ConfigError(f"Cannot read a pair from {dict(pair)!r}.{hints}", _FORMS)
         return Wish(**pair)

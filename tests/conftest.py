@@ -32,14 +32,14 @@ def tiny() -> Callable[..., TinyPolicy]:
 
 @pytest.fixture
 def wrapped(tiny: Callable[..., TinyPolicy]) -> Callable[..., TinyPolicy]:
-    """Make a tiny policy and wrap it: ``wrapped(teacher=..., depth=..., policy={...})``."""
+    """Make a tiny policy and wrap it: ``wrapped(teacher=..., student_layer=..., policy={...})``."""
 
     def make(teacher: Any = None, *, policy: dict[str, Any] | None = None, **arguments: Any) -> TinyPolicy:
         plain = tiny(**(policy or {}))
         if teacher is None and "pairs" not in arguments:
             teacher = PatchTeacher()
         if "pairs" not in arguments:
-            arguments.setdefault("depth", 2)
+            arguments.setdefault("student_layer", 2)
         return SpatialForcing.wrap(plain, teacher, adapter=TinyAdapter(plain), **arguments)
 
     return make

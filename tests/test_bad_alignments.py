@@ -22,10 +22,10 @@ ONE_PATCH = {"patch": 32}
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"depth": 4}, r"Depth 4 is out of range for TinyPolicy\.\n.*0 \(embeddings\) to 3"),
-        ({"depth": -1}, r"Depth -1 is out of range"),
+        ({"student_layer": 4}, r"Student layer 4 is out of range for TinyPolicy\.\n.*0 \(embeddings\) to 3"),
+        ({"student_layer": -1}, r"Student layer -1 is out of range"),
         ({"pairs": [(1, TEACHER, 2), (1, TEACHER, 2)]}, "listed twice; give it once with the summed weight"),
-        ({"layer": 4}, r"Layer 4 is out of range for teacher 'patch'\.\n.*1 to 3"),
+        ({"teacher_layer": 4}, r"Teacher layer 4 is out of range for teacher 'patch'\.\n.*1 to 3"),
         ({"weight": math.nan}, "nan is no weight"),
         ({"weight": -0.5}, "-0.5 is no weight"),
         ({"weight": math.inf}, "inf is no weight"),
@@ -50,7 +50,7 @@ def test_it_is_refused_at_the_wrap(wrapped: Make, arguments: dict[str, Any], say
         ({"objective": "relational"}, "finds no pair of patches"),
         ({"objective": ("relational", {"scope": "across"}), "one": True}, "finds no pair of patches"),
         ({"objective": "attention"}, "nothing to attend to in a grid of 1 x 1"),
-        ({"transforms": ["spatial-norm"]}, "standardises over the patches of a view, and there is one"),
+        ({"transforms": ["spatial-norm"]}, "standardizes over the patches of a view, and there is one"),
     ],
 )
 def test_what_needs_a_grid_says_so_on_a_policy_without_one(wrapped: Make, arguments: dict[str, Any], says: str) -> None:

@@ -50,7 +50,7 @@ def test_times_are_ratios_with_an_interval_that_holds_them(results: Path) -> Non
                 assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
 
 
-def test_a_smoke_run_passes_no_judgement_on_times(results: Path) -> None:
+def test_a_smoke_run_passes_no_judgment_on_times(results: Path) -> None:
     assert not any(
         row["verdict"]
         for name in ("disabled", "geometry", "alignment", "imports")

@@ -30,7 +30,7 @@ def make(wrap: bool = True, **arguments: Any) -> Any:
     policy = Saving()
     if not wrap:
         return policy
-    arguments = {"depth": 2, **arguments}
+    arguments = {"student_layer": 2, **arguments}
     return SpatialForcing.wrap(policy, "geometry", adapter=TinyAdapter(policy), **arguments)
 
 
@@ -103,12 +103,12 @@ def test_fault_31_32_a_resumed_run_continues_exactly(tmp_path: Path) -> None:
     assert train(resumed, 3, start=3) == uninterrupted
 
 
-def test_what_is_written_names_the_teacher_and_its_licence(tmp_path: Path) -> None:
+def test_what_is_written_names_the_teacher_and_its_license(tmp_path: Path) -> None:
     policy = make()
     policy.save_pretrained(tmp_path)
     record = json.loads((tmp_path / "spatial_forcing" / "config.json").read_text())
     assert record["teachers"] == [{"name": "geometry", "license": "Apache-2.0"}]
-    assert record["config"]["pairs"][0]["depth"] == 2
+    assert record["config"]["pairs"][0]["student_layer"] == 2
     keys = load_file(tmp_path / "spatial_forcing" / "projector.safetensors").keys()
     assert all(key.startswith(("projectors.", "step", "teachers.0.")) for key in keys)
 
@@ -162,9 +162,11 @@ def test_missing_or_foreign_folders_are_explained(tmp_path: Path, monkeypatch: A
         SpatialForcing.from_pretrained(fresh, "nobody/nothing-of-that-name")
     make().spatial_forcing.save(tmp_path)
     config = tmp_path / "spatial_forcing" / "config.json"
-    config.write_text(config.read_text().replace("sfkit.checkpoint/1", "sfkit.checkpoint/9"))
-    with pytest.raises(CheckpointError, match=r"sfkit\.checkpoint/9.*expected"):
-        SpatialForcing.from_pretrained(fresh, tmp_path)
+    written = config.read_text()
+    for other in (1, 9):
+        config.write_text(written.replace("sfkit.checkpoint/2", f"sfkit.checkpoint/{other}"))
+        with pytest.raises(CheckpointError, match=rf"sfkit\.checkpoint/{other}.*expected"):
+            SpatialForcing.from_pretrained(fresh, tmp_path)
     config.write_text("{")
     with pytest.raises(CheckpointError, match="could not be read"):
         SpatialForcing.from_pretrained(fresh, tmp_path)
@@ -200,7 +202,7 @@ def test_only_wrapped_policies_are_exported(tmp_path: Path) -> None:
 
 def test_fault_31_32_what_the_loop_does_with_its_loss_is_saved_with_the_run(tmp_path: Path) -> None:
     """Without it the schedule, which counts groups of batches, would jump ahead at the resumption."""
-    policy = make(join="output", schedule="stop:5")
+    policy = make(attach_loss="return", schedule="stop:5")
     policy.spatial_forcing.grad_accumulation = 4  # as a trainer's callback does
     train(policy, 9)
     policy.save_pretrained(tmp_path)
@@ -210,9 +212,9 @@ def test_fault_31_32_what_the_loop_does_with_its_loss_is_saved_with_the_run(tmp_
         return SpatialForcing.from_pretrained(plain, tmp_path, adapter=TinyAdapter(plain), **changes).spatial_forcing
 
     same = resumed()
-    assert (same.joiner.join, same.grad_accumulation, same.step, same.steps) == ("output", 4, 2, 9)
-    other = resumed(grad_accumulation=2, join="auto")
-    assert (other.joiner.join, other.grad_accumulation, other.step, other.steps) == ("auto", 2, 2, 4)
+    assert (same.joiner.attach_loss, same.grad_accumulation, same.step, same.steps) == ("return", 4, 2, 9)
+    other = resumed(grad_accumulation=2, attach_loss="auto")
+    assert (other.joiner.attach_loss, other.grad_accumulation, other.step, other.steps) == ("auto", 2, 2, 4)
 
 
 def test_accumulation_of_no_batches_is_an_error() -> None:

@@ -10,11 +10,15 @@ from sfkit.errors import ConfigError
 names = st.text("abcdef", min_size=1, max_size=5)
 specs = st.builds(ComponentSpec, name=names, options=st.dictionaries(names, st.integers() | st.booleans(), max_size=3))
 pairs = st.builds(
-    PairConfig, depth=st.integers(0, 40), teacher=specs, layer=st.integers(1, 30), weight=st.floats(0.1, 10)
+    PairConfig,
+    student_layer=st.integers(0, 40),
+    teacher=specs,
+    teacher_layer=st.integers(1, 30),
+    weight=st.floats(0.1, 10),
 )
 
 
-@given(specs, st.lists(pairs, min_size=1, max_size=3, unique_by=lambda p: p.depth), st.floats(0, 100))
+@given(specs, st.lists(pairs, min_size=1, max_size=3, unique_by=lambda p: p.student_layer), st.floats(0, 100))
 def test_configs_survive_json(spec: ComponentSpec, some: list[PairConfig], weight: float) -> None:
     config = SpatialForcingConfig(adapter=spec, pairs=tuple(some), weight=weight)
     assert SpatialForcingConfig.model_validate_json(config.model_dump_json()) == config
@@ -38,11 +42,11 @@ def test_bad_options_name_the_field_and_the_nearest_valid_one() -> None:
 
 
 def test_the_same_pair_twice_is_refused() -> None:
-    pair = PairConfig(depth=1, teacher=ComponentSpec(name="t"), layer=1)
+    pair = PairConfig(student_layer=1, teacher=ComponentSpec(name="t"), teacher_layer=1)
     with pytest.raises(ConfigError, match="listed twice"):
         SpatialForcingConfig.parse("x", {"adapter": "a", "pairs": [pair, pair]})
 
 
-def test_fault_35_negative_depths_do_not_exist() -> None:
-    with pytest.raises(ConfigError, match="depth"):
-        PairConfig.parse("pair", {"depth": -1, "teacher": "t", "layer": 1})
+def test_fault_35_negative_layers_do_not_exist() -> None:
+    with pytest.raises(ConfigError, match="student_layer"):
+        PairConfig.parse("pair", {"student_layer": -1, "teacher": "t", "teacher_layer": 1})

@@ -56,7 +56,7 @@ def test_gradients_are_the_mean_of_the_ranks(ranks: list[dict[str, Any]], option
     one = ranks[0][f"plain {options}"]
     torch.manual_seed(0)
     policy = TinyPolicy()
-    SpatialForcing.wrap(policy, "geometry", depth=2, adapter=TinyAdapter(policy))
+    SpatialForcing.wrap(policy, "geometry", student_layer=2, adapter=TinyAdapter(policy))
     optimizer = torch.optim.SGD(policy.parameters(), 1e-2)
     for step in range(4):
         both = [tiny_batch(seed=10 * step + rank) for rank in range(2)]

@@ -19,7 +19,7 @@ PAGES: dict[str, Any] = runpy.run_path(str(SCRIPT), run_name="pages") if SCRIPT.
 METHODS: list[Entry] = PAGES["methods"]() if PAGES else []
 
 SECTIONS = {
-    "preset": ("Formula", "When to use it", "Source", "What it stands for", "Released behaviour",
+    "preset": ("Formula", "When to use it", "Source", "What it stands for", "Released behavior",
                "Where the paper differs", "Not reproduced"),
 }  # fmt: skip
 

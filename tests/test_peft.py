@@ -24,7 +24,7 @@ def lora(policy: TinyPolicy, targets: Any = r"blocks\.\d+\.(qkv|out)") -> Any:
 def test_the_peft_model_is_wrapped_and_trains(tiny: Callable[..., TinyPolicy], tmp_path: Path) -> None:
     base = tiny()
     model = lora(base)
-    policy = SpatialForcing.wrap(model, PatchTeacher(), depth=2, adapter=TinyAdapter(base))
+    policy = SpatialForcing.wrap(model, PatchTeacher(), student_layer=2, adapter=TinyAdapter(base))
     assert policy is model
     assert isinstance(policy, peft.PeftModel)
     before = policy.spatial_forcing.projectors[0].fc1.weight.clone()
@@ -48,7 +48,7 @@ def test_the_peft_model_is_wrapped_and_trains(tiny: Callable[..., TinyPolicy], t
 
 def test_merging_after_unwrap_gives_the_plain_policy(tiny: Callable[..., TinyPolicy]) -> None:
     base = tiny()
-    policy = SpatialForcing.wrap(lora(base), PatchTeacher(), depth=2, adapter=TinyAdapter(base))
+    policy = SpatialForcing.wrap(lora(base), PatchTeacher(), student_layer=2, adapter=TinyAdapter(base))
     with torch.no_grad():
         wanted = policy.eval()(tiny_batch())[0]
     merged = policy.merge_and_unload()
@@ -62,13 +62,13 @@ def test_merging_after_unwrap_gives_the_plain_policy(tiny: Callable[..., TinyPol
 
 def test_fault_07_lora_that_misses_the_visual_path_is_an_error(tiny: Callable[..., TinyPolicy]) -> None:
     base = tiny()
-    policy = SpatialForcing.wrap(lora(base, ["head"]), PatchTeacher(), depth=2, adapter=TinyAdapter(base))
+    policy = SpatialForcing.wrap(lora(base, ["head"]), PatchTeacher(), student_layer=2, adapter=TinyAdapter(base))
     with pytest.raises(GradientError, match="reaches no trainable parameter"):
         policy(tiny_batch())
 
 
 def test_fault_08_lora_after_the_wrap_is_found_out(tiny: Callable[..., TinyPolicy]) -> None:
     base = tiny()
-    policy = lora(SpatialForcing.wrap(base, PatchTeacher(), depth=2, adapter=TinyAdapter(base)))
+    policy = lora(SpatialForcing.wrap(base, PatchTeacher(), student_layer=2, adapter=TinyAdapter(base)))
     with pytest.raises(GradientError, match="apply LoRA first"):
         policy(tiny_batch())

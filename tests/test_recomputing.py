@@ -26,8 +26,8 @@ from sfkit.recomputing import remade, spare, sparing
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.types import FeatureMap
 
-MODES: tuple[Recompute, ...] = ("nothing", "cheap", "all")
-PAIRS = [(depth, "geometry") for depth in (1, 2, 3)]
+MODES: tuple[Recompute, ...] = ("none", "selective", "full")
+PAIRS = [(layer, "geometry") for layer in (1, 2, 3)]
 
 
 class DroppingProjector(MLPProjector):
@@ -67,11 +67,11 @@ def gradients(projector: Projector, recompute: Recompute, objective: Any = None)
     return [result.loss, *torch.autograd.grad(result.loss.sum(), [student.values, *projector.parameters()])]
 
 
-@pytest.mark.parametrize("recompute", ["cheap", "all"])
+@pytest.mark.parametrize("recompute", ["selective", "full"])
 @pytest.mark.parametrize("kind", [MLPProjector, NestedProjector, SiLUMLPProjector])
 def test_loss_and_gradients_are_the_same_to_the_last_bit(kind: type[Projector], recompute: Recompute) -> None:
     projector = kind(8, 6)
-    wanted, found = gradients(projector, "nothing"), gradients(projector, recompute)
+    wanted, found = gradients(projector, "none"), gradients(projector, recompute)
     assert all(value.isfinite().all() for value in wanted)
     assert all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True))
 
@@ -82,7 +82,7 @@ def test_random_numbers_are_drawn_again_as_they_were_and_the_random_state_is_lef
     for recompute in MODES:
         found = gradients(projector, recompute)
         states.append(torch.get_rng_state())
-        if recompute == "nothing":
+        if recompute == "none":
             wanted = found
         assert all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True)), recompute
     assert torch.equal(states[0], states[1])
@@ -98,9 +98,9 @@ def test_each_kind_of_operation_runs_as_often_as_it_is_said_to() -> None:
         with Names() as run:
             loss.backward()
         counts[recompute] = {name: run.names.count(f"aten::{name}") for name in ("addmm", "gelu", "native_layer_norm")}
-    assert counts["nothing"] == {"addmm": 0, "gelu": 0, "native_layer_norm": 0}
-    assert counts["cheap"] == {"addmm": 0, "gelu": 1, "native_layer_norm": 1}
-    assert counts["all"] == {"addmm": 2, "gelu": 1, "native_layer_norm": 1}
+    assert counts["none"] == {"addmm": 0, "gelu": 0, "native_layer_norm": 0}
+    assert counts["selective"] == {"addmm": 0, "gelu": 1, "native_layer_norm": 1}
+    assert counts["full"] == {"addmm": 2, "gelu": 1, "native_layer_norm": 1}
 
 
 def test_memory_of_ten_pairs_is_that_of_their_products_or_less() -> None:
@@ -108,11 +108,11 @@ def test_memory_of_ten_pairs_is_that_of_their_products_or_less() -> None:
     grid, width = (2, 2, 8, 8), 64
     products = memory.of_products(grid, width, memory.nested_widths(10, width))
     held = {recompute: memory.of_pairs(grid, width, recompute) for recompute in MODES}
-    assert held["nothing"].peak > 2 * products.peak, "or there is nothing to save"
-    assert held["cheap"].peak <= 1.15 * products.peak
-    assert held["cheap"].kept <= 1.15 * products.kept
-    assert held["all"].kept < 0.05 * products.kept
-    assert held["all"].peak < held["cheap"].peak
+    assert held["none"].peak > 2 * products.peak, "or there is nothing to save"
+    assert held["selective"].peak <= 1.15 * products.peak
+    assert held["selective"].kept <= 1.15 * products.kept
+    assert held["full"].kept < 0.05 * products.kept
+    assert held["full"].peak < held["selective"].peak
 
 
 def test_a_source_that_was_changed_in_place_is_an_error_and_no_wrong_gradient() -> None:
@@ -126,7 +126,7 @@ def test_a_source_that_was_changed_in_place_is_an_error_and_no_wrong_gradient() 
 
 def test_features_of_inference_mode_serve_as_well() -> None:
     projector = MLPProjector(8, 6)
-    wanted = gradients(projector, "nothing")
+    wanted = gradients(projector, "none")
     for recompute in MODES:
         student, teacher = maps()
         with torch.inference_mode():
@@ -195,8 +195,8 @@ def test_an_objective_that_talks_to_other_ranks_is_not_called_twice(monkeypatch:
     monkeypatch.setattr(InfoNCEObjective, "__call__", counted)
     projector = MLPProjector(8, 6)
     for negatives in ("sample", "devices"):
-        gradients(projector, "all", InfoNCEObjective({"negatives": negatives}))
-        gradients(projector, "all", SumObjective({"terms": [(("info-nce", {"negatives": negatives}), 1.0)]}))
+        gradients(projector, "full", InfoNCEObjective({"negatives": negatives}))
+        gradients(projector, "full", SumObjective({"terms": [(("info-nce", {"negatives": negatives}), 1.0)]}))
     assert calls.count("sample") == 4
     assert calls.count("devices") == 2
 
@@ -237,18 +237,18 @@ def test_policies_train_alike_and_what_was_chosen_is_saved(
         for recompute in (*MODES, "auto")
     }
     assert {name: policy.spatial_forcing.recompute for name, policy in made.items()} == {
-        "nothing": "nothing", "cheap": "cheap", "all": "all", "auto": "cheap",
+        "none": "none", "selective": "selective", "full": "full", "auto": "selective",
     }  # fmt: skip
     results = {name: trained(policy) for name, policy in made.items()}
     for found in results.values():
-        assert all(torch.equal(a, b) for a, b in zip(results["nothing"], found, strict=True))
-    made["all"].spatial_forcing.save(tmp_path)
+        assert all(torch.equal(a, b) for a, b in zip(results["none"], found, strict=True))
+    made["full"].spatial_forcing.save(tmp_path)
     plain = tiny()
     resumed = SpatialForcing.from_pretrained(plain, tmp_path, adapter=TinyAdapter(plain))
-    assert resumed.spatial_forcing.recompute == "all"
+    assert resumed.spatial_forcing.recompute == "full"
 
 
 def test_a_single_pair_keeps_everything_by_default(wrapped: Callable[..., TinyPolicy]) -> None:
-    assert wrapped().spatial_forcing.recompute == "nothing"
+    assert wrapped().spatial_forcing.recompute == "none"
     with pytest.raises(ConfigError, match="recompute"):
         wrapped(recompute="some")

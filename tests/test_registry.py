@@ -65,7 +65,7 @@ def test_fault_40_a_duplicate_name_is_an_error_that_names_both_owners() -> None:
         registry.get("teacher", "t")
 
 
-def test_fault_40_a_misspelt_hook_is_an_error() -> None:
+def test_fault_40_a_misspelled_hook_is_an_error() -> None:
     registry = discover_fakes([FakePoint("typo", plugin(register_teacher=lambda register: None))], None)
     assert "register_teacher" in str(registry.broken[0])
 

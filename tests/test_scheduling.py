@@ -21,7 +21,7 @@ Make = Callable[..., TinyPolicy]
 
 
 def weights(policy: TinyPolicy, steps: int) -> list[float]:
-    return [policy(tiny_batch(seed=step))[1]["sf_weight"] for step in range(steps)]
+    return [policy(tiny_batch(seed=step))[1]["sf_effective_weight"] for step in range(steps)]
 
 
 def test_the_weight_follows_the_schedule_and_the_teacher_rests_at_zero(wrapped: Make) -> None:
@@ -112,7 +112,7 @@ def test_figures_of_resting_steps_are_those_of_the_last_aligned_one(wrapped: Mak
     policy(tiny_batch())
     before = policy.spatial_forcing.metrics()
     _, info = policy(tiny_batch(seed=1))
-    assert info["sf_weight"] == 0
+    assert info["sf_effective_weight"] == 0
     assert "sf_loss" not in info
     after = policy.spatial_forcing.metrics()
     assert {key: after[key] for key in before} == before

@@ -46,7 +46,7 @@ def test_sharded_training_is_that_of_one_process_with_the_whole_batch(
 ) -> None:
     torch.manual_seed(0)
     policy = TinyPolicy()
-    SpatialForcing.wrap(policy, "geometry", depth=2, schedule=schedule, adapter=TinyAdapter(policy))
+    SpatialForcing.wrap(policy, "geometry", student_layer=2, schedule=schedule, adapter=TinyAdapter(policy))
     first = {name: parameter.detach().clone() for name, parameter in policy.named_parameters()}
     optimizer = torch.optim.SGD(policy.parameters(), 1e-2)
     for step in range(4):

@@ -40,9 +40,9 @@ def test_accumulated_gradients_are_the_mean(wrapped: Make) -> None:
 
 
 @pytest.mark.parametrize("checkpointing", ["non-reentrant"])
-@pytest.mark.parametrize("depth", [1, 3])
-def test_fault_04_activation_checkpointing_changes_no_gradient(wrapped: Make, checkpointing: str, depth: int) -> None:
-    policy, other = wrapped(depth=depth), wrapped(depth=depth, policy={"checkpointing": checkpointing})
+@pytest.mark.parametrize("layer", [1, 3])
+def test_fault_04_activation_checkpointing_changes_no_gradient(wrapped: Make, checkpointing: str, layer: int) -> None:
+    policy, other = wrapped(student_layer=layer), wrapped(student_layer=layer, policy={"checkpointing": checkpointing})
     for which in (policy, other):
         torch.manual_seed(0)
         which(tiny_batch())[0].backward()
@@ -51,10 +51,10 @@ def test_fault_04_activation_checkpointing_changes_no_gradient(wrapped: Make, ch
 
 
 @pytest.mark.filterwarnings("ignore:sfkit could not verify the gradient path")
-@pytest.mark.parametrize("depth", [1, 3])
-def test_fault_03_reentrant_checkpointing_changes_no_gradient(wrapped: Make, depth: int) -> None:
+@pytest.mark.parametrize("layer", [1, 3])
+def test_fault_03_reentrant_checkpointing_changes_no_gradient(wrapped: Make, layer: int) -> None:
     # What enters a block is outside of what such a checkpoint cuts off.
-    policy, other = wrapped(depth=depth), wrapped(depth=depth, policy={"checkpointing": "reentrant"})
+    policy, other = wrapped(student_layer=layer), wrapped(student_layer=layer, policy={"checkpointing": "reentrant"})
     for which in (policy, other):
         torch.manual_seed(0)
         which(tiny_batch())[0].backward()
@@ -63,12 +63,12 @@ def test_fault_03_reentrant_checkpointing_changes_no_gradient(wrapped: Make, dep
 
 def test_fault_03_a_tap_inside_a_reentrant_checkpoint_is_an_error(tiny: Make) -> None:
     class Inside(TinyAdapter):
-        def tap(self, depth: int) -> TapPoint:
-            return TapPoint(self.policy.blocks[depth].post_layernorm, "post_layernorm")
+        def tap(self, layer: int) -> TapPoint:
+            return TapPoint(self.policy.blocks[layer].post_layernorm, "post_layernorm")
 
     policy = tiny(checkpointing="reentrant")
-    SpatialForcing.wrap(policy, PatchTeacher(), depth=1, adapter=Inside(policy))
-    with pytest.raises(GradientError, match=r"(?s)depth 1 fired while gradients were off.*use_reentrant=False"):
+    SpatialForcing.wrap(policy, PatchTeacher(), student_layer=1, adapter=Inside(policy))
+    with pytest.raises(GradientError, match=r"(?s)student layer 1 fired while gradients were off.*use_reentrant=False"):
         policy(tiny_batch())
 
 
@@ -130,7 +130,7 @@ def test_batches_of_one_and_missing_cameras(wrapped: Make) -> None:
     batch = tiny_batch(b=1)
     batch["present"] = torch.tensor([[True, False]])
     policy(batch)
-    assert policy.spatial_forcing.metrics()["valid_tokens"] == 0.5
+    assert policy.spatial_forcing.metrics()["sf_valid_token_fraction"] == 0.5
 
 
 def test_training_lowers_the_alignment_loss(wrapped: Make) -> None:
@@ -155,11 +155,13 @@ def test_several_pairs_share_one_teacher_run(wrapped: Make) -> None:
             return super().encode(model, views, layers, grid)
 
     teacher = Counting()
-    policy = wrapped(pairs=[(1, teacher, 1, 0.25), {"depth": 2, "teacher": teacher, "layer": 3}, (3, "geometry")])
+    policy = wrapped(
+        pairs=[(1, teacher, 1, 0.25), {"student_layer": 2, "teacher": teacher, "teacher_layer": 3}, (3, "geometry")]
+    )
     _, info = policy(tiny_batch())
     assert calls == [[1, 3]]
     status = policy.spatial_forcing.status()
-    assert [(p.depth, p.teacher, p.layer, p.weight, p.fired) for p in status.pairs] == [
+    assert [(p.student_layer, p.teacher, p.teacher_layer, p.weight, p.fired) for p in status.pairs] == [
         (1, "patch", 1, 0.25, 1),
         (2, "patch", 3, 1.0, 1),
         (3, "geometry", 1, 1.0, 1),
@@ -181,7 +183,7 @@ def test_pairs_are_checked(wrapped: Make) -> None:
         wrapped(pairs=[])
     with pytest.raises(ConfigError, match="Cannot read a pair"):
         wrapped(pairs=[(1, "geometry", 1, 1.0, "more")])
-    with pytest.raises(ConfigError, match="names depths"):
+    with pytest.raises(ConfigError, match="names teachers and layers"):
         wrapped("geometry", pairs=[(1, "geometry")])
     with pytest.raises(ConfigError, match="serves one pair only"):
         wrapped(pairs=[(1, "geometry"), (2, "geometry")], projector=MLPProjector(16, 108))
@@ -215,7 +217,7 @@ def test_status_speaks_in_words_and_as_data(wrapped: Make) -> None:
     status = policy.spatial_forcing.status()
     assert status.as_dict()["pairs"][0]["tap"] == "blocks.2.input_layernorm"
     text = str(status)
-    for part in ("adapter tiny: aligning, 3 steps", "licence Apache-2.0", "gradient reaches the policy: yes"):
+    for part in ("adapter tiny: aligning, 3 steps", "license Apache-2.0", "gradient reaches the policy: yes"):
         assert part in text
     with SpatialForcing.disabled(policy):
         assert "idle (disabled)" in str(policy.spatial_forcing.status())
@@ -234,7 +236,7 @@ def test_fault_48_num_items_in_batch_with_accumulation() -> None:
     def make(**arguments: Any) -> TrainerStyle:
         torch.manual_seed(0)
         policy = TrainerStyle()
-        return SpatialForcing.wrap(policy, PatchTeacher(), depth=2, adapter=TinyAdapter(policy), **arguments)
+        return SpatialForcing.wrap(policy, PatchTeacher(), student_layer=2, adapter=TinyAdapter(policy), **arguments)
 
     whole, parts = make(), make(grad_accumulation=4)
     batch = tiny_batch(b=8)

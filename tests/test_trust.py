@@ -85,7 +85,7 @@ def policy() -> TinyPolicy:
 def saved(folder: Path, teacher: Any, **arguments: Any) -> Path:
     """A checkpoint of sfkit alone, trained with ``teacher``."""
     plain = policy()
-    SpatialForcing.wrap(plain, teacher, depth=2, adapter=TinyAdapter(plain), **arguments)
+    SpatialForcing.wrap(plain, teacher, student_layer=2, adapter=TinyAdapter(plain), **arguments)
     plain.spatial_forcing.save(folder)  # type: ignore[attr-defined]
     MADE.clear()
     return folder
@@ -339,7 +339,7 @@ def test_fault_57_a_ranking_names_no_local_path(alice: Path, tmp_path: Path) -> 
     from sfkit.testing.policies import tiny_batch
 
     plain = policy()
-    ranking = tools.rank_depths(
+    ranking = tools.rank_layers(
         plain, tiny_batch(b=8), f"named:{alice / 'model.safetensors'}", adapter=TinyAdapter(plain), resamples=20
     )
     assert ranking.teacher == f"named:sha256:{digest_of(str(alice / 'model.safetensors'))}@3"

@@ -68,7 +68,7 @@ def test_feature_maps_check_their_shapes_and_drop_masked_nan() -> None:
     values[..., 0, 0, :] = 1.0
     mask = torch.zeros(1, 1, 2, 2, dtype=torch.bool)
     mask[..., 0, 0] = True
-    clean = FeatureMap(values, mask).sanitised()
+    clean = FeatureMap(values, mask).sanitized()
     assert clean.values.isfinite().all()
     assert clean.values.sum() == 3
     assert (clean.grid, clean.dim) == ((2, 2), 3)

@@ -66,7 +66,7 @@ def test_the_balance_costs_one_small_reduction_a_step(ranks: Any) -> None:
     for rank in ranks:
         assert len(rank[0]["reduced"]) == 1, "a plain weight needs none: it is the monitor's, at step 0"
         assert 5 <= len(rank[1]["reduced"]) <= 8, "eight steps"
-        assert max(rank[1]["reduced"]) <= 4, "numbers, for one tapped depth"
+        assert max(rank[1]["reduced"]) <= 4, "numbers, for one tapped layer"
         assert len(rank[3]["reduced"]) == 3, "the monitor measures at steps 0, 3 and 6"
 
 

@@ -52,7 +52,7 @@ def test_one_line_is_logged(wrapped: Callable[..., TinyPolicy], caplog: pytest.L
         wrapped()
     assert [record.getMessage() for record in caplog.records] == [
         "sfkit: loss = action + 0.5 × cosine(tiny@2 → patch@3), projector 0.0 M parameters, "
-        "teacher licence patch: Apache-2.0"
+        "teacher license patch: Apache-2.0"
     ]
 
 
@@ -65,46 +65,46 @@ def test_fault_02_calling_forward_directly_aligns_as_well(wrapped: Callable[...,
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_fault_01_the_tap_fires_whether_or_not_blocks_are_called(wrapped: Any, fused: bool) -> None:
-    policy = wrapped(policy={"fused": fused}, depth=1)
+    policy = wrapped(policy={"fused": fused}, student_layer=1)
     policy(tiny_batch())
     assert policy.spatial_forcing.status().pairs[0].fired == 1
 
 
 def test_fault_01_a_silent_tap_is_an_error_and_the_next_step_works(wrapped: Any) -> None:
-    policy = wrapped(depth=3)
+    policy = wrapped(student_layer=3)
     tapped, policy.norm = policy.norm, nn.LayerNorm(16)
-    with pytest.raises(TapError, match=r"depth 3 .*did not fire") as caught:
+    with pytest.raises(TapError, match=r"student layer 3 .*did not fire") as caught:
         policy(tiny_batch())
     assert "skip_nnmodule_hook_guards" in caught.value.remedy
     policy.norm = tapped
     policy(tiny_batch())
 
 
-@pytest.mark.parametrize("depth", [0, 1, 2, 3])
-def test_fault_05_35_depth_k_is_the_stream_after_k_blocks(wrapped: Any, depth: int) -> None:
-    policy = wrapped(depth=depth)
+@pytest.mark.parametrize("layer", [0, 1, 2, 3])
+def test_fault_05_35_layer_k_is_the_stream_after_k_blocks(wrapped: Any, layer: int) -> None:
+    policy = wrapped(student_layer=layer)
     seen: dict[int, torch.Tensor] = {}
     adapter, real = policy.spatial_forcing.adapter, policy.spatial_forcing.adapter.visual_tokens
-    adapter.visual_tokens = lambda hidden, views: seen.update({depth: hidden}) or real(hidden, views)
+    adapter.visual_tokens = lambda hidden, views: seen.update({layer: hidden}) or real(hidden, views)
     policy(tiny_batch())
     # Independently: apply the blocks one after the other, out of place.
     hidden, attend = policy._embed(tiny_batch())
-    for block in policy.blocks[:depth]:
+    for block in policy.blocks[:layer]:
         hidden = block(hidden, attend)
-    assert torch.equal(seen[depth], hidden)
+    assert torch.equal(seen[layer], hidden)
 
 
-@pytest.mark.parametrize("depth", [-1, 4])
-def test_fault_35_depths_out_of_range_say_what_is_valid(wrapped: Any, depth: int) -> None:
-    with pytest.raises(ConfigError, match=f"Depth {depth} is out of range") as caught:
-        wrapped(depth=depth)
+@pytest.mark.parametrize("layer", [-1, 4])
+def test_fault_35_layers_out_of_range_say_what_is_valid(wrapped: Any, layer: int) -> None:
+    with pytest.raises(ConfigError, match=f"Student layer {layer} is out of range") as caught:
+        wrapped(student_layer=layer)
     assert "0 (embeddings) to 3" in caught.value.remedy
 
 
-def test_the_default_depth_is_two_thirds(tiny: Callable[..., TinyPolicy]) -> None:
+def test_the_default_student_layer_is_two_thirds(tiny: Callable[..., TinyPolicy]) -> None:
     plain = tiny()
     policy = SpatialForcing.wrap(plain, PatchTeacher(), adapter=TinyAdapter(plain))
-    assert policy.spatial_forcing.status().pairs[0].depth == 2
+    assert policy.spatial_forcing.status().pairs[0].student_layer == 2
 
 
 def test_fault_30_eval_disabled_no_grad_and_weight_zero_change_nothing(tiny: Any, wrapped: Any) -> None:
@@ -189,12 +189,12 @@ def test_fault_43_the_losses_are_told_apart(tiny: Any, wrapped: Any, reduction: 
     loss, info = policy(batch, reduction=reduction)
     assert loss.shape == alone.shape
     assert info["action_loss"] == pytest.approx(alone.mean().item())
-    assert info["sf_weight"] == 0.25
+    assert info["sf_effective_weight"] == 0.25
     assert loss.mean().item() == pytest.approx(info["action_loss"] + 0.25 * info["sf_loss"], rel=1e-5)
     metrics = policy.spatial_forcing.metrics()
     assert metrics["sf_loss"] == pytest.approx(info["sf_loss"])
     assert metrics["sf_cosine"] == pytest.approx(1 - info["sf_loss"], abs=1e-5)
-    assert metrics["valid_tokens"] == 1.0
+    assert metrics["sf_valid_token_fraction"] == 1.0
 
 
 def test_fault_51_wrapping_leaves_the_random_state_alone(tiny: Any) -> None:
@@ -280,9 +280,9 @@ def test_a_teacher_is_needed(tiny: Any) -> None:
 
 
 @pytest.mark.parametrize("layer", [-1, 0, 4])
-def test_fault_35_layers_out_of_range_say_what_is_valid(wrapped: Any, layer: int) -> None:
-    with pytest.raises(ConfigError, match=f"Layer {layer} is out of range") as caught:
-        wrapped(layer=layer)
+def test_fault_35_teacher_layers_out_of_range_say_what_is_valid(wrapped: Any, layer: int) -> None:
+    with pytest.raises(ConfigError, match=f"Teacher layer {layer} is out of range") as caught:
+        wrapped(teacher_layer=layer)
     assert "1 to 3" in caught.value.remedy
 
 

@@ -27,7 +27,7 @@ ARMS: dict[str, Callable[[], Any]] = {
     "plain": lambda: None,
     "geometry": lambda: "geometry",
     "shuffled": ShuffledGeometry,
-    "geometry-centred": lambda: ("geometry", {"position_mean": True}),
+    "geometry-centered": lambda: ("geometry", {"position_mean": True}),
     "geometry-world": lambda: ("geometry", {"frame": "world"}),
 }
 

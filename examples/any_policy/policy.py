@@ -32,12 +32,12 @@ class Layer(nn.Module):
 class MyPolicy(nn.Module):
     """Two cameras of 32 x 48 pixels, an instruction, and an action of 4 numbers."""
 
-    def __init__(self, width: int = 32, depth: int = 6) -> None:
+    def __init__(self, width: int = 32, num_layers: int = 6) -> None:
         super().__init__()
         self.vision = nn.Conv2d(3, width, 8, 8)
         self.words = nn.Embedding(50, width)
         self.decoder = nn.Module()
-        self.decoder.layers = nn.ModuleList(Layer(width) for _ in range(depth))
+        self.decoder.layers = nn.ModuleList(Layer(width) for _ in range(num_layers))
         self.decoder.norm = nn.LayerNorm(width)
         self.query = nn.Parameter(torch.randn(1, width))
         self.head = nn.Linear(width, 4)

@@ -28,7 +28,9 @@ def main() -> None:
     preprocess, postprocess = make_smolvla_pre_post_processors(config, dataset.meta.stats)
 
     # Before the optimizer, so that it knows the projector; `policy` stays the same object.
-    policy = SpatialForcing.wrap(policy, teacher="geometry", depth=options.depth, cameras=camera_rig(dataset))
+    policy = SpatialForcing.wrap(
+        policy, teacher="geometry", student_layer=options.student_layer, cameras=camera_rig(dataset)
+    )
 
     optimizer = torch.optim.AdamW(policy.get_optim_params(), lr=config.optimizer_lr)
     loader = torch.utils.data.DataLoader(dataset, batch_size=options.batch_size, shuffle=True, drop_last=True)
@@ -84,7 +86,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--chunk", type=int, default=50, help="actions for each prediction")
-    parser.add_argument("--depth", type=int, help="blocks before the tap; two thirds of them by default")
+    parser.add_argument("--student-layer", type=int, help="blocks before the tap; two thirds of them by default")
     parser.add_argument("--vlm", type=Path, help="another vision-language model for SmolVLA")
     parser.add_argument("--image-side", type=int, help="pixels to which SmolVLA resizes pictures")
     parser.add_argument("--log-every", type=int, default=10)

@@ -114,7 +114,7 @@ def _progress(console: Console, what: str, total: int, done: int = 0) -> Iterato
 
 def main(
     out: Annotated[Path | None, typer.Option(help="Folder of the new dataset.")] = None,
-    check: Annotated[Path | None, typer.Option(help="Only re-read this recording and summarise it.")] = None,
+    check: Annotated[Path | None, typer.Option(help="Only re-read this recording and summarize it.")] = None,
     task: Annotated[
         list[str] | None,
         typer.Option(help="Meta-World task; repeat for several.", show_default=" ".join(DEFAULTS.tasks)),

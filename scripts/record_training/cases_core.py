@@ -35,7 +35,7 @@ def tiny(
     """A policy that returns its loss; ``policy`` and ``options`` are arguments of it and of its adapter."""
     plain = TinyPolicy(**(policy or {}))
     if not {"pairs", "preset"} & arguments.keys():
-        arguments.setdefault("depth", 2)
+        arguments.setdefault("student_layer", 2)
     SpatialForcing.wrap(
         plain, None if "pairs" in arguments else teacher, adapter=TinyAdapter(plain, options), **arguments
     )
@@ -43,22 +43,24 @@ def tiny(
     return Training(plain, lambda step: plain(batch(step))[0] / accumulate, accumulate=accumulate)
 
 
-def outside(join: str, **arguments: Any) -> Training:
+def outside(attach_loss: str, **arguments: Any) -> Training:
     """A policy whose loop computes the loss."""
     plain, accumulate = OutsidePolicy(), arguments.get("grad_accumulation", 1)
-    SpatialForcing.wrap(plain, "geometry", depth=2, adapter=OutsideAdapter(plain), join=join, **arguments)
+    SpatialForcing.wrap(
+        plain, "geometry", student_layer=2, adapter=OutsideAdapter(plain), attach_loss=attach_loss, **arguments
+    )
 
     def loss(step: int) -> Any:
         batch = tiny_batch(seed=step)
         found = loop_loss(plain(batch), batch)
-        return (plain.spatial_forcing.add(found) if join == "add" else found) / accumulate
+        return (plain.spatial_forcing.add(found) if attach_loss == "manual" else found) / accumulate
 
     return Training(plain, loss, accumulate=accumulate)
 
 
 def preset(name: str, blocks: int, options: Any = None) -> Training:
     """A published method, on a policy with as many blocks as its own."""
-    return tiny(Stand(), policy={"depth": blocks}, options=options, preset=name)
+    return tiny(Stand(), policy={"num_layers": blocks}, options=options, preset=name)
 
 
 def generic() -> Training:
@@ -66,10 +68,14 @@ def generic() -> Training:
     plain = TinyPolicy()
     adapter = GenericAdapter(
         blocks="blocks", tokens=Span(0, 32), grid=(2, 4, 4), images="images", pixels="[0,1]", loss="0",
-        connector="connector", tower=(4, 4, 16), later={1: "next"},
+        connector="connector", tower=(4, 4, 16), future={1: "next"},
     )  # fmt: skip
     teacher = PatchTeacher()
-    pairs = [(1, teacher), ("encoder", teacher, 2), {"depth": 2, "teacher": teacher, "layer": 3, "future": 1}]
+    pairs = [
+        (1, teacher),
+        ("encoder", teacher, 2),
+        {"student_layer": 2, "teacher": teacher, "teacher_layer": 3, "future": 1},
+    ]
     SpatialForcing.wrap(plain, pairs=pairs, adapter=adapter)
 
     def batch(step: int) -> Any:
@@ -102,10 +108,10 @@ def special() -> Any:
     return tiny(
         pairs=[
             (1, teacher, 1),
-            {"depth": 2, "teacher": teacher, "layer": 2, "objective": "mse", "projector": "linear",
+            {"student_layer": 2, "teacher": teacher, "teacher_layer": 2, "objective": "mse", "projector": "linear",
              "transforms": ["layer-norm"]},
-            {"depth": 2, "teacher": teacher, "layer": 2, "objective": "attention", "weight": 0.25},
-            {"depth": "encoder", "teacher": teacher, "future": 2},
+            {"student_layer": 2, "teacher": teacher, "teacher_layer": 2, "objective": "attention", "weight": 0.25},
+            {"student_layer": "encoder", "teacher": teacher, "future": 2},
         ],
         batch=with_future,
     )  # fmt: skip
@@ -123,31 +129,31 @@ CASES: dict[str, Callable[[], Training]] = {
     "tiny/checkpointing": lambda: tiny(policy={"checkpointing": "non-reentrant"}),
     "tiny/cameras away": lambda: tiny(batch=masked),
     "tiny/joint teacher": lambda: tiny(PatchTeacher({"joint": True, "grid": 5}), batch=masked),
-    "tiny/first block": lambda: tiny(depth=0),
-    "tiny/last block": lambda: tiny(depth=3, self_check=False),
-    "tiny/encoder": lambda: tiny(depth="encoder", policy={"tower_per_view": True}),
+    "tiny/first block": lambda: tiny(student_layer=0),
+    "tiny/last block": lambda: tiny(student_layer=3, self_check=False),
+    "tiny/encoder": lambda: tiny(student_layer="encoder", policy={"tower_per_view": True}),
     "tiny/token shift": lambda: tiny(PatchTeacher(), options={"token_shift": 1}),
     "tiny/health": lambda: tiny(health={"every": 3}, batch=masked),
     "tiny/generic": generic,
     "pairs/three": three,
     "pairs/mean": lambda: three(pair_reduction="mean"),
     "pairs/nested": lambda: tiny(
-        pairs=[(depth, PatchTeacher(), depth) for depth in (1, 2, 3)],
+        pairs=[(layer, PatchTeacher(), layer) for layer in (1, 2, 3)],
         shared_projector=True,
         projector=("nested", {"hidden": 24}),
     ),
-    "pairs/nothing recomputed": lambda: three(recompute="nothing"),
-    "pairs/all recomputed": lambda: three(recompute="all"),
+    "pairs/nothing recomputed": lambda: three(recompute="none"),
+    "pairs/all recomputed": lambda: three(recompute="full"),
     "pairs/special": special,
     "pairs/health": lambda: three(health={"every": 3}, weight="balance:0.3"),
     "weight/balance": lambda: tiny(weight="balance:0.3"),
     "weight/balance checkpointing": lambda: tiny(weight="balance:0.3", policy={"checkpointing": "non-reentrant"}),
     "weight/balance scheduled": lambda: tiny(weight="balance:0.3", schedule="linear:20"),
-    "loss/backward": lambda: outside("carrier"),
-    "loss/backward accumulated": lambda: outside("carrier", grad_accumulation=2),
-    "loss/manual": lambda: outside("add"),
-    "loss/manual balanced": lambda: outside("add", weight="balance:0.3"),
-    "loss/backward balanced": lambda: outside("carrier", weight="balance:0.3"),
+    "loss/backward": lambda: outside("backward"),
+    "loss/backward accumulated": lambda: outside("backward", grad_accumulation=2),
+    "loss/manual": lambda: outside("manual"),
+    "loss/manual balanced": lambda: outside("manual", weight="balance:0.3"),
+    "loss/backward balanced": lambda: outside("backward", weight="balance:0.3"),
     "loss/returned accumulated": lambda: tiny(grad_accumulation=2, schedule="linear:10"),
     "preset/haste": lambda: preset("haste", 12),
     "preset/irepa": lambda: preset("irepa", 12),

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from recording import Training
-from sfkit_lerobot import tiny
+from sfkit_lerobot import testing as tiny
 
 from sfkit import SpatialForcing
 
@@ -66,7 +66,7 @@ def wrapped(policy: Any, options: dict[str, Any]) -> None:
 
 
 def random_frames(policy: Any, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Frames as a dataset returns them, and depth in metres, which GR00T would take for pictures."""
+    """Frames as a dataset returns them, and depth in meters, which GR00T would take for pictures."""
     generator, config, found, depth = torch.Generator().manual_seed(seed), policy.config, {}, {}
     for key, feature in config.image_features.items():
         found[key] = torch.rand(2, 3, *feature.shape[1:], generator=generator)

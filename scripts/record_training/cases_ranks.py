@@ -28,7 +28,7 @@ def parallel(
     """One process's part; ``skips(rank, step)``: where it does not align."""
     plain = OutsidePolicy() if outside else TinyPolicy()
     adapter = OutsideAdapter(plain) if outside else TinyAdapter(plain)
-    wrap = wrap if "pairs" in wrap else {"teacher": "geometry", "depth": 2, **wrap}
+    wrap = wrap if "pairs" in wrap else {"teacher": "geometry", "student_layer": 2, **wrap}
     SpatialForcing.wrap(plain, adapter=adapter, **wrap)
     model, rank = DistributedDataParallel(plain, **(ddp or {})), dist.get_rank()
 
@@ -56,7 +56,7 @@ CASES: dict[str, Callable[[], Training]] = {
     "ranks/balance": lambda: parallel(weight="balance:0.3", schedule=("linear", {"steps": 20})),
     "ranks/conflict": lambda: parallel(schedule=("conflict", {"below": 1.0, "patience": 3, "interval": 2})),
     "ranks/info-nce": lambda: parallel(teacher=PatchTeacher(), objective=("info-nce", {"negatives": "devices"})),
-    "ranks/backward": lambda: parallel(outside=True, join="carrier"),
+    "ranks/backward": lambda: parallel(outside=True, attach_loss="backward"),
 }
 
 

@@ -6,32 +6,32 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from prismatic_loop import Heads, prismatic_batch, prismatic_loss
 from recording import Training
-from sfkit.testing.openpi import PI0Pytorch, TinyConfig, tiny_observation
-from sfkit.testing.prismatic_loop import Heads, prismatic_batch, prismatic_loss
+from tiny_openpi import tiny_observation, tiny_openpi
+from tiny_prismatic import add_film, tiny_oft, tiny_openvla
 
 from sfkit import SpatialForcing
-from sfkit.testing import prismatic
 from sfkit.testing.teachers import PatchTeacher
 
 
 def openpi(*, checkpointing: bool = False, missing: tuple[str, ...] = (), config: Any = None, **wrap: Any) -> Training:
     """A policy with a loss for each element, of which the loop takes the mean."""
-    policy = PI0Pytorch(TinyConfig(**(config or {})))
+    policy = tiny_openpi(**(config or {}))
     if checkpointing:
         policy.gradient_checkpointing_enable()
     policy.train()
     if "pairs" not in wrap:
-        wrap = {"teacher": PatchTeacher(), "depth": 2, **wrap}
+        wrap = {"teacher": PatchTeacher(), "student_layer": 2, **wrap}
     SpatialForcing.wrap(policy, **wrap)
     return Training(policy, lambda step: policy(*tiny_observation(seed=step, missing=missing)).mean())
 
 
 def openvla(head: Any = None, *, images: int = 1, film: bool = False, proprio: bool = True, **wrap: Any) -> Training:
     """OpenVLA's loop, or with a head OpenVLA-OFT's."""
-    policy = prismatic.tiny_openvla() if head is None else prismatic.tiny_oft(images=images)
+    policy = tiny_openvla() if head is None else tiny_oft(images=images)
     if film:
-        prismatic.add_film(policy)
+        add_film(policy)
     policy.train()
     heads = None if head is None else Heads(policy.config)
     SpatialForcing.wrap(policy, **(wrap if "pairs" in wrap else {"teacher": PatchTeacher(), **wrap}))
@@ -54,7 +54,7 @@ CASES: dict[str, Callable[[], Training]] = {
     "openpi/pi05": lambda: openpi(config={"pi05": True}),
     "openpi/pi0 checkpointing": lambda: openpi(checkpointing=True),
     "openpi/pi05 bfloat16": lambda: openpi(checkpointing=True, config={"pi05": True, "dtype": "bfloat16"}),
-    "openpi/pi0 camera away": lambda: openpi(missing=("left_wrist_0_rgb",), depth="encoder"),
+    "openpi/pi0 camera away": lambda: openpi(missing=("left_wrist_0_rgb",), student_layer="encoder"),
     "openpi/pi0 pairs": lambda: openpi(pairs=several(), weight="balance:0.2"),
     "openvla/openvla": openvla,
     "openvla/openvla pairs": lambda: openvla(pairs=several()),

@@ -30,7 +30,9 @@ def use_checkout(root: Path) -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="record-training-") as metadata:
         _write_metadata(projects, Path(metadata))
         own = [str(path) for project in projects for path in (project, project / "src") if _has_packages(path)]
-        sys.path[:] = [metadata, *own, *(entry for entry in before if entry not in foreign)]
+        # Behind everything else: an installed openpi or prismatic wins over its stand-in.
+        standins = [str(path) for project in projects for path in [project / "tests" / "support"] if path.is_dir()]
+        sys.path[:] = [metadata, *own, *(entry for entry in before if entry not in foreign), *standins]
         try:
             yield
         finally:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sfkit.alignment.tap import depth_name
-from sfkit.config import Depth
+from sfkit.alignment.tap import student_layer_name
+from sfkit.config import StudentLayer
 from sfkit.errors import ConfigError, GradientError, SfkitWarning, ViewsError
 from sfkit.types import FeatureMap, Views
 
@@ -33,7 +33,7 @@ def check_views(views: Views) -> None:
         raise ViewsError(
             f"The adapter's views range from {low:.3g} to {high:.3g}, expected [0, 1].",
             "The batch is not what the policy's own preprocessor produces (LeRobot: images float in [0, 1] before the "
-            "policy); check the processor and its VISUAL normalisation.",
+            "policy); check the processor and its VISUAL normalization.",
         )
 
 
@@ -121,7 +121,7 @@ class SelfCheck:
         return self.enabled and not self.reaches_policy
 
     def first_loss(self) -> bool:
-        """True once: what is looked at in the first backward pass costs a synchronisation."""
+        """True once: what is looked at in the first backward pass costs a synchronization."""
         new, self._loss_is_new = self.enabled and self._loss_is_new, False
         return new
 
@@ -154,9 +154,9 @@ class SelfCheck:
             raise GradientError(
                 "The optimizer has moved the policy twice, and no backward pass went through the alignment loss: the "
                 "training loop's loss is not the one that forward returned, nor computed from what it returned.",
-                "Wrap with join='carrier' if the loop computes its loss from what forward returns, or with join='add' "
-                "and write `loss = policy.spatial_forcing.add(loss)`. What the loop reads from elsewhere (an "
-                "attribute of the policy) cannot carry: return it.",
+                "Wrap with attach_loss='backward' if the loop computes its loss from what forward returns, or with "
+                "attach_loss='manual' and write `loss = policy.spatial_forcing.add(loss)`. What the loop reads from "
+                "elsewhere (an attribute of the policy) cannot carry: return it.",
             )
         if self.projector_moved is False:
             raise GradientError(
@@ -168,23 +168,23 @@ class SelfCheck:
 
     def tokens(
         self,
-        students: Mapping[Depth, FeatureMap],
+        students: Mapping[StudentLayer, FeatureMap],
         projectors: nn.Module,
         unfreeze: str = "",
-        without_gradient: Collection[Depth] = (),
+        without_gradient: Collection[StudentLayer] = (),
     ) -> None:
-        """On the first batch with valid tokens: does gradient reach trainable parameters from every depth?
+        """On the first batch with valid tokens: does gradient reach trainable parameters from every student layer?
 
         Args:
-            students: Visual tokens by depth.
+            students: Visual tokens by student layer.
             projectors: The projectors, watched from then on.
             unfreeze: What this policy calls the options that unfreeze what is below a tap.
-            without_gradient: Depths whose taps fired while gradients were off.
+            without_gradient: Student layers whose taps fired while gradients were off.
 
         Raises:
             GradientError: It does not.
         """
-        for depth, student in students.items():
+        for layer, student in students.items():
             try:
                 leaf = find_trained_leaf(student)
             except RuntimeError as error:
@@ -193,19 +193,19 @@ class SelfCheck:
                 return
             if leaf is None:
                 self.reaches_policy = False
-                if depth in without_gradient:
+                if layer in without_gradient:
                     frozen = f" that guards what is frozen ({unfreeze})" if unfreeze else ""
                     raise GradientError(
-                        f"The tap at {depth_name(depth)} fired while gradients were off: inside a reentrant activation "
-                        "checkpoint, which runs without gradient first, or under no_grad. From there the alignment "
-                        "would train the projector alone.",
-                        f"Checkpoint with use_reentrant=False, take away the no_grad{frozen}, or choose another depth.",
+                        f"The tap at {student_layer_name(layer)} fired while gradients were off: inside a reentrant "
+                        "activation checkpoint, which runs without gradient first, or under no_grad. From there the "
+                        "alignment would train the projector alone.",
+                        f"Checkpoint with use_reentrant=False, take away the no_grad{frozen}, or choose another layer.",
                     )
                 raise GradientError(
-                    f"The gradient of the visual tokens at {depth_name(depth)} reaches no trainable parameter of the "
-                    "policy: alignment would train the projector alone.",
-                    f"Unfreeze what lies before that depth{f' ({unfreeze})' if unfreeze else ''}, put LoRA on those "
-                    "layers, or choose a depth after trainable layers.",
+                    f"The gradient of the visual tokens at {student_layer_name(layer)} reaches no trainable parameter "
+                    "of the policy: alignment would train the projector alone.",
+                    f"Unfreeze what lies before that layer{f' ({unfreeze})' if unfreeze else ''}, put LoRA on it, or "
+                    " choose a student layer after trainable layers.",
                 )
             parameter = next((p for p in projectors.parameters() if p.requires_grad), None)
             if self._watch is None and parameter is not None:
@@ -219,7 +219,7 @@ class SelfCheck:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether FSDP2's ``fully_shard`` was applied; recognised by name, as it is not in every torch."""
+    """Whether FSDP2's ``fully_shard`` was applied; recognized by name, as it is not in every torch."""
     return any(cls.__name__ == "FSDPModule" for cls in type(module).__mro__)
 
 

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from sfkit.alignment.tap import Captured
-from sfkit.config import Depth
+from sfkit.config import StudentLayer
 from sfkit.ranks import in_a_group
 from sfkit.replay import replays
 
 
 @dataclass(frozen=True)
 class GradientSums:
-    """Sums over tokens, channels, and the backward passes since the last reading; ``(depths,)`` float32 each.
+    """Sums over tokens, channels, and the backward passes since the last reading; ``(layers,)`` float32 each.
 
     Attributes:
         alignment: Squares of the gradient of the weighted alignment loss.
@@ -33,7 +33,7 @@ class GradientSums:
 
     @classmethod
     def of(cls, table: Tensor) -> GradientSums:
-        """From the ``(depths, 4)`` table of :class:`GradientMeter`."""
+        """From the ``(layers, 4)`` table of :class:`GradientMeter`."""
         return cls(*table.unbind(1))
 
     @property
@@ -44,7 +44,7 @@ class GradientSums:
 
     @property
     def cosine(self) -> Tensor:
-        """``()``: cosine between the two, over all depths; NaN where one was not seen."""
+        """``()``: cosine between the two, over all layers; NaN where one was not seen."""
         norm = (self.alignment.sum().sqrt() * self.action.sum().sqrt()).clamp(min=1e-38)
         return torch.where(self.known, self.dot.sum() / norm, torch.nan)
 
@@ -62,37 +62,37 @@ class GradientMeter:
     alignment alone; what arrives at the tapped tensor is the sum; the difference is the action's. Scaled losses scale
     both, so that ratio and cosine do not depend on it. Hooks live and die with the graph, and only numbers are kept.
 
-    Three limits. With several depths, what deeper pairs send back to a shallower one counts there as the action's. In
+    Three limits. With several layers, what deeper pairs send back to a shallower one counts there as the action's. In
     a policy that computes in bfloat16 the difference is exact to 1/256 of the sum only. And a tap inside a graph of
     ``torch.compile`` sees no action gradient, because that never leaves the graph.
 
     Args:
-        depths: The tapped depths, in the order of the sums.
+        layers: The tapped layers, in the order of the sums.
 
     Attributes:
         live: False while gradients pass that are not those of the training step.
-        table: ``(depths, 4)`` sums of this rank since the last reading; None before the first.
+        table: ``(layers, 4)`` sums of this rank since the last reading; None before the first.
     """
 
-    def __init__(self, depths: Sequence[Depth]) -> None:
-        self.depths = tuple(depths)
+    def __init__(self, layers: Sequence[StudentLayer]) -> None:
+        self.layers = tuple(layers)
         self.live = False
         self.table: Tensor | None = None
 
-    def branches(self, hidden: Mapping[Depth, Captured], weight: Tensor | float) -> dict[Depth, Captured]:
+    def branches(self, hidden: Mapping[StudentLayer, Captured], weight: Tensor | float) -> dict[StudentLayer, Captured]:
         """For each tapped tensor ``(b, n, d)``, the view that the alignment must read; measures their gradients.
 
         Args:
-            hidden: By depth; several tensors where a tap caught several.
+            hidden: By layer; several tensors where a tap caught several.
             weight: Of the alignment loss in this step.
         """
-        found: dict[Depth, Captured] = {}
-        for index, depth in enumerate(self.depths):
-            captured = hidden[depth]
+        found: dict[StudentLayer, Captured] = {}
+        for index, layer in enumerate(self.layers):
+            captured = hidden[layer]
             if isinstance(captured, Tensor):
-                found[depth] = self._branch(captured, index, weight)
+                found[layer] = self._branch(captured, index, weight)
             else:
-                found[depth] = tuple(self._branch(tensor, index, weight) for tensor in captured)
+                found[layer] = tuple(self._branch(tensor, index, weight) for tensor in captured)
         return found
 
     def _branch(self, tensor: Tensor, index: int, weight: Tensor | float) -> Tensor:
@@ -114,26 +114,26 @@ class GradientMeter:
             self.live = before or not replays()
 
     def add(self, index: int, sums: Tensor) -> None:
-        """Add the ``(4,)`` sums of one backward at one depth."""
+        """Add the ``(4,)`` sums of one backward at one layer."""
         if self.table is None:
-            self.table = sums.new_zeros(len(self.depths), 4)
+            self.table = sums.new_zeros(len(self.layers), 4)
         self.table[index] += sums
 
     def take(self, device: torch.device) -> Tensor:
-        """The ``(depths, 4)`` sums since the last reading, 0 where nothing was seen; reduced over all ranks.
+        """The ``(layers, 4)`` sums since the last reading, 0 where nothing was seen; reduced over all ranks.
 
         All ranks must call it in the same steps. It does not wait for the device.
         """
         table, self.table = self.table, None
         if table is None:
-            table = torch.zeros(len(self.depths), 4, device=device)
+            table = torch.zeros(len(self.layers), 4, device=device)
         if in_a_group():
             torch.distributed.all_reduce(table)
         return table
 
 
 class _Record:
-    """The two hooks of one depth in one step."""
+    """The two hooks of one layer in one step."""
 
     def __init__(self, meter: GradientMeter, index: int, weight: Tensor | float) -> None:
         self._meter, self._index, self._weight = meter, index, weight

@@ -11,7 +11,7 @@ def tell_of_a_sum(loss: Tensor, tell: Callable[[str], None]) -> None:
     """Say so where a loss for each element or sample is summed: the alignment loss then counts as often.
 
     A mean hands each of ``n`` values ``1/n`` of what the whole is given, a sum hands it all. Exactly 1 everywhere is
-    thus the sign of a sum; one that is scaled or divided afterwards cannot be told from a mean.
+    thus the sign of a sum; one that is scaled or divided afterward cannot be told from a mean.
 
     Args:
         loss: What the trainer is given, of any shape.

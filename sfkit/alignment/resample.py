@@ -12,18 +12,18 @@ _MIN_COVERAGE = 0.5
 
 
 def resample(features: FeatureMap, grid: tuple[int, int]) -> FeatureMap:
-    """Resample to an explicit ``(rows, columns)``: bilinear, cell centres aligned, antialiased when shrinking.
+    """Resample to an explicit ``(rows, columns)``: bilinear, cell centers aligned, antialiased when shrinking.
 
     Masked tokens take no part: each target is the weighted mean of the valid tokens under its kernel, and is valid
-    itself where those carry at least half of the kernel's weight. Explicit sizes and centred cells avoid the two known
+    itself where those carry at least half of the kernel's weight. Explicit sizes and centered cells avoid the two known
     faults of scale factors (``int(37 * r)`` is off by one for many grids) and of ``align_corners=True`` (up to 0.28
-    of a patch of misregistration at the borders).
+    of a patch of shift at the borders).
 
     Args:
         features: ``(b, v, gh, gw, d)``; computed in float32.
         grid: Target rows and columns.
     """
-    clean = features.sanitised()
+    clean = features.sanitized()
     if features.grid == grid:
         return FeatureMap(clean.values.float(), clean.mask)
     b, v, gh, gw, d = clean.values.shape

@@ -6,18 +6,18 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sfkit.alignment.tap import depth_name
-from sfkit.config import Depth
+from sfkit.alignment.tap import student_layer_name
+from sfkit.config import StudentLayer
 
 
 @dataclass(frozen=True)
 class PairStatus:
     """One alignment of the step."""
 
-    depth: Depth
+    student_layer: StudentLayer
     tap: str
     teacher: str
-    layer: int
+    teacher_layer: int
     license: str
     weight: float
     fired: int
@@ -41,7 +41,8 @@ class Status:
         projector_parameters: Trainable values that are added for training.
         steps: Training calls of ``forward`` so far, aligned or not.
         teacher_runs: How often teachers ran.
-        metrics: ``action_loss``, ``sf_loss``, ``sf_cosine``, ``sf_weight``, ``valid_tokens`` of the last aligned step.
+        metrics: ``action_loss``, ``sf_loss``, ``sf_cosine``, ``sf_effective_weight``,
+            ``sf_valid_token_fraction`` of the last aligned step.
         reaches_policy: Whether gradient reaches trainable parameters of the policy; None: not known yet.
         projector_moved: Whether the optimizer trains the projector; None: not known yet.
     """
@@ -73,8 +74,9 @@ class Status:
         lines = [f"{self.policy}, adapter {self.adapter}: {state}{why}, {self.steps} steps so far"]
         for pair in self.pairs:
             lines.append(
-                f"  {depth_name(pair.depth)} -> {pair.teacher} layer {pair.layer} (licence {pair.license}), "
-                f"weight {pair.weight:g}, tap {pair.tap} fired {pair.fired}x in the last forward"
+                f"  {student_layer_name(pair.student_layer)} -> {pair.teacher} layer {pair.teacher_layer} "
+                f"(license {pair.license}), weight {pair.weight:g}, tap {pair.tap} "
+                f"fired {pair.fired}x in the last forward"
             )
         kept = "" if self.balance is None else f" (balance: gradient ratio {self.balance:g})"
         size = _count(self.projector_parameters)

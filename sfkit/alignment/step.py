@@ -56,7 +56,7 @@ def align(
     projector: Projector,
     objective: Objective,
     *,
-    recompute: Recompute = "nothing",
+    recompute: Recompute = "none",
     keep_maps: bool = True,
 ) -> Alignment:
     """Project the student's tokens and compare them with the teacher's, in float32 with autocast off.
@@ -66,8 +66,8 @@ def align(
         teacher: Features without gradient on any grid, ``(b, v, *, *, d_teacher)``.
         projector: From ``d_student`` to the width of the target, with the target's transforms, if any.
         objective: Compares them for each sample.
-        recompute: What backward makes again instead of keeping it. ``cheap``: masking, norms and activations of the
-            projectors that know how; about what the bare matrix products keep is left. ``all``: the projection and the
+        recompute: What backward recomputes instead of keeping it. ``selective``: masking, norms and activations of the
+            projectors that know how; about what the bare matrix products keep is left. ``full``: the projection and the
             comparison; nothing is left but the two maps. An objective that exchanges tokens with other ranks is not run
             a second time: they would wait for each other.
         keep_maps: Whether to return what was compared.
@@ -114,11 +114,11 @@ def _compare(
             )
         return loss, projected.detach(), goal
 
-    if recompute == "all" and not objective.exchanges:
+    if recompute == "full" and not objective.exchanges:
         # The teacher's features may be inference tensors, which autograd keeps for nobody: hence no argument.
         found: tuple[Tensor, Tensor, Tensor] = again(lambda tokens: compare(select(tokens), select(source)), values)
         return found
-    if recompute == "nothing":
+    if recompute == "none":
         return compare(select(values), select(source))
     with sparing(), remade(select, values, source) as maps:
         return compare(*maps)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from sfkit.config import ENCODER, Depth, block_of
+from sfkit.config import ENCODER, StudentLayer, block_of
 from sfkit.errors import TapError
 from sfkit.policies.base import PolicyAdapter, TapPoint
 from sfkit.rng import own_rng
@@ -18,17 +18,17 @@ from sfkit.types import FeatureMap, Views
 Captured: TypeAlias = "Tensor | tuple[Tensor, ...]"
 
 
-def tap_at(adapter: PolicyAdapter, depth: Depth) -> Tap:
-    """A tap at a depth, at the output of the vision tower, or at what a block's queries and keys are made of."""
-    block = block_of(depth)
+def tap_at(adapter: PolicyAdapter, student_layer: StudentLayer) -> Tap:
+    """A tap at a layer, at the output of the vision tower, or at what a block's queries and keys are made of."""
+    block = block_of(student_layer)
     if block is not None:
-        return Tap(depth, adapter.tap(block - 1))
-    return Tap(depth, adapter.encoder_tap() if isinstance(depth, str) else adapter.tap(depth))
+        return Tap(student_layer, adapter.tap(block - 1))
+    return Tap(student_layer, adapter.encoder_tap() if isinstance(student_layer, str) else adapter.tap(student_layer))
 
 
-def tokens_at(adapter: PolicyAdapter, depth: Depth, captured: Captured, views: Views) -> FeatureMap:
+def tokens_at(adapter: PolicyAdapter, student_layer: StudentLayer, captured: Captured, views: Views) -> FeatureMap:
     """The visual tokens in what was captured there, or their queries and keys."""
-    block = block_of(depth)
+    block = block_of(student_layer)
     if block is not None:
         assert isinstance(captured, Tensor)
         with own_rng(captured.device):  # dropout of an adapter on the projections
@@ -38,12 +38,12 @@ def tokens_at(adapter: PolicyAdapter, depth: Depth, captured: Captured, views: V
     return adapter.encoder_tokens(captured, views)
 
 
-def depth_name(depth: Depth) -> str:
-    """``"depth 3"``, ``"the encoder"`` or ``"the attention of block 3"``, for messages."""
-    block = block_of(depth)
+def student_layer_name(student_layer: StudentLayer) -> str:
+    """``"student layer 3"``, ``"the encoder"`` or ``"the attention of block 3"``, for messages."""
+    block = block_of(student_layer)
     if block is not None:
         return f"the attention of block {block}"
-    return "the encoder" if depth == ENCODER else f"depth {depth}"
+    return "the encoder" if student_layer == ENCODER else f"student layer {student_layer}"
 
 
 class Tap:
@@ -51,20 +51,20 @@ class Tap:
 
     It is installed once and gated by ``armed`` rather than registered for each forward: a hook that comes and goes is
     silently dead under ``torch.compile`` after the first call. It is a bound method rather than a closure, so that
-    ``deepcopy`` and pickle rebind it to the copied tap. It keeps the first firing, or at a point of which ``every``
-    firing counts all of them; activation checkpointing fires it again during backward, when it is disarmed.
+    ``deepcopy`` and pickle rebind it to the copied tap. It keeps the first call, or with ``all_calls`` of the point
+    all of them; activation checkpointing fires it again during backward, when it is disarmed.
     """
 
-    def __init__(self, depth: Depth, point: TapPoint) -> None:
-        self.depth = depth
+    def __init__(self, student_layer: StudentLayer, point: TapPoint) -> None:
+        self.student_layer = student_layer
         self.path = point.path
-        self.every = point.every
+        self.all_calls = point.all_calls
         self.armed = False
         self.fired = 0
         self.without_gradient = False
         self.hidden: Tensor | None = None
         self._later: list[Tensor] = []
-        self._others = [Tap(depth, TapPoint(module, point.path)) for module in point.others]
+        self._others = [Tap(student_layer, TapPoint(module, point.path)) for module in point.extra_modules]
         self._handle: RemovableHandle = point.module.register_forward_pre_hook(self.capture, with_kwargs=True)
 
     def capture(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -75,7 +75,7 @@ class Tap:
             found = args[0] if args else next(iter(kwargs.values()))
             if self.hidden is None:
                 self.hidden = found
-            elif self.every:
+            elif self.all_calls:
                 self._later.append(found)
 
     def arm(self) -> None:
@@ -99,7 +99,8 @@ class Tap:
         hidden, later, self.hidden, self._later = self.hidden, self._later, None, []
         if hidden is None:
             raise TapError(
-                f"The tap at {depth_name(self.depth)} ({self.path}, input) did not fire during forward.",
+                f"The tap at {student_layer_name(self.student_layer)} ({self.path}, input) did not fire "
+                "during forward.",
                 "The policy's forward does not call this module: check the framework's version against the adapter's. "
                 "If its blocks were compiled one by one, torch reuses another block's graph, which has no tap: compile "
                 "the whole policy, or set torch._dynamo.config.skip_nnmodule_hook_guards = False.",
@@ -107,13 +108,13 @@ class Tap:
         for state in (hidden, *later):
             if not isinstance(state, Tensor) or state.ndim not in (3, 4):
                 found = tuple(state.shape) if isinstance(state, Tensor) else type(state).__name__
-                where = depth_name(self.depth)
+                where = student_layer_name(self.student_layer)
                 raise TapError(
                     f"The tap at {where} ({self.path}) caught {found}, expected (b, n, d) or a map (b, d, h, w)."
                 )
         if self._others:
             return torch.cat([hidden, *(other.take() for other in self._others)])  # type: ignore[list-item]
-        return (hidden, *later) if self.every else hidden
+        return (hidden, *later) if self.all_calls else hidden
 
     def remove(self) -> None:
         """Take the hook off."""
@@ -133,7 +134,7 @@ class Watch:
         self.path = point.path
         self.armed = False
         self.inputs: list[Any] = []
-        self._read = point.read
+        self._read = point.extract
         self._handle: RemovableHandle = point.module.register_forward_pre_hook(self.keep, with_kwargs=True)
 
     def keep(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -20,6 +20,6 @@ def nothing_to_balance(weight: float | str, ratio: float) -> str:
     """Of a balance that has measured nothing so far."""
     return (
         f'weight="{weight}" has nothing to balance: no action gradient was seen at the tapped tokens, so the weight '
-        f"stays {ratio:g}. Choose a smaller depth (after the last block, what is tapped may take no part in the "
-        "action), or a fixed weight; inside a graph of torch.compile it cannot be measured."
+        f"stays {ratio:g}. Choose a smaller student layer (after the last block, what is tapped may take no part in "
+        "the action), or a fixed weight; inside a graph of torch.compile it cannot be measured."
     )

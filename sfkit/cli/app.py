@@ -15,7 +15,7 @@ from sfkit.registry import CORE, Entry, default_registry
 _KNOWN = {
     "demo": ("sfkit-demo", "demo", "train a small policy with and without alignment, and compare"),
     "inspect": ("sfkit-tools", "tools", "find what a GenericAdapter needs of any policy"),
-    "layers": ("sfkit-tools", "tools", "rank the depths of a policy for a teacher"),
+    "rank-layers": ("sfkit-tools", "tools", "rank the layers of a policy for a teacher"),
     "parity": ("sfkit-backbones", "backbones", "compare with the recorded outputs of a reference, case by case"),
 }
 
@@ -68,7 +68,7 @@ def plugins(json: Annotated[bool, typer.Option("--json", help="As JSON, for prog
 def teachers(
     name: Annotated[str | None, typer.Argument(help="Show the options of this teacher.")] = None,
 ) -> None:
-    """Installed teachers with their licences; with NAME, the options of one."""
+    """Installed teachers with their licenses; with NAME, the options of one."""
     from sfkit.cli.listing import print_teacher, print_teachers
 
     if name is None:

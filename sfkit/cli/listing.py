@@ -37,7 +37,7 @@ def print_plugins(registry: Registry) -> None:
 
 def print_teachers(registry: Registry) -> None:
     """A table of the teachers."""
-    table = table_of("name", "licence", "from", "summary")
+    table = table_of("name", "license", "from", "summary")
     for entry in registry.of_kind("teacher"):
         table.add_row(entry.form, entry.license, entry.distribution, entry.summary)
     plain_console().print(table)
@@ -53,7 +53,7 @@ def print_teacher(entry: Entry) -> None:
     if not hasattr(options, "model_fields"):
         raise PluginError(f"Teacher {entry.name!r} of {entry.distribution} has no Options class.")
     console = plain_console()
-    console.print(titled(entry.form, f" ({entry.distribution}, licence {entry.license}): {entry.summary}"))
+    console.print(titled(entry.form, f" ({entry.distribution}, license {entry.license}): {entry.summary}"))
     table = table_of("option", "default", "meaning")
     for name, field in options.model_fields.items():  # type: ignore[union-attr]
         table.add_row(name, "required" if field.is_required() else repr(field.default), field.description or "")

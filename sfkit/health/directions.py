@@ -29,10 +29,10 @@ def spread_and_rank(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     if len(rows) < 2:
         missing = rows.new_full((), torch.nan)
         return missing, missing
-    centred = rows - rows.mean(0)
-    spread = centred.square().sum(-1).mean()
+    centered = rows - rows.mean(0)
+    spread = centered.square().sum(-1).mean()
     # The trace and the norm of the Gram matrix give the ratio without an eigendecomposition.
-    gram = centred @ centred.t()
+    gram = centered @ centered.t()
     return spread, gram.trace().square() / gram.square().sum().clamp(min=1e-30)
 
 

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from sfkit.alignment.checks import find_trained_leaf
 from sfkit.alignment.gradients import GradientSums
 from sfkit.alignment.step import Compared
-from sfkit.config import Depth, HealthOptions
+from sfkit.config import HealthOptions, StudentLayer
 from sfkit.errors import SfkitWarning
+from sfkit.health.correspondence import SHIFTS, shift_errors
 from sfkit.health.directions import mean_norm, spread_and_rank, variation_over_samples
 from sfkit.health.drift import drift, drift_noise, moments, sample_of
-from sfkit.health.registration import SHIFTS, shift_errors
-from sfkit.health.report import DepthHealth, Health, PairHealth
+from sfkit.health.report import Health, LayerHealth, PairHealth
 from sfkit.health.rules import Warner, findings
 from sfkit.objectives.base import masked_mean, unit
 from sfkit.ranks import in_a_group
@@ -33,9 +33,9 @@ _WITNESSES = 8
 class Watched:
     """What the monitor is told of a pair: where it is, whose layer, and whether the target is of the same pictures."""
 
-    depth: Depth
+    student_layer: StudentLayer
     teacher: str
-    layer: int
+    teacher_layer: int
     present: bool = True
 
 
@@ -59,7 +59,7 @@ class Monitor:
     ) -> None:
         self.options = options
         self.pairs = tuple(pairs)
-        self.warner = Warner(options.persist)
+        self.warner = Warner(options.patience)
         #: Where warnings go; a trainer with a log of its own puts them there.
         self.tell: Callable[[str], None] = _warn
         self.last = Health(None, options.every)
@@ -85,7 +85,7 @@ class Monitor:
 
     def look(
         self,
-        students: Mapping[Depth, FeatureMap],
+        students: Mapping[StudentLayer, FeatureMap],
         compared: Sequence[Compared],
         views: Sequence[str],
         reached: bool | None = None,
@@ -93,7 +93,7 @@ class Monitor:
         """Measure everything but the gradients.
 
         Args:
-            students: Visual tokens with gradient, by depth.
+            students: Visual tokens with gradient, by layer.
             compared: Of each pair.
             views: Names, in the order of the maps.
             reached: Whether the check of the first batch has found that gradient reaches the policy.
@@ -102,25 +102,25 @@ class Monitor:
         with torch.no_grad():
             self._views = tuple(views)
             found: dict[str, Tensor] = {}
-            for depth, student in students.items():
-                found.update(self._depth_figures(depth, student))
+            for layer, student in students.items():
+                found.update(self._layer_figures(layer, student))
             first = {pair.teacher: i for i, pair in reversed(list(enumerate(self.pairs))) if pair.present}
             for index, (pair, maps) in enumerate(zip(self.pairs, compared, strict=True)):
-                tokens = torch.where(maps.mask.unsqueeze(-1), students[pair.depth].values.detach().float(), 0.0)
+                tokens = torch.where(maps.mask.unsqueeze(-1), students[pair.student_layer].values.detach().float(), 0.0)
                 found.update({f"{index}.{k}": v for k, v in _pair_figures(tokens, maps).items()})
                 if first.get(pair.teacher) == index:
                     found[f"{index}.shifts"] = shift_errors(tokens, maps.target, maps.mask)
             found.update(self._movements())
             self._pending = {key: value.float().reshape(-1) for key, value in found.items()}
 
-    def _depth_figures(self, depth: Depth, student: FeatureMap) -> dict[str, Tensor]:
-        tokens, key = student.values.detach(), f"tokens.{depth}"
+    def _layer_figures(self, layer: StudentLayer, student: FeatureMap) -> dict[str, Tensor]:
+        tokens, key = student.values.detach(), f"tokens.{layer}"
         now = moments(tokens, student.mask)
         known = self._reference.get(key)
         if known is None or known.shape != now.shape or bool(known.isnan().any()):
             self._reference[key] = known = now
         known = known.to(now.device)
-        return {f"drift.{depth}": drift(now, known), f"noise.{depth}": drift_noise(tokens, student.mask, known)}
+        return {f"drift.{layer}": drift(now, known), f"noise.{layer}": drift_noise(tokens, student.mask, known)}
 
     def _movements(self) -> dict[str, Tensor]:
         """How the projector has moved since the run began, and whether it and the policy have since the last time."""
@@ -140,7 +140,7 @@ class Monitor:
         self._before = now
         return found
 
-    def _find_reach(self, students: Mapping[Depth, FeatureMap], reached: bool | None) -> None:
+    def _find_reach(self, students: Mapping[StudentLayer, FeatureMap], reached: bool | None) -> None:
         """Whether gradient reaches the policy; looked for again where something was frozen or unfrozen meanwhile."""
         flags = tuple(parameter.requires_grad for parameter in self._policy.parameters())
         if flags == self._flags or not any(bool(student.mask.any()) for student in students.values()):
@@ -178,26 +178,26 @@ class Monitor:
 
     def _read(self, step: int, sums: GradientSums) -> tuple[Health, bool]:
         every = [GradientSums(*(part[i : i + 1] for part in vars(sums).values())) for i in range(len(sums.action))]
-        depths = [key.partition(".")[2] for key in self._pending if key.startswith("drift.")]
+        layers = [key.partition(".")[2] for key in self._pending if key.startswith("drift.")]
         tensors = {**self._pending, "ratio": sums.ratio.reshape(1), "cosine": sums.cosine.reshape(1)}
-        for name, one in zip(depths, every, strict=True):
+        for name, one in zip(layers, every, strict=True):
             tensors |= {f"ratio.{name}": one.ratio.reshape(1), f"cosine.{name}": one.cosine.reshape(1)}
         device = sums.action.device
         flat = torch.cat([value.to(device) for value in tensors.values()]).tolist()
         figures: dict[str, list[float]] = {}
         for key, value in tensors.items():
             figures[key], flat = flat[: len(value)], flat[len(value) :]
-        by_depth: dict[str, Depth] = {str(pair.depth): pair.depth for pair in self.pairs}
+        by_layer: dict[str, StudentLayer] = {str(pair.student_layer): pair.student_layer for pair in self.pairs}
         health = Health(
             step=step,
             every=self.options.every,
             ratio=figures["ratio"][0],
             cosine=figures["cosine"][0],
-            depths=tuple(
-                DepthHealth(
-                    by_depth.get(d, d), *(figures[f"{key}.{d}"][0] for key in ("ratio", "cosine", "drift", "noise"))
+            layers=tuple(
+                LayerHealth(
+                    by_layer.get(d, d), *(figures[f"{key}.{d}"][0] for key in ("ratio", "cosine", "drift", "noise"))
                 )
-                for d in depths
+                for d in layers
             ),
             pairs=tuple(self._pair(index, pair, figures) for index, pair in enumerate(self.pairs)),
             projector_movement=figures["movement"][0],
@@ -210,9 +210,9 @@ class Monitor:
         best = min(range(1, len(SHIFTS)), key=lambda i: shifts[i])
         known = shifts[0] == shifts[0]
         return PairHealth(
-            depth=pair.depth,
+            student_layer=pair.student_layer,
             teacher=pair.teacher,
-            layer=pair.layer,
+            teacher_layer=pair.teacher_layer,
             cosine=dict(zip(self._views, figures[f"{index}.views"], strict=False)),
             **{name: figures[f"{index}.{name}"][0] for name in (*_PAIR, *_MORE)},
             aligned_error=shifts[0],

@@ -6,22 +6,22 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sfkit.config import Depth
+from sfkit.config import StudentLayer
 
 
 @dataclass(frozen=True)
-class DepthHealth:
-    """One tapped depth.
+class LayerHealth:
+    """One tapped layer.
 
     Attributes:
-        depth: Which.
+        student_layer: Which.
         ratio: Norm of the alignment gradient over that of the action gradient, at the tapped tokens.
         cosine: Between the two.
         drift: How far the tokens' distribution has moved since the run began, in its standard deviations then.
         drift_noise: What ``drift`` shows between two batches although nothing has changed.
     """
 
-    depth: Depth
+    student_layer: StudentLayer
     ratio: float
     cosine: float
     drift: float
@@ -30,12 +30,12 @@ class DepthHealth:
 
 @dataclass(frozen=True)
 class PairHealth:
-    """One pair of a depth and a teacher's layer.
+    """One pair of a student layer and a teacher layer.
 
     Attributes:
-        depth: Of the student.
+        student_layer: Of the student.
         teacher: Name.
-        layer: Of the teacher.
+        teacher_layer: Of the teacher.
         cosine: Of projected tokens and target, by view.
         valid: Share of the tokens that were compared.
         token_norm: Mean norm of the tapped tokens.
@@ -51,9 +51,9 @@ class PairHealth:
         shift: Rows and columns from a patch to the token that tells its target with that error.
     """
 
-    depth: Depth
+    student_layer: StudentLayer
     teacher: str
-    layer: int
+    teacher_layer: int
     cosine: dict[str, float]
     valid: float
     token_norm: float
@@ -77,8 +77,8 @@ class PairHealth:
     @property
     def name(self) -> str:
         """The pair, for messages."""
-        depth = f"depth {self.depth}" if isinstance(self.depth, int) else self.depth
-        return f"{depth} -> {self.teacher} layer {self.layer}"
+        layer = f"student layer {self.student_layer}" if isinstance(self.student_layer, int) else self.student_layer
+        return f"{layer} -> {self.teacher} layer {self.teacher_layer}"
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Health:
         every: The monitor measures at one step of so many; 0: never.
         ratio: Norm of the alignment gradient over that of the action gradient, over all tapped tokens and ranks.
         cosine: Between the two.
-        depths: By tapped depth.
+        layers: By tapped layer.
         pairs: By pair, from the tokens of this rank.
         projector_movement: How far the projector has moved since the run began, relative to what it was.
         reaches_policy: Whether the alignment gradient reaches trainable parameters of the policy; None: not known.
@@ -101,7 +101,7 @@ class Health:
     every: int
     ratio: float = math.nan
     cosine: float = math.nan
-    depths: tuple[DepthHealth, ...] = ()
+    layers: tuple[LayerHealth, ...] = ()
     pairs: tuple[PairHealth, ...] = ()
     projector_movement: float = math.nan
     reaches_policy: bool | None = None
@@ -119,11 +119,13 @@ class Health:
             return "\n".join([f"Health: {when}.", *self._warning_lines()])
         lines = [f"Health at step {self.step} (measured at one step of {self.every}):"]
         lines.append(f"  alignment gradient / action gradient {_n(self.ratio)}, cosine {_n(self.cosine)}")
-        for depth in self.depths:
-            name = f"depth {depth.depth}" if isinstance(depth.depth, int) else depth.depth
+        for layer in self.layers:
+            name = (
+                f"student layer {layer.student_layer}" if isinstance(layer.student_layer, int) else layer.student_layer
+            )
             lines.append(
-                f"  {name}: gradient ratio {_n(depth.ratio)}, cosine {_n(depth.cosine)}, "
-                f"drift {_n(depth.drift)} (noise {_n(depth.drift_noise)})"
+                f"  {name}: gradient ratio {_n(layer.ratio)}, cosine {_n(layer.cosine)}, "
+                f"drift {_n(layer.drift)} (noise {_n(layer.drift_noise)})"
             )
         for pair in self.pairs:
             views = ", ".join(f"{view} {_n(value)}" for view, value in pair.cosine.items())
@@ -134,8 +136,8 @@ class Health:
             )
             if pair.shift is not None:
                 lines.append(
-                    f"    registration: error {_n(pair.aligned_error)} in place, {_n(pair.shifted_error)} at best one "
-                    "patch away"
+                    f"    spatial correspondence: error {_n(pair.aligned_error)} in place, {_n(pair.shifted_error)} "
+                    "at best one patch away"
                 )
         lines.append(f"  projector moved by {_n(self.projector_movement)} of its size")
         return "\n".join([*lines, *self._warning_lines()])

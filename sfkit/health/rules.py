@@ -44,11 +44,11 @@ def findings(health: Health, limits: HealthOptions, *, idle_projector: bool) -> 
             "Build the optimizer after the wrap, from parameters that include policy.spatial_forcing, and look at its "
             "learning rate for them.",
         )
-    known = [pair for pair in health.pairs if pair.mean_cosine > limits.saturated]
+    known = [pair for pair in health.pairs if pair.mean_cosine > limits.max_cosine]
     if known and len(known) == len(health.pairs):
         yield Finding(
             "saturated",
-            f"The projected tokens agree with the target almost fully (cosine above {limits.saturated:g}): alignment "
+            f"The projected tokens agree with the target almost fully (cosine above {limits.max_cosine:g}): alignment "
             "has little left to teach.",
             'The teacher can be stopped: resume with schedule="stop:N", or choose a richer target.',
         )
@@ -64,10 +64,10 @@ def _gradients(health: Health, limits: HealthOptions) -> Iterator[Finding]:
         yield Finding(
             "unreached",
             "The alignment gradient reaches no trainable parameter of the policy: only the projector learns.",
-            "Unfreeze what lies before the tapped depth, put LoRA on it, or tap after trainable layers.",
+            "Unfreeze what lies before the tapped layer, put LoRA on it, or tap after trainable layers.",
             at_once=True,
         )
-    if health.ratio > limits.dominates:
+    if health.ratio > limits.max_grad_ratio:
         yield Finding(
             "dominates",
             f"The alignment gradient dominates: it is {health.ratio:.3g} times the action gradient at the tapped "
@@ -78,7 +78,7 @@ def _gradients(health: Health, limits: HealthOptions) -> Iterator[Finding]:
         yield Finding(
             "conflict",
             f"The alignment gradient works against the action gradient (cosine {health.cosine:.2f}).",
-            'Lower the weight, align a shallower depth, or end the alignment: schedule="conflict", or "stop:N".',
+            'Lower the weight, align an earlier student layer, or end the alignment: schedule="conflict", or "stop:N".',
         )
 
 
@@ -114,24 +114,24 @@ def _collapsed(pair: PairHealth, limits: HealthOptions) -> Finding | None:
 
 def _shifted(pair: PairHealth, limits: HealthOptions) -> Finding | None:
     # An error near 1 tells nothing, wherever it is the least.
-    if pair.shift is None or not pair.shifted_error < min(_TOLD, limits.shifted * pair.aligned_error):
+    if pair.shift is None or not pair.shifted_error < min(_TOLD, limits.spatial_shift_ratio * pair.aligned_error):
         return None
     down, right = pair.shift
     return Finding(
         f"shifted {pair.name} {pair.shift}",
-        f"The tokens of {pair.name} are out of register: the target of a patch is told better by the token "
+        f"The tokens of {pair.name} are spatially shifted: the target of a patch is told better by the token "
         f"{down:+d} rows and {right:+d} columns away (error {pair.shifted_error:.2f}) than by its own "
         f"({pair.aligned_error:.2f}).",
-        "Look at the adapter's token span and grid (sfkit.testing.registration.check_registration names the patch), at "
-        "token_shift of a preset, and at augmentations that move the student's pictures alone.",
+        "Look at the adapter's token span and grid (sfkit.testing.correspondence.check_correspondence names the "
+        "patch), at token_shift of a preset, and at augmentations that move the student's pictures alone.",
     )
 
 
 class Warner:
     """Keeps what lasts, and gives each warning once."""
 
-    def __init__(self, persist: int) -> None:
-        self.persist = persist
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
         self.given: dict[str, str] = {}
         self._since: dict[str, int] = {}
 
@@ -140,7 +140,7 @@ class Warner:
         self._since = {finding.kind: self._since.get(finding.kind, step) for finding in found}
         due = []
         for finding in found:
-            lasted = finding.at_once or step - self._since[finding.kind] >= self.persist
+            lasted = finding.at_once or step - self._since[finding.kind] >= self.patience
             if lasted and finding.kind not in self.given:
                 self.given[finding.kind] = f"{finding.message} {finding.remedy}"
                 due.append(self.given[finding.kind])

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from sfkit.config import Join
+from sfkit.config import AttachLoss
 from sfkit.errors import ConfigError, LossError
 from sfkit.joining.ride import Ride, carry, riders_in
 from sfkit.joining.scale import StepScale
@@ -20,39 +20,39 @@ from sfkit.replay import trains_in_backward
 class Joiner:
     """How the alignment loss of one policy is joined.
 
-    - ``"output"``: to the loss in what forward returns.
-    - ``"carrier"``: it rides on the differentiable outputs into the loop's own backward pass.
-    - ``"add"``: by ``loss = policy.spatial_forcing.add(loss)`` alone.
+    - ``"return"``: to the loss in what forward returns.
+    - ``"backward"``: it rides on the differentiable outputs into the loop's own backward pass.
+    - ``"manual"``: by ``loss = policy.spatial_forcing.add(loss)`` alone.
     - ``"auto"``: the first where the adapter finds the loss that the loop uses; the second where the adapter knows that
       the loop computes it from the outputs, unless ``add`` is called; the third where forward returned no loss.
 
     Args:
         adapter: Of the policy.
-        join: One of these.
+        attach_loss: One of these.
         scale: What is known of the loop's factors.
         witness: Gives a parameter that the alignment loss trains, to see whether gradients are accumulated.
 
     Raises:
-        ConfigError: ``"output"``, and the loop does not read the loss there (fault 13).
+        ConfigError: ``"return"``, and the loop does not read the loss there (fault 13).
     """
 
     def __init__(
-        self, adapter: PolicyAdapter, join: Join, scale: StepScale, witness: Callable[[], Tensor | None]
+        self, adapter: PolicyAdapter, attach_loss: AttachLoss, scale: StepScale, witness: Callable[[], Tensor | None]
     ) -> None:
-        if join == "output" and adapter.loss_outside:
+        if attach_loss == "return" and adapter.loss_outside:
             raise ConfigError(
-                f"join='output' would train nothing: according to the adapter {adapter.name!r}, the training loop "
-                "computes its loss from the outputs of forward, and never reads a loss in them.",
-                "Leave join out, or use join='carrier' or join='add'.",
+                f"attach_loss='return' would train nothing: according to the adapter {adapter.name!r}, the training "
+                "loop computes its loss from the outputs of forward, and never reads a loss in them.",
+                "Leave attach_loss out, or use attach_loss='backward' or attach_loss='manual'.",
             )
         self.adapter = adapter
-        self.join = join
+        self.attach_loss = attach_loss
         self.scale = scale
         self.witness = witness
         self._forward: Literal["unaligned", "joined", "riding"] = "unaligned"
         self._missed: Ride | None = None
         self._rides: weakref.WeakSet[Ride] = weakref.WeakSet()
-        self._adds = join == "add"
+        self._adds = attach_loss == "manual"
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of the policy is not in the middle of a step.
@@ -64,7 +64,7 @@ class Joiner:
 
     def loss_in(self, output: Any) -> Tensor | None:
         """The loss in what forward returned, if that is where the loop takes it from."""
-        inside = self.join in ("auto", "output") and not self.adapter.loss_outside
+        inside = self.attach_loss in ("auto", "return") and not self.adapter.loss_outside
         return self.adapter.loss(output) if inside else None
 
     def begin(self) -> None:
@@ -78,7 +78,7 @@ class Joiner:
             raise LossError(
                 f"The training loop computes its loss from what {type(self.adapter.policy).__name__} returned and has "
                 "run a backward pass, and the alignment loss was never added: nothing aligns.",
-                "Write `loss = policy.spatial_forcing.add(loss)` before backward, or wrap with join='carrier'.",
+                "Write `loss = policy.spatial_forcing.add(loss)` before backward, or wrap with attach_loss='backward'.",
             )
         self._forward = "unaligned"
 
@@ -97,7 +97,7 @@ class Joiner:
         if loss is not None:
             self._forward = "joined"
             return self.adapter.with_loss(output, add_per_sample(loss, term), logs)
-        ride = self._ride(term) if self.join != "output" else None
+        ride = self._ride(term) if self.attach_loss != "return" else None
         if ride is not None:
             ride.leaves = self.adapter.policy.parameters
         carried = None if ride is None else carry(output, term, ride)
@@ -116,9 +116,9 @@ class Joiner:
             raise LossError(
                 f"{type(self.adapter.policy).__name__} is called within a reentrant activation checkpoint, which runs "
                 "it without gradient first: add(loss) had nothing to add, and now, in backward, is over.",
-                "Checkpoint with use_reentrant=False, or wrap with join='carrier' and leave add(loss) out.",
+                "Checkpoint with use_reentrant=False, or wrap with attach_loss='backward' and leave add(loss) out.",
             )
-        if self.join == "carrier" or (self.join == "auto" and self.adapter.loss_outside):
+        if self.attach_loss == "backward" or (self.attach_loss == "auto" and self.adapter.loss_outside):
             device = term.device
             self.scale.look_at_forward(device.type)
             ride = Ride(gradient=lambda: self.scale.gradient(device), arrived=self._carried)
@@ -155,11 +155,12 @@ class Joiner:
         if not rides:
             self._explain_no_ride()
             return loss
-        if self.join == "carrier":
+        if self.attach_loss == "backward":
             raise LossError(
-                "add(loss) was called, and join='carrier' brings the alignment loss into backward by itself: together "
-                "they would count it twice.",
-                "Drop one of the two. add(loss) is exact whatever the loop does with its loss: wrap with join='add'.",
+                "add(loss) was called, and attach_loss='backward' brings the alignment loss into backward by itself: "
+                "together they would count it twice.",
+                "Drop one of the two. add(loss) is exact whatever the loop does with its loss: wrap with "
+                "attach_loss='manual'.",
             )
         if all(ride.added for ride, _ in rides):
             raise LossError(
@@ -190,7 +191,7 @@ class Joiner:
             raise LossError(
                 f"The alignment loss is already in the loss that {type(self.adapter.policy).__name__} returned: added "
                 "again, it would count twice.",
-                "Drop add(loss); or wrap with join='add' if the loop's loss is not the one that forward returns.",
+                "Drop add(loss); or wrap with attach_loss='manual' if the loop's loss is not what forward returns.",
             )
         if self._forward == "riding":
             raise LossError(

@@ -28,7 +28,7 @@ class AngularScaleObjective(Objective):
     """``mean_i [1 - cos(p_i, t_i)] + w mean_i |g(p_i / |p_i|) - t_i|^2 / mean_i |t_i|^2`` over the valid tokens.
 
     The cosine fixes the direction alone; ``g``, a trainable linear map kept with the projector, must in addition
-    recover the un-normalised feature from the normalised projection. So the magnitude of the teacher's features, which
+    recover the un-normalized feature from the normalized projection. So the magnitude of the teacher's features, which
     in a geometric teacher means something, has to be read from the direction of the student's. With ``relative=False``
     the second term is the plain mean squared error over tokens and channels. ``(b, v, gh, gw, d)`` twice to ``(b,)``.
 

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor, nn
 
-from sfkit.component import AnyOptions, Configured
+from sfkit.component import AnyOptions, Configurable
 
 
-class Objective(Configured, ABC):
+class Objective(Configurable, ABC):
     """A distance between two feature grids, for each sample.
 
     Attributes:

@@ -30,7 +30,7 @@ class InfoNCEObjective(Objective):
     """``-log( exp(cos(p_i, t_i) / tau) / sum_j exp(cos(p_i, t_j) / tau) )``, averaged over the valid tokens ``i``.
 
     ``j`` runs over the valid teacher patches of ``negatives``, ``i`` among them; a token without a negative contributes
-    0. Each patch must be told from all others: the teacher's near-identical neighbours (table, wall) count as negatives
+    0. Each patch must be told from all others: the teacher's near-identical neighbors (table, wall) count as negatives
     too, so prefer few and distinct patches. With ``batch`` and ``devices`` a sample's loss depends on the others.
     Memory goes with the square of the tokens among which negatives are sought. ``(b, v, gh, gw, d)`` twice to ``(b,)``.
 

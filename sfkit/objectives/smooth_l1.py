@@ -1,4 +1,4 @@
-"""Smooth L1 distance between normalised features."""
+"""Smooth L1 distance between normalized features."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sfkit.config import Options
 from sfkit.objectives.base import Objective, masked_mean
-from sfkit.objectives.normalising import NormalisedOptions, normalised
+from sfkit.objectives.normalizing import NormalisedOptions, normalized
 
 
 class SmoothL1Options(NormalisedOptions):
@@ -25,7 +25,7 @@ class SmoothL1Objective(Objective):
     ``h(x) = x^2 / (2 beta)`` where ``|x| < beta``, else ``|x| - beta / 2``: as ``mse``, with less weight on channels
     that are far off. ``(b, v, gh, gw, d)`` twice to ``(b,)``.
 
-    Source: Fast R-CNN, arXiv 1504.08083, equation 3; on layer-normalised features as in data2vec, arXiv 2202.03555,
+    Source: Fast R-CNN, arXiv 1504.08083, equation 3; on layer-normalized features as in data2vec, arXiv 2202.03555,
     section 3.3.
     """
 
@@ -34,8 +34,8 @@ class SmoothL1Objective(Objective):
     options: SmoothL1Options
 
     def __call__(self, student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-        how = self.options.normalise
+        how = self.options.normalize
         distance = F.smooth_l1_loss(
-            normalised(student, how), normalised(teacher, how), reduction="none", beta=self.options.beta
+            normalized(student, how), normalized(teacher, how), reduction="none", beta=self.options.beta
         )
         return masked_mean(distance.mean(-1), mask)

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sfkit.cameras import CameraRig
-from sfkit.component import AnyOptions, Configured
+from sfkit.component import AnyOptions, Configurable
 from sfkit.config import Options
 from sfkit.errors import ConfigError
 from sfkit.policies.loss import find_loss, replace_loss
@@ -23,21 +23,21 @@ class TapPoint:
     """Where a hidden state is read: the first input of ``module``, called ``path`` in messages.
 
     The input of the *next* block's norm is the residual stream after k blocks. Blocks themselves make poor taps: pi0
-    and SmolVLA never call them, and what their sublayers return is added to in place afterwards.
+    and SmolVLA never call them, and what their sublayers return is added to in place afterward.
 
-    With ``every``, all its firings in one forward are read, such as those of a vision tower that runs for each camera.
-    Where each camera has a module of its own, ``others`` are the further ones; their inputs are joined behind the
-    first's, along the first axis.
+    ``all_calls`` reads all calls in one forward, such as those of a vision tower that runs for each camera. Where each
+    camera has a module of its own, ``extra_modules`` are the further ones; their inputs are joined behind the first's,
+    along the first axis.
 
-    ``read`` is for :meth:`PolicyAdapter.watched`: what is kept is not the input, but what this makes of the module and
-    its input. It must leave random states as they are, and be a function of a module, which can be pickled.
+    ``extract`` is for :meth:`PolicyAdapter.watched`: it replaces the input by what it returns for the module and the
+    input. It leaves random states as they are, and is a function of a module, which can be pickled.
     """
 
     module: nn.Module
     path: str
-    every: bool = False
-    others: tuple[nn.Module, ...] = ()
-    read: Callable[[nn.Module, Tensor], Any] | None = None
+    all_calls: bool = False
+    extra_modules: tuple[nn.Module, ...] = ()
+    extract: Callable[[nn.Module, Tensor], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ class ForwardCall:
         arguments: The arguments by parameter name, defaults included.
         output: What the policy returned.
         inputs: What the modules that :meth:`PolicyAdapter.watched` names were given, once for each time they ran.
-        depths: What is tapped.
+        student_layers: What is tapped.
     """
 
     arguments: Mapping[str, Any]
     output: Any
     inputs: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    depths: tuple[Any, ...] = ()
+    student_layers: tuple[Any, ...] = ()
 
 
 class AdapterOptions(Options):
@@ -64,11 +64,11 @@ class AdapterOptions(Options):
         default=0,
         ge=0,
         description="Cut the visual tokens so many places too late, as the released OpenVLA recipe of Spatial Forcing "
-        "does (1): every patch is then aligned with its neighbour's feature. Only to reproduce it.",
+        "does (1): every patch is then aligned with its neighbor's feature. Only to reproduce it.",
     )
 
 
-class PolicyAdapter(Configured, ABC):
+class PolicyAdapter(Configurable, ABC):
     """Everything sfkit needs to know about a family of policies.
 
     Args:
@@ -95,20 +95,20 @@ class PolicyAdapter(Configured, ABC):
     @property
     @abstractmethod
     def num_layers(self) -> int:
-        """Number of decoder blocks; valid depths are 0 (embeddings) to ``num_layers`` (before the final norm)."""
+        """Number of decoder blocks; valid layers are 0 (embeddings) to ``num_layers`` (before the final norm)."""
 
     @property
-    def default_depth(self) -> int:
+    def default_student_layer(self) -> int:
         """Two thirds of the blocks: the released recipes use 12 of 18 (pi0) and 24 of 32 (OpenVLA)."""
         return max(1, round(2 * self.num_layers / 3))
 
     @abstractmethod
-    def dim(self, depth: int) -> int:
-        """Width of the hidden state at a depth."""
+    def dim(self, layer: int) -> int:
+        """Width of the hidden state at a layer."""
 
     @abstractmethod
-    def tap(self, depth: int) -> TapPoint:
-        """Where to read the residual stream after ``depth`` blocks."""
+    def tap(self, layer: int) -> TapPoint:
+        """Where to read the residual stream after ``layer`` blocks."""
 
     def watched(self) -> Mapping[str, TapPoint]:
         """Modules whose inputs :meth:`views` needs, under names of the adapter's choice.
@@ -135,7 +135,7 @@ class PolicyAdapter(Configured, ABC):
         A view that has no such frame, as at the end of an episode, is all invalid.
 
         Raises:
-            ConfigError: This adapter knows of no later frames.
+            ConfigError: This adapter knows of no future frames.
             ViewsError: The batch has none.
         """
         raise ConfigError(
@@ -152,7 +152,7 @@ class PolicyAdapter(Configured, ABC):
         """
 
     def encoder_tap(self) -> TapPoint:
-        """Where to read what the vision tower gives, before the language model: ``depth="encoder"``.
+        """Where to read what the vision tower gives, before the language model: ``student_layer="encoder"``.
 
         Tap the input of the module that comes next (the connector), with ``every`` where the tower runs for each view.
 
@@ -161,7 +161,7 @@ class PolicyAdapter(Configured, ABC):
         """
         raise ConfigError(
             f"Adapter {self.name!r} has no tap at the vision tower's output.",
-            f"Choose a depth of 0 to {self.num_layers}, or write encoder_tap, encoder_dim and encoder_tokens.",
+            f"Choose a student_layer of 0 to {self.num_layers}, or write encoder_tap, encoder_dim and encoder_tokens.",
         )
 
     def encoder_dim(self) -> int:
@@ -197,7 +197,7 @@ class PolicyAdapter(Configured, ABC):
         scaled, then keys; keys that several heads share are repeated.
 
         Args:
-            hidden: What :meth:`tap` read at depth ``block - 1``.
+            hidden: What :meth:`tap` read at layer ``block - 1``.
             block: From 1 to :attr:`num_layers`.
             views: Of this call.
         """
@@ -210,7 +210,7 @@ class PolicyAdapter(Configured, ABC):
         """
         return ""
 
-    def how_to_unfreeze(self) -> str:
+    def unfreeze_hint(self) -> str:
         """Options of the policy that let gradient reach what is below a tap, such as ``"tune_llm=True"``.
 
         Shown in the error that stops a run whose backbone is frozen.
@@ -224,7 +224,7 @@ class PolicyAdapter(Configured, ABC):
     def with_loss(self, output: Any, loss: Tensor, logs: Mapping[str, Tensor]) -> Any:
         """``output`` with its loss replaced.
 
-        ``logs`` (0-d, detached: ``action_loss``, ``sf_loss``, ``sf_cosine``, ``sf_weight``; empty when nothing was
-        aligned) are added where the framework has a place for them.
+        ``logs`` (0-d, detached: ``action_loss``, ``sf_loss``, ``sf_cosine``, ``sf_effective_weight``; empty when
+        nothing was aligned) are added where the framework has a place for them.
         """
         return replace_loss(output, loss)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from sfkit.building import Named, build_adapter
+from sfkit.building import ComponentLike, build_adapter
 from sfkit.config import ComponentSpec, SpatialForcingConfig
 from sfkit.errors import ConfigError, SfkitWarning
 from sfkit.policies.base import PolicyAdapter
@@ -31,7 +31,7 @@ def find_preset(value: str | Preset | None) -> Preset | None:
     return found
 
 
-def adapter_for(policy: nn.Module, value: Named | PolicyAdapter | None, preset: Preset | None) -> PolicyAdapter:
+def adapter_for(policy: nn.Module, value: ComponentLike | PolicyAdapter | None, preset: Preset | None) -> PolicyAdapter:
     """The policy's adapter, with those of the preset's options that the user did not set.
 
     Raises:
@@ -85,7 +85,7 @@ def fill_in(preset: Preset | None, adapter: PolicyAdapter, given: Mapping[str, A
 def _merge(preset: Preset, adapter: PolicyAdapter, given: dict[str, Any]) -> dict[str, Any]:
     recipe = {key: value for key, value in preset.arguments_for(adapter.num_layers).items() if key != "adapter"}
     if "pairs" in given:
-        for name in ("teacher", "depth", "layer"):
+        for name in ("teacher", "student_layer", "teacher_layer"):
             recipe.pop(name, None)
         return {**recipe, **given}
     if preset.by_blocks and adapter.num_layers not in preset.by_blocks:
@@ -97,21 +97,21 @@ def _merge(preset: Preset, adapter: PolicyAdapter, given: dict[str, Any]) -> dic
     if "teacher" not in given and "teacher" not in recipe:
         raise ConfigError(f"Preset {preset.name!r} names no teacher.", preset.teacher_hint)
     if "teacher" in given and "teacher" in recipe and _name(given["teacher"]) != _name(recipe["teacher"]):
-        recipe.pop("layer", None)
+        recipe.pop("teacher_layer", None)
         _warn_of_scale(preset, recipe, given)
     merged = {**recipe, **given}
     if "pairs" in recipe:
-        for name in ("depth", "layer"):
+        for name in ("student_layer", "teacher_layer"):
             if name in given:
                 raise ConfigError(f"Preset {preset.name!r} has pairs, so {name} says nothing.", "Give pairs=[...].")
         teacher = merged.pop("teacher")
         merged["pairs"] = [{**pair, "teacher": teacher} for pair in recipe["pairs"]]
-    depths = [pair["depth"] for pair in merged.get("pairs", ())] or [merged.get("depth")]
-    deep = [depth for depth in depths if isinstance(depth, int) and depth > adapter.num_layers]
-    if deep and "depth" not in given:
+    layers = [pair["student_layer"] for pair in merged.get("pairs", ())] or [merged.get("student_layer")]
+    deep = [layer for layer in layers if isinstance(layer, int) and layer > adapter.num_layers]
+    if deep and "student_layer" not in given:
         raise ConfigError(
-            f"Preset {preset.name!r} aligns depth {deep[0]}; {_policy(adapter)}.",
-            "Give depth=... beside it." if "pairs" not in recipe else "Give pairs=[...] beside it.",
+            f"Preset {preset.name!r} aligns layer {deep[0]}; {_policy(adapter)}.",
+            "Give student_layer=... beside it." if "pairs" not in recipe else "Give pairs=[...] beside it.",
         )
     return merged
 

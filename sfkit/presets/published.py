@@ -18,7 +18,7 @@ _SF_TEACHER: Final = ("vggt", {"size": 518, "antialias": False, "round_rope_angl
 
 _SF_COMMON: Final[dict[str, Any]] = {
     "teacher": _SF_TEACHER,
-    "layer": 24,
+    "teacher_layer": 24,
     "objective": "cosine",
     "projector": "mlp",
     "transforms": _SF_TARGET,
@@ -47,10 +47,10 @@ SPATIAL_FORCING_OPENVLA = Preset(
     name="spatial-forcing-openvla",
     summary="Spatial Forcing as released for OpenVLA-OFT, its token shift included",
     source=_SF,
-    arguments={**_SF_COMMON, "depth": 24, "adapter": {"token_shift": 1}},
+    arguments={**_SF_COMMON, "student_layer": 24, "adapter": {"token_shift": 1}},
     released=(
         *_SF_RELEASED,
-        "depth 24 of 32 (the command line's own default is -1, after the final norm)",
+        "layer 24 of 32 (the command line's own default is -1, after the final norm)",
         "visual tokens are cut one place too late (gain_feat_1move): each feature of the teacher meets the patch to "
         "the right, and the last one the proprioception token",
     ),
@@ -63,17 +63,17 @@ SPATIAL_FORCING_PI0 = Preset(
     name="spatial-forcing-pi0",
     summary="Spatial Forcing as released for pi0",
     source=_SF,
-    arguments={**_SF_COMMON, "depth": 12},
+    arguments={**_SF_COMMON, "student_layer": 12},
     released=(
         *_SF_RELEASED,
-        "depth 12 of 18",
+        "layer 12 of 18",
         "tokens of padding and of absent cameras are left out; no token shift",
         "padding is shown to VGGT in white, the teacher's own fill",
     ),
     paper=_SF_PAPER,
     missing=(
         *_SF_MISSING,
-        "the teacher sees the picture before the colour jitter; here it sees what the student sees",
+        "the teacher sees the picture before the color jitter; here it sees what the student sees",
         "geometric augmentation is switched off for the student as well; that is the data pipeline's matter",
         "a patch is padding if its upper left pixel is; here, if any of its pixels is",
         "an absent camera is shown to VGGT as a blank view; here it is not shown",
@@ -84,7 +84,7 @@ SPATIAL_FORCING_PI0 = Preset(
 
 ROCKET = Preset(
     name="rocket",
-    summary="ten depths on one nested projector (ROCKET)",
+    summary="ten layers on one nested projector (ROCKET)",
     source="arXiv 2602.17951; repository CASE-Lab-UMD/ROCKET-VLA",
     arguments={
         "teacher": _SF_TEACHER,
@@ -98,16 +98,22 @@ ROCKET = Preset(
     by_blocks={
         # The released lists count VGGT's layers from 0: 2 is what the third block leaves.
         32: {
-            "pairs": (*({"depth": d, "layer": d + 1} for d in range(2, 19, 2)), {"depth": 31, "layer": 24}),
+            "pairs": (
+                *({"student_layer": d, "teacher_layer": d + 1} for d in range(2, 19, 2)),
+                {"student_layer": 31, "teacher_layer": 24},
+            ),
             "adapter": {"token_shift": 1},
         },
         18: {
-            "pairs": (*({"depth": d, "layer": 2 * d - 1} for d in range(2, 11)), {"depth": 18, "layer": 24}),
+            "pairs": (
+                *({"student_layer": d, "teacher_layer": 2 * d - 1} for d in range(2, 11)),
+                {"student_layer": 18, "teacher_layer": 24},
+            ),
         },
     },
     released=(
-        "OpenVLA: depths 2, 4, ..., 18 and 31 with VGGT's layers 3, 5, ..., 19 and 24; its -1 means depth 31 of 32",
-        "pi0, pi0.5: depths 2, 3, ..., 10 and the last with the same layers",
+        "OpenVLA: layers 2, 4, ..., 18 and 31 with VGGT's layers 3, 5, ..., 19 and 24; its -1 means layer 31 of 32",
+        "pi0, pi0.5: layers 2, 3, ..., 10 and the last with the same layers",
         "one LayerNorm and one MLP for all pairs; pair i uses the first 409, 591, ..., 2048 of 2048 hidden units",
         "the mean over pairs, all of weight 1; position code and resampling as in Spatial Forcing",
         "OpenVLA: visual tokens are cut one place too late, as in Spatial Forcing",
@@ -118,8 +124,8 @@ ROCKET = Preset(
     ),
     missing=(
         "a single pair has one fifth of the hidden units in the released code; here it has all of them",
-        "the released projectors are not synchronised between ranks; here they are",
-        "pi0, pi0.5: the released torch code reads its last depth after the final norm; its JAX code before, as here",
+        "the released projectors are not synchronized between ranks; here they are",
+        "pi0, pi0.5: the released torch code reads its last layer after the final norm; its JAX code before, as here",
         "the JAX runs (RoboTwin, real robot) have weight 0.125 and show the teacher pictures in [-1, 1]",
     ),
     same_scale=("vggt-commercial",),
@@ -129,7 +135,7 @@ VEGA = Preset(
     name="vega",
     summary="the vision tower's output before the language model (VEGA)",
     source="arXiv 2605.10485",
-    arguments={"depth": "encoder", "objective": "cosine", "projector": "mlp", "weight": 0.1},
+    arguments={"student_layer": "encoder", "objective": "cosine", "projector": "mlp", "weight": 0.1},
     teacher_hint=(
         "VEGA's is DINOv2 fine-tuned by FiT3D, last layer: convert it to a folder that transformers can read and give "
         'teacher="hf:<folder>". With plain DINOv2, teacher="hf:facebook/dinov2-large", it is another method.'
@@ -144,11 +150,11 @@ _DINO: Final = "hf:facebook/dinov2-base"
 
 REPA = Preset(
     name="repa",
-    summary="REPA: cosine to DINOv2 after a three-layer SiLU MLP, depth 8",
+    summary="REPA: cosine to DINOv2 after a three-layer SiLU MLP, layer 8",
     source="arXiv 2410.06940; repository sihyun-yu/REPA",
     arguments={
         "teacher": _DINO,
-        "depth": 8,
+        "student_layer": 8,
         "objective": "cosine",
         "projector": ("mlp-silu", {"hidden": 2048}),
         "weight": 0.5,
@@ -157,16 +163,16 @@ REPA = Preset(
         "block 8 of 28 of a diffusion transformer, with DINOv2-B's patch tokens after its final norm",
         "-cos in the code; here 1 - cos, with the same gradient",
     ),
-    missing=("made for image generation: that depth 8 suits a policy is untested; give depth=",),
+    missing=("made for image generation: that layer 8 suits a policy is untested; give student_layer=",),
 )
 
 IREPA = Preset(
     name="irepa",
-    summary="iREPA: a 3 x 3 convolution, and targets standardised over each view",
+    summary="iREPA: a 3 x 3 convolution, and targets standardized over each view",
     source="arXiv 2512.10794",
     arguments={
         "teacher": _DINO,
-        "depth": 8,
+        "student_layer": 8,
         "objective": "cosine",
         "projector": ("conv", {"kernel": 3}),
         "transforms": (("spatial-norm", {"gamma": 0.6}),),
@@ -179,7 +185,7 @@ IREPA = Preset(
     ),
     missing=(
         "mean and deviation here leave masked tokens out; the released code has none",
-        "made for image generation: that depth 8 suits a policy is untested; give depth=",
+        "made for image generation: that layer 8 suits a policy is untested; give student_layer=",
     ),
 )
 
@@ -190,9 +196,12 @@ HASTE = Preset(
     arguments={
         "teacher": _DINO,
         "pairs": (
-            {"depth": 8, "layer": 12},
+            {"student_layer": 8, "teacher_layer": 12},
             # Blocks 4 to 7 and 8 to 11 of the released code, which counts from 0; the mean of the four.
-            *({"depth": d, "layer": d + 4, "objective": "attention", "weight": 0.25} for d in range(5, 9)),
+            *(
+                {"student_layer": d, "teacher_layer": d + 4, "objective": "attention", "weight": 0.25}
+                for d in range(5, 9)
+            ),
         ),
         "objective": "cosine",
         "projector": ("mlp-silu", {"hidden": 2048}),
@@ -209,6 +218,6 @@ HASTE = Preset(
     missing=(
         "policies with fewer than twelve heads: as many as they have",
         "attention over the patches of each view, whatever else the policy attends to",
-        "made for image generation: that these depths suit a policy is untested; give pairs=",
+        "made for image generation: that these layers suit a policy is untested; give pairs=",
     ),
 )

@@ -7,12 +7,12 @@ from typing import ClassVar, TypeVar
 
 from torch import Tensor, nn
 
-from sfkit.component import AnyOptions, Configured
+from sfkit.component import AnyOptions, Configurable
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 
-class Projector(Configured, nn.Module, ABC):
+class Projector(Configurable, nn.Module, ABC):
     """A trainable map from ``student_dim`` to ``teacher_dim`` channels over grids.
 
     It is given grids, so that convolutional projectors work view by view. The core builds it under its own random
@@ -22,7 +22,7 @@ class Projector(Configured, nn.Module, ABC):
         target_transforms: What turns the teacher's features into this projector's target, in order (modules of
             ``sfkit.transforms``); filled by the core. They live here because their state belongs to the pair.
         objective_head: What the objective trains for this pair, see :meth:`sfkit.Objective.head`; set by the core.
-        shallow_first: Of the class: whether pairs that share it must come with ascending depths.
+        shallow_first: Of the class: whether pairs that share it must come with ascending layers.
     """
 
     shallow_first: ClassVar[bool] = False

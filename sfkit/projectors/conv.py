@@ -24,14 +24,14 @@ class ConvOptions(Options):
     @classmethod
     def _odd(cls, value: int) -> int:
         if value % 2 == 0:
-            raise ValueError("an even kernel has no centre, and would shift the grid")
+            raise ValueError("an even kernel has no center, and would shift the grid")
         return value
 
 
 class ConvProjector(Projector):
     """One convolution with zero padding, view by view: ``(b, v, gh, gw, d_student)`` to ``(..., d_teacher)``.
 
-    A masked token counts as what lies beyond the border, as zeros: nothing of it reaches its neighbours. Xavier-uniform
+    A masked token counts as what lies beyond the border, as zeros: nothing of it reaches its neighbors. Xavier-uniform
     weights, zero bias.
 
     Source: iREPA, arXiv 2512.10794 (3 x 3, padding 1, no norm).
@@ -48,7 +48,7 @@ class ConvProjector(Projector):
         self.conv = xavier(nn.Conv2d(student_dim, teacher_dim, kernel, padding=kernel // 2))
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        # Here again, after the norm, whose bias would be seen by the neighbours of a masked token.
+        # Here again, after the norm, whose bias would be seen by the neighbors of a masked token.
         clean = torch.where(mask.unsqueeze(-1), self.norm(tokens), 0.0)
         pictures = clean.flatten(0, 1).permute(0, 3, 1, 2)
         projected: Tensor = self.conv(pictures).permute(0, 2, 3, 1)

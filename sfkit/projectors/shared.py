@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sfkit.component import Configured
+from sfkit.component import Configurable
 from sfkit.config import ComponentSpec
 from sfkit.projectors.base import Projector
 
@@ -37,7 +37,7 @@ class SharedProjector(Projector):
 
     @property
     def spec(self) -> ComponentSpec:
-        core: Configured = self.shared
+        core: Configurable = self.shared
         return core.spec
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:

@@ -7,11 +7,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sfkit.component import AnyOptions, Configured
+from sfkit.component import AnyOptions, Configurable
 from sfkit.errors import ConfigError
 
 
-class Schedule(Configured, ABC):
+class Schedule(Configurable, ABC):
     """A factor on the weight of the alignment loss, for each step.
 
     A step is one call of the policy's ``forward`` in training mode, whether or not it was aligned, on this rank or
@@ -42,7 +42,7 @@ class Schedule(Configured, ABC):
 
         Args:
             step: At which it was measured.
-            cosine: In [-1, 1], over all tapped depths and all ranks; NaN where it could not be measured.
+            cosine: In [-1, 1], over all tapped layers and all ranks; NaN where it could not be measured.
         """
 
     def state(self) -> dict[str, float]:

@@ -10,13 +10,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from sfkit.component import AnyOptions, Configured
+from sfkit.component import AnyOptions, Configurable
 from sfkit.errors import ConfigError
 from sfkit.teachers.memory import Memory
 from sfkit.types import FeatureMap, Views
 
 
-class Teacher(Configured, ABC):
+class Teacher(Configurable, ABC):
     """A frozen source of features on a grid.
 
     Authors write ``load``, ``encode``, ``num_layers`` and ``dim``. The core freezes what ``load`` returns, keeps it in
@@ -25,7 +25,7 @@ class Teacher(Configured, ABC):
 
     Attributes, of the class, or of the object where options decide:
         name: Registered name.
-        license: Licence of the weights (SPDX where there is one); said at wrap time and in what is published.
+        license: License of the weights (SPDX where there is one); said at wrap time and in what is published.
         requires: Optional fields of :class:`~sfkit.types.Views` that it cannot do without.
         drops_absent: The core runs it on present views only (grouping samples by which views they have), so that an
             absent camera never touches a real one. Set it to False only where views are independent and cost nothing.
@@ -54,12 +54,12 @@ class Teacher(Configured, ABC):
 
     @property
     def noncommercial(self) -> bool:
-        """Whether the licence of the weights is recorded as one that forbids commercial use."""
+        """Whether the license of the weights is recorded as one that forbids commercial use."""
         return re.search(r"(?i)\bNC\b|non-?commercial", self.license) is not None
 
     @property
     def identity(self) -> dict[str, str]:
-        """What is recorded beside a trained policy: name, licence and, where there are weights, which ones."""
+        """What is recorded beside a trained policy: name, license and, where there are weights, which ones."""
         return {"name": self.name, "license": self.license}
 
     def load(self, device: torch.device) -> nn.Module | None:
@@ -149,8 +149,8 @@ class Teacher(Configured, ABC):
             raise ValueError(f"Teacher {self.name!r} keeps no state, got {sorted(state)}.")
 
 
-def licence_note(identity: Mapping[str, str]) -> str:
-    """The sentence about a teacher whose licence is non-commercial, from its :attr:`Teacher.identity`."""
+def license_note(identity: Mapping[str, str]) -> str:
+    """The sentence about a teacher whose license is non-commercial, from its :attr:`Teacher.identity`."""
     which = f" ({identity['weights']})" if "weights" in identity else ""
     return (
         f"the weights of teacher {identity['name']!r}{which} are licensed {identity['license']}, for non-commercial "

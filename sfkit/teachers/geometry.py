@@ -17,7 +17,7 @@ from sfkit.geometry import to_world, unproject
 from sfkit.marks import Harmless
 from sfkit.teachers.base import Teacher
 from sfkit.teachers.moments import RunningMoments
-from sfkit.teachers.surfaces import assumed_intrinsics, neighbour_offsets, plane_normals, turned
+from sfkit.teachers.surfaces import assumed_intrinsics, neighbor_offsets, plane_normals, turned
 from sfkit.types import FeatureMap, Views
 
 
@@ -39,9 +39,9 @@ class GeometryOptions(Options):
     )
     cells: int = Field(default=2, ge=1, description="Points along each side of a patch (2: four points).")
     bands: int = Field(default=4, ge=0, description="Fourier bands, each halving the wavelength.")
-    wavelength: float = Field(default=2.0, gt=0, description="Longest wavelength of the Fourier features, in metres.")
-    depth_min: float = Field(default=0.05, gt=0, description="Depth below this many metres is invalid.")
-    depth_max: float = Field(default=10.0, gt=0, description="Depth beyond this many metres is invalid.")
+    wavelength: float = Field(default=2.0, gt=0, description="Longest wavelength of the Fourier features, in meters.")
+    depth_min: float = Field(default=0.05, gt=0, description="Depth below this many meters is invalid.")
+    depth_max: float = Field(default=10.0, gt=0, description="Depth beyond this many meters is invalid.")
     min_valid: float = Field(default=0.5, gt=0, le=1, description="Share of a sub-cell's pixels that must be valid.")
     flatness: float = Field(
         default=0.01, gt=0, description="A normal needs a sub-cell this near to its plane, relative to its depth."
@@ -77,12 +77,12 @@ class GeometryOptions(Options):
 
 
 class GeometryTeacher(Teacher):
-    """What each patch shows in 3D, standardised for each channel; ``features`` says in which form, in that order.
+    """What each patch shows in 3D, standardized for each channel; ``features`` says in which form, in that order.
 
     - ``points``: a patch is divided into ``cells x cells`` sub-cells. Each gives the mean point of its valid pixels,
       and sines and cosines of that point at wavelengths ``wavelength / 2**k``: ``cells**2 * 3 * (1 + 2 * bands)``
       channels.
-    - ``normals``: the unit normal of the plane through each sub-cell, towards the camera: ``cells**2 * 3`` channels.
+    - ``normals``: the unit normal of the plane through each sub-cell, toward the camera: ``cells**2 * 3`` channels.
     - ``offsets``: from the patch's mean point to those ``reach`` patches to the right and below: 6 channels for each.
 
     A patch is masked where any of them is undefined: depth missing or out of range, a sub-cell that is no plane, no
@@ -197,7 +197,7 @@ class GeometryTeacher(Teacher):
             else:
                 cells_of = _gather_cells(fine, options.cells)
                 middle = cells_of.reshape(*cells_of.shape[:-1], -1, 3).mean(-2)
-                found = [neighbour_offsets(middle, mask, self._within(reach, grid)) for reach in options.reach]
+                found = [neighbor_offsets(middle, mask, self._within(reach, grid)) for reach in options.reach]
                 parts += [values for values, _ in found]
                 mask = mask & torch.stack([known for _, known in found]).all(0)
         return torch.cat(parts, -1), mask

@@ -18,14 +18,14 @@ _THIN = 1e-3
 def plane_normals(
     depth: Tensor, valid: Tensor, intrinsics: Tensor, cells: tuple[int, int], *, min_valid: float, flatness: float
 ) -> tuple[Tensor, Tensor]:
-    """Unit normal of the plane through the pixels of each cell, towards the camera.
+    """Unit normal of the plane through the pixels of each cell, toward the camera.
 
-    A plane ``a X + b Y + c Z = 1`` has ``1 / Z = a x + b y + c`` at the normalised picture coordinates
+    A plane ``a X + b Y + c Z = 1`` has ``1 / Z = a x + b y + c`` at the normalized picture coordinates
     ``x = X / Z, y = Y / Z``: inverse depth is affine in the pixel. So a least-squares line fit in closed form gives
     ``(a, b, c)``, exactly for a plane however slanted, and the normal is ``-(a, b, c)`` over its length.
 
     Args:
-        depth: ``(b, v, h, w)`` metres; anything where it is not valid.
+        depth: ``(b, v, h, w)`` meters; anything where it is not valid.
         valid: ``(b, v, h, w)`` bool.
         intrinsics: ``(b, v, 3, 3)`` in pixels of the map.
         cells: Rows and columns of cells; they must divide the map.
@@ -87,8 +87,8 @@ def turned(directions: Tensor, world_from_camera: Tensor) -> Tensor:
     return directions @ rotation.transpose(-1, -2)
 
 
-def neighbour_offsets(points: Tensor, valid: Tensor, reach: int) -> tuple[Tensor, Tensor]:
-    """From each patch's point to those ``reach`` columns to the right and ``reach`` rows below, in metres.
+def neighbor_offsets(points: Tensor, valid: Tensor, reach: int) -> tuple[Tensor, Tensor]:
+    """From each patch's point to those ``reach`` columns to the right and ``reach`` rows below, in meters.
 
     Where there is none, at the border or beside a patch without depth, the offset from the patch on the other side to
     this one stands in, as in a finite difference.

@@ -47,7 +47,7 @@ class TinyPolicy(nn.Module):
 
     Args:
         dim: Width.
-        depth: Blocks.
+        num_layers: Blocks.
         patch: Patch side in pixels.
         state_dim: Size of state and action.
         fused: Never call a block's own forward, as pi0 and SmolVLA do (hooks on blocks stay silent).
@@ -56,7 +56,7 @@ class TinyPolicy(nn.Module):
     """
 
     def __init__(
-        self, dim: int = 16, depth: int = 3, patch: int = 8, state_dim: int = 3, *, fused: bool = True,
+        self, dim: int = 16, num_layers: int = 3, patch: int = 8, state_dim: int = 3, *, fused: bool = True,
         checkpointing: str = "none", tower_per_view: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -64,7 +64,7 @@ class TinyPolicy(nn.Module):
         self.embed = nn.Conv2d(3, dim, patch, patch)
         self.connector = nn.Identity()
         self.state_proj = nn.Linear(state_dim, dim)
-        self.blocks = nn.ModuleList(Block(dim) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(dim) for _ in range(num_layers))
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, state_dim)
 
@@ -119,14 +119,14 @@ class TinyAdapter(PolicyAdapter):
     def num_layers(self) -> int:
         return len(self.policy.blocks)
 
-    def dim(self, depth: int) -> int:
+    def dim(self, layer: int) -> int:
         return self.policy.embed.out_channels
 
-    def tap(self, depth: int) -> TapPoint:
-        if depth == self.num_layers:
+    def tap(self, layer: int) -> TapPoint:
+        if layer == self.num_layers:
             return TapPoint(self.policy.norm, "norm")
-        block = self.policy.blocks[depth]
-        return TapPoint(block.input_layernorm, f"blocks.{depth}.input_layernorm")  # type: ignore[arg-type]
+        block = self.policy.blocks[layer]
+        return TapPoint(block.input_layernorm, f"blocks.{layer}.input_layernorm")  # type: ignore[arg-type]
 
     def views(self, call: ForwardCall) -> Views:
         batch = call.arguments["batch"]
@@ -150,7 +150,7 @@ class TinyAdapter(PolicyAdapter):
         return FeatureMap(tokens, views.token_mask(grid))
 
     def encoder_tap(self) -> TapPoint:
-        return TapPoint(self.policy.connector, "connector", every=True)
+        return TapPoint(self.policy.connector, "connector", all_calls=True)
 
     def encoder_dim(self) -> int:
         return self.policy.embed.out_channels

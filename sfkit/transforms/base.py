@@ -7,11 +7,11 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from sfkit.component import AnyOptions, Configured
+from sfkit.component import AnyOptions, Configurable
 from sfkit.types import FeatureMap
 
 
-class Transform(Configured, nn.Module, ABC):
+class Transform(Configurable, nn.Module, ABC):
     """One step from the teacher's features to the target, without gradient and without trainable parameters.
 
     Transforms are applied in order. ``resample`` stands first if the sequence does not hold it, so that the others see

@@ -66,11 +66,11 @@ class PCATransform(Transform):
         return self.options.dim
 
     def forward(self, features: FeatureMap, wanted: Tensor) -> FeatureMap:
-        clean = features.sanitised()
+        clean = features.sanitized()
         if not self._ready:
             self._prepare(clean)
         values = (clean.values.float() - self.mean) @ self.components.t()
-        return FeatureMap(values, clean.mask).sanitised()
+        return FeatureMap(values, clean.mask).sanitized()
 
     def _prepare(self, features: FeatureMap) -> None:
         """Make sure of the components. Looked up here and not in the constructor: a resumed run has them saved."""
@@ -100,8 +100,8 @@ class PCATransform(Transform):
                 "Take a larger batch, fewer components, or fit on several batches (PCATransform.fit) and give file.",
             )
         mean = tokens.mean(0)
-        centred = tokens - mean
-        _, vectors = torch.linalg.eigh(centred.t() @ centred)
+        centered = tokens - mean
+        _, vectors = torch.linalg.eigh(centered.t() @ centered)
         leading = vectors.flip(1)[:, : self.options.dim].t()
         largest = leading.gather(1, leading.abs().argmax(1, keepdim=True))
         self._keep(mean, leading * largest.sign())

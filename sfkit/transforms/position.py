@@ -72,14 +72,14 @@ class PositionCode(Transform):
         self._code = torch.empty(0, 0, 0)
 
     def forward(self, features: FeatureMap, wanted: Tensor) -> FeatureMap:
-        clean = features.sanitised()
+        clean = features.sanitized()
         values = clean.values.float()
         code = self.options.ratio * self._code_for(clean.grid, values.device)
         if self.options.scale == "relative":
             count = clean.mask.flatten(1).sum(1).clamp(min=1)
             norm = values.norm(dim=-1).flatten(1).sum(1) / count
             code = code * (norm / (self.dim / 2) ** 0.5).reshape(-1, 1, 1, 1, 1)
-        return FeatureMap(values + code, clean.mask).sanitised()
+        return FeatureMap(values + code, clean.mask).sanitized()
 
     def _code_for(self, grid: tuple[int, int], device: torch.device) -> Tensor:
         if self._code.shape[:2] != grid or self._code.device != device:

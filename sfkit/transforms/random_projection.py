@@ -61,4 +61,4 @@ class RandomProjection(Transform):
         return self.options.dim
 
     def forward(self, features: FeatureMap, wanted: Tensor) -> FeatureMap:
-        return FeatureMap(features.sanitised().values.float() @ self.matrix.t(), features.mask)
+        return FeatureMap(features.sanitized().values.float() @ self.matrix.t(), features.mask)

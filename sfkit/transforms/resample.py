@@ -23,8 +23,8 @@ class ResampleOptions(Options):
 
     align_corners: Harmless[bool] = Field(
         default=False,
-        description="Put the corner patches' centres on each other, without antialiasing, as the released Spatial "
-        "Forcing code does: up to 0.28 of a student patch of misregistration at the borders.",
+        description="Put the corner patches' centers on each other, without antialiasing, as the released Spatial "
+        "Forcing code does: up to 0.28 of a student patch of shift at the borders.",
     )
     scale_factor: Harmless[bool] = Field(
         default=False,
@@ -58,7 +58,7 @@ class ResampleTransform(Transform):
         if self.options.scale_factor:
             _require_reachable(features.grid, grid)
         found = _corners_aligned(features, grid) if self.options.align_corners else resample(features, grid)
-        return FeatureMap(found.values, found.mask & wanted).sanitised()
+        return FeatureMap(found.values, found.mask & wanted).sanitized()
 
 
 def _require_reachable(own: tuple[int, int], grid: tuple[int, int]) -> None:
@@ -73,7 +73,7 @@ def _require_reachable(own: tuple[int, int], grid: tuple[int, int]) -> None:
 
 
 def _corners_aligned(features: FeatureMap, grid: tuple[int, int]) -> FeatureMap:
-    clean = features.sanitised()
+    clean = features.sanitized()
     b, v, gh, gw, d = clean.values.shape
     weight = clean.mask.unsqueeze(-1).float()
     stacked = torch.cat([clean.values.float(), weight], -1).permute(0, 1, 4, 2, 3).reshape(b * v, d + 1, gh, gw)

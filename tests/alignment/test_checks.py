@@ -34,8 +34,8 @@ def test_fault_06_a_frozen_backbone_is_an_error_although_the_tap_requires_grad(t
     freeze_all_but_state(policy)
     seen = []
     policy.blocks[2].input_layernorm.register_forward_pre_hook(lambda module, args: seen.append(args[0].requires_grad))
-    SpatialForcing.wrap(policy, PatchTeacher(), depth=2, adapter=TinyAdapter(policy))
-    with pytest.raises(GradientError, match="depth 2 reaches no trainable parameter"):
+    SpatialForcing.wrap(policy, PatchTeacher(), student_layer=2, adapter=TinyAdapter(policy))
+    with pytest.raises(GradientError, match="student layer 2 reaches no trainable parameter"):
         policy(tiny_batch())
     assert seen == [True], "the naive test passes here, which is the point"
     with pytest.raises(GradientError):
@@ -51,20 +51,20 @@ def test_fault_06_one_trainable_layer_before_the_tap_is_enough(wrapped: Callable
 
 
 def test_fault_06_layers_after_the_tap_do_not_count(wrapped: Callable[..., Any]) -> None:
-    policy = wrapped(depth=1)
+    policy = wrapped(student_layer=1)
     freeze_all_but_state(policy)
     policy.blocks[1].requires_grad_(True)
     policy.blocks[2].requires_grad_(True)
-    with pytest.raises(GradientError, match="depth 1"):
+    with pytest.raises(GradientError, match="student layer 1"):
         policy(tiny_batch())
 
 
-@pytest.mark.parametrize("depths", [(0, 2), (2, 0)])
-def test_fault_06_every_depth_is_checked(wrapped: Callable[..., Any], depths: tuple[int, int]) -> None:
-    policy = wrapped(pairs=[(depth, "geometry") for depth in depths])
+@pytest.mark.parametrize("layers", [(0, 2), (2, 0)])
+def test_fault_06_every_layer_is_checked(wrapped: Callable[..., Any], layers: tuple[int, int]) -> None:
+    policy = wrapped(pairs=[(layer, "geometry") for layer in layers])
     freeze_all_but_state(policy)
     policy.blocks[1].requires_grad_(True)
-    with pytest.raises(GradientError, match="depth 0 reaches no trainable parameter"):
+    with pytest.raises(GradientError, match="student layer 0 reaches no trainable parameter"):
         policy(tiny_batch())
 
 
@@ -84,7 +84,7 @@ def test_fault_09_an_optimizer_built_before_wrap_is_found_out(tiny: Callable[...
 
     policy = tiny()
     optimizer = torch.optim.AdamW(policy.parameters(), 1e-3)
-    SpatialForcing.wrap(policy, PatchTeacher(), depth=2, adapter=TinyAdapter(policy))
+    SpatialForcing.wrap(policy, PatchTeacher(), student_layer=2, adapter=TinyAdapter(policy))
     step(policy, optimizer)
     step(policy, optimizer)
     with pytest.raises(GradientError, match="never the projector"):
@@ -110,7 +110,7 @@ def test_fault_10_clipping_the_policy_clips_the_projector(wrapped: Callable[...,
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW, torch.optim.Adam])
 @pytest.mark.parametrize("foreach", [False, True])
-def test_a_right_optimizer_is_recognised(wrapped: Callable[..., Any], optimizer: Any, foreach: bool) -> None:
+def test_a_right_optimizer_is_recognized(wrapped: Callable[..., Any], optimizer: Any, foreach: bool) -> None:
     policy = wrapped()
     built = optimizer(policy.parameters(), 1e-3, foreach=foreach)
     for seed in range(3):

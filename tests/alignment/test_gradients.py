@@ -91,7 +91,7 @@ def test_the_balanced_weight_gives_the_ratio_that_was_asked_for(wrapped: Make) -
         _, info = (out := policy(batch))
         out[0].backward()
         if step == 0:
-            assert info["sf_weight"] == pytest.approx(0.1), "before the first measurement"
+            assert info["sf_effective_weight"] == pytest.approx(0.1), "before the first measurement"
         else:
             again = measured(policy)
             assert float(again.ratio) == pytest.approx(0.1, rel=1e-3)
@@ -139,7 +139,9 @@ def test_fault_32_the_balance_survives_a_resume(wrapped: Make, tiny: Make, tmp_p
     policy.spatial_forcing.save(tmp_path)
     plain = tiny()
     resumed: Any = SpatialForcing.from_pretrained(plain, tmp_path, adapter=TinyAdapter(plain))
-    uninterrupted, again = ([which(tiny_batch())[1]["sf_weight"] for _ in range(2)] for which in (policy, resumed))
+    uninterrupted, again = (
+        [which(tiny_batch())[1]["sf_effective_weight"] for _ in range(2)] for which in (policy, resumed)
+    )
     assert uninterrupted == again
     assert again[0] != pytest.approx(0.1)
     fixed: Any = SpatialForcing.from_pretrained(tiny_ := tiny(), tmp_path, adapter=TinyAdapter(tiny_), weight=0.2)
@@ -147,7 +149,7 @@ def test_fault_32_the_balance_survives_a_resume(wrapped: Make, tiny: Make, tmp_p
 
 
 def test_without_an_action_gradient_at_the_tap_the_user_is_told(wrapped: Make) -> None:
-    policy = wrapped(weight="balance:0.1", depth=3)  # after the last block only the state token is read
+    policy = wrapped(weight="balance:0.1", student_layer=3)  # after the last block only the state token is read
     for _ in range(50):
         policy(tiny_batch(b=1))[0].backward()
     with pytest.warns(SfkitWarning, match="nothing to balance"):

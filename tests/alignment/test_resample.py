@@ -1,4 +1,4 @@
-"""Resampling to the student's grid: explicit sizes, centred cells, masks respected."""
+"""Resampling to the student's grid: explicit sizes, centered cells, masks respected."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ sides = st.integers(1, 37)
 
 
 def ramp(h: int, w: int) -> FeatureMap:
-    """Channels hold each cell's centre, from 0 to 1 over the picture."""
+    """Channels hold each cell's center, from 0 to 1 over the picture."""
     y = (torch.arange(h) + 0.5) / h
     x = (torch.arange(w) + 0.5) / w
     values = torch.stack(torch.meshgrid(y, x, indexing="ij"), -1)[None, None]
@@ -31,7 +31,7 @@ def test_any_grid_to_any_grid(h: int, w: int, gh: int, gw: int) -> None:
 
 
 @pytest.mark.parametrize("side", [6, 12, 13, 15, 16, 24, 26, 30, 33])
-def test_fault_17_and_18_cell_centres_stay_where_they_are(side: int) -> None:
+def test_fault_17_and_18_cell_centers_stay_where_they_are(side: int) -> None:
     # These sizes are the ones at which int(37 * ratio) is off by one; align_corners moves borders by 0.28 of a cell.
     out, expected = resample(ramp(37, 37), (side, side)), ramp(side, side)
     inner = slice(2, -2)

@@ -31,7 +31,7 @@ class WatchingAdapter(TinyAdapter):
 
 
 def wrap(policy: TinyPolicy) -> TinyPolicy:
-    return SpatialForcing.wrap(policy, PatchTeacher(), depth=2, adapter=WatchingAdapter(policy))
+    return SpatialForcing.wrap(policy, PatchTeacher(), student_layer=2, adapter=WatchingAdapter(policy))
 
 
 def test_every_input_is_kept_in_order_and_then_forgotten() -> None:
@@ -73,7 +73,7 @@ def test_fault_04_a_watch_does_not_see_the_recomputation() -> None:
 
 def test_an_adapter_gets_what_it_watches(tiny) -> None:
     plain, policy = tiny(), tiny()
-    SpatialForcing.wrap(plain, PatchTeacher(), depth=2, adapter=TinyAdapter(plain))
+    SpatialForcing.wrap(plain, PatchTeacher(), student_layer=2, adapter=TinyAdapter(plain))
     wrap(policy)
     for one in (plain, policy, copy.deepcopy(policy)):
         torch.manual_seed(1)

@@ -139,7 +139,7 @@ def test_two_plugins_with_one_command_are_told(installed: Registry, capsys: pyte
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("arguments", [(), ("--steps", "20"), ("--help",)])
 @pytest.mark.parametrize(
-    ("command", "extra"), [("demo", "demo"), ("inspect", "tools"), ("layers", "tools"), ("parity", "backbones")]
+    ("command", "extra"), [("demo", "demo"), ("inspect", "tools"), ("rank-layers", "tools"), ("parity", "backbones")]
 )
 def test_a_missing_command_says_what_brings_it(
     command: str, extra: str, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
@@ -148,7 +148,7 @@ def test_a_missing_command_says_what_brings_it(
     assert f'pip install "spatial-forcing[{extra}]"\n' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("command", "distribution"), [("demo", "sfkit-demo"), ("layers", "sfkit-tools")])
+@pytest.mark.parametrize(("command", "distribution"), [("demo", "sfkit-demo"), ("rank-layers", "sfkit-tools")])
 def test_a_broken_plugin_is_named_by_the_command_that_it_would_bring(
     command: str, distribution: str, installed: Registry, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -118,7 +118,7 @@ def test_an_inspection_prints_brackets_as_they_are() -> None:
 
 
 def test_a_ranking_prints_brackets_as_they_are() -> None:
-    print_ranking = pytest.importorskip("sfkit_tools.layers_command").print_ranking
+    print_ranking = pytest.importorskip("sfkit_tools.rank_layers_command").print_ranking
 
     measure = SimpleNamespace(value=0.5, low=0.4, high=0.6, best=1.0)
     ranking: Any = SimpleNamespace(

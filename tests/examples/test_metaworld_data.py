@@ -47,7 +47,7 @@ def items(dataset: Any) -> list[dict[str, Any]]:
 
 
 def matrix_at(camera: dict[str, Any], size: int) -> NDArray[np.float64]:
-    """Intrinsics (3, 3) at another resolution, with pixel centres at integers."""
+    """Intrinsics (3, 3) at another resolution, with pixel centers at integers."""
     scale = size / camera["width"]
     to_size = np.array([[scale, 0, (scale - 1) / 2], [0, scale, (scale - 1) / 2], [0, 0, 1]])
     return np.asarray(to_size @ camera["intrinsics"])
@@ -61,7 +61,7 @@ def pose_of(item: dict[str, Any], camera: dict[str, Any]) -> NDArray[np.float64]
 
 
 def world_points(item: dict[str, Any], camera: dict[str, Any]) -> NDArray[np.float64]:
-    """World points (h, w, 3), metres, of a depth map; NaN where it has no value."""
+    """World points (h, w, 3), meters, of a depth map; NaN where it has no value."""
     depth = item[camera["depth_key"]][0].numpy() / 1000
     v, u = np.indices(depth.shape)
     rays = np.stack([u, v, np.ones_like(u)], axis=-1) @ np.linalg.inv(matrix_at(camera, len(depth))).T
@@ -152,8 +152,8 @@ def test_both_cameras_see_the_table_at_the_same_height(items: list[dict[str, Any
     for item in items:
         for camera in cameras.values():
             points = world_points(item, camera).reshape(-1, 3)
-            centre = np.abs(points - [0, 0.6, 0]) < [0.4, 0.25, 0.01]
-            on_table = points[centre.all(axis=1)]
+            center = np.abs(points - [0, 0.6, 0]) < [0.4, 0.25, 0.01]
+            on_table = points[center.all(axis=1)]
             assert len(on_table) > 200
             assert abs(np.median(on_table[:, 2])) < 0.002
 
@@ -168,17 +168,17 @@ def test_wrist_points_are_where_the_corner_camera_sees_them(
         inside = (u >= 0) & (u < 48) & (v >= 0) & (v < 48)
         seen = item[f"{CORNER}_depth"][0].numpy()[v[inside], u[inside]] / 1000
         assert inside.sum() > 300
-        # A corner pixel covers two centimetres, and the gripper hides a part: hence the median.
+        # A corner pixel covers two centimeters, and the gripper hides a part: hence the median.
         assert np.median(np.abs(seen - depths[inside])) < 0.015
 
 
-def test_labels_point_at_the_right_colours(items: list[dict[str, Any]], cameras: dict[str, Any]) -> None:
+def test_labels_point_at_the_right_colors(items: list[dict[str, Any]], cameras: dict[str, Any]) -> None:
     """Ties the RGB image to the calibration: the puck is red, the goals red, green and blue."""
     channel_of = {"red": 0, "green": 1, "blue": 2}
     hits = []
     for item in items:
         image = item[CORNER].numpy()
-        goal = next(index for colour, index in channel_of.items() if f"{colour} goal" in item["task"])
+        goal = next(index for color, index in channel_of.items() if f"{color} goal" in item["task"])
         for label, channel in (("object", 0), ("goal", goal)):
             pixels, _ = project(item[f"label.{label}_position"].numpy()[None], item, cameras[CORNER], 96)
             u, v = np.rint(pixels[0]).astype(int)

@@ -20,14 +20,14 @@ from sfkit.testing.teachers import PatchTeacher
 from sfkit.types import FeatureMap, Views
 
 Make = Callable[..., TinyPolicy]
-HEALTH = {"every": 2, "persist": 6}
+HEALTH = {"every": 2, "patience": 6}
 
 
 def patchwork(seed: int, b: int = 6) -> dict[str, Tensor]:
-    """A batch whose patches are of one colour each, so that a token tells its own patch."""
+    """A batch whose patches are of one color each, so that a token tells its own patch."""
     batch = tiny_batch(b=b, size=48, seed=seed)
-    colours = torch.rand(b, 2, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
-    batch["images"] = colours.repeat_interleave(8, 3).repeat_interleave(8, 4)
+    colors = torch.rand(b, 2, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
+    batch["images"] = colors.repeat_interleave(8, 3).repeat_interleave(8, 4)
     return batch
 
 
@@ -72,16 +72,16 @@ def test_a_healthy_run_is_measured_and_nothing_is_said(wrapped: Make) -> None:
     assert (health.step, health.every, health.warnings, health.reaches_policy) == (10, 2, (), True)
     assert 0 < health.ratio < 1
     assert -1 <= health.cosine <= 1
-    (pair,), (depth,) = health.pairs, health.depths
+    (pair,), (layer,) = health.pairs, health.layers
     assert set(pair.cosine) == {"cam0", "cam1"}
     assert pair.mean_cosine == pytest.approx(policy.spatial_forcing.metrics()["sf_cosine"], abs=0.2)
     assert (pair.valid, pair.shift is None) == (1.0, False)
     assert 0 < pair.aligned_error < pair.shifted_error
-    assert depth.ratio == pytest.approx(health.ratio)
-    assert depth.drift > 0
+    assert layer.ratio == pytest.approx(health.ratio)
+    assert layer.drift > 0
     assert health.projector_movement > 0
     assert json.loads(json.dumps(health.as_dict()))["pairs"][0]["teacher"] == "patch"
-    for word in ("gradient", "drift", "effective rank", "registration", "projector moved", "cam1"):
+    for word in ("gradient", "drift", "effective rank", "spatial correspondence", "projector moved", "cam1"):
         assert word in str(health)
 
 
@@ -121,7 +121,7 @@ class Opposed(TinyPolicy):
         hidden, attend = self._embed(batch)
         for block in self.blocks[:2]:
             hidden = self._run(block, hidden, attend)
-        self.blocks[2].input_layernorm(hidden)  # the tap at depth 2
+        self.blocks[2].input_layernorm(hidden)  # the tap at student layer 2
         away = torch.randn(16, generator=torch.Generator().manual_seed(0))
         loss = torch.nn.functional.cosine_similarity(hidden[:, :-1], away, dim=-1).mean()
         return loss, {}
@@ -130,7 +130,7 @@ class Opposed(TinyPolicy):
 def test_fault_44_opposed_gradients_are_named() -> None:
     policy = Opposed()
     SpatialForcing.wrap(
-        policy, Constant({"dim": 16}), depth=2, weight=3.0, projector="identity", adapter=TinyAdapter(policy),
+        policy, Constant({"dim": 16}), student_layer=2, weight=3.0, projector="identity", adapter=TinyAdapter(policy),
         health=HEALTH,
     )  # fmt: skip
     said = train(policy)
@@ -145,12 +145,12 @@ class Shifted(TinyAdapter):
         return super().visual_tokens(hidden.roll(1, 1), views)
 
 
-@pytest.mark.parametrize("depth", [0, 2])
-def test_fault_16_tokens_off_by_one_are_named(tiny: Make, depth: int) -> None:
+@pytest.mark.parametrize("layer", [0, 2])
+def test_fault_16_tokens_off_by_one_are_named(tiny: Make, layer: int) -> None:
     policy = tiny()
-    SpatialForcing.wrap(policy, PatchTeacher(), depth=depth, adapter=Shifted(policy), health=HEALTH)
+    SpatialForcing.wrap(policy, PatchTeacher(), student_layer=layer, adapter=Shifted(policy), health=HEALTH)
     (said,) = train(policy)
-    assert "out of register" in said
+    assert "spatially shifted" in said
     assert "by the token +0 rows and +1 columns away" in said
     assert policy.spatial_forcing.health().pairs[0].shift == (0, 1)
 
@@ -173,7 +173,7 @@ def test_an_unused_projector_is_named(wrapped: Make) -> None:
 
 
 def test_a_saturated_alignment_is_named(wrapped: Make) -> None:
-    policy = wrapped(health={**HEALTH, "saturated": 0.9})
+    policy = wrapped(health={**HEALTH, "max_cosine": 0.9})
     said = train(policy, 60, lr=1e-2)
     assert [one for one in said if "The teacher can be stopped" in one]
 
@@ -254,19 +254,19 @@ def test_what_figures_refer_to_survives_a_resume(wrapped: Make, tiny: Make, tmp_
     assert after.step == 8
 
 
-def test_several_depths_and_teachers_each_have_their_figures(wrapped: Make) -> None:
+def test_several_layers_and_teachers_each_have_their_figures(wrapped: Make) -> None:
     policy = wrapped(pairs=[(1, PatchTeacher(), 1), (2, PatchTeacher(), 3), (2, "geometry")], health=HEALTH)
     train(policy, 3)
     health = policy.spatial_forcing.health()
-    assert [depth.depth for depth in health.depths] == [1, 2]
+    assert [layer.student_layer for layer in health.layers] == [1, 2]
     assert [pair.name for pair in health.pairs] == [
-        "depth 1 -> patch layer 1", "depth 2 -> patch layer 3", "depth 2 -> geometry layer 1",
+        "student layer 1 -> patch layer 1", "student layer 2 -> patch layer 3", "student layer 2 -> geometry layer 1",
     ]  # fmt: skip
     assert [pair.shift is not None for pair in health.pairs] == [True, False, True], "once for each teacher"
 
 
 def test_a_step_without_a_valid_token_is_unknown_and_not_wrong(wrapped: Make) -> None:
-    policy = wrapped(health={"every": 1, "persist": 0})
+    policy = wrapped(health={"every": 1, "patience": 0})
     batch = patchwork(0)
     batch["present"] = torch.zeros(6, 2, dtype=torch.bool)
     with pytest.warns(SfkitWarning, match="No visual token"):
@@ -280,7 +280,12 @@ def test_a_step_without_a_valid_token_is_unknown_and_not_wrong(wrapped: Make) ->
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [({"every": -1}, "every"), ({"conflict": 0.5}, "conflict"), ({"evry": 3}, "evry"), ({"dominates": 0}, "dominates")],
+    [
+        ({"every": -1}, "every"),
+        ({"conflict": 0.5}, "conflict"),
+        ({"evry": 3}, "evry"),
+        ({"max_grad_ratio": 0}, "max_grad_ratio"),
+    ],
 )
 def test_bad_options_are_explained(wrapped: Make, options: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):

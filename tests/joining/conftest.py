@@ -16,7 +16,7 @@ from sfkit.testing.outside import OutsideAdapter, OutsidePolicy
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.testing.teachers import PatchTeacher
 
-WEIGHT, DEPTH = 0.5, 2
+WEIGHT, LAYER = 0.5, 2
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def make() -> Callable[..., Any]:
     ) -> Any:
         torch.manual_seed(0)
         plain = kind(**(policy or {})).double()
-        options = {"depth": DEPTH, "weight": WEIGHT, **options}
+        options = {"student_layer": LAYER, "weight": WEIGHT, **options}
         return SpatialForcing.wrap(plain, PatchTeacher(), adapter=adapter(plain), **options)
 
     return make
@@ -44,7 +44,7 @@ def by_hand() -> Callable[..., tuple[Any, Tensor]]:
 
     def by_hand(policy: TinyPolicy, batch: dict[str, Tensor]) -> tuple[Any, Tensor]:
         handle, seen = policy.spatial_forcing, []
-        hook = policy.blocks[DEPTH].input_layernorm.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        hook = policy.blocks[LAYER].input_layernorm.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
         with SpatialForcing.disabled(policy):
             output = policy(batch)
         hook.remove()

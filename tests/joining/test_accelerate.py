@@ -20,8 +20,8 @@ def test_fault_14_accumulation_and_mixed_precision(
 ) -> None:
     """What rides on the outputs is what ``add`` gives, to the last bit that bfloat16 outputs have."""
 
-    def run(join: str, **options: Any) -> dict[str, torch.Tensor]:
-        policy = make(join=join, **options).float()
+    def run(attach_loss: str, **options: Any) -> dict[str, torch.Tensor]:
+        policy = make(attach_loss=attach_loss, **options).float()
         # The precision is the process's own, and settled by its first accelerator.
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
         accelerator = accelerate.Accelerator(cpu=True, mixed_precision=precision, gradient_accumulation_steps=2)
@@ -30,28 +30,28 @@ def test_fault_14_accumulation_and_mixed_precision(
             data = {key: value.float() for key, value in batch(seed).items()}
             with accelerator.accumulate(prepared):
                 loss = loop_loss(prepared(data), data)
-                accelerator.backward(policy.spatial_forcing.add(loss) if join == "add" else loss)
+                accelerator.backward(policy.spatial_forcing.add(loss) if attach_loss == "manual" else loss)
         return gradients(policy)
 
-    one, two = run("auto", grad_accumulation=2), run("add")
+    one, two = run("auto", grad_accumulation=2), run("manual")
     assert one.keys() == two.keys()
     for name, value in one.items():
         torch.testing.assert_close(value, two[name], rtol=1e-5, atol=1e-7, msg=name)
     assert two["spatial_forcing.projectors.0.fc1.weight"].abs().sum() > 0
 
 
-@pytest.mark.parametrize("join", ["output", "carrier", "add"])
+@pytest.mark.parametrize("attach_loss", ["return", "backward", "manual"])
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_fault_14_accelerate_trains_the_explicit_sum(
-    precision: str, join: str, make: Callable[..., Any], batch: Callable[..., Any], by_hand: Callable[..., Any],
+    precision: str, attach_loss: str, make: Callable[..., Any], batch: Callable[..., Any], by_hand: Callable[..., Any],
     gradients: Callable[..., Any],
 ) -> None:  # fmt: skip
     """Two batches a step: the gradient is that of the alignment loss added by hand in the same precision."""
-    inside = join == "output"
+    inside = attach_loss == "return"
     kinds: Any = (TinyPolicy, TinyAdapter) if inside else (OutsidePolicy, OutsideAdapter)
 
     def run(explicit: bool) -> dict[str, torch.Tensor]:
-        policy = make(kind=kinds[0], adapter=kinds[1], join=join, grad_accumulation=2).float()
+        policy = make(kind=kinds[0], adapter=kinds[1], attach_loss=attach_loss, grad_accumulation=2).float()
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
         accelerator = accelerate.Accelerator(cpu=True, mixed_precision=precision, gradient_accumulation_steps=2)
         prepared = accelerator.prepare(policy)
@@ -60,7 +60,7 @@ def test_fault_14_accelerate_trains_the_explicit_sum(
             with accelerator.accumulate(prepared):
                 output, extra = by_hand(prepared, data) if explicit else (prepared(data), 0.0)
                 loss = output[0] if inside else loop_loss(output, data)
-                adds = join == "add" and not explicit
+                adds = attach_loss == "manual" and not explicit
                 accelerator.backward(policy.spatial_forcing.add(loss) if adds else loss + extra)
         return gradients(policy)
 

@@ -25,17 +25,17 @@ def _fresh_dynamo() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("join", ["output", "carrier", "add"])
+@pytest.mark.parametrize("attach_loss", ["return", "backward", "manual"])
 @pytest.mark.parametrize("how", ["whole", "layers"])
 def test_compiled_after_the_wrap(
-    how: str, join: str, by_hand: Callable[..., Any], make: Callable[..., Any], batch: Callable[..., Any],
+    how: str, attach_loss: str, by_hand: Callable[..., Any], make: Callable[..., Any], batch: Callable[..., Any],
     gradients: Callable[..., Any], same: Callable[..., None],
 ) -> None:  # fmt: skip
     """Two steps, as what is compiled with the first must serve the second."""
-    inside = join == "output"
+    inside = attach_loss == "return"
     kinds: Any = (TinyPolicy, TinyAdapter) if inside else (OutsidePolicy, OutsideAdapter)
     kind = {"kind": kinds[0], "adapter": kinds[1], "grad_accumulation": 1, "policy": {"fused": False}}
-    policy, other = make(join=join, **kind), make(**kind)
+    policy, other = make(attach_loss=attach_loss, **kind), make(**kind)
     run: Any = torch.compile(policy, backend="aot_eager") if how == "whole" else policy
     if how == "layers":
         for block in policy.blocks:
@@ -47,7 +47,7 @@ def test_compiled_after_the_wrap(
     for seed in range(2):
         with torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):
             loss = loss_of(run(batch(seed)), batch(seed))
-        (policy.spatial_forcing.add(loss) if join == "add" else loss).backward()
+        (policy.spatial_forcing.add(loss) if attach_loss == "manual" else loss).backward()
         output, alignment = by_hand(other, batch(seed))
         (loss_of(output, batch(seed)) + alignment).backward()
     assert any("projectors" in name for name in gradients(policy))

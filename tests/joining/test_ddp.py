@@ -18,12 +18,12 @@ from sfkit.testing.outside import loop_loss
 
 WORKER = Path(__file__).parents[1] / "workers" / "joined_ranks.py"
 OPTIONS: list[dict[str, Any]] = [{}, {"find_unused_parameters": True}, {"static_graph": True}]
-JOINS = ("auto", "add", "output")
+ATTACH = ("auto", "manual", "return")
 SKIPPED = ("nowhere", "everywhere", "on rank 1")
 #: How the alignment joins, where it is left out in the second step, batches of a step, and DDP's options.
 SCENARIOS = [
-    *((join, skipped, 1, options) for join in JOINS for skipped in SKIPPED for options in OPTIONS),
-    *((join, "nowhere", 2, options) for join in JOINS for options in OPTIONS[:2]),
+    *((attach_loss, skipped, 1, options) for attach_loss in ATTACH for skipped in SKIPPED for options in OPTIONS),
+    *((attach_loss, "nowhere", 2, options) for attach_loss in ATTACH for options in OPTIONS[:2]),
 ]
 
 pytestmark = pytest.mark.slow
@@ -43,9 +43,9 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[list[Any]]:
 def test_fault_12_and_49_gradients_are_the_mean_of_the_ranks(
     index: int, ranks: Any, by_hand: Callable[..., Any], same: Callable[..., None]
 ) -> None:
-    join, skipped, parts, _ = SCENARIOS[index]
+    attach_loss, skipped, parts, _ = SCENARIOS[index]
     script = runpy.run_path(str(WORKER))
-    policy = script["build"](join)
+    policy = script["build"](attach_loss)
     optimizer = torch.optim.SGD(policy.parameters(), 1e-2)
     for step, (one, two) in enumerate(zip(*(rank[index][:3] for rank in ranks), strict=True)):
         optimizer.zero_grad()
@@ -53,7 +53,7 @@ def test_fault_12_and_49_gradients_are_the_mean_of_the_ranks(
             batch = script["batch_of"](rank, step, part)
             output, alignment = by_hand(policy, batch)
             skips = step == 1 and skipped in ("everywhere", f"on rank {rank}")
-            action = output[0] if join == "output" else loop_loss(output, batch)
+            action = output[0] if attach_loss == "return" else loop_loss(output, batch)
             ((action + (0 if skips else 1) * alignment) / (2 * parts)).backward()
         assert all(torch.equal(gradient, two[name]) for name, gradient in one.items()), "the ranks differ"
         same(one, {name: parameter.grad for name, parameter in policy.named_parameters()})

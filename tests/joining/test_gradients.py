@@ -16,7 +16,7 @@ from sfkit.testing.policies import TinyAdapter, TinyPolicy
 Make, Batch = Callable[..., OutsidePolicy], Callable[..., dict[str, torch.Tensor]]
 Gradients, Same = Callable[..., dict[str, torch.Tensor]], Callable[..., None]
 #: How the alignment loss may get into the loop's, with what the loop must say for it.
-JOINS = ("auto", "carrier", "add")
+ATTACH = ("auto", "backward", "manual")
 
 
 class Scaler:
@@ -26,15 +26,15 @@ class Scaler:
         return loss * 1024.0
 
 
-@pytest.fixture(params=JOINS)
-def join(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(params=ATTACH)
+def attach_loss(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def joined(policy: OutsidePolicy, batch: dict[str, torch.Tensor], join: str) -> torch.Tensor:
+def joined(policy: OutsidePolicy, batch: dict[str, torch.Tensor], attach_loss: str) -> torch.Tensor:
     """The loop's loss, in the way that ``join`` asks for."""
     loss = loop_loss(policy(batch), batch)
-    return policy.spatial_forcing.add(loss) if join == "add" else loss
+    return policy.spatial_forcing.add(loss) if attach_loss == "manual" else loss
 
 
 @pytest.fixture
@@ -51,40 +51,42 @@ def reference(by_hand) -> Callable[..., torch.Tensor]:
 @pytest.mark.filterwarnings("ignore:sfkit could not verify the gradient path")
 @pytest.mark.parametrize("checkpointing", ["none", "non-reentrant", "reentrant"])
 def test_fault_13_plain(
-    join, checkpointing, reference, make: Make, batch: Batch, gradients: Gradients, same: Same
+    attach_loss, checkpointing, reference, make: Make, batch: Batch, gradients: Gradients, same: Same
 ) -> None:
-    policy, other = make(join=join, policy={"checkpointing": checkpointing}), make()
-    joined(policy, batch(), join).backward()
+    policy, other = make(attach_loss=attach_loss, policy={"checkpointing": checkpointing}), make()
+    joined(policy, batch(), attach_loss).backward()
     reference(other, batch()).backward()
     assert any("projectors" in name for name in gradients(policy))
     same(gradients(policy), gradients(other))
 
 
-def test_fault_14_scaled(join, reference, make: Make, batch: Batch, gradients: Gradients, same: Same) -> None:
-    policy, other, scaler = make(join=join), make(), Scaler()
-    if join != "add":
+def test_fault_14_scaled(attach_loss, reference, make: Make, batch: Batch, gradients: Gradients, same: Same) -> None:
+    policy, other, scaler = make(attach_loss=attach_loss), make(), Scaler()
+    if attach_loss != "manual":
         policy.spatial_forcing.scaler = scaler
-    scaler.scale(joined(policy, batch(), join)).backward()
+    scaler.scale(joined(policy, batch(), attach_loss)).backward()
     scaler.scale(reference(other, batch())).backward()
     same(gradients(policy), gradients(other))
 
 
-def test_fault_14_accumulated(join, reference, make: Make, batch: Batch, gradients: Gradients, same: Same) -> None:
-    policy, other = make(join=join, grad_accumulation=None if join == "add" else 3), make()
+def test_fault_14_accumulated(
+    attach_loss, reference, make: Make, batch: Batch, gradients: Gradients, same: Same
+) -> None:
+    policy, other = make(attach_loss=attach_loss, grad_accumulation=None if attach_loss == "manual" else 3), make()
     for seed in range(3):
-        (joined(policy, batch(seed), join) / 3).backward()
+        (joined(policy, batch(seed), attach_loss) / 3).backward()
         (reference(other, batch(seed)) / 3).backward()
     same(gradients(policy), gradients(other))
 
 
 def test_fault_55_each_forward_counts_once_however_often_a_loop_goes_backward(
-    join, by_hand, make: Make, batch: Batch, gradients: Gradients, same: Same
+    attach_loss, by_hand, make: Make, batch: Batch, gradients: Gradients, same: Same
 ) -> None:
     """The alignment counts once for each forward, and a look does not use it up."""
-    policy, other = make(join=join), make()
+    policy, other = make(attach_loss=attach_loss), make()
     output = policy(batch())
     loss = loop_loss(output, batch())
-    loss = policy.spatial_forcing.add(loss) if join == "add" else loss
+    loss = policy.spatial_forcing.add(loss) if attach_loss == "manual" else loss
     (looked,) = torch.autograd.grad(loss, policy.embed.weight, retain_graph=True)
     loss.backward(retain_graph=True)
     torch.testing.assert_close(looked, policy.embed.weight.grad)
@@ -95,25 +97,25 @@ def test_fault_55_each_forward_counts_once_however_often_a_loop_goes_backward(
 
 
 def test_fault_55_several_forwards_before_one_backward(
-    join, by_hand, make: Make, batch: Batch, gradients: Gradients, same: Same
+    attach_loss, by_hand, make: Make, batch: Batch, gradients: Gradients, same: Same
 ) -> None:
     """As with two losses, or in reinforcement learning."""
-    policy, other = make(join=join), make()
+    policy, other = make(attach_loss=attach_loss), make()
     one, two = (loop_loss(policy(batch(seed)), batch(seed)) for seed in (1, 2))
     loss = one + 3 * two
-    (policy.spatial_forcing.add(loss) if join == "add" else loss).backward()
+    (policy.spatial_forcing.add(loss) if attach_loss == "manual" else loss).backward()
     (one, first), (two, second) = (by_hand(other, batch(seed)) for seed in (1, 2))
     (loop_loss(one, batch(1)) + 3 * loop_loss(two, batch(2)) + first + second).backward()
     same(gradients(policy), gradients(other))
 
 
 def test_fault_55_a_forward_that_is_fed_what_an_earlier_one_returned(
-    join, by_hand, make: Make, batch: Batch, gradients: Gradients, same: Same
+    attach_loss, by_hand, make: Make, batch: Batch, gradients: Gradients, same: Same
 ) -> None:
     """As in a rollout: the earlier forward stands behind the later one."""
-    policy, other = make(join=join), make()
+    policy, other = make(attach_loss=attach_loss), make()
     first = policy(batch(1))["actions"][0]
-    joined(policy, {**batch(2), "state": first}, join).backward()
+    joined(policy, {**batch(2), "state": first}, attach_loss).backward()
     plain, one = by_hand(other, batch(1))
     later = {**batch(2), "state": plain["actions"][0]}
     output, two = by_hand(other, later)
@@ -133,16 +135,18 @@ def test_fault_15_add_gives_each_sample_its_own(
         "scaled": lambda losses: 8 * losses.sum(),
         "weighted": lambda losses: (weights * losses).sum(),
     }[reduction]
-    outside, inside = make(join="add"), make(kind=TinyPolicy, adapter=TinyAdapter)
+    outside, inside = make(attach_loss="manual"), make(kind=TinyPolicy, adapter=TinyAdapter)
     losses = (outside(batch())["actions"][0] - batch()["action"]).square().mean(-1)
     reduce(outside.spatial_forcing.add(losses)).backward()
     reduce(inside(batch(), "none")[0]).backward()
     same(gradients(outside), gradients(inside))
 
 
-@pytest.mark.parametrize("join", ["output", *JOINS])
+@pytest.mark.parametrize("attach_loss", ["return", *ATTACH])
 @pytest.mark.skipif(not hasattr(torch.amp, "GradScaler"), reason="this torch has a GradScaler for CUDA alone")
-def test_fault_14_the_real_scaler_through_its_changes(join: str, by_hand, make: Make, batch: Batch, same: Same) -> None:
+def test_fault_14_the_real_scaler_through_its_changes(
+    attach_loss: str, by_hand, make: Make, batch: Batch, same: Same
+) -> None:
     """Its scale grows with every step, and a step whose loss is no number is skipped."""
 
     def train(policy: OutsidePolicy, loss_of: Callable[..., torch.Tensor], told: bool) -> dict[str, torch.Tensor]:
@@ -164,7 +168,7 @@ def test_fault_14_the_real_scaler_through_its_changes(join: str, by_hand, make: 
         return {name: parameter.detach() for name, parameter in policy.named_parameters()}
 
     def loss_in(output: Any, data: dict[str, torch.Tensor]) -> torch.Tensor:
-        return output[0] if join == "output" else loop_loss(output, data)
+        return output[0] if attach_loss == "return" else loop_loss(output, data)
 
     def explicit(policy: OutsidePolicy, data: dict[str, torch.Tensor]) -> torch.Tensor:
         output, alignment = by_hand(policy, data)
@@ -172,17 +176,19 @@ def test_fault_14_the_real_scaler_through_its_changes(join: str, by_hand, make: 
 
     def forced(policy: OutsidePolicy, data: dict[str, torch.Tensor]) -> torch.Tensor:
         loss = loss_in(policy(data), data)
-        return policy.spatial_forcing.add(loss) if join == "add" else loss
+        return policy.spatial_forcing.add(loss) if attach_loss == "manual" else loss
 
-    kind: Any = {"kind": TinyPolicy, "adapter": TinyAdapter} if join == "output" else {}
-    found = train(make(join=join, **kind), forced, join in ("auto", "carrier"))
+    kind: Any = {"kind": TinyPolicy, "adapter": TinyAdapter} if attach_loss == "return" else {}
+    found = train(make(attach_loss=attach_loss, **kind), forced, attach_loss in ("auto", "backward"))
     same(found, train(make(**kind), explicit, False))
 
 
-def test_a_forward_that_does_not_align_adds_nothing(join, make: Make, batch: Batch, gradients: Gradients) -> None:
-    policy = make(join=join)
+def test_a_forward_that_does_not_align_adds_nothing(
+    attach_loss, make: Make, batch: Batch, gradients: Gradients
+) -> None:
+    policy = make(attach_loss=attach_loss)
     with SpatialForcing.disabled(policy):
-        joined(policy, batch(), join).backward()
+        joined(policy, batch(), attach_loss).backward()
     plain = OutsidePolicy().double()
     plain.load_state_dict({k: v for k, v in policy.state_dict().items() if not k.startswith("spatial_forcing")})
     loop_loss(plain(batch()), batch()).backward()
@@ -190,7 +196,7 @@ def test_a_forward_that_does_not_align_adds_nothing(join, make: Make, batch: Bat
 
 
 def test_a_forward_that_does_not_align_takes_nothing_of_the_one_before(make: Make, batch: Batch) -> None:
-    policy = make(join="add")
+    policy = make(attach_loss="manual")
     loop_loss(policy(batch()), batch())
     with SpatialForcing.disabled(policy):
         loss = loop_loss(policy(batch()), batch())
@@ -244,7 +250,7 @@ def test_add_after_a_policy_that_is_checkpointed_as_a_whole(
     reference, make: Make, batch: Batch, gradients: Gradients, same: Same
 ) -> None:
     """Not reentrant: where it is, ``add`` is refused."""
-    policy, other = make(join="add"), make()
+    policy, other = make(attach_loss="manual"), make()
     output = checkpoint(policy, batch(), use_reentrant=False)
     policy.spatial_forcing.add(loop_loss(output, batch())).backward()
     reference(other, batch()).backward()

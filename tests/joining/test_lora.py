@@ -18,29 +18,33 @@ from sfkit.testing.teachers import PatchTeacher
 peft = pytest.importorskip("peft")
 
 KINDS: dict[str, Any] = {
-    "output": (TinyPolicy, TinyAdapter, lambda output, batch: output[0]),
-    "carrier": (OutsidePolicy, OutsideAdapter, loop_loss),
-    "add": (OutsidePolicy, OutsideAdapter, loop_loss),
+    "return": (TinyPolicy, TinyAdapter, lambda output, batch: output[0]),
+    "backward": (OutsidePolicy, OutsideAdapter, loop_loss),
+    "manual": (OutsidePolicy, OutsideAdapter, loop_loss),
 }
 
 
-@pytest.mark.parametrize("join", KINDS)
+@pytest.mark.parametrize("attach_loss", KINDS)
 def test_lora_trains_by_the_explicit_sum_and_merges(
-    join: str, batch: Callable[..., Any], gradients: Callable[..., Any], same: Callable[..., None]
+    attach_loss: str, batch: Callable[..., Any], gradients: Callable[..., Any], same: Callable[..., None]
 ) -> None:
-    of, adapter, loss_of = KINDS[join]
+    of, adapter, loss_of = KINDS[attach_loss]
 
     def build() -> Any:
         torch.manual_seed(0)
         base = of().double()
         config = peft.LoraConfig(r=2, target_modules=r"blocks\.\d+\.(qkv|out)", init_lora_weights=False)
         return SpatialForcing.wrap(
-            peft.get_peft_model(base, config).double(), PatchTeacher(), depth=2, join=join, adapter=adapter(base)
+            peft.get_peft_model(base, config).double(),
+            PatchTeacher(),
+            student_layer=2,
+            attach_loss=attach_loss,
+            adapter=adapter(base),
         )
 
     policy, other = build(), build()
     loss = loss_of(policy(batch()), batch())
-    (policy.spatial_forcing.add(loss) if join == "add" else loss).backward()
+    (policy.spatial_forcing.add(loss) if attach_loss == "manual" else loss).backward()
 
     seen: list[torch.Tensor] = []
     handle = other.spatial_forcing

@@ -53,10 +53,10 @@ def returning(pack: Callable[[Tensor], Any]) -> type[TinyPolicy]:
 def agree(make: Make, batch: Batch, by_hand: ByHand, gradients: Gradients, same: Same) -> Callable[..., None]:
     """``agree(kind, loss_of, join)``: the loop's gradients are those of the explicit sum."""
 
-    def agree(kind: type[TinyPolicy], loss_of: Callable[[Any], Tensor], join: str, **how: Any) -> None:
-        policy, other = make(kind=kind, join=join), make(kind=kind)
+    def agree(kind: type[TinyPolicy], loss_of: Callable[[Any], Tensor], attach_loss: str, **how: Any) -> None:
+        policy, other = make(kind=kind, attach_loss=attach_loss), make(kind=kind)
         loss = loss_of(policy(batch()))
-        (policy.spatial_forcing.add(loss) if join == "add" else loss).backward(**how)
+        (policy.spatial_forcing.add(loss) if attach_loss == "manual" else loss).backward(**how)
         output, alignment = by_hand(other, batch())
         (loss_of(output) + alignment).backward()
         same(gradients(policy), gradients(other))
@@ -64,22 +64,22 @@ def agree(make: Make, batch: Batch, by_hand: ByHand, gradients: Gradients, same:
     return agree
 
 
-@pytest.mark.parametrize("join", ["carrier", "add"])
+@pytest.mark.parametrize("attach_loss", ["backward", "manual"])
 @pytest.mark.parametrize("packing", PACKINGS)
-def test_fault_13_whatever_forward_returns_can_carry(join: str, packing: str, agree: Any, batch: Batch) -> None:
+def test_fault_13_whatever_forward_returns_can_carry(attach_loss: str, packing: str, agree: Any, batch: Batch) -> None:
     pack, take = PACKINGS[packing]
-    agree(returning(pack), lambda output: F.l1_loss(take(output), batch()["action"]), join)
+    agree(returning(pack), lambda output: F.l1_loss(take(output), batch()["action"]), attach_loss)
 
 
-@pytest.mark.parametrize("join", ["carrier", "add"])
-def test_outputs_may_be_changed_in_place(join: str, agree: Any, batch: Batch) -> None:
+@pytest.mark.parametrize("attach_loss", ["backward", "manual"])
+def test_outputs_may_be_changed_in_place(attach_loss: str, agree: Any, batch: Batch) -> None:
     """Also where a loss that nobody reads was computed from them before, as in ``OutsidePolicy``."""
 
     def halved(output: Any) -> Tensor:
         output["actions"][0].div_(2)
         return loop_loss(output, batch())
 
-    agree(OutsidePolicy, halved, join)
+    agree(OutsidePolicy, halved, attach_loss)
 
 
 @pytest.mark.parametrize(
@@ -95,20 +95,20 @@ def test_a_change_in_place_that_would_spoil_gradients_is_torchs_error(pack: Any,
         output[-1].mul_(2.0).sum().backward()
 
 
-@pytest.mark.parametrize("join", ["carrier", "add"])
+@pytest.mark.parametrize("attach_loss", ["backward", "manual"])
 def test_fault_55_backward_into_some_leaves_trains_once(
-    join: str, make: Make, batch: Batch, by_hand: ByHand, gradients: Gradients, same: Same
+    attach_loss: str, make: Make, batch: Batch, by_hand: ByHand, gradients: Gradients, same: Same
 ) -> None:
     """``backward(inputs=...)`` is no mere look, whether or not the projector is among them."""
     for named in (["embed.weight", "head.weight"], None):
-        policy, other = make(join=join), make()
+        policy, other = make(attach_loss=attach_loss), make()
 
         def leaves(of: Any, named: Any = named) -> list[Tensor]:
             return [of.get_parameter(name) for name in named] if named else list(of.parameters())
 
         output = policy(batch())
         loss = loop_loss(output, batch())
-        loss = policy.spatial_forcing.add(loss) if join == "add" else loss
+        loss = policy.spatial_forcing.add(loss) if attach_loss == "manual" else loss
         loss.backward(inputs=leaves(policy), retain_graph=True)
         output["actions"][0].square().sum().backward(inputs=leaves(policy))
         plain, alignment = by_hand(other, batch())
@@ -128,18 +128,18 @@ def test_fault_13_55_add_is_missed_also_after_backward_into_some_leaves(make: Ma
         policy(batch())
 
 
-@pytest.mark.parametrize("join", ["carrier", "add"])
+@pytest.mark.parametrize("attach_loss", ["backward", "manual"])
 def test_fault_55_the_alignment_counts_once_however_many_outputs_are_used(
-    join: str, make: Make, batch: Batch, by_hand: ByHand, gradients: Gradients, same: Same
+    attach_loss: str, make: Make, batch: Batch, by_hand: ByHand, gradients: Gradients, same: Same
 ) -> None:
     """Also in a pass that only looks."""
 
     def both(output: Any) -> Tensor:
         return loop_loss(output, batch()) + output["loss"]  # type: ignore[no-any-return]
 
-    policy, other = make(join=join), make()
+    policy, other = make(attach_loss=attach_loss), make()
     loss = both(policy(batch()))
-    loss = policy.spatial_forcing.add(loss) if join == "add" else loss
+    loss = policy.spatial_forcing.add(loss) if attach_loss == "manual" else loss
     (looked,) = torch.autograd.grad(loss, policy.embed.weight, retain_graph=True)
     loss.backward()
     torch.testing.assert_close(looked, policy.embed.weight.grad)
@@ -163,37 +163,39 @@ class Marked(torch.autograd.Function):
         return gradients[0]
 
 
-@pytest.mark.parametrize("join", ["carrier", "add"])
-def test_backward_does_not_run_through_outputs_that_the_loop_does_not_use(join: str, make: Make, batch: Batch) -> None:
-    policy = make(kind=returning(lambda a: {"actions": (a,), "logits": Marked.apply(a)}), join=join)
+@pytest.mark.parametrize("attach_loss", ["backward", "manual"])
+def test_backward_does_not_run_through_outputs_that_the_loop_does_not_use(
+    attach_loss: str, make: Make, batch: Batch
+) -> None:
+    policy = make(kind=returning(lambda a: {"actions": (a,), "logits": Marked.apply(a)}), attach_loss=attach_loss)
     before = Marked.passes
     loss = loop_loss(policy(batch()), batch())
-    (policy.spatial_forcing.add(loss) if join == "add" else loss).backward()
+    (policy.spatial_forcing.add(loss) if attach_loss == "manual" else loss).backward()
     assert Marked.passes == before
     assert policy.spatial_forcing.projectors[0].fc1.weight.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("join", ["carrier", "add"])
+@pytest.mark.parametrize("attach_loss", ["backward", "manual"])
 def test_gradients_of_gradients(
-    join: str, make: Make, batch: Batch, by_hand: ByHand, gradients: Gradients, same: Same
+    attach_loss: str, make: Make, batch: Batch, by_hand: ByHand, gradients: Gradients, same: Same
 ) -> None:
-    def penalised(policy: Any, loss: Tensor) -> None:
+    def penalized(policy: Any, loss: Tensor) -> None:
         parts = torch.autograd.grad(loss, [policy.embed.weight, policy.head.weight], create_graph=True)
         (loss + sum(part.square().sum() for part in parts)).backward()
 
-    policy, other = make(join=join), make()
+    policy, other = make(attach_loss=attach_loss), make()
     loss = loop_loss(policy(batch()), batch())
-    penalised(policy, policy.spatial_forcing.add(loss) if join == "add" else loss)
+    penalized(policy, policy.spatial_forcing.add(loss) if attach_loss == "manual" else loss)
     output, alignment = by_hand(other, batch())
-    penalised(other, loop_loss(output, batch()) + alignment)
+    penalized(other, loop_loss(output, batch()) + alignment)
     same(gradients(policy), gradients(other))
 
 
-@pytest.mark.parametrize("join", ["carrier", "add"])
+@pytest.mark.parametrize("attach_loss", ["backward", "manual"])
 def test_forwards_that_are_not_trained_on_change_nothing(
-    join: str, make: Make, batch: Batch, by_hand: ByHand, gradients: Gradients, same: Same
+    attach_loss: str, make: Make, batch: Batch, by_hand: ByHand, gradients: Gradients, same: Same
 ) -> None:
-    policy, other = make(join=join, grad_accumulation=1), make()
+    policy, other = make(attach_loss=attach_loss, grad_accumulation=1), make()
     for seed in range(2):
         output = policy(batch(seed))
         with torch.no_grad():
@@ -202,7 +204,7 @@ def test_forwards_that_are_not_trained_on_change_nothing(
         policy.train()
         policy(batch(9))  # what it returns is dropped
         loss = loop_loss(output, batch(seed))
-        (policy.spatial_forcing.add(loss) if join == "add" else loss).backward()
+        (policy.spatial_forcing.add(loss) if attach_loss == "manual" else loss).backward()
         plain, alignment = by_hand(other, batch(seed))
         (loop_loss(plain, batch(seed)) + alignment).backward()
     same(gradients(policy), gradients(other))

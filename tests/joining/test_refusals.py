@@ -22,34 +22,36 @@ Make, Batch = Callable[..., Any], Callable[..., dict[str, torch.Tensor]]
 
 def test_fault_13_a_loss_that_nobody_reads_is_no_place_to_join(make: Make) -> None:
     with pytest.raises(ConfigError, match="never reads a loss"):
-        make(join="output")
+        make(attach_loss="return")
 
 
 def test_an_unknown_way(make: Make) -> None:
-    with pytest.raises(ConfigError, match="join: Input should be 'auto'"):
-        make(join="rider")
+    with pytest.raises(ConfigError, match="attach_loss: Input should be 'auto'"):
+        make(attach_loss="rider")
 
 
-@pytest.mark.parametrize("join", ["add", "auto"])
-def test_fault_13_add_that_is_never_called_is_noticed_at_the_second_step(join: str, make: Make, batch: Batch) -> None:
+@pytest.mark.parametrize("attach_loss", ["manual", "auto"])
+def test_fault_13_add_that_is_never_called_is_noticed_at_the_second_step(
+    attach_loss: str, make: Make, batch: Batch
+) -> None:
     class LossIsElsewhere(TinyAdapter):
         def loss(self, output: Any) -> None:
             return None
 
-    policy = make(join=join, adapter=LossIsElsewhere)
+    policy = make(attach_loss=attach_loss, adapter=LossIsElsewhere)
     loop_loss(policy(batch()), batch()).backward()
     with pytest.raises(LossError, match=r"(?s)never added.*add\(loss\)"):
         policy(batch())
 
 
 def test_a_forward_without_backward_needs_no_add(make: Make, batch: Batch) -> None:
-    policy = make(join="add")
+    policy = make(attach_loss="manual")
     for _ in range(3):
         policy(batch())
 
 
 def test_add_beside_the_carrier_is_an_error(make: Make, batch: Batch) -> None:
-    policy = make(join="carrier")
+    policy = make(attach_loss="backward")
     with pytest.raises(LossError, match="count it twice"):
         policy.spatial_forcing.add(loop_loss(policy(batch()), batch()))
 
@@ -75,9 +77,11 @@ def test_add_after_backward_is_an_error(make: Make, batch: Batch) -> None:
         policy.spatial_forcing.add(loss)
 
 
-@pytest.mark.parametrize("join", ["add", "auto"])
-def test_fault_13_add_to_a_policy_in_a_reentrant_checkpoint_is_an_error(join: str, make: Make, batch: Batch) -> None:
-    policy = make(join=join)
+@pytest.mark.parametrize("attach_loss", ["manual", "auto"])
+def test_fault_13_add_to_a_policy_in_a_reentrant_checkpoint_is_an_error(
+    attach_loss: str, make: Make, batch: Batch
+) -> None:
+    policy = make(attach_loss=attach_loss)
 
     def run(images: torch.Tensor) -> torch.Tensor:
         return policy({**batch(), "images": images})["actions"][0]  # type: ignore[no-any-return]
@@ -113,14 +117,14 @@ def test_fault_14_accumulation_that_was_not_told_is_warned_of_once(make: Make, b
     assert len(said) == 1
 
 
-@pytest.mark.parametrize("options", [{"grad_accumulation": 1}, {"join": "add"}])
+@pytest.mark.parametrize("options", [{"grad_accumulation": 1}, {"attach_loss": "manual"}])
 def test_nothing_is_warned_of_where_nothing_is_unknown(options: dict[str, Any], make: Make, batch: Batch) -> None:
     policy = make(**options)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for seed in range(3):
             loss = loop_loss(policy(batch(seed)), batch(seed))
-            (policy.spatial_forcing.add(loss) if "join" in options else loss).backward()
+            (policy.spatial_forcing.add(loss) if "attach_loss" in options else loss).backward()
 
 
 def test_ordinary_steps_are_not_taken_for_accumulation(make: Make, batch: Batch) -> None:

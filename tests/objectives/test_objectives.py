@@ -24,8 +24,8 @@ from sfkit.types import FeatureMap
 ALL: dict[str, Any] = {
     "cosine": "cosine",
     "mse": "mse",
-    "mse length": ("mse", {"normalise": "length"}),
-    "mse none": ("mse", {"normalise": "none"}),
+    "mse length": ("mse", {"normalize": "length"}),
+    "mse none": ("mse", {"normalize": "none"}),
     "smooth-l1": "smooth-l1",
     "info-nce view": ("info-nce", {"negatives": "view"}),
     "info-nce sample": "info-nce",
@@ -312,10 +312,10 @@ def test_mse_by_hand() -> None:
     student, mask = tokens((3, 4), (1, -1))
     teacher, _ = tokens((1, 0), (2, 4))
     # Plain: ((3-1)^2 + 4^2) / 2 = 10 and (1 + 25) / 2 = 13.
-    assert build_objective(("mse", {"normalise": "none"}))(student, teacher, mask).item() == 11.5
+    assert build_objective(("mse", {"normalize": "none"}))(student, teacher, mask).item() == 11.5
     # Length: 2 (1 - cos), with cosines 3/5 and (2 - 4) / sqrt(2 * 20).
     wanted = ((2 - 6 / 5) + (2 + 4 / math.sqrt(40))) / 2
-    assert build_objective(("mse", {"normalise": "length"}))(student, teacher, mask).item() == pytest.approx(wanted)
+    assert build_objective(("mse", {"normalize": "length"}))(student, teacher, mask).item() == pytest.approx(wanted)
     # Layer: two channels become (-1, 1) or (1, -1); the first token agrees in neither channel, nor does the second.
     assert build_objective("mse")(student, teacher, mask).item() == pytest.approx(4, rel=1e-5)
 
@@ -324,7 +324,7 @@ def test_smooth_l1_by_hand() -> None:
     student, mask = tokens((0.5, 3.0))
     teacher, _ = tokens((0.0, 0.0))
     for beta, wanted in ((1.0, (0.125 + 2.5) / 2), (0.25, (0.375 + 2.875) / 2), (4.0, (0.03125 + 1.125) / 2)):
-        objective = build_objective(("smooth-l1", {"normalise": "none", "beta": beta}))
+        objective = build_objective(("smooth-l1", {"normalize": "none", "beta": beta}))
         assert objective(student, teacher, mask).item() == pytest.approx(wanted)
 
 
@@ -510,6 +510,6 @@ def test_the_gradient_of_cosine_similarity_is_finite_at_0() -> None:
     assert torch.equal(similarity, torch.zeros(2))
     assert a.grad is not None
     assert a.grad.isfinite().all()
-    assert (a.grad > 0).all(), "towards the target"
+    assert (a.grad > 0).all(), "toward the target"
     (first,) = torch.autograd.grad(cosine_similarity(a, b).sum(), a, create_graph=True)
     assert torch.autograd.grad(first.sum(), a)[0].isfinite().all()

@@ -22,7 +22,7 @@ Make = Callable[..., TinyPolicy]
 
 
 def attention(block: int, teacher: Any, **more: Any) -> dict[str, Any]:
-    return {"depth": block, "teacher": teacher, "layer": 2, "objective": "attention", **more}
+    return {"student_layer": block, "teacher": teacher, "teacher_layer": 2, "objective": "attention", **more}
 
 
 def test_attention_is_aligned_beside_features_from_one_run_of_the_teacher(wrapped: Make) -> None:
@@ -42,10 +42,10 @@ def test_attention_is_aligned_beside_features_from_one_run_of_the_teacher(wrappe
     assert math.isnan(found[1]["sf_cosine"])
     names = [pair.objective and pair.objective.name for pair in handle.config.pairs]
     assert names == [None, "attention", "attention"]
-    assert [pair.depth for pair in handle.config.pairs] == [2, 1, 2], "saved by the number of the block"
+    assert [pair.student_layer for pair in handle.config.pairs] == [2, 1, 2], "saved by the number of the block"
     assert handle.config.projector.name == "mlp"
     assert "the attention of block 1 -> patch layer 2" in str(handle.status())
-    assert [depth.depth for depth in handle.health().depths] == [2, "attention:1", "attention:2"]
+    assert [layer.student_layer for layer in handle.health().layers] == [2, "attention:1", "attention:2"]
 
 
 def test_it_is_saved_and_resumed(wrapped: Make, tiny: Make, tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_attention_alone_trains_is_measured_and_is_resumed(wrapped: Make, tiny: 
         losses.append(logs["sf_loss"])
     assert losses[-1] < 0.7 * losses[0]
     health = policy.spatial_forcing.health()
-    assert (len(health.depths), health.pairs, health.warnings) == (2, (), ())
+    assert (len(health.layers), health.pairs, health.warnings) == (2, (), ())
     assert health.ratio > 0
     policy.spatial_forcing.save(tmp_path)
     plain = tiny()
@@ -138,8 +138,8 @@ def test_attention_leaves_absent_views_and_random_states_alone(wrapped: Make) ->
     [
         ({"pairs": [attention(0, PatchTeacher())]}, r"there is none at 0\.\n.*Blocks are 1 to 3"),
         ({"pairs": [attention("encoder", PatchTeacher())]}, "there is none at 'encoder'"),  # type: ignore[arg-type]
-        ({"pairs": [attention(4, PatchTeacher())]}, "Depth 4 is out of range"),
-        ({"pairs": [attention(1, "geometry", layer=1)]}, "'geometry' gives no queries and keys"),
+        ({"pairs": [attention(4, PatchTeacher())]}, "Student layer 4 is out of range"),
+        ({"pairs": [attention(1, "geometry", teacher_layer=1)]}, "'geometry' gives no queries and keys"),
         ({"pairs": [attention(1, PatchTeacher(), projector="linear")]}, "compares queries and keys as they are"),
         ({"pairs": [attention(1, PatchTeacher(), transforms=["pca"])]}, "compares queries and keys as they are"),
         ({"pairs": [attention(1, PatchTeacher())], "transforms": ["layer-norm"]}, "no pair compares features"),

@@ -21,7 +21,7 @@ from sfkit.testing.teachers import PatchTeacher
 
 Make = Callable[..., TinyPolicy]
 TEACHER = PatchTeacher()
-THREE = [(depth, TEACHER, depth) for depth in (1, 2, 3)]
+THREE = [(layer, TEACHER, layer) for layer in (1, 2, 3)]
 
 
 def sf_loss(policy: TinyPolicy, seed: int = 0) -> torch.Tensor:
@@ -48,7 +48,14 @@ def test_losses_are_added_or_averaged_with_their_weights(wrapped: Make) -> None:
 
 
 def test_a_pair_may_have_an_objective_a_projector_and_transforms_of_its_own(wrapped: Make, tmp_path: Path) -> None:
-    special = {"depth": 2, "teacher": TEACHER, "layer": 2, "objective": "mse", "projector": "linear", "transforms": []}
+    special = {
+        "student_layer": 2,
+        "teacher": TEACHER,
+        "teacher_layer": 2,
+        "objective": "mse",
+        "projector": "linear",
+        "transforms": [],
+    }
     special["transforms"] = ["layer-norm"]
     policy = wrapped(pairs=[(1, TEACHER), special], projector=("mlp", {"hidden": 5}))
     first, second = policy.spatial_forcing.projectors
@@ -62,7 +69,7 @@ def test_a_pair_may_have_an_objective_a_projector_and_transforms_of_its_own(wrap
     both = wrapped(pairs=[{**special, "weight": 0.25}, (1, TEACHER, 3, 0.0)], seed=1)
     assert torch.allclose(sf_loss(both), 0.25 * sf_loss(alone))
 
-    named = {**special, "teacher": "geometry", "layer": 1}
+    named = {**special, "teacher": "geometry", "teacher_layer": 1}
     policy = wrapped(pairs=[(1, "geometry"), named])
     policy.spatial_forcing.save(tmp_path)
     plain = TinyPolicy()
@@ -74,21 +81,21 @@ def test_a_pair_may_have_an_objective_a_projector_and_transforms_of_its_own(wrap
 @pytest.mark.parametrize(
     ("pairs", "says"),
     [
-        ([(-1, TEACHER)], "Depth -1 is out of range"),
-        ([(4, TEACHER)], "Depth 4 is out of range"),
-        ([(1, TEACHER, 4)], "Layer 4 is out of range"),
-        ([(1, TEACHER, -1)], "Layer -1 is out of range"),
+        ([(-1, TEACHER)], "Student layer -1 is out of range"),
+        ([(4, TEACHER)], "Student layer 4 is out of range"),
+        ([(1, TEACHER, 4)], "Teacher layer 4 is out of range"),
+        ([(1, TEACHER, -1)], "Teacher layer -1 is out of range"),
         ([(1, TEACHER, 1), (1, TEACHER, 1, 2.0)], "listed twice"),
         ([(1, TEACHER, 1, -0.5)], "weight.*greater than or equal to 0"),
         ([(1, TEACHER, 1, float("nan"))], "weight"),
         ([(1, TEACHER, 1, 0.0), (2, TEACHER, 1, 0.0)], "weights of all pairs are 0"),
-        ([{"depth": 1, "techer": TEACHER}], "Cannot read a pair.*Did you mean 'teacher'"),
+        ([{"student_layer": 1, "techer": TEACHER}], "Cannot read a pair.*Did you mean 'teacher'"),
         ([{"teacher": TEACHER}], "Cannot read a pair"),
         (["12"], "Cannot read a pair"),
         ([1], "Cannot read a pair"),
         ([(1,)], "Cannot read a pair"),
-        ([("tower", TEACHER)], "a depth is a number of blocks, or 'encoder'"),
-        ([{"depth": 1, "teacher": TEACHER, "future": -1}], "future"),
+        ([("tower", TEACHER)], "a student layer is a number of blocks, or 'encoder'"),
+        ([{"student_layer": 1, "teacher": TEACHER, "future": -1}], "future"),
     ],
 )
 def test_pairs_that_cannot_be_are_refused_in_words(wrapped: Make, pairs: Any, says: str) -> None:
@@ -96,8 +103,8 @@ def test_pairs_that_cannot_be_are_refused_in_words(wrapped: Make, pairs: Any, sa
         wrapped(pairs=pairs)
 
 
-def test_the_same_depth_may_be_compared_in_two_ways(wrapped: Make) -> None:
-    twice = [(2, TEACHER, 1), {"depth": 2, "teacher": TEACHER, "layer": 1, "objective": "relational"}]
+def test_the_same_layer_may_be_compared_in_two_ways(wrapped: Make) -> None:
+    twice = [(2, TEACHER, 1), {"student_layer": 2, "teacher": TEACHER, "teacher_layer": 1, "objective": "relational"}]
     policy = wrapped(pairs=twice)
     train(policy)
     assert policy.spatial_forcing.hosts[0].runs == 3
@@ -184,12 +191,12 @@ def test_heads_and_transforms_stay_each_pairs_own(wrapped: Make) -> None:
 def test_what_cannot_be_shared_is_refused(wrapped: Make) -> None:
     with pytest.raises(ConfigError, match="different widths: 16 to 12, 16 to 8"):
         wrapped(pairs=[(1, TEACHER), (2, PatchTeacher({"dim": 8}))], shared_projector=True)
-    with pytest.raises(ConfigError, match="depths are 2, 1"):
+    with pytest.raises(ConfigError, match="student layers are 2, 1"):
         wrapped(pairs=[(2, TEACHER), (1, TEACHER)], projector="nested", shared_projector=True)
-    with pytest.raises(ConfigError, match="depths are 1, 1"):
+    with pytest.raises(ConfigError, match="student layers are 1, 1"):
         wrapped(pairs=[(1, TEACHER, 1), (1, TEACHER, 2)], projector="nested", shared_projector=True)
     with pytest.raises(ConfigError, match="no pair can have a projector of its own"):
-        wrapped(pairs=[{"depth": 1, "teacher": TEACHER, "projector": "linear"}], shared_projector=True)
+        wrapped(pairs=[{"student_layer": 1, "teacher": TEACHER, "projector": "linear"}], shared_projector=True)
     wrapped(pairs=[(2, TEACHER), (1, TEACHER)], shared_projector=True)  # an mlp knows no order
 
 
@@ -206,7 +213,7 @@ def test_an_instance_serves_several_pairs_if_they_share_it(wrapped: Make) -> Non
 
 @pytest.mark.parametrize("per_view", [False, True])
 def test_the_encoder_is_read_once_or_for_each_view(wrapped: Make, per_view: bool) -> None:
-    policy = wrapped(depth="encoder", policy={"tower_per_view": per_view})
+    policy = wrapped(student_layer="encoder", policy={"tower_per_view": per_view})
     seen: dict[str, Any] = {}
     adapter, real = policy.spatial_forcing.adapter, policy.spatial_forcing.adapter.encoder_tokens
     adapter.encoder_tokens = lambda states, views: seen.setdefault("map", real(states, views))
@@ -219,7 +226,7 @@ def test_the_encoder_is_read_once_or_for_each_view(wrapped: Make, per_view: bool
     assert "the encoder -> patch layer 3" in str(status)
 
 
-def test_the_encoder_and_a_depth_are_trained_together(wrapped: Make, tmp_path: Path) -> None:
+def test_the_encoder_and_a_layer_are_trained_together(wrapped: Make, tmp_path: Path) -> None:
     policy = wrapped(pairs=[("encoder", "geometry"), (2, "geometry")], policy={"tower_per_view": True})
     train(policy)
     assert policy.spatial_forcing.status().reaches_policy
@@ -227,11 +234,11 @@ def test_the_encoder_and_a_depth_are_trained_together(wrapped: Make, tmp_path: P
     assert "the encoder of the policy" in (tmp_path / "spatial_forcing" / "README.md").read_text()
     plain = TinyPolicy()
     again = SpatialForcing.from_pretrained(plain, tmp_path, adapter=TinyAdapter(plain))
-    assert again.spatial_forcing.config.pairs[0].depth == "encoder"
+    assert again.spatial_forcing.config.pairs[0].student_layer == "encoder"
 
 
 def test_only_the_tower_gets_the_gradient_of_the_encoder(wrapped: Make) -> None:
-    policy = wrapped(depth="encoder")
+    policy = wrapped(student_layer="encoder")
     batch = tiny_batch()
     with SpatialForcing.disabled(policy):
         policy(batch)[0].backward()
@@ -250,12 +257,12 @@ def test_an_adapter_without_an_encoder_says_so(tiny: Make) -> None:
 
     policy = tiny()
     with pytest.raises(ConfigError, match="has no tap at the vision tower's output") as caught:
-        SpatialForcing.wrap(policy, TEACHER, depth="encoder", adapter=Blind(policy))
-    assert "depth of 0 to 3" in caught.value.remedy
+        SpatialForcing.wrap(policy, TEACHER, student_layer="encoder", adapter=Blind(policy))
+    assert "student_layer of 0 to 3" in caught.value.remedy
 
 
 def test_a_tower_that_runs_in_another_way_is_an_error(wrapped: Make) -> None:
-    policy = wrapped(depth="encoder")
+    policy = wrapped(student_layer="encoder")
     tap = policy.spatial_forcing.taps["encoder"]
     take = tap.take
     tap.take = lambda: (*take(), torch.zeros(1, 16, 16))
@@ -268,10 +275,10 @@ def test_a_tower_that_runs_in_another_way_is_an_error(wrapped: Make) -> None:
 # ------------------------------------------------------------------------------------------------- future frames
 
 
-def test_the_teacher_sees_the_later_frame_and_the_policy_does_not(wrapped: Make) -> None:
+def test_the_teacher_sees_the_future_frame_and_the_policy_does_not(wrapped: Make) -> None:
     now, later = tiny_batch(seed=1), tiny_batch(seed=2)
     frames = torch.stack([now["images"].flip(-1), later["images"]], 1)
-    pair = {"depth": 2, "teacher": TEACHER, "future": 2}
+    pair = {"student_layer": 2, "teacher": TEACHER, "future": 2}
     ahead = wrapped(pairs=[pair])
     found = ahead({**now, "future": frames})[1]
     assert ahead({**now, "future": frames.flip(1)})[1]["sf_loss"] != found["sf_loss"]
@@ -290,17 +297,21 @@ def call(batch: dict[str, Any]) -> ForwardCall:
     return ForwardCall({"batch": batch}, None)
 
 
-def test_the_teacher_runs_once_for_each_moment(wrapped: Make) -> None:
-    pairs = [(1, TEACHER, 1), (2, TEACHER, 2), {"depth": 3, "teacher": TEACHER, "layer": 2, "future": 1}]
-    pairs.append({"depth": 2, "teacher": TEACHER, "layer": 1, "future": 1})
+def test_the_teacher_runs_once_for_each_frame(wrapped: Make) -> None:
+    pairs = [
+        (1, TEACHER, 1),
+        (2, TEACHER, 2),
+        {"student_layer": 3, "teacher": TEACHER, "teacher_layer": 2, "future": 1},
+    ]
+    pairs.append({"student_layer": 2, "teacher": TEACHER, "teacher_layer": 1, "future": 1})
     policy = wrapped(pairs=pairs)
     runs = policy.spatial_forcing.hosts[0].runs
     policy({**tiny_batch(), "future": tiny_batch(seed=3)["images"][:, None]})
     assert policy.spatial_forcing.hosts[0].runs == runs + 2
 
 
-def test_a_batch_or_an_adapter_without_later_frames_says_so(wrapped: Make, tiny: Make) -> None:
-    policy = wrapped(pairs=[{"depth": 2, "teacher": TEACHER, "future": 4}])
+def test_a_batch_or_an_adapter_without_future_frames_says_so(wrapped: Make, tiny: Make) -> None:
+    policy = wrapped(pairs=[{"student_layer": 2, "teacher": TEACHER, "future": 4}])
     with pytest.raises(ViewsError, match="no frame 4 steps ahead"):
         policy(tiny_batch())
 
@@ -308,7 +319,7 @@ def test_a_batch_or_an_adapter_without_later_frames_says_so(wrapped: Make, tiny:
         future_views = TinyAdapter.__mro__[1].future_views
 
     plain = tiny()
-    SpatialForcing.wrap(plain, pairs=[{"depth": 2, "teacher": TEACHER, "future": 4}], adapter=Present(plain))
+    SpatialForcing.wrap(plain, pairs=[{"student_layer": 2, "teacher": TEACHER, "future": 4}], adapter=Present(plain))
     with pytest.raises(ConfigError, match="cannot give a teacher the frame 4 steps ahead"):
         plain(tiny_batch())
 

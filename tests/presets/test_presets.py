@@ -1,4 +1,4 @@
-"""Presets: what each stands for, what goes before it, and where it does not fit."""
+"""Presets: what each stands for, what overrides it, and where it does not fit."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def adapters(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def wrap(tiny: Make, preset: Any, blocks: int = 3, **arguments: Any) -> Any:
-    return SpatialForcing.wrap(tiny(depth=blocks), preset=preset, **{"adapter": "tiny", **arguments})
+    return SpatialForcing.wrap(tiny(num_layers=blocks), preset=preset, **{"adapter": "tiny", **arguments})
 
 
 def config(policy: Any) -> SpatialForcingConfig:
@@ -69,7 +69,7 @@ def options(components: tuple[ComponentSpec, ...]) -> list[tuple[str, dict[str, 
 def test_spatial_forcing_for_pi0(tiny: Make) -> None:
     found = config(wrap(tiny, "spatial-forcing-pi0", 18, teacher=Stand()))
     (pair,) = found.pairs
-    assert (pair.depth, pair.teacher.name, pair.layer) == (12, "vggt", 24)
+    assert (pair.student_layer, pair.teacher.name, pair.teacher_layer) == (12, "vggt", 24)
     assert (found.weight, found.objective.name, found.projector) == (0.5, "cosine", ComponentSpec(name="mlp"))
     assert not found.schedule or found.schedule[0].name == "constant"
     assert options(found.transforms) == [
@@ -82,23 +82,23 @@ def test_spatial_forcing_for_pi0(tiny: Make) -> None:
 def test_fault_16_spatial_forcing_for_openvla_is_that_and_the_token_shift(tiny: Make) -> None:
     found = config(wrap(tiny, "spatial-forcing-openvla", 32, teacher=Stand()))
     other = config(wrap(tiny, "spatial-forcing-pi0", 18, teacher=Stand()))
-    assert found.pairs[0].depth == 24
+    assert found.pairs[0].student_layer == 24
     assert found.adapter.options == {"token_shift": 1}
     same = {"adapter": other.adapter, "pairs": other.pairs}
     assert found.model_copy(update=same) == other
 
 
 @pytest.mark.parametrize(
-    ("blocks", "depths", "shift"),
+    ("blocks", "layers", "shift"),
     [(32, [2, 4, 6, 8, 10, 12, 14, 16, 18, 31], {"token_shift": 1}), (18, [2, 3, 4, 5, 6, 7, 8, 9, 10, 18], {})],
 )
-def test_fault_35_rockets_pairs_are_depths_and_layers_that_mean_one_thing(
-    tiny: Make, blocks: int, depths: list[int], shift: dict[str, int]
+def test_fault_35_rockets_pairs_are_layers_that_mean_one_thing(
+    tiny: Make, blocks: int, layers: list[int], shift: dict[str, int]
 ) -> None:
     policy = wrap(tiny, "rocket", blocks, teacher=Stand(), projector=("nested", {"hidden": 40}))
     found = config(policy)
-    assert [pair.depth for pair in found.pairs] == depths
-    assert [pair.layer for pair in found.pairs] == [3, 5, 7, 9, 11, 13, 15, 17, 19, 24]
+    assert [pair.student_layer for pair in found.pairs] == layers
+    assert [pair.teacher_layer for pair in found.pairs] == [3, 5, 7, 9, 11, 13, 15, 17, 19, 24]
     assert {pair.weight for pair in found.pairs} == {1.0}
     assert (found.pair_reduction, found.shared_projector, found.weight) == ("mean", True, 0.5)
     assert found.adapter.options == shift
@@ -126,7 +126,7 @@ def test_repa_and_its_kin(
 ) -> None:
     teacher = Stand("hf:facebook/dinov2-base", 12)
     found = config(wrap(tiny, name, 12, teacher=teacher))
-    assert (found.pairs[0].depth, found.pairs[0].layer, found.weight) == (8, 12, weight)
+    assert (found.pairs[0].student_layer, found.pairs[0].teacher_layer, found.weight) == (8, 12, weight)
     assert found.projector.name == projector
     assert [item.name for item in found.transforms] == transforms
     assert [item for item in options(found.schedule) if item[0] != "constant"] == schedule
@@ -137,14 +137,14 @@ def test_vega_taps_the_vision_tower_and_needs_a_teacher(tiny: Make) -> None:
     with pytest.raises(ConfigError, match=r"'vega' names no teacher\.\n.*FiT3D"):
         wrap(tiny, "vega")
     found = config(wrap(tiny, "vega", teacher=PatchTeacher()))
-    assert (found.pairs[0].depth, found.weight, found.projector.name) == ("encoder", 0.1, "mlp")
+    assert (found.pairs[0].student_layer, found.weight, found.projector.name) == ("encoder", 0.1, "mlp")
 
 
 def test_haste_has_repas_term_and_one_on_attention(tiny: Make) -> None:
     teacher = Stand("hf:facebook/dinov2-base", 12)
     policy = wrap(tiny, "haste", 12, teacher=teacher, projector="linear")
     found = config(policy)
-    assert [(p.depth, p.layer, p.weight, p.objective and p.objective.name) for p in found.pairs] == [
+    assert [(p.student_layer, p.teacher_layer, p.weight, p.objective and p.objective.name) for p in found.pairs] == [
         (8, 12, 1.0, None), *((block, block + 4, 0.25, "attention") for block in (5, 6, 7, 8)),
     ]  # fmt: skip
     assert (found.weight, found.objective.name, found.pair_reduction) == (0.5, "cosine", "sum")
@@ -156,7 +156,7 @@ def test_haste_has_repas_term_and_one_on_attention(tiny: Make) -> None:
 
 
 def test_hastes_stop_frees_the_teacher(tiny: Make) -> None:
-    pairs = [(2, PatchTeacher()), {"depth": 1, "teacher": PatchTeacher(), "objective": "attention"}]
+    pairs = [(2, PatchTeacher()), {"student_layer": 1, "teacher": PatchTeacher(), "objective": "attention"}]
     policy = wrap(tiny, "haste", pairs=pairs, schedule="stop:2")
     losses = [policy(tiny_batch(seed=step))[1] for step in range(4)]
     assert ["sf_loss" in logs for logs in losses] == [True, True, False, False]
@@ -178,7 +178,7 @@ def test_every_preset_trains_a_policy_that_it_fits(tiny: Make, name: str) -> Non
     )
 
 
-# -------------------------------------------------------------------------------------------- what goes before
+# --------------------------------------------------------------------------------------------- what overrides it
 
 
 @pytest.mark.parametrize(
@@ -201,23 +201,23 @@ def test_any_field_goes_before_the_presets(tiny: Make, given: dict[str, Any], fi
     assert found.model_copy(update={field: getattr(plain, field)}) == plain, "nothing else changes"
 
 
-def test_depth_layer_and_pairs_go_before_the_presets(tiny: Make) -> None:
-    pair = config(wrap(tiny, "spatial-forcing-pi0", 18, teacher=Stand(), depth=3, layer=5)).pairs[0]
-    assert (pair.depth, pair.layer) == (3, 5)
+def test_explicit_layers_and_pairs_override_the_presets(tiny: Make) -> None:
+    pair = config(wrap(tiny, "spatial-forcing-pi0", 18, teacher=Stand(), student_layer=3, teacher_layer=5)).pairs[0]
+    assert (pair.student_layer, pair.teacher_layer) == (3, 5)
     pairs = [(1, Stand(), 2), (2, Stand(), 4)]
     found = config(wrap(tiny, "rocket", pairs=pairs))
-    assert [(pair.depth, pair.layer) for pair in found.pairs] == [(1, 2), (2, 4)]
+    assert [(pair.student_layer, pair.teacher_layer) for pair in found.pairs] == [(1, 2), (2, 4)]
     assert (found.projector.name, found.pair_reduction) == ("nested", "mean")
 
 
 def test_the_users_adapter_options_go_before_the_presets(tiny: Make) -> None:
     policy = wrap(tiny, "spatial-forcing-openvla", 32, teacher=Stand(), adapter=("tiny", {"token_shift": 0}))
     assert policy.spatial_forcing.adapter.options.token_shift == 0
-    plain = tiny(depth=32)
+    plain = tiny(num_layers=32)
     with pytest.warns(SfkitWarning, match="token_shift=1, and you gave an adapter without it"):
         SpatialForcing.wrap(plain, Stand(), preset="spatial-forcing-openvla", adapter=TinyAdapter(plain))
     assert plain.spatial_forcing.adapter.options.token_shift == 0
-    plain = tiny(depth=32)
+    plain = tiny(num_layers=32)
     SpatialForcing.wrap(
         plain, Stand(), preset="spatial-forcing-openvla", adapter=TinyAdapter(plain, {"token_shift": 1})
     )
@@ -237,11 +237,11 @@ def test_without_a_preset_the_defaults_are_what_they_were(tiny: Make) -> None:
 @pytest.mark.parametrize(
     ("preset", "blocks", "arguments", "says"),
     [
-        ("spatial-forcing-pi0", 3, {"teacher": Stand()}, r"aligns depth 12; TinyPolicy has 3\.\n.*depth="),
-        ("repa", 6, {"teacher": Stand()}, r"aligns depth 8; TinyPolicy has 6"),
+        ("spatial-forcing-pi0", 3, {"teacher": Stand()}, r"aligns layer 12; TinyPolicy has 3\.\n.*student_layer="),
+        ("repa", 6, {"teacher": Stand()}, r"aligns layer 8; TinyPolicy has 6"),
         ("rocket", 12, {"teacher": Stand()}, r"policies of 32 or 18 blocks; TinyPolicy has 12\.\n.*pairs="),
-        ("rocket", 18, {"teacher": Stand(), "depth": 3}, "has pairs, so depth says nothing"),
-        ("rocket", 18, {"teacher": Stand("vggt", 12)}, "Layer 13 is out of range"),
+        ("rocket", 18, {"teacher": Stand(), "student_layer": 3}, "has pairs, so student_layer says nothing"),
+        ("rocket", 18, {"teacher": Stand("vggt", 12)}, "Teacher layer 13 is out of range"),
         (
             "spatial-forcing-openvla",
             32,
@@ -268,7 +268,7 @@ def test_fault_33_another_teacher_under_an_absolute_code_is_warned_of(
         SfkitWarning, match=r"has the size that suits 'vggt'; beside 'patch' it may be all of the target"
     ):
         found = config(wrap(tiny, "spatial-forcing-pi0", 18, teacher=PatchTeacher()))
-    assert found.pairs[0].layer == 3, "its own default"
+    assert found.pairs[0].teacher_layer == 3, "its own default"
     relative = [("position-code", {"ratio": 0.1, "scale": "relative"})]
     wrap(tiny, "spatial-forcing-pi0", 18, teacher=PatchTeacher(), transforms=relative)
     wrap(tiny, "spatial-forcing-pi0", 18, teacher=Stand("vggt-commercial"))
@@ -280,10 +280,10 @@ def test_fault_33_another_teacher_under_an_absolute_code_is_warned_of(
 
 
 def test_a_run_of_a_preset_is_saved_and_resumed_without_it(tiny: Make, tmp_path: Path) -> None:
-    policy = wrap(tiny, "spatial-forcing-openvla", 32, teacher="geometry", layer=1, transforms=["layer-norm"])
+    policy = wrap(tiny, "spatial-forcing-openvla", 32, teacher="geometry", teacher_layer=1, transforms=["layer-norm"])
     policy(tiny_batch())[0].backward()
     policy.spatial_forcing.save(tmp_path)
-    again = SpatialForcing.from_pretrained(tiny(depth=32), tmp_path)
+    again = SpatialForcing.from_pretrained(tiny(num_layers=32), tmp_path)
     assert config(again) == config(policy)
     assert again.spatial_forcing.adapter.options.token_shift == 1
     assert again.spatial_forcing.steps == policy.spatial_forcing.steps == 1
@@ -293,10 +293,13 @@ def test_a_run_of_a_preset_is_saved_and_resumed_without_it(tiny: Make, tmp_path:
 
 def test_a_preset_of_ones_own(tiny: Make) -> None:
     mine = Preset(
-        name="mine", summary="ours", source="here", arguments={"teacher": "geometry", "depth": 1, "weight": 0.125}
+        name="mine",
+        summary="ours",
+        source="here",
+        arguments={"teacher": "geometry", "student_layer": 1, "weight": 0.125},
     )
     found = config(wrap(tiny, mine))
-    assert (found.pairs[0].depth, found.pairs[0].teacher.name, found.weight) == (1, "geometry", 0.125)
+    assert (found.pairs[0].student_layer, found.pairs[0].teacher.name, found.weight) == (1, "geometry", 0.125)
 
 
 def run(*arguments: str) -> int:
@@ -313,7 +316,7 @@ def test_presets_are_listed_and_told(capsys: pytest.CaptureFixture[str]) -> None
     told = " ".join(capsys.readouterr().out.split())
     assert "stop(at=250000)" in told
     assert "Not reproduced: - policies with fewer than twelve heads" in told
-    assert "depth=5, layer=9, objective=attention, weight=0.25" in told
+    assert "student_layer=5, teacher_layer=9, objective=attention, weight=0.25" in told
     assert run("presets", "rocky") == 1
     assert "Did you mean 'rocket'" in capsys.readouterr().err
 

@@ -138,7 +138,7 @@ def test_fault_21_masked_tokens_reach_no_projector(name: str, seed: int) -> None
 @pytest.mark.parametrize("norm", [False, True])
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 1000))
-def test_fault_21_a_convolution_sees_nothing_of_masked_neighbours(norm: bool, seed: int) -> None:
+def test_fault_21_a_convolution_sees_nothing_of_masked_neighbors(norm: bool, seed: int) -> None:
     tokens, mask = case(seed)
     projector = build("conv normed" if norm else "conv")
     wanted = projector(tokens, mask)
@@ -157,7 +157,7 @@ def test_a_convolution_by_hand() -> None:
         projector.conv.weight.copy_(torch.arange(9.0).reshape(1, 1, 3, 3))
         projector.conv.bias.fill_(0.5)
     tokens, mask = torch.zeros(1, 1, 3, 3, 1), torch.ones(1, 1, 3, 3, dtype=torch.bool)
-    tokens[0, 0, 0, 1] = 1.0  # row 0, column 1: its right neighbour sees it at the kernel's row 1, column 0
+    tokens[0, 0, 0, 1] = 1.0  # row 0, column 1: its right neighbor sees it at the kernel's row 1, column 0
     found = projector(tokens, mask)[0, 0, ..., 0]
     assert found.tolist() == [[5.5, 4.5, 3.5], [2.5, 1.5, 0.5], [0.5, 0.5, 0.5]]
 
@@ -180,7 +180,7 @@ def test_identity_is_refused_where_widths_differ() -> None:
 
 
 @pytest.mark.parametrize("kernel", [0, 2])
-def test_a_kernel_without_a_centre_is_refused(kernel: int) -> None:
+def test_a_kernel_without_a_center_is_refused(kernel: int) -> None:
     with pytest.raises(ConfigError, match="kernel"):
         build_projector(("conv", {"kernel": kernel}), 4, 4, 0)
 

@@ -116,7 +116,7 @@ def test_an_unknown_pose_masks_the_view_in_the_world_frame() -> None:
     assert encode(GeometryTeacher(), views).mask.all()
 
 
-def test_targets_are_standardised_for_each_channel() -> None:
+def test_targets_are_standardized_for_each_channel() -> None:
     features = encode(GeometryTeacher(), scene(8))
     flat = features.values.flatten(0, 3)
     assert torch.allclose(flat.mean(0), torch.zeros(108), atol=1e-4)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sfkit.errors import ConfigError, SfkitWarning
 from sfkit.teachers.geometry import GeometryTeacher
-from sfkit.teachers.surfaces import assumed_intrinsics, neighbour_offsets, plane_normals
+from sfkit.teachers.surfaces import assumed_intrinsics, neighbor_offsets, plane_normals
 from sfkit.types import Views
 
 SIZE, FX = 32, 40.0
@@ -49,14 +49,14 @@ def test_every_plane_has_its_normal(a: float, b: float, distance: float) -> None
 
 
 def test_a_sphere_has_the_normals_of_its_middle() -> None:
-    centre, radius = torch.tensor([0.0, 0.0, 4.0]), 2.5
+    center, radius = torch.tensor([0.0, 0.0, 4.0]), 2.5
     direction = rays(SIZE)
-    b = direction @ centre
-    inside = b.square() - direction.square().sum(-1) * (centre.square().sum() - radius**2)
+    b = direction @ center
+    inside = b.square() - direction.square().sum(-1) * (center.square().sum() - radius**2)
     depth = torch.where(inside > 0, (b - inside.clamp(min=0).sqrt()) / direction.square().sum(-1), 0.0)
     found, known = normals_of(depth, flatness=0.05)
     points = (direction * depth.unsqueeze(-1)).reshape(8, 4, 8, 4, 3).mean((1, 3))
-    wanted = torch.nn.functional.normalize(points - centre, dim=-1)
+    wanted = torch.nn.functional.normalize(points - center, dim=-1)
     assert known[2:6, 2:6].all()
     assert (found * wanted).sum(-1)[2:6, 2:6].min() > 0.995
 
@@ -95,7 +95,7 @@ def test_a_cell_of_one_line_of_pixels_fixes_no_plane() -> None:
 def test_offsets_lead_to_the_right_and_down() -> None:
     points = torch.arange(48.0).reshape(1, 1, 4, 4, 3) ** 2
     valid = torch.ones(1, 1, 4, 4, dtype=torch.bool)
-    found, known = neighbour_offsets(points, valid, 1)
+    found, known = neighbor_offsets(points, valid, 1)
     assert known.all()
     assert torch.equal(found[0, 0, 1, 2, :3], points[0, 0, 1, 3] - points[0, 0, 1, 2])
     assert torch.equal(found[0, 0, 1, 2, 3:], points[0, 0, 2, 2] - points[0, 0, 1, 2])
@@ -107,7 +107,7 @@ def test_offsets_beside_a_patch_without_depth() -> None:
     valid = torch.ones(1, 1, 4, 4, dtype=torch.bool)
     valid[0, 0, 1, 2] = False
     points[0, 0, 1, 2] = torch.nan
-    found, known = neighbour_offsets(points, valid, 1)
+    found, known = neighbor_offsets(points, valid, 1)
     assert found.isfinite().all()
     assert not known[0, 0, 1, 2]
     assert not known[0, 0, 1, 3], "neither to the right nor from the left"

@@ -210,7 +210,7 @@ def test_fault_33_the_code_has_the_same_share_whatever_the_teachers_norm(power: 
 
 def test_fault_33_the_ratio_is_that_of_norms() -> None:
     features, wanted = case(), torch.ones(2, 2, 3, 4, dtype=torch.bool)
-    added = prepare(features, wanted, ("position-code", {"ratio": 0.3})).values - features.sanitised().values
+    added = prepare(features, wanted, ("position-code", {"ratio": 0.3})).values - features.sanitized().values
     norms = features.values.norm(dim=-1)[0][features.mask[0]]
     assert torch.allclose(added[0][features.mask[0]].norm(dim=-1), 0.3 * norms.mean(), atol=1e-5)
 
@@ -222,7 +222,7 @@ def test_an_absolute_code_is_what_it_is_asked_to_be() -> None:
     assert torch.allclose(found[features.mask], plain[features.mask])
 
 
-# ---------------------------------------------------------------------------------------------- normalisations
+# ---------------------------------------------------------------------------------------------- normalizations
 
 
 def test_spatial_norm_by_hand() -> None:
@@ -329,7 +329,7 @@ def test_aligned_corners_by_hand() -> None:
     found = ResampleTransform(1, {"align_corners": True})(FeatureMap(values, mask), wanted).values[0, 0, ..., 0]
     assert torch.allclose(found, torch.tensor([0.0, 2.0, 4.0]).expand(3, 3))
     half = ResampleTransform(1)(FeatureMap(values, mask), wanted).values[0, 0, 0, :, 0]
-    assert half[0] > 0.3  # centres of larger cells lie further in
+    assert half[0] > 0.3  # centers of larger cells lie further in
 
 
 def test_aligned_corners_leave_masked_features_out() -> None:
@@ -346,7 +346,7 @@ OUT_OF_REACH = {6, 12, 13, 15, 24, 26, 30, 33}
 
 
 def ramp(side: int) -> FeatureMap:
-    """The column of each patch's centre, as a share of the picture."""
+    """The column of each patch's center, as a share of the picture."""
     columns = (torch.arange(side) + 0.5) / side
     return FeatureMap(columns.expand(1, 1, side, side).unsqueeze(-1), torch.ones(1, 1, side, side, dtype=torch.bool))
 

@@ -33,7 +33,7 @@ def worker(rank: int, out: str) -> None:
     student, *rest = case(rank)
     both = objective(student.requires_grad_(), *rest)
     both.sum().backward()
-    # Then the second rank sits out, and afterwards both.
+    # Then the second rank sits out, and afterward both.
     alone = objective(*case(rank)) if rank == 0 else objective.sit_out()
     objective.sit_out()
     torch.save({"both": both.detach(), "gradient": student.grad, "alone": alone}, f"{out}.{rank}")

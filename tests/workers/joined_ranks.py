@@ -21,13 +21,15 @@ from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.testing.teachers import PatchTeacher
 
 
-def build(join: str, **options: Any) -> Any:
-    """In float64, always with the same weights; ``join="output"`` is a policy that returns its loss."""
+def build(attach_loss: str, **options: Any) -> Any:
+    """In float64, always with the same weights; ``attach_loss="return"`` is a policy that returns its loss."""
     torch.manual_seed(0)
-    inside = join == "output"
+    inside = attach_loss == "return"
     policy = (TinyPolicy() if inside else OutsidePolicy()).double()
     adapter = TinyAdapter(policy) if inside else OutsideAdapter(policy)
-    return SpatialForcing.wrap(policy, PatchTeacher(), depth=2, join=join, adapter=adapter, **options)
+    return SpatialForcing.wrap(
+        policy, PatchTeacher(), student_layer=2, attach_loss=attach_loss, adapter=adapter, **options
+    )
 
 
 def batch_of(rank: int, step: int, part: int) -> dict[str, torch.Tensor]:
@@ -35,17 +37,19 @@ def batch_of(rank: int, step: int, part: int) -> dict[str, torch.Tensor]:
     return {key: value.double() for key, value in batch.items()}
 
 
-def backward(parallel: Any, policy: Any, join: str, batch: dict[str, torch.Tensor], parts: int) -> None:
+def backward(parallel: Any, policy: Any, attach_loss: str, batch: dict[str, torch.Tensor], parts: int) -> None:
     output = parallel(batch)
-    loss = output[0] if join == "output" else loop_loss(output, batch)
-    if join == "add":
+    loss = output[0] if attach_loss == "return" else loop_loss(output, batch)
+    if attach_loss == "manual":
         loss = policy.spatial_forcing.add(loss)
     (loss / parts).backward()
 
 
-def train(rank: int, join: str, skipped: str, parts: int, options: dict[str, Any]) -> list[dict[str, torch.Tensor]]:
+def train(
+    rank: int, attach_loss: str, skipped: str, parts: int, options: dict[str, Any]
+) -> list[dict[str, torch.Tensor]]:
     """Gradients of three steps, and the parameters at the end."""
-    policy = build(join, grad_accumulation=parts)
+    policy = build(attach_loss, grad_accumulation=parts)
     parallel = DistributedDataParallel(policy, **options)
     optimizer = torch.optim.SGD(parallel.parameters(), 1e-2)
     found = []
@@ -54,7 +58,7 @@ def train(rank: int, join: str, skipped: str, parts: int, options: dict[str, Any
         optimizer.zero_grad()
         for part in range(parts):
             with contextlib.nullcontext() if part == parts - 1 else parallel.no_sync():
-                backward(parallel, policy, join, batch_of(rank, step, part), parts)
+                backward(parallel, policy, attach_loss, batch_of(rank, step, part), parts)
         # DDP's are views of its buckets.
         found.append({name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None})
         optimizer.step()

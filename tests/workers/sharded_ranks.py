@@ -39,7 +39,7 @@ class Saved(TinyPolicy):
 def train(rank: int, schedule: str, out: str) -> dict[str, Any]:
     torch.manual_seed(0)
     policy = Saved()
-    SpatialForcing.wrap(policy, "geometry", depth=2, schedule=schedule, adapter=TinyAdapter(policy))
+    SpatialForcing.wrap(policy, "geometry", student_layer=2, schedule=schedule, adapter=TinyAdapter(policy))
     mesh = init_device_mesh("cpu", (2,))
     fully_shard(policy.spatial_forcing, mesh=mesh)
     fully_shard(policy, mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
@@ -75,7 +75,7 @@ def save(policy: Any, rank: int, folder: str) -> None:
 def refusals() -> dict[str, str]:
     """What is refused under FSDP2, and in which words."""
     policy, mesh = TinyPolicy(), init_device_mesh("cpu", (2,))
-    SpatialForcing.wrap(policy, "geometry", depth=2, adapter=TinyAdapter(policy))
+    SpatialForcing.wrap(policy, "geometry", student_layer=2, adapter=TinyAdapter(policy))
     half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, cast_forward_inputs=False)
     fully_shard(policy, mesh=mesh, mp_policy=half)
     said = {}

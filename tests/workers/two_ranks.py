@@ -32,7 +32,7 @@ def batch_of(rank: int, step: int, scenario: str) -> dict[str, torch.Tensor]:
 def train(rank: int, scenario: str, options: dict[str, Any]) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     policy = TinyPolicy()
-    SpatialForcing.wrap(policy, "geometry", depth=2, adapter=TinyAdapter(policy))
+    SpatialForcing.wrap(policy, "geometry", student_layer=2, adapter=TinyAdapter(policy))
     parallel = DistributedDataParallel(policy, **options)
     optimizer = torch.optim.SGD(parallel.parameters(), 1e-2)
     for step in range(4):

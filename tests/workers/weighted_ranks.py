@@ -21,7 +21,7 @@ from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 def train(rank: int, arguments: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(0)
     policy = TinyPolicy()
-    SpatialForcing.wrap(policy, "geometry", depth=2, adapter=TinyAdapter(policy), **arguments)
+    SpatialForcing.wrap(policy, "geometry", student_layer=2, adapter=TinyAdapter(policy), **arguments)
     parallel = DistributedDataParallel(policy)
     optimizer = torch.optim.SGD(parallel.parameters(), 1e-2)
     weights, reduced = [], []
@@ -35,7 +35,7 @@ def train(rank: int, arguments: dict[str, Any]) -> dict[str, Any]:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        weights.append(info.get("sf_weight"))
+        weights.append(info.get("sf_effective_weight"))
     dist.all_reduce = reduce
     handle = policy.spatial_forcing
     return {

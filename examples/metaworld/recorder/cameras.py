@@ -1,7 +1,7 @@
 """The two cameras: rendering, intrinsics and poses.
 
 Conventions: OpenCV camera axes (x right, y down, z forward), integer pixel coordinates are pixel
-centres, `world_from_camera` maps homogeneous camera points to world points, lengths in metres.
+centers, `world_from_camera` maps homogeneous camera points to world points, lengths in meters.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from recorder.options import Options, RecordingError
 
 MAX_DEPTH_M = 65.535
-"""What uint16 millimetres can hold; anything farther is stored as 0, like the background."""
+"""What uint16 millimeters can hold; anything farther is stored as 0, like the background."""
 
 SUPERSAMPLING = 4
 """RGB is rendered so many times larger and averaged: OpenGL's own multisampling is far slower on a
@@ -68,11 +68,11 @@ def intrinsics(fovy: float, size: int) -> NDArray[np.float64]:
     """Pinhole matrix, shape (3, 3), in pixels, of a square image with `fovy` degrees top to bottom.
 
     MuJoCo's pixel grid is symmetric about the optical axis, which therefore lies between the two
-    middle pixels: (size - 1) / 2 when pixel centres are integers.
+    middle pixels: (size - 1) / 2 when pixel centers are integers.
     """
     focal = 0.5 * size / np.tan(np.deg2rad(fovy) / 2)
-    centre = (size - 1) / 2
-    return np.array([[focal, 0, centre], [0, focal, centre], [0, 0, 1]])
+    center = (size - 1) / 2
+    return np.array([[focal, 0, center], [0, focal, center], [0, 0, 1]])
 
 
 def choose_gl() -> str:
@@ -134,7 +134,7 @@ class CameraRig:
         return intrinsics(float(self._model.camera(camera.mujoco_name).fovy[0]), size)
 
     def world_from_camera(self, camera: Camera) -> NDArray[np.float64]:
-        """Current pose, shape (4, 4), OpenCV axes, metres."""
+        """Current pose, shape (4, 4), OpenCV axes, meters."""
         handle = self._data.camera(camera.mujoco_name)
         # MuJoCo's cameras look along -z with y up. A half turn of the picture negates x and y.
         axes = np.diag([-1.0, 1.0, -1.0]) if camera.half_turn else np.diag([1.0, -1.0, -1.0])
@@ -153,12 +153,12 @@ class CameraRig:
         return image
 
     def depth_mm(self, camera: Camera) -> NDArray[np.uint16]:
-        """Distance along the optical axis, shape (size, size, 1), millimetres, 0 where there is none."""
+        """Distance along the optical axis, shape (size, size, 1), millimeters, 0 where there is none."""
         self._depth.update_scene(self._data, camera=camera.mujoco_name, scene_option=self._matter_only)
-        metres = _upright(self._depth.render(), camera)
-        metres = np.where(metres < min(MAX_DEPTH_M, self._background_m), metres, 0)
-        millimetres: NDArray[np.uint16] = np.rint(metres * 1000).astype(np.uint16)
-        return millimetres[..., None]
+        meters = _upright(self._depth.render(), camera)
+        meters = np.where(meters < min(MAX_DEPTH_M, self._background_m), meters, 0)
+        millimeters: NDArray[np.uint16] = np.rint(meters * 1000).astype(np.uint16)
+        return millimeters[..., None]
 
     def close(self) -> None:
         self._rgb.close()

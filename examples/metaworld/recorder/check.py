@@ -108,7 +108,7 @@ def summary_table(root: Path, summaries: list[TaskSummary]) -> Table:
 def depth_intrinsics(camera: dict[str, Any], size: int) -> NDArray[np.float64]:
     """A camera's intrinsics for its depth map: same field of view, `size` pixels wide.
 
-    With pixel centres at integers an image reaches from -0.5 to width - 0.5, hence the half pixels.
+    With pixel centers at integers an image reaches from -0.5 to width - 0.5, hence the half pixels.
     """
     matrix = np.array(camera["intrinsics"])
     scale = size / camera["width"]

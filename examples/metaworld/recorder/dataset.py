@@ -154,7 +154,7 @@ def _write_raycasts(path: Path, probes: list[Episode], cameras: tuple[Camera, ..
 def _compact(root: Path) -> None:
     """Recompress the parquet files, whose depth maps LeRobot embeds as uncompressed TIFF.
 
-    Neighbouring frames are nearly the same, so that zstd over whole pages is smaller than any
+    Neighboring frames are nearly the same, so that zstd over whole pages is smaller than any
     compression of single images. Row groups (one per episode) and schema stay as they are.
     """
     shutil.rmtree(root / "images", ignore_errors=True)

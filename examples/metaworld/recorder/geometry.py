@@ -1,6 +1,6 @@
 """Does depth + intrinsics + pose land on the surfaces that the physics engine knows?
 
-While recording, rays are cast through some pixel centres with `mujoco.mj_ray`, which never touches
+While recording, rays are cast through some pixel centers with `mujoco.mj_ray`, which never touches
 the renderer. The hits are kept with the recording, so that it can be checked again without MuJoCo,
 on the values that come back from disk.
 """
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 MEDIAN_TOLERANCE_M = 0.001
 P90_TOLERANCE_M = 0.002
-"""Storage rounds to millimetres: half of one, along an oblique ray, is what may be missing."""
+"""Storage rounds to millimeters: half of one, along an oblique ray, is what may be missing."""
 
 
 class GeometryError(RuntimeError):
@@ -24,7 +24,7 @@ class GeometryError(RuntimeError):
 
 @dataclass(frozen=True)
 class Agreement:
-    """Distances, in metres, between re-projected pixels and ray hits."""
+    """Distances, in meters, between re-projected pixels and ray hits."""
 
     count: int
     median: float
@@ -54,13 +54,13 @@ def unproject(
     """World points of pixels.
 
     Args:
-        pixels: (n, 2), columns u (right) and v (down), pixel centres at integers.
-        depth_m: (n,), metres along the optical axis.
+        pixels: (n, 2), columns u (right) and v (down), pixel centers at integers.
+        depth_m: (n,), meters along the optical axis.
         camera_matrix: (3, 3), in the units of `pixels`.
-        world_from_camera: (4, 4) or (n, 4, 4), OpenCV axes, metres.
+        world_from_camera: (4, 4) or (n, 4, 4), OpenCV axes, meters.
 
     Returns:
-        (n, 3), metres.
+        (n, 3), meters.
     """
     homogeneous = np.column_stack([pixels, np.ones(len(pixels))])
     points = homogeneous @ np.linalg.inv(camera_matrix).T * np.asarray(depth_m)[:, None]
@@ -82,7 +82,7 @@ def cast_rays(
         world_from_camera: (4, 4).
 
     Returns:
-        (n, 3) world points, metres. Sites are no geoms, so goal markers are seen through.
+        (n, 3) world points, meters. Sites are no geoms, so goal markers are seen through.
     """
     import mujoco
 

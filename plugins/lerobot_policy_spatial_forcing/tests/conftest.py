@@ -94,7 +94,7 @@ def common(data: Path) -> list[str]:
 @pytest.fixture(scope="session")
 def aligned() -> list[str]:
     """Flags of spatial forcing."""
-    return ["--policy.type=sf_smolvla", "--policy.sf.teacher=geometry", "--policy.sf.depth=2"]
+    return ["--policy.type=sf_smolvla", "--policy.sf.teacher=geometry", "--policy.sf.student_layer=2"]
 
 
 @pytest.fixture(scope="session")
@@ -219,7 +219,7 @@ def make(meta: Any) -> Callable[..., Any]:
     from lerobot_policy_spatial_forcing import CONFIGS, SpatialForcingOptions
 
     def make(kind: str, sf: dict[str, Any] | None = None, dataset: Any = None, **fields: Any) -> Any:
-        block = SpatialForcingOptions(**{"teacher": "geometry", "depth": 2, **(sf or {})})
+        block = SpatialForcingOptions(**{"teacher": "geometry", "student_layer": 2, **(sf or {})})
         config = CONFIGS[kind](sf=block, device="cpu", push_to_hub=False, **fields)
         return make_policy(config, ds_meta=dataset or meta)
 

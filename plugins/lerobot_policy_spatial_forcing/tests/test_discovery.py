@@ -24,7 +24,7 @@ PAGE = Path(__file__).parents[3] / "docs" / "lerobot-train.md"
 def test_the_distribution_has_the_name_that_lerobot_looks_for() -> None:
     name = tomllib.loads(PROJECT.read_text())["project"]["name"]
     assert name.startswith("lerobot_policy_")
-    assert distribution(name).metadata["Name"] == name  # what LeRobot reads, not the normalised one
+    assert distribution(name).metadata["Name"] == name  # what LeRobot reads, not the normalized one
     assert (PROJECT.parent / "src" / name / "__init__.py").is_file()
 
 

@@ -18,7 +18,7 @@ def test_the_script_trains_and_saves(data, vlm, tmp_path, monkeypatch, capsys) -
         "--steps=3",
         "--batch-size=2",
         "--chunk=8",
-        "--depth=2",
+        "--student-layer=2",
         "--image-side=64",
         "--log-every=1",
         "--device=cpu",

@@ -26,7 +26,7 @@ def test_every_field_of_sfkits_configuration_is_there_with_its_default() -> None
     made = {field.name: field for field in dataclasses.fields(SpatialForcingOptions)}
     for name, info in SpatialForcingConfig.model_fields.items():
         assert made[name].metadata["help"] == info.description
-    assert {"teacher", "depth", "layer"} <= set(made)
+    assert {"teacher", "student_layer", "teacher_layer"} <= set(made)
     for name in ("seed", "self_check"):
         assert made[name].default == SpatialForcingConfig.model_fields[name].default
     for name in ("preset", "weight", "objective", "projector", "transforms", "schedule", "shared_projector"):
@@ -35,11 +35,11 @@ def test_every_field_of_sfkits_configuration_is_there_with_its_default() -> None
 
 
 def test_flags_become_arguments() -> None:
-    flags = ["--teacher=geometry", "--depth=8", "--weight=0.25", "--self_check=false", "--objective=cosine"]
+    flags = ["--teacher=geometry", "--student_layer=8", "--weight=0.25", "--self_check=false", "--recompute=none"]
     arguments = parse(*flags).wrap_arguments()
-    chosen = {"teacher": "geometry", "depth": 8, "weight": 0.25, "self_check": False, "objective": "cosine"}
+    chosen = {"teacher": "geometry", "student_layer": 8, "weight": 0.25, "self_check": False, "recompute": "none"}
     assert {key: arguments[key] for key in chosen} == chosen
-    assert not {"layer", "pairs", "adapter", "cameras", "base_config"} & set(arguments)
+    assert not {"teacher_layer", "pairs", "adapter", "cameras", "base_config"} & set(arguments)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,9 @@ def test_options_of_components_are_json(flag, name, value) -> None:
 def test_a_single_name_stands_for_a_list_of_one() -> None:
     assert parse("--teacher=x", "--transforms=one").wrap_arguments()["transforms"] == ["one"]
     assert parse("--teacher=x", "--transforms=[one, two]").wrap_arguments()["transforms"] == ["one", "two"]
-    assert parse('--pairs={"depth": 2, "teacher": "x"}').wrap_arguments()["pairs"] == [{"depth": 2, "teacher": "x"}]
+    assert parse('--pairs={"student_layer": 2, "teacher": "x"}').wrap_arguments()["pairs"] == [
+        {"student_layer": 2, "teacher": "x"}
+    ]
     assert "transforms" not in parse("--teacher=x").wrap_arguments()
 
 
@@ -98,8 +100,10 @@ def test_what_is_saved_reads_back(options) -> None:
 def test_a_preset_needs_no_teacher_and_is_overridden_by_what_is_given_alone() -> None:
     known = {"seed", "health", "self_check"}
     assert {*parse("--preset=rocket").wrap_arguments()} - known == {"preset"}
-    arguments = parse("--preset=repa", "--weight=0.25", "--shared_projector=false", "--depth=encoder").wrap_arguments()
-    chosen = {"preset": "repa", "weight": 0.25, "shared_projector": False, "depth": "encoder"}
+    arguments = parse(
+        "--preset=repa", "--weight=0.25", "--shared_projector=false", "--student_layer=encoder"
+    ).wrap_arguments()
+    chosen = {"preset": "repa", "weight": 0.25, "shared_projector": False, "student_layer": "encoder"}
     assert {key: value for key, value in arguments.items() if key not in known} == chosen
 
 

@@ -39,7 +39,7 @@ def test_fault_07_targets_in_the_action_expert_alone_are_refused_with_the_right_
     lerobot_train, common, aligned, plain, tmp_path
 ) -> None:
     flags = [f"--policy.pretrained_path={plain}", "--peft.method_type=LORA", _EXPERT]
-    with pytest.raises(GradientError, match=r"nowhere before depth 2.*\n.*text_model.*layers.*\(0\|1\)"):
+    with pytest.raises(GradientError, match=r"nowhere before student layer 2.*\n.*text_model.*layers.*\(0\|1\)"):
         lerobot_train(*common, *aligned, *flags, "--steps=1", f"--output_dir={tmp_path / 'run'}")
 
 

@@ -79,7 +79,9 @@ def test_sharded_training_is_that_of_one_process_with_both_batches(
             )
         assert [step["norm"] for step in rank["losses"]] == pytest.approx(norms, rel=1e-3)
         for step in rank["losses"]:
-            assert step["loss"] == pytest.approx(step["action_loss"] + step["sf_weight"] * step["sf_loss"], rel=1e-4)
+            assert step["loss"] == pytest.approx(
+                step["action_loss"] + step["sf_effective_weight"] * step["sf_loss"], rel=1e-4
+            )
     assert ranks[0]["losses"] != ranks[1]["losses"]
 
 

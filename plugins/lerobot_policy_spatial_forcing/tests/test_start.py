@@ -170,8 +170,10 @@ def test_a_checkpoint_of_another_policy_names_the_right_type(make, copied) -> No
 def test_fault_29_a_projector_of_another_teacher_is_an_error(make, trained) -> None:
     folder = trained[1] / "checkpoints" / "000003" / "pretrained_model"
     assert make("sf_smolvla", pretrained_path=folder).spatial_forcing.steps == 3
-    with pytest.raises(CheckpointError, match=r"depth 2 -> geometry layer 1.*this run asks for depth 3"):
-        make("sf_smolvla", {"depth": 3}, pretrained_path=folder)
+    with pytest.raises(
+        CheckpointError, match=r"student layer 2 -> geometry layer 1.*this run asks for student layer 3"
+    ):
+        make("sf_smolvla", {"student_layer": 3}, pretrained_path=folder)
     with pytest.raises(CheckpointError, match="does not fit"):
         make("sf_smolvla", {"teacher": {"name": "geometry", "cells": 3}}, pretrained_path=folder)
 

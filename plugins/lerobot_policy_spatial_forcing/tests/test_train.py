@@ -18,7 +18,7 @@ def test_fault_02_the_trainer_calls_forward_and_alignment_runs_in_every_step(tra
     run, _ = trained
     assert run.teacher_runs == len(run.curve) == 6
     for window in run.curve:
-        total = window["action_loss"] + window["sf_weight"] * window["sf_loss"]
+        total = window["action_loss"] + window["sf_effective_weight"] * window["sf_loss"]
         assert window["loss"] == pytest.approx(total, rel=1e-4)
     assert run.warnings == []
 
@@ -132,7 +132,7 @@ def test_evaluation_in_an_environment_runs_no_teacher(
 def test_what_the_health_monitor_finds_is_in_lerobots_log(
     lerobot_train, common, shape, aligned, tmp_path, caplog
 ) -> None:
-    health = '--policy.sf.health={"every": 1, "persist": 2}'
+    health = '--policy.sf.health={"every": 1, "patience": 2}'
     run = lerobot_train(
         *(*common, *shape, *aligned, health, "--policy.sf.weight=1000", "--steps=5", "--save_checkpoint=false"),
         f"--output_dir={tmp_path / 'run'}",
@@ -163,7 +163,9 @@ def test_the_log_shows_means_over_its_window_and_samples_are_weighted(
     steps, (window,) = trained[0].curve[:3], run.curve
     for key in ("action_loss", "sf_loss", "sf_cosine"):  # weighted samples are averaged otherwise, so only nearly
         assert window[key] == pytest.approx(sum(step[key] for step in steps) / 3, rel=0.05, abs=0.005)
-    assert window["loss"] == pytest.approx(window["action_loss"] + window["sf_weight"] * window["sf_loss"], rel=1e-4)
+    assert window["loss"] == pytest.approx(
+        window["action_loss"] + window["sf_effective_weight"] * window["sf_loss"], rel=1e-4
+    )
     assert any(key.startswith("sample_weight_") for key in window)
 
 
@@ -223,10 +225,10 @@ def test_checkpoints_are_those_of_plain_lerobot_byte_by_byte(trained, plain, tmp
 
 def test_a_run_by_preset_is_what_the_preset_says_and_is_resumed(lerobot_train, common, shape, resume, tmp_path) -> None:
     block = ["--policy.type=sf_smolvla", "--policy.sf.preset=repa", "--policy.sf.teacher=geometry"]
-    flags = ["--steps=2", "--save_freq=1", "--policy.sf.depth=2", f"--output_dir={tmp_path / 'run'}"]
+    flags = ["--steps=2", "--save_freq=1", "--policy.sf.student_layer=2", f"--output_dir={tmp_path / 'run'}"]
     run = lerobot_train(*common, *shape, *block, *flags)
     config = run.policy.spatial_forcing.config
-    assert (config.projector.name, config.pairs[0].depth, config.weight) == ("mlp-silu", 2, 0.5)
+    assert (config.projector.name, config.pairs[0].student_layer, config.weight) == ("mlp-silu", 2, 0.5)
     resumed = resume(tmp_path / "run" / "checkpoints" / "000001")
     assert resumed.policy.spatial_forcing.config == config
     assert [window["steps"] for window in resumed.curve] == [2]

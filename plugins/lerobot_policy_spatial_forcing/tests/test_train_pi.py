@@ -37,12 +37,12 @@ def test_pi0_and_pi05_train_resume_and_load_without_sfkit(
 
     folder = tmp_path / "run"
     shape = ["--policy.image_resolution=[56,56]", "--policy.chunk_size=8", "--policy.n_action_steps=8"]
-    aligned = [f"--policy.type=sf_{kind}", "--policy.sf.teacher=geometry", "--policy.sf.depth=2"]
+    aligned = [f"--policy.type=sf_{kind}", "--policy.sf.teacher=geometry", "--policy.sf.student_layer=2"]
     run = lerobot_train(*common, *shape, *aligned, "--steps=3", "--save_freq=2", f"--output_dir={folder}")
     assert run.teacher_runs == len(run.curve) == 3
     assert run.warnings == []
     for window in run.curve:
-        total = window["action_loss"] + window["sf_weight"] * window["sf_loss"]
+        total = window["action_loss"] + window["sf_effective_weight"] * window["sf_loss"]
         assert window["loss"] == pytest.approx(total, rel=1e-4)
 
     resumed = resume(folder / "checkpoints" / "000002")

@@ -1,4 +1,4 @@
-"""What all teachers with a network share: preparation, loading, order, memory and licences."""
+"""What all teachers with a network share: preparation, loading, order, memory and licenses."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def test_other_errors_are_not_taken_for_it(small_teacher: Any) -> None:
         run(Broken({"config": "tiny"}), views())
 
 
-def test_a_licence_that_forbids_commerce_is_said_once_at_wrap_time_and_published(
+def test_a_license_that_forbids_commerce_is_said_once_at_wrap_time_and_published(
     small_teacher: Any, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     path = full_checkpoint(small_teacher(), tmp_path / "model.safetensors")
@@ -220,7 +220,7 @@ def test_a_licence_that_forbids_commerce_is_said_once_at_wrap_time_and_published
     assert "non-commercial" in readme
 
 
-def test_random_weights_have_no_licence(small_teacher: Any, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+def test_random_weights_have_no_license(small_teacher: Any, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     policy = TinyPolicy()
     SpatialForcing.wrap(policy, small_teacher({"config": "tiny"}), adapter=TinyAdapter(policy))
     assert not any("non-commercial" in message for message in caplog.messages)

@@ -18,7 +18,7 @@ from sfkit_backbones.hub import Source, locate
 from sfkit.errors import CheckpointError
 
 WEIGHTS = bytes(range(256)) * 64
-OFFICIAL = Source("owner/model", ("model.safetensors", "model.pt"), revision="v1", gate="Accept the licence")
+OFFICIAL = Source("owner/model", ("model.safetensors", "model.pt"), revision="v1", gate="Accept the license")
 
 
 @dataclass
@@ -124,7 +124,7 @@ def test_the_next_name_is_tried(hub: Hub) -> None:
         (
             403,
             "GatedRepo",
-            r"not been granted(.|\n)*Accept the licence at https://huggingface.co/owner/model(.|\n)*hf ",
+            r"not been granted(.|\n)*Accept the license at https://huggingface.co/owner/model(.|\n)*hf ",
         ),
         (401, "RepoNotFound", r"no repository 'owner/model'"),
         (404, "RevisionNotFound", r"no revision 'v1'"),

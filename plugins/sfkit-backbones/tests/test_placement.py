@@ -68,7 +68,7 @@ def test_without_antialiasing_it_is_torchs_plain_bicubic() -> None:
 
 
 def position_map(placement: Placement, patch: int) -> torch.Tensor:
-    """Features that say where on the canvas, in pixels, the centre of each patch is."""
+    """Features that say where on the canvas, in pixels, the center of each patch is."""
     rows, columns = (torch.arange(side // patch) * float(patch) + patch / 2 for side in placement.canvas)
     return torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1)[None, None]
 

@@ -43,8 +43,8 @@ class Shifted(TinyAdapter):
 
 def patchwork(seed: int) -> dict[str, torch.Tensor]:
     batch = tiny_batch(b=6, size=48, seed=seed)
-    colours = torch.rand(6, 2, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
-    batch["images"] = colours.repeat_interleave(8, 3).repeat_interleave(8, 4)
+    colors = torch.rand(6, 2, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
+    batch["images"] = colors.repeat_interleave(8, 3).repeat_interleave(8, 4)
     return batch
 
 
@@ -58,7 +58,7 @@ def run(
         for part in (policy.embed, *policy.blocks[:2], policy.state_proj):
             part.requires_grad_(False)
     SpatialForcing.wrap(
-        policy, teacher or PatchTeacher(), depth=2, adapter=adapter(policy), health={"every": 2, "persist": 6},
+        policy, teacher or PatchTeacher(), student_layer=2, adapter=adapter(policy), health={"every": 2, "patience": 6},
         self_check=not frozen, **arguments,
     )  # fmt: skip
     optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], 1e-4)
@@ -77,7 +77,7 @@ def run(
 BROKEN: dict[str, tuple[Callable[[], list[Health]], str]] = {
     "frozen backbone": (lambda: run(frozen=True), "reaches no trainable parameter of the policy"),
     "weight 100": (lambda: run(weight=100.0), "The alignment gradient dominates"),
-    "shifted tokens": (lambda: run(adapter=Shifted), "are out of register"),
+    "shifted tokens": (lambda: run(adapter=Shifted), "are spatially shifted"),
     "constant target": (lambda: run(Constant()), "is constant: all its tokens point the same way"),
 }
 
@@ -105,7 +105,7 @@ def test_the_figure_shows_all_that_is_measured_and_a_healthy_run_is_said_to_be_o
     assert drawn["Gradient ratio"][""] == [report.ratio for report in reports]
     assert drawn["Gradient cosine"][""] == [report.cosine for report in reports]
     assert drawn["Cosine to the target"].keys() == {"cam0", "cam1"}
-    assert drawn["Drift of the tokens"]["drift"] == [report.depths[0].drift for report in reports]
+    assert drawn["Drift of the tokens"]["drift"] == [report.layers[0].drift for report in reports]
     assert drawn["Effective rank"]["projected"] == [report.pairs[0].rank for report in reports]
     assert drawn["Mean norms"].keys() == {"tokens", "projected", "target"}
     assert drawn["Shares"]["projector moved"][-1] == reports[-1].projector_movement > 0

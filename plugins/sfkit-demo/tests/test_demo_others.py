@@ -110,7 +110,7 @@ def test_pi05_with_a_teacher_that_needs_no_geometry(
     assert all(torch.equal(weight, weights[0]) for weight in weights)
     page = re.sub(r"data:image/png;base64,[^\"]*", "", done.page)
     assert "A small pi0.5 (" in page
-    assert "randomly initialised teacher teaches nothing about space" in page
+    assert "randomly initialized teacher teaches nothing about space" in page
     assert "This teacher is not given any depth" in page
     assert "they tell nothing about this run, of pi0.5 with the <em>drawn</em> teacher" in page
     for claim in ("SmolVLA classes", "made of depth", "precomputed seeds of", "the spread over seeds"):

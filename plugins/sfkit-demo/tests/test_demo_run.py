@@ -166,7 +166,7 @@ def test_wrong_arguments_are_explained(arguments: list[str], words: str, capsys:
 def test_a_preset_and_an_objective_may_be_chosen(run_demo: Callable[..., Any], tmp_path: Path) -> None:
     done = run_demo(tmp_path, "--steps", "2", "--preset", "irepa", "--objective", "relational", stride=48)
     assert done.code == 0
-    assert "weight 1 at depth 4 of 6, preset irepa, relational objective" in done.printed
+    assert "weight 1 at student layer 4 of 6, preset irepa, relational objective" in done.printed
     assert "preset irepa, relational objective" in done.page
 
 

@@ -1,4 +1,4 @@
-"""Silent faults of the catalogue, on these teachers."""
+"""Silent faults of the catalog, on these teachers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ def test_fault_19_a_grid_that_is_not_square_stays_as_it_is(views_of: Callable[..
 
 def test_fault_19_a_wide_view_reaches_the_students_own_grid() -> None:
     policy = TinyPolicy()
-    SpatialForcing.wrap(policy, ("da3-base", {"config": "tiny", "size": 112}), adapter=TinyAdapter(policy), depth=2)
+    SpatialForcing.wrap(
+        policy, ("da3-base", {"config": "tiny", "size": 112}), adapter=TinyAdapter(policy), student_layer=2
+    )
     batch = tiny_batch(2, 2, geometry=False)
     batch["images"] = torch.rand(2, 2, 3, 32, 128)  # a grid of 4 x 16 for the student, of 2 x 8 for the teacher
     host = SpatialForcing.of(policy.train()).hosts[0]  # type: ignore[union-attr]
@@ -124,13 +126,13 @@ def test_fault_23_masked_pixels_change_nothing(views_of: Callable[..., Views]) -
     assert torch.equal(before.values, after.values)
 
 
-@pytest.mark.parametrize("scale", ["-1 to 1", "0 to 255", "normalised", "NaN"])
+@pytest.mark.parametrize("scale", ["-1 to 1", "0 to 255", "normalized", "NaN"])
 def test_fault_26_pictures_outside_0_1_are_refused(views_of: Callable[..., Views], scale: str) -> None:
     views = views_of([[True, True]])
     images = {
         "-1 to 1": views.images * 2 - 1,
         "0 to 255": views.images * 255,
-        "normalised": (views.images - 0.45) / 0.225,
+        "normalized": (views.images - 0.45) / 0.225,
         "NaN": torch.where(views.images > 0.9, torch.nan, views.images),
     }[scale]
     with pytest.raises(ViewsError, match=r"expected \[0, 1\]"):
@@ -139,7 +141,7 @@ def test_fault_26_pictures_outside_0_1_are_refused(views_of: Callable[..., Views
         )
 
 
-def test_fault_26_pictures_are_normalised_exactly_once(views_of: Callable[..., Views]) -> None:
+def test_fault_26_pictures_are_normalized_exactly_once(views_of: Callable[..., Views]) -> None:
     teacher, views = DA3Base({"config": "tiny", "size": 56}), views_of([[True, True]])
     trunk = teacher.load(CPU)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])

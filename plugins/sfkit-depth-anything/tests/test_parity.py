@@ -75,7 +75,7 @@ def test_a_wrong_constant_shows(what: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert worst(OWN / "gated_small_stream.safetensors") > 5e-6
 
 
-@pytest.mark.parametrize("config", [TINY, TINY_GATED, TINY.model_copy(update={"alt_start": 0, "depth": 4})])
+@pytest.mark.parametrize("config", [TINY, TINY_GATED, TINY.model_copy(update={"alt_start": 0, "num_layers": 4})])
 def test_a_fixture_tells_the_configuration(config: TrunkConfig) -> None:
     trunk, reader = DepthAnythingTrunk(config), DepthAnythingParity()
     shapes = {key: tuple(value.shape) for key, value in trunk.state_dict().items()}

@@ -69,7 +69,7 @@ def test_choosing_is_moving_the_reference_to_the_front_and_back(
         return chosen
 
     monkeypatch.setattr("sfkit_depth_anything.trunk.saddle_balanced", spy)
-    layers = list(range(1, config.depth + 1))
+    layers = list(range(1, config.num_layers + 1))
     auto = trunk(images, layers)
     (chosen,) = seen
     assert len(set(chosen)) > 1

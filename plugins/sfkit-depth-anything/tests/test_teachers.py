@@ -40,7 +40,7 @@ def test_the_registry_tells_what_the_class_does(kind: type[DA3Base]) -> None:
 @pytest.mark.parametrize("kind", TEACHERS, ids=lambda kind: kind.name)
 def test_a_policy_trains_with_it(kind: type[DA3Base]) -> None:
     policy = TinyPolicy()
-    SpatialForcing.wrap(policy, (kind.name, TINY), adapter=TinyAdapter(policy), depth=2)
+    SpatialForcing.wrap(policy, (kind.name, TINY), adapter=TinyAdapter(policy), student_layer=2)
     policy.train()
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2)
     losses = []
@@ -54,13 +54,15 @@ def test_a_policy_trains_with_it(kind: type[DA3Base]) -> None:
     assert not any("teacher" in name or "camera_token" in name for name in policy.state_dict())
 
 
-def test_the_licence_is_said_once_at_wrap_time(caplog: pytest.LogCaptureFixture, tmp_path: Any) -> None:
+def test_the_license_is_said_once_at_wrap_time(caplog: pytest.LogCaptureFixture, tmp_path: Any) -> None:
     for name, said in (("da3-giant", 1), ("da3-base", 0)):
         policy = TinyPolicy()
         caplog.clear()
         with caplog.at_level(logging.WARNING, logger="sfkit"):
             # Nothing is loaded yet: the note comes before a byte is fetched.
-            SpatialForcing.wrap(policy, (name, {"weights": str(tmp_path)}), adapter=TinyAdapter(policy), depth=2)
+            SpatialForcing.wrap(
+                policy, (name, {"weights": str(tmp_path)}), adapter=TinyAdapter(policy), student_layer=2
+            )
         notes = [record.getMessage() for record in caplog.records if "non-commercial" in record.getMessage()]
         assert len(notes) == said
         assert all("CC-BY-NC-4.0" in note and name in note for note in notes)

@@ -19,7 +19,7 @@ from torch import nn
 from sfkit.errors import ShapeError
 
 Make = Callable[..., DepthAnythingTrunk]
-CONFIGS = st.sampled_from([TINY, TINY_GATED, TINY.model_copy(update={"alt_start": 0, "depth": 3})])
+CONFIGS = st.sampled_from([TINY, TINY_GATED, TINY.model_copy(update={"alt_start": 0, "num_layers": 3})])
 
 
 @settings(deadline=None, max_examples=25)
@@ -34,7 +34,7 @@ CONFIGS = st.sampled_from([TINY, TINY_GATED, TINY.model_copy(update={"alt_start"
 def test_shapes(
     trunk_of: Make, config: TrunkConfig, b: int, v: int, grid: tuple[int, int], half: str, data: st.DataObject
 ) -> None:
-    layers = data.draw(st.lists(st.integers(1, config.depth), min_size=1, max_size=4))
+    layers = data.draw(st.lists(st.integers(1, config.num_layers), min_size=1, max_size=4))
     images = torch.randn(b, v, 3, grid[0] * 14, grid[1] * 14)
     found = trunk_of(config)(images, layers, half=half)
     width = config.dim * (2 if half == "both" else 1)
@@ -46,8 +46,8 @@ def test_shapes(
 @given(CONFIGS, st.sampled_from(["both", "local", "global"]), st.data())
 def test_some_layers_are_as_all_layers(trunk_of: Make, config: TrunkConfig, half: str, data: st.DataObject) -> None:
     trunk, images = trunk_of(config), torch.randn(1, 3, 3, 28, 42)
-    every = trunk(images, list(range(1, config.depth + 1)), half=half)
-    wanted = data.draw(st.lists(st.integers(1, config.depth), min_size=1))
+    every = trunk(images, list(range(1, config.num_layers + 1)), half=half)
+    wanted = data.draw(st.lists(st.integers(1, config.num_layers), min_size=1))
     for layer, feature in zip(wanted, trunk(images, wanted, half=half), strict=True):
         assert torch.equal(feature, every[layer - 1])
 
@@ -162,7 +162,7 @@ def test_the_full_size_waits_for_no_device(config: TrunkConfig) -> None:
     with without_weights():
         trunk = DepthAnythingTrunk(config)
         images = torch.zeros(1, 3, 3, 378, 504)
-    (feature,) = trunk(images, [config.depth])
+    (feature,) = trunk(images, [config.num_layers])
     assert feature.shape == (1, 3, 27, 36, 2 * config.dim)
 
 

@@ -29,7 +29,7 @@ class Reference:
         self.state = {key: value.double() for key, value in state.items()}
         self.enc_heads, self.dec_heads = enc_heads, dec_heads
 
-    def depth(self, stack: str) -> int:
+    def num_blocks(self, stack: str) -> int:
         return len({key.split(".")[1] for key in self.state if key.startswith(f"{stack}.")})
 
     def encode(self, image: Tensor) -> list[Tensor]:
@@ -44,7 +44,7 @@ class Reference:
                 tokens.append((weight * piece).sum((1, 2, 3)) + bias)
                 places.append((row, column))
         x, found = torch.stack(tokens), []
-        for i in range(self.depth("enc_blocks")):
+        for i in range(self.num_blocks("enc_blocks")):
             name = f"enc_blocks.{i}"
             x = x + self.self_attention(f"{name}.attn", self.norm(f"{name}.norm1", x), places, self.enc_heads)
             x = x + self.mlp(f"{name}.mlp", self.norm(f"{name}.norm2", x))
@@ -61,8 +61,8 @@ class Reference:
             places.append(self.places)
         streams = [self.linear("decoder_embed", x) for x in encoded]
         found: tuple[list[Tensor], list[Tensor]] = ([encoded[0]], [encoded[1]])
-        stacks = ("dec_blocks", "dec_blocks2" if self.depth("dec_blocks2") else "dec_blocks")
-        for i in range(self.depth("dec_blocks")):
+        stacks = ("dec_blocks", "dec_blocks2" if self.num_blocks("dec_blocks2") else "dec_blocks")
+        for i in range(self.num_blocks("dec_blocks")):
             streams = [
                 self.layer(f"{stacks[side]}.{i}", streams[side], streams[1 - side], places[side], places[1 - side])
                 for side in (0, 1)
@@ -100,8 +100,8 @@ class Reference:
         return x @ self.state[f"{name}.weight"].T + self.state[f"{name}.bias"]
 
     def norm(self, name: str, x: Tensor) -> Tensor:
-        centred = x - x.mean(-1, keepdim=True)
-        scaled = centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+        centered = x - x.mean(-1, keepdim=True)
+        scaled = centered / (centered.square().mean(-1, keepdim=True) + 1e-6).sqrt()
         return scaled * self.state[f"{name}.weight"] + self.state[f"{name}.bias"]
 
 

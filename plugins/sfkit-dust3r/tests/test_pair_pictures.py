@@ -11,15 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sfkit_backbones.placement import Placement
-from sfkit_dust3r.framing import official_placement
+from sfkit_dust3r.image_geometry import official_placement
 from sfkit_dust3r.resampling import resampling_matrix, resize
 from sfkit_dust3r.teacher import DUSt3RTeacher
 
 from sfkit import SpatialForcing
 from sfkit.errors import ConfigError, ViewsError
 from sfkit.policies.base import ForwardCall
+from sfkit.testing.correspondence import check_correspondence
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.registration import check_registration
 from sfkit.types import Views
 
 CPU = torch.device("cpu")
@@ -76,7 +76,7 @@ def test_shrinking_is_lanczos_and_enlarging_bicubic(view: tuple[int, int], kerne
     assert not torch.allclose(plain, resize(images, (160, 224), kernel))
 
 
-# ------------------------------------------------------------------------------------------------------------- framing
+# ------------------------------------------------------------------------------------------------------- image geometry
 
 
 @pytest.mark.parametrize(
@@ -94,12 +94,12 @@ def test_shrinking_is_lanczos_and_enlarging_bicubic(view: tuple[int, int], kerne
         ((1, 200), 512, False, Placement((16, 512), (16, 512))),
     ],
 )
-def test_official_framing(view: Any, side: int, square_ok: bool, wanted: Placement) -> None:
+def test_official_image_geometry(view: Any, side: int, square_ok: bool, wanted: Placement) -> None:
     assert official_placement(view, side, 16, square_ok=square_ok) == wanted
 
 
 @given(view=st.tuples(st.integers(1, 700), st.integers(1, 700)), side=st.sampled_from([224, 256, 384, 512]))
-def test_official_framing_only_crops(view: tuple[int, int], side: int) -> None:
+def test_official_image_geometry_only_crops(view: tuple[int, int], side: int) -> None:
     placed = official_placement(view, side, 16, square_ok=False)
     for canvas, scaled, offset in zip(placed.canvas, placed.scaled, (placed.top, placed.left), strict=True):
         assert canvas % 16 == 0
@@ -113,21 +113,21 @@ def test_a_square_view_loses_no_token_by_default() -> None:
         assert teacher.placement((224, 224)) == Placement((side, side), (side, side))
 
 
-def test_official_framing_and_another_fit_contradict_each_other() -> None:
+def test_official_image_geometry_and_another_fit_contradict_each_other() -> None:
     with pytest.raises(ConfigError, match="crops by itself"):
-        tiny(framing="official", fit="pad")
+        tiny(image_geometry="official", fit="pad")
 
 
-@pytest.mark.parametrize("framing", ["whole", "official"])
-def test_padding_and_letterbox_are_grey(framing: str) -> None:
-    teacher = tiny(framing=framing)
+@pytest.mark.parametrize("image_geometry", ["whole", "official"])
+def test_padding_and_letterbox_are_gray(image_geometry: str) -> None:
+    teacher = tiny(image_geometry=image_geometry)
     trunk = teacher.load(CPU)
     seen: list[torch.Tensor] = []
     trunk.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     views = views_of(torch.rand(1, 1, 3, 224, 224))
     views.valid[..., :32, :] = False
     teacher.encode(trunk, views, [1], (14, 14))
-    assert (seen[0][..., :32, :] == 0).all()  # mid-grey in [-1, 1]
+    assert (seen[0][..., :32, :] == 0).all()  # mid-gray in [-1, 1]
 
 
 # ------------------------------------------------------------------------------------------------------------- faults
@@ -142,13 +142,13 @@ def brighten(batch: Any, view: int, box: tuple[slice, slice]) -> Any:
 def test_fault_20_a_patch_moves_its_own_cell_of_a_view_that_is_not_square() -> None:
     policy = TinyPolicy(patch=8)
     teacher = ("dust3r", {"config": "tiny", "size": 96, "target": "encoder"})
-    policy = SpatialForcing.wrap(policy, teacher, adapter=TinyAdapter(policy), depth=0, layer=1).train()
+    policy = SpatialForcing.wrap(policy, teacher, adapter=TinyAdapter(policy), student_layer=0, teacher_layer=1).train()
     batch = tiny_batch(b=1, geometry=False)
     batch["images"] = torch.rand(1, 2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
     handle = policy.spatial_forcing
     (found,) = handle.hosts[0].features(handle.adapter.views(ForwardCall({"batch": batch}, None)), [1], (4, 6))
     assert found.grid == (4, 6)
-    check_registration(policy, batch, brighten)
+    check_correspondence(policy, batch, brighten)
 
 
 def test_fault_20_tokens_turn_by_row_and_column_and_not_the_other_way(
@@ -166,9 +166,11 @@ def test_fault_20_tokens_turn_by_row_and_column_and_not_the_other_way(
 
 
 @pytest.mark.parametrize("target", ["encoder", "decoder"])
-def test_fault_19_what_the_official_framing_crops_of_a_square_is_masked_and_the_rest_in_its_place(target: str) -> None:
+def test_fault_19_what_the_official_image_geometry_crops_of_a_square_is_masked_and_the_rest_in_its_place(
+    target: str,
+) -> None:
     # The network sees 192x256 of a square; the student's grid is 16x16.
-    teacher = tiny(framing="official", size=256, target=target)
+    teacher = tiny(image_geometry="official", size=256, target=target)
     trunk = teacher.load(CPU)
     (found,) = teacher.encode(trunk, views_of(torch.rand(2, 2, 3, 128, 128)), [1], (16, 16))
     assert found.grid == (16, 16)
@@ -208,7 +210,7 @@ def test_fault_26_pictures_enter_between_minus_one_and_one_exactly_once(name: st
     assert torch.allclose(seen[0], (images.flatten(0, 1) - 0.5) / 0.5, atol=1e-6)
 
 
-def test_fault_26_pictures_that_are_normalised_already_are_refused() -> None:
+def test_fault_26_pictures_that_are_normalized_already_are_refused() -> None:
     teacher = tiny(size=32)
     trunk = teacher.load(CPU)
     for images in (torch.rand(1, 1, 3, 32, 32) * 2 - 1, torch.rand(1, 1, 3, 32, 32) * 255):

@@ -46,7 +46,7 @@ def test_the_plugin_is_import_light() -> None:
 
 
 @pytest.mark.parametrize("name", ["dust3r", "mast3r"])
-def test_registered_with_its_licence(name: str) -> None:
+def test_registered_with_its_license(name: str) -> None:
     entry = default_registry().get("teacher", name)
     assert (entry.distribution, entry.license) == ("sfkit-dust3r", "CC-BY-NC-SA-4.0")
     assert entry.load().license == entry.license
@@ -92,7 +92,9 @@ def test_an_unknown_layer_is_refused(target: str, layer: int) -> None:
         TeacherHost(teacher).features(views_of(1, 1), [layer], (2, 2))
 
 
-@pytest.mark.parametrize("options", [{"size": 100}, {"target": "head"}, {"decoders": "three"}, {"framing": "square"}])
+@pytest.mark.parametrize(
+    "options", [{"size": 100}, {"target": "head"}, {"decoders": "three"}, {"image_geometry": "square"}]
+)
 def test_bad_options(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         tiny(**options)
@@ -229,7 +231,7 @@ def test_the_estimate_before_loading_counts_what_is_asked_for() -> None:
 def test_a_policy_trains_with_it(name: str, target: str) -> None:
     policy = TinyPolicy()
     teacher = (name, {"config": "tiny", "size": 32, "target": target})
-    policy = SpatialForcing.wrap(policy, teacher, adapter=TinyAdapter(policy), depth=2).train()
+    policy = SpatialForcing.wrap(policy, teacher, adapter=TinyAdapter(policy), student_layer=2).train()
     optimizer = torch.optim.AdamW(policy.parameters(), 1e-2)
     seen = []
     for _ in range(6):
@@ -244,12 +246,12 @@ def test_a_policy_trains_with_it(name: str, target: str) -> None:
     assert not [key for key in policy.state_dict() if "enc_blocks" in key]
 
 
-def test_the_licence_is_said_at_wrap_time(caplog: pytest.LogCaptureFixture, checkpoint: Callable[..., Path]) -> None:
+def test_the_license_is_said_at_wrap_time(caplog: pytest.LogCaptureFixture, checkpoint: Callable[..., Path]) -> None:
     def notes(teacher: Any) -> list[str]:
         caplog.clear()
         policy = TinyPolicy()
         with caplog.at_level(logging.WARNING, logger="sfkit"):
-            SpatialForcing.wrap(policy, teacher, adapter=TinyAdapter(policy), depth=2)
+            SpatialForcing.wrap(policy, teacher, adapter=TinyAdapter(policy), student_layer=2)
         return [record.getMessage() for record in caplog.records if "non-commercial" in record.getMessage()]
 
     path = str(checkpoint())

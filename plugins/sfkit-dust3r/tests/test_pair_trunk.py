@@ -155,7 +155,7 @@ def test_a_single_view_spares_the_partners_last_layer(trunk: Any) -> None:
 
 
 def test_an_encoder_alone_has_no_decoder(make_trunk: Callable[..., Any]) -> None:
-    alone = make_trunk(dec_depth=0)
+    alone = make_trunk(dec_layers=0)
     assert not [key for key in alone.state_dict() if key.startswith("dec")]
 
 

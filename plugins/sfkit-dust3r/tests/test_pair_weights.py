@@ -170,9 +170,9 @@ def test_fault_29_missing_unexpected_and_misshapen_tensors_are_named(checkpoint:
 def test_fault_29_a_deeper_checkpoint_is_not_cut_off(checkpoint: Callable[..., Path]) -> None:
     for target in ("encoder", "decoder"):
         with pytest.raises(CheckpointError, match=r"unexpected \(\d+\): enc_blocks\.2\."):
-            tiny(checkpoint(enc_depth=3), target=target).load(CPU)
+            tiny(checkpoint(enc_layers=3), target=target).load(CPU)
     with pytest.raises(CheckpointError, match=r"unexpected \(\d+\): dec_blocks\.3\."):
-        tiny(checkpoint(dec_depth=4)).load(CPU)
+        tiny(checkpoint(dec_layers=4)).load(CPU)
 
 
 def test_fault_29_one_decoder_is_shared_only_if_asked_for(

@@ -72,8 +72,8 @@ def test_fixtures_of_any_size_are_rebuilt_and_agree_with_the_plain_implementatio
     batch: int, patch: int, shared_decoder: bool,
 ) -> None:  # fmt: skip
     sizes = {
-        "enc_heads": enc[0], "enc_dim": 8 * enc[0] * enc[1], "enc_depth": enc[2], "enc_hidden": 20,
-        "dec_heads": dec[0], "dec_dim": 8 * dec[0] * dec[1], "dec_depth": dec[2], "dec_hidden": 12,
+        "enc_heads": enc[0], "enc_dim": 8 * enc[0] * enc[1], "enc_layers": enc[2], "enc_hidden": 20,
+        "dec_heads": dec[0], "dec_dim": 8 * dec[0] * dec[1], "dec_layers": dec[2], "dec_hidden": 12,
         "patch": patch, "shared_decoder": shared_decoder,
     }  # fmt: skip
     trunk = make_trunk(seed=1, **sizes)

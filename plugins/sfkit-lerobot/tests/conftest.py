@@ -96,11 +96,11 @@ def views_of() -> Callable[..., Any]:
 
 @pytest.fixture
 def tapped(views_of: Callable[..., Any]) -> Callable[..., Any]:
-    """``tapped(adapter, batch, depth)``: the hidden state, the views and the visual tokens of a forward."""
+    """``tapped(adapter, batch, layer)``: the hidden state, the views and the visual tokens of a forward."""
     from sfkit.alignment.tap import Tap
 
-    def tapped(adapter: Any, batch: dict[str, Any], depth: int) -> Any:
-        tap = Tap(depth, adapter.tap(depth))
+    def tapped(adapter: Any, batch: dict[str, Any], layer: int) -> Any:
+        tap = Tap(layer, adapter.tap(layer))
         tap.arm()
         torch.manual_seed(1)
         try:

@@ -24,7 +24,7 @@ CAMERA = {
     "pose_key": POSE,
 }
 EPISODES, LENGTH = 3, 4
-METRES = 0.75
+METERS = 0.75
 
 
 def _depth_feature(**info) -> dict:
@@ -48,8 +48,8 @@ def _record(root: Path, depth_dtype: type = np.uint16) -> None:
         "action": {"dtype": "float32", "shape": (4,), "names": None},
     }
     dataset = LeRobotDataset.create("local/toy", fps=10, features=features, root=root, use_videos=False)
-    # LeRobot takes integers for millimetres and floats for metres.
-    value = METRES * 1000 if depth_dtype is np.uint16 else METRES
+    # LeRobot takes integers for millimeters and floats for meters.
+    value = METERS * 1000 if depth_dtype is np.uint16 else METERS
     for episode in range(EPISODES):
         for step in range(LENGTH):
             dataset.add_frame(
@@ -98,17 +98,17 @@ def test_fault_54_the_unit_is_that_in_which_lerobot_returns_depth(unit, root) ->
     dataset = _open(root, depth_output_unit=unit)
     rig = camera_rig(dataset)
     assert rig.cameras[KEY].depth_unit == unit
-    assert float(dataset[0][DEPTH].mean()) * rig.depth_scale(KEY) == pytest.approx(METRES)
+    assert float(dataset[0][DEPTH].mean()) * rig.depth_scale(KEY) == pytest.approx(METERS)
 
 
-def test_fault_54_lerobots_default_is_millimetres(root) -> None:
+def test_fault_54_lerobots_default_is_millimeters(root) -> None:
     assert camera_rig(_open(root)).depth_scale(KEY) == 0.001
 
 
-def test_fault_54_depth_recorded_in_metres(tmp_path) -> None:
-    _record(tmp_path / "metres", np.float32)
-    dataset = _open(tmp_path / "metres")
-    assert float(dataset[0][DEPTH].mean()) * camera_rig(dataset).depth_scale(KEY) == pytest.approx(METRES)
+def test_fault_54_depth_recorded_in_meters(tmp_path) -> None:
+    _record(tmp_path / "meters", np.float32)
+    dataset = _open(tmp_path / "meters")
+    assert float(dataset[0][DEPTH].mean()) * camera_rig(dataset).depth_scale(KEY) == pytest.approx(METERS)
 
 
 def _forget_unit(info) -> None:
@@ -122,7 +122,7 @@ def test_fault_54_an_unrecorded_unit_is_an_error_and_can_be_stated(root, tmp_pat
     cameras = {"format": "sfkit.cameras/1", "cameras": {KEY: {**CAMERA, "depth_unit": "mm"}}}
     (copy / "meta" / "cameras.json").write_text(json.dumps(cameras))
     dataset = _open(copy)
-    assert float(dataset[0][DEPTH].mean()) * camera_rig(dataset).depth_scale(KEY) == pytest.approx(METRES)
+    assert float(dataset[0][DEPTH].mean()) * camera_rig(dataset).depth_scale(KEY) == pytest.approx(METERS)
 
 
 def test_fault_54_contradicting_units_are_an_error(root, tmp_path) -> None:
@@ -168,9 +168,9 @@ def test_a_depth_map_that_the_dataset_lacks_is_an_error(root, tmp_path) -> None:
         camera_rig(_open(copy))
 
 
-def test_a_colour_picture_is_no_depth_map(root, tmp_path) -> None:
+def test_a_color_picture_is_no_depth_map(root, tmp_path) -> None:
     copy = _edited(root, tmp_path, "cameras.json", lambda data: data["cameras"][KEY].update(depth_key=KEY))
-    with pytest.raises(ConfigError, match="colour picture"):
+    with pytest.raises(ConfigError, match="color picture"):
         camera_rig(_open(copy))
 
 
@@ -182,9 +182,9 @@ def test_fault_27_geometric_augmentation_is_refused(root) -> None:
         camera_rig(_open(root, image_transforms=ImageTransforms(ImageTransformsConfig(enable=True))))
     with pytest.raises(ConfigError, match="RandomHorizontalFlip"):
         camera_rig(_open(root, image_transforms=v2.Compose([v2.RandomHorizontalFlip()])))
-    colour = ImageTransformsConfig(enable=True)
-    del colour.tfs["affine"]
-    for harmless in (ImageTransforms(ImageTransformsConfig(enable=False)), ImageTransforms(colour)):
+    color = ImageTransformsConfig(enable=True)
+    del color.tfs["affine"]
+    for harmless in (ImageTransforms(ImageTransformsConfig(enable=False)), ImageTransforms(color)):
         camera_rig(_open(root, image_transforms=harmless))
 
 
@@ -198,11 +198,11 @@ def test_the_recording_of_the_repository_is_readable() -> None:
     assert rig.pose("observation.images.corner2", None, 2).shape == (2, 4, 4)
 
 
-def test_later_frames_stand_beside_the_present_ones(root) -> None:
-    from sfkit_lerobot import LaterFrames
+def test_future_frames_stand_beside_the_present_ones(root) -> None:
+    from sfkit_lerobot import FutureFrames
 
     dataset = _open(root)
-    ahead = LaterFrames(dataset, steps=(1, 3))
+    ahead = FutureFrames(dataset, steps=(1, 3))
     assert len(ahead) == EPISODES * LENGTH
     for index in range(len(ahead)):
         sample, place = ahead[index], index % LENGTH
@@ -217,11 +217,11 @@ def test_later_frames_stand_beside_the_present_ones(root) -> None:
     assert batch[f"{KEY}_in_3_steps_is_pad"].tolist() == [False, True, True, True, False]
     for steps in ((), (0,), (2, -1)):
         with pytest.raises(ConfigError, match="1 step ahead or more"):
-            LaterFrames(dataset, steps)
+            FutureFrames(dataset, steps)
 
 
-def test_later_frames_come_through_lerobots_processors_to_the_teacher(root, build, adapter_of) -> None:
-    from sfkit_lerobot import LaterFrames
+def test_future_frames_come_through_lerobots_processors_to_the_teacher(root, build, adapter_of) -> None:
+    from sfkit_lerobot import FutureFrames
     from sfkit_lerobot.testing import tiny_pi0_processors
 
     from sfkit import SpatialForcing
@@ -229,9 +229,9 @@ def test_later_frames_come_through_lerobots_processors_to_the_teacher(root, buil
     dataset = _open(root, delta_timestamps={"action": [step / 10 for step in range(8)]})
     policy = build("pi0", cameras=(KEY,), image_shape=(3, 12, 16))
     preprocess, _ = tiny_pi0_processors(policy, dataset.meta.stats, ["wave"])
-    ahead = LaterFrames(dataset, steps=(1,))
+    ahead = FutureFrames(dataset, steps=(1,))
     batch = preprocess(next(iter(torch.utils.data.DataLoader(ahead, batch_size=4))))
-    pair = {"depth": 2, "teacher": ("geometry", {"calibration_steps": 0}), "future": 1}
+    pair = {"student_layer": 2, "teacher": ("geometry", {"calibration_steps": 0}), "future": 1}
     SpatialForcing.wrap(policy, pairs=[pair], cameras=camera_rig(dataset))
     assert policy.spatial_forcing.adapter.future_views(ForwardCall({"batch": batch}, None), 1).present.tolist() == [
         [True], [True], [True], [False],

@@ -9,7 +9,7 @@ from sfkit_lerobot.testing import tiny_lerobot_batch
 from sfkit.errors import ConfigError
 
 
-def test_fault_10_the_projector_is_in_what_lerobot_optimises_and_clips(kind, build, wrap) -> None:
+def test_fault_10_the_projector_is_in_what_lerobot_optimizes_and_clips(kind, build, wrap) -> None:
     policy = wrap(build(kind))
     projector = {id(parameter) for parameter in policy.spatial_forcing.parameters()}
     # LeRobot's optimizers are built from the first, and its training loop clips the second.
@@ -17,21 +17,21 @@ def test_fault_10_the_projector_is_in_what_lerobot_optimises_and_clips(kind, bui
         assert projector <= {id(parameter) for parameter in parameters}
 
 
-def test_fault_35_depth_k_lies_above_k_blocks(kind, build, adapter_of, tapped) -> None:
-    policy, depth = build(kind), 2
+def test_fault_35_layer_k_lies_above_k_blocks(kind, build, adapter_of, tapped) -> None:
+    policy, layer = build(kind), 2
     adapter, batch = adapter_of(policy), tiny_lerobot_batch(policy)
-    before, _, _ = tapped(adapter, batch, depth)
-    for block, is_below in ((depth, False), (depth - 1, True)):
+    before, _, _ = tapped(adapter, batch, layer)
+    for block, is_below in ((layer, False), (layer - 1, True)):
         with torch.no_grad():
             adapter.decoder.layers[block].mlp.down_proj.weight.add_(0.1)
-        after, _, _ = tapped(adapter, batch, depth)
+        after, _, _ = tapped(adapter, batch, layer)
         assert torch.equal(after, before) is not is_below
 
 
-@pytest.mark.parametrize("depth", [-1, 5])
-def test_fault_35_depths_out_of_range_say_what_is_valid(kind, depth, build, wrap) -> None:
-    with pytest.raises(ConfigError, match=r"Depths are 0 \(embeddings\) to 4"):
-        wrap(build(kind), depth=depth)
+@pytest.mark.parametrize("layer", [-1, 5])
+def test_fault_35_layers_out_of_range_say_what_is_valid(kind, layer, build, wrap) -> None:
+    with pytest.raises(ConfigError, match=r"Student layers are 0 \(embeddings\) to 4"):
+        wrap(build(kind), student_layer=layer)
 
 
 def test_fault_43_lerobots_log_tells_the_losses_apart(kind, build, wrap) -> None:

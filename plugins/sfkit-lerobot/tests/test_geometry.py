@@ -64,13 +64,13 @@ def test_other_shapes_are_no_depth_maps(shape, build, adapter_of, views_of) -> N
         views_of(adapter_of(policy), batch)
 
 
-def test_fault_54_millimetres_are_metres_times_a_thousand(kind, build, adapter_of, views_of) -> None:
+def test_fault_54_millimeters_are_meters_times_a_thousand(kind, build, adapter_of, views_of) -> None:
     policy = build(kind)
     adapter = adapter_of(policy)
     batch = tiny_lerobot_batch(policy, geometry=True)
-    metres = views_of(adapter, batch).depth
+    meters = views_of(adapter, batch).depth
     adapter.cameras = _changed(adapter.cameras, depth_unit="mm")
-    torch.testing.assert_close(views_of(adapter, {**batch, DEPTH: batch[DEPTH] * 1000}).depth, metres)
+    torch.testing.assert_close(views_of(adapter, {**batch, DEPTH: batch[DEPTH] * 1000}).depth, meters)
 
 
 def test_fault_54_an_unknown_unit_is_an_error(kind, build, wrap) -> None:
@@ -112,7 +112,7 @@ def test_a_camera_without_depth_is_masked(kind, build, wrap) -> None:
     batch = tiny_lerobot_batch(policy, geometry=True)
     del batch[f"{WRIST}_depth"]
     policy(batch)
-    assert policy.spatial_forcing.metrics()["valid_tokens"] == pytest.approx(0.5)
+    assert policy.spatial_forcing.metrics()["sf_valid_token_fraction"] == pytest.approx(0.5)
 
 
 def test_moving_cameras_are_looked_up_by_the_global_index(kind, build, adapter_of, views_of) -> None:

@@ -1,4 +1,4 @@
-"""Which depth to align, of LeRobot's own classes: depth comes to the ranking by the cameras, as it does to wrap."""
+"""Which layer of LeRobot's own classes to align: depth reaches the ranking by the cameras, as it reaches wrap."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from sfkit_lerobot.testing import tiny_lerobot_batch, tiny_rig
-from sfkit_tools import rank_depths
+from sfkit_tools import rank_layers
 
 from sfkit.cli import main
 
@@ -15,17 +15,17 @@ TEACHER = ("geometry", {"calibration_steps": 0})
 
 
 @pytest.mark.parametrize("kind", ["smolvla", "pi0"])
-def test_every_depth_of_a_real_policy_is_ranked_and_nothing_is_left_behind(kind, build, wrap) -> None:
+def test_every_layer_of_a_real_policy_is_ranked_and_nothing_is_left_behind(kind, build, wrap) -> None:
     policy = build(kind)
     batch = tiny_lerobot_batch(policy, batch_size=4, geometry=True)
     before = {name: value.clone() for name, value in policy.state_dict().items()}
-    ranking = rank_depths(policy, batch, TEACHER, cameras=tiny_rig(policy), resamples=20)
-    assert [rank.depth for rank in ranking.depths] == [0, 1, 2, 3, 4]
+    ranking = rank_layers(policy, batch, TEACHER, cameras=tiny_rig(policy), resamples=20)
+    assert [rank.student_layer for rank in ranking.layers] == [0, 1, 2, 3, 4]
     assert (ranking.blocks, ranking.samples) == (4, 4)
-    for rank in ranking.depths:
+    for rank in ranking.layers:
         assert -1 <= rank.cka.low <= rank.cka.value <= 1
         assert rank.probe is not None
-    assert len({round(rank.cka.value, 6) for rank in ranking.depths}) == 5, "each depth has tokens of its own"
+    assert len({round(rank.cka.value, 6) for rank in ranking.layers}) == 5, "each layer has tokens of its own"
     assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())
     assert policy.training
     loss, _ = wrap(policy)(batch)
@@ -44,7 +44,7 @@ def test_the_command_takes_the_cameras_from_make(tmp_path, capsys, monkeypatch) 
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setattr(sys, "path", [*sys.path])
     with pytest.raises(SystemExit) as ended:
-        main(["layers", f"{tmp_path / 'ranked_pi0.py'}:make", "--teacher", "geometry", "--resamples", "20"])
+        main(["rank-layers", f"{tmp_path / 'ranked_pi0.py'}:make", "--teacher", "geometry", "--resamples", "20"])
     assert not ended.value.code
     told = capsys.readouterr().out
     for line in ("CKA to geometry@1", "depth probe, R²", "PI0Policy: 4 samples"):

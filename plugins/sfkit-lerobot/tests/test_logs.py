@@ -50,7 +50,7 @@ def test_between_two_logs_nothing_is_read_back(kind, build, wrap, monkeypatch) -
     reads.clear()
     _, third = policy.forward(dict(batch))
     assert (6,) not in reads
-    figures = {"action_loss", "sf_loss", "sf_cosine", "sf_weight", "sf_grad_ratio", "sf_grad_cosine"}
+    figures = {"action_loss", "sf_loss", "sf_cosine", "sf_effective_weight", "sf_grad_ratio", "sf_grad_cosine"}
     assert figures <= set(second)
     assert not figures & set(third)
 

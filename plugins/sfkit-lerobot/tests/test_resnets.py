@@ -1,4 +1,4 @@
-"""ACT and Diffusion: cells of a ResNet, normalised pictures, random crops, and several observation steps."""
+"""ACT and Diffusion: cells of a ResNet, normalized pictures, random crops, and several observation steps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sfkit.teachers.geometry import GeometryTeacher
 FRONT, WRIST = CAMERAS
 SEPARATE = {"use_separate_rgb_encoder_per_camera": True}
 CROPPED = {"crop_shape": (96, 112), "image_shape": (3, 128, 128)}
-#: Policy, its options, depth, rows and columns of cells.
+#: Policy, its options, student layer, rows and columns of cells.
 CASES = {
     "act": (tiny_act, {}, 0, (4, 4)),
     "act-odd": (tiny_act, {"image_shape": (3, 100, 150)}, 0, (4, 5)),
@@ -36,9 +36,9 @@ CASES = {
 
 @pytest.fixture(params=CASES)
 def case(request):
-    make, options, depth, grid = CASES[request.param]
+    make, options, layer, grid = CASES[request.param]
     torch.manual_seed(0)
-    return make(**options), depth, grid
+    return make(**options), layer, grid
 
 
 def adapter_of(policy, **options):
@@ -48,9 +48,9 @@ def adapter_of(policy, **options):
     return adapter
 
 
-def run(adapter, batch, depth, seed=1):
+def run(adapter, batch, layer, seed=1):
     """Views, tokens, and what each backbone saw, of one training forward."""
-    taps = {"tokens": Tap(depth, adapter.tap(depth))}
+    taps = {"tokens": Tap(layer, adapter.tap(layer))}
     taps.update({name: Watch(point) for name, point in adapter.watched().items()})
     model = adapter.policy
     backbones = [model.model.backbone] if model.config.type == "act" else [e.backbone for e in adapter._encoders]
@@ -66,7 +66,7 @@ def run(adapter, batch, depth, seed=1):
         for handle in hooks:
             handle.remove()
     with torch.no_grad():
-        views = adapter.views(ForwardCall({"batch": batch}, None, found, (depth,)))
+        views = adapter.views(ForwardCall({"batch": batch}, None, found, (layer,)))
     return views, adapter.visual_tokens(hidden, views), seen
 
 
@@ -86,10 +86,10 @@ def most_moved(before, after):
 
 
 def test_fault_20_a_patch_moves_its_own_token_and_its_own_cell(case) -> None:
-    policy, depth, grid = case
+    policy, layer, grid = case
     adapter = adapter_of(policy)
     batch = tiny_lerobot_batch(policy, batch_size=4, geometry=True)
-    views, before, _ = run(adapter, batch, depth)
+    views, before, _ = run(adapter, batch, layer)
     assert before.grid == grid
     teacher = GeometryTeacher()
     teacher.fit([(views, grid)])
@@ -101,14 +101,14 @@ def test_fault_20_a_patch_moves_its_own_token_and_its_own_cell(case) -> None:
         changed = dict(batch)
         changed[WRIST] = torch.where(patch, 4 - batch[WRIST], batch[WRIST])
         changed[f"{WRIST}_depth"] = torch.where(patch, batch[f"{WRIST}_depth"] + 0.5, batch[f"{WRIST}_depth"])
-        views_after, after, _ = run(adapter, changed, depth)
+        views_after, after, _ = run(adapter, changed, layer)
         assert most_moved(before, after) == (view, *cell)
         (target_after,) = teacher.encode(None, views_after, [1], grid)
         assert most_moved(target, target_after) == (view, *cell)
 
 
 @pytest.mark.parametrize(
-    ("make", "options", "depth"),
+    ("make", "options", "layer"),
     [
         (tiny_act, {}, 0),
         (tiny_act, {"replace_final_stride_with_dilation": True, "vision_backbone": "resnet50"}, 0),
@@ -116,13 +116,13 @@ def test_fault_20_a_patch_moves_its_own_token_and_its_own_cell(case) -> None:
         (tiny_diffusion, {"n_obs_steps": 1}, 4),
     ],
 )
-def test_fault_20_a_cell_looks_at_the_middle_of_its_patch(make, options, depth) -> None:
+def test_fault_20_a_cell_looks_at_the_middle_of_its_patch(make, options, layer) -> None:
     torch.manual_seed(0)
     policy = make(cameras=(FRONT,), image_shape=(3, 384, 384), **options)
     adapter = adapter_of(policy)
     batch = tiny_lerobot_batch(policy, batch_size=1, geometry=True)
     picture = batch[FRONT] = batch[FRONT].requires_grad_()
-    views, tokens, _ = run(adapter, batch, depth)
+    views, tokens, _ = run(adapter, batch, layer)
     cell = tokens.grid[0] // 2
     token, looked = tokens.values[0, 0, cell, cell], 0
     for _ in range(4):
@@ -130,17 +130,17 @@ def test_fault_20_a_cell_looks_at_the_middle_of_its_patch(make, options, depth) 
         (gradient,) = torch.autograd.grad(token, picture, cotangent, retain_graph=True)
         looked = looked + gradient.square().reshape(-1, 384, 384).sum(0)
     pixels = torch.arange(384.0)
-    centre = torch.stack([(looked.sum(0) * pixels).sum(), (looked.sum(1) * pixels).sum(), looked.sum()]) / looked.sum()
-    stride = adapter.stride(depth)
+    center = torch.stack([(looked.sum(0) * pixels).sum(), (looked.sum(1) * pixels).sum(), looked.sum()]) / looked.sum()
+    stride = adapter.stride(layer)
     wanted = torch.full((2,), stride * cell + (stride - 1) / 2)
-    torch.testing.assert_close((views.source_to_view[0, 0] @ centre)[:2], wanted, atol=max(0.8, stride / 6), rtol=0)
+    torch.testing.assert_close((views.source_to_view[0, 0] @ center)[:2], wanted, atol=max(0.8, stride / 6), rtol=0)
 
 
 def test_fault_26_27_the_teacher_sees_the_crop_that_the_network_saw_as_the_camera_saw_it(case) -> None:
-    policy, depth, _ = case
+    policy, layer, _ = case
     adapter, steps = adapter_of(policy), policy.config.n_obs_steps
     batch = tiny_lerobot_batch(policy, geometry=True)
-    views, _, seen = run(adapter, batch, depth)
+    views, _, seen = run(adapter, batch, layer)
     b, v = views.images.shape[:2]
     if policy.config.type == "act":
         network = torch.stack(seen, 1)
@@ -149,7 +149,7 @@ def test_fault_26_27_the_teacher_sees_the_crop_that_the_network_saw_as_the_camer
     else:
         network = seen[0].unflatten(0, (b, steps, v))[:, -1]
     network = network * 0.25 + 0.5
-    top = left = adapter.stride(depth) // 2
+    top = left = adapter.stride(layer) // 2
     h, w = network.shape[-2:]
     inside = views.images[..., top : top + h, left : left + w]
     torch.testing.assert_close(inside, network[..., : inside.shape[-2], : inside.shape[-1]], atol=2e-6, rtol=0)
@@ -185,7 +185,7 @@ def test_fault_27_a_forward_in_eval_mode_crops_the_middle() -> None:
 
 def test_fault_26_unknown_statistics_are_an_error() -> None:
     policy = tiny_act()
-    with pytest.raises(ViewsError, match=r"normalises pictures by MEAN_STD.*\n.*image_stats\(dataset\)"):
+    with pytest.raises(ViewsError, match=r"normalizes pictures by MEAN_STD.*\n.*image_stats\(dataset\)"):
         run(ACTAdapter(policy, None), tiny_lerobot_batch(policy), 0)
 
 
@@ -194,8 +194,8 @@ def test_fault_25_views_are_in_the_order_of_the_policy(kind) -> None:
     policy = {"act": tiny_act, "diffusion": tiny_diffusion}[kind]()
     batch = tiny_lerobot_batch(policy, geometry=True)
     backwards = {key: batch[key] for key in reversed(batch)}
-    depth = {"act": 0, "diffusion": 3}[kind]
-    (views, tokens, _), (others, same, _) = (run(adapter_of(policy), one, depth) for one in (batch, backwards))
+    layer = {"act": 0, "diffusion": 3}[kind]
+    (views, tokens, _), (others, same, _) = (run(adapter_of(policy), one, layer) for one in (batch, backwards))
     assert views.names == others.names == CAMERAS
     assert torch.equal(views.images, others.images)
     assert torch.equal(tokens.values, same.values)
@@ -256,11 +256,11 @@ def test_fault_10_diffusions_optimizer_without_the_projector_is_an_error() -> No
         train()
 
 
-def test_depths_on_different_grids_are_refused() -> None:
+def test_layers_on_different_grids_are_refused() -> None:
     policy = tiny_diffusion()
     adapter, batch = adapter_of(policy), tiny_lerobot_batch(policy, geometry=True)
     crops = {"crop.0": ((0, 0),)}
-    with pytest.raises(AdapterError, match=r"depths 3, 4 of diffusion have cells of \[16, 32\] pixels"):
+    with pytest.raises(AdapterError, match=r"layers 3, 4 of diffusion have cells of \[16, 32\] pixels"):
         adapter.views(ForwardCall({"batch": batch}, None, crops, (3, 4)))
     assert adapter.views(ForwardCall({"batch": batch}, None, crops, (0, 1))).size == (128, 128)
 
@@ -270,4 +270,4 @@ def test_pictures_of_different_sizes_are_refused() -> None:
     batch = tiny_lerobot_batch(policy, geometry=True)
     batch[WRIST] = batch[WRIST][..., :64]
     with pytest.raises(ViewsError, match="different sizes"):
-        adapter_of(policy).views(ForwardCall({"batch": batch}, None, depths=(0,)))
+        adapter_of(policy).views(ForwardCall({"batch": batch}, None, student_layers=(0,)))

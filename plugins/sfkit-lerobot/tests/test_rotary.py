@@ -47,7 +47,7 @@ def test_a_policy_trains_with_attention(kind, build, wrap) -> None:
     policy = build(kind).train()
     if kind == "smolvla":
         policy.requires_grad_(True)
-    block = {"depth": 2, "teacher": PatchTeacher(), "layer": 2, "objective": "attention"}
+    block = {"student_layer": 2, "teacher": PatchTeacher(), "teacher_layer": 2, "objective": "attention"}
     wrap(policy, None, pairs=[block])
     batch = tiny_lerobot_batch(policy)
     policy.forward(dict(batch))[0].backward()
@@ -65,7 +65,7 @@ def test_the_key_of_a_tap_is_understood(build, adapter_of, views_of) -> None:
     try:
         tap.arm()
         policy.forward(dict(batch))
-        found = tokens_at(adapter, tap.depth, tap.take(), views_of(adapter, batch))
+        found = tokens_at(adapter, tap.student_layer, tap.take(), views_of(adapter, batch))
     finally:
         tap.remove()
     assert found.values.requires_grad

@@ -70,12 +70,12 @@ def test_lerobot_loads_it_strictly_and_it_acts_the_same(kind, build, wrap, tmp_p
 
 
 def test_fault_31_training_resumes_where_it_was(kind, build, wrap, tmp_path) -> None:
-    policy = _trained(wrap(build(kind), depth=2, weight=0.25))
+    policy = _trained(wrap(build(kind), student_layer=2, weight=0.25))
     policy.save_pretrained(tmp_path)
     resumed = _load(kind, tmp_path)
     SpatialForcing.from_pretrained(resumed, tmp_path, cameras=tiny_rig(resumed)).train()
     handle = resumed.spatial_forcing
-    assert (handle.steps, handle.weight, handle.pairs[0].depth, handle.adapter.name) == (2, 0.25, 2, kind)
+    assert (handle.steps, handle.weight, handle.pairs[0].student_layer, handle.adapter.name) == (2, 0.25, 2, kind)
     batch, results = tiny_lerobot_batch(policy, geometry=True), []
     for each in (policy, resumed):
         torch.manual_seed(3)

@@ -19,9 +19,9 @@ def test_fault_05_every_tap_is_the_hidden_state_that_it_is_named_after(
     output = decoder_run(policy, kind, adapter.decoder, batch)
     states, normed = output.hidden_states, output.last_hidden_state
     assert adapter.num_layers == 4
-    for depth in range(adapter.num_layers):
-        hidden, _, _ = tapped(adapter, batch, depth)
-        torch.testing.assert_close(hidden, states[depth], atol=2e-6, rtol=1e-5)
+    for layer in range(adapter.num_layers):
+        hidden, _, _ = tapped(adapter, batch, layer)
+        torch.testing.assert_close(hidden, states[layer], atol=2e-6, rtol=1e-5)
     last, _, _ = tapped(adapter, batch, adapter.num_layers)
     after_norm = adapter.decoder.norm(last)
     torch.testing.assert_close(
@@ -38,7 +38,7 @@ def test_fault_01_and_02_taps_fire_once_where_hooks_on_blocks_or_policy_are_sile
     for block in adapter.decoder.layers:
         block.register_forward_hook(lambda *_: fired.append("block"))
     policy.register_forward_hook(lambda *_: fired.append("policy"))
-    taps = [Tap(depth, adapter.tap(depth)) for depth in range(adapter.num_layers + 1)]
+    taps = [Tap(layer, adapter.tap(layer)) for layer in range(adapter.num_layers + 1)]
     for tap in taps:
         tap.arm()
     batch = tiny_lerobot_batch(policy)
@@ -61,20 +61,20 @@ def test_fault_02_alignment_runs_whether_forward_is_called_directly_or_not(kind,
 def test_the_path_of_a_tap_leads_to_its_module(kind, build, adapter_of) -> None:
     policy = build(kind)
     adapter = adapter_of(policy)
-    for depth in range(adapter.num_layers + 1):
-        point = adapter.tap(depth)
+    for layer in range(adapter.num_layers + 1):
+        point = adapter.tap(layer)
         assert policy.get_submodule(point.path) is point.module
-        assert adapter.dim(depth) == 64
+        assert adapter.dim(layer) == 64
 
 
 def test_gradient_of_alignment_reaches_what_is_below_the_tap_and_nothing_above(kind, build, adapter_of, tapped) -> None:
-    policy, depth = build(kind), 2
+    policy, layer = build(kind), 2
     adapter = adapter_of(policy)
-    _, _, student = tapped(adapter, tiny_lerobot_batch(policy), depth)
+    _, _, student = tapped(adapter, tiny_lerobot_batch(policy), layer)
     student.values.square().sum().backward()
     reached = {name for name, p in policy.named_parameters() if p.grad is not None and bool(p.grad.ne(0).any())}
-    below = {f"{adapter.decoder_path}.layers.{k}.mlp.up_proj.weight" for k in range(depth)}
-    above = tuple(f"{adapter.decoder_path}.layers.{k}." for k in range(depth, adapter.num_layers))
+    below = {f"{adapter.decoder_path}.layers.{k}.mlp.up_proj.weight" for k in range(layer)}
+    above = tuple(f"{adapter.decoder_path}.layers.{k}." for k in range(layer, adapter.num_layers))
     assert below <= reached
     assert any("vision" in name for name in reached)
     assert not [name for name in reached if name.startswith(above) or ".lm_expert." in name or "gemma_expert" in name]
@@ -115,14 +115,14 @@ def test_fault_06_pi0_fast_trains_its_backbone_by_default_and_says_so_when_froze
     policy.model.paligemma_with_expert.paligemma.model.requires_grad_(False)
     policy.model.paligemma_with_expert.paligemma.model.language_model.layers[-1].requires_grad_(True)
     with pytest.raises(GradientError):
-        wrap(policy, depth=2)(tiny_lerobot_batch(policy, geometry=True))
+        wrap(policy, student_layer=2)(tiny_lerobot_batch(policy, geometry=True))
 
 
 @pytest.mark.parametrize("pi", ["pi0", "pi05", "pi0_fast"])
 def test_fault_04_checkpointing_pi0_changes_no_gradient(pi, build, wrap) -> None:
     gradients = []
     for checkpointing in (False, True):
-        policy = wrap(build(pi, gradient_checkpointing=checkpointing), depth=2)
+        policy = wrap(build(pi, gradient_checkpointing=checkpointing), student_layer=2)
         torch.manual_seed(5)
         loss, _ = policy(tiny_lerobot_batch(policy, geometry=True))
         (tap,) = policy.spatial_forcing.taps.values()

@@ -1,4 +1,4 @@
-"""What the vision tower gives (VEGA), and frames of a later moment (FRAPPE), of LeRobot's own classes."""
+"""What the vision tower gives (VEGA), and future frames (FRAPPE), of LeRobot's own classes."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from sfkit import SpatialForcing
 from sfkit.alignment.tap import tap_at, tokens_at
 from sfkit.errors import ConfigError, GradientError, ViewsError
 from sfkit.policies.base import ForwardCall
-from sfkit.testing.registration import check_registration
+from sfkit.testing.correspondence import check_correspondence
 from sfkit.testing.teachers import PatchTeacher
 
 FRONT, WRIST = CAMERAS
 SIDE = "observation.images.side"
 
 
-def later(policy, batch, steps: int = 8, seed: int = 5) -> dict:
-    """The batch with frames of a later moment, and that moment as a batch of its own."""
+def future(policy, batch, steps: int = 8, seed: int = 5) -> dict:
+    """The batch with future frames, and those frames as a batch of its own."""
     ahead = tiny_lerobot_batch(policy, seed=seed, geometry=True)
     keys = [key for key in batch if "images" in key]
     return {**batch, **{f"{key}_in_{steps}_steps": ahead[key] for key in keys}}, {
@@ -35,7 +35,7 @@ def test_the_towers_output_of_each_view(kind, build, adapter_of, views_of) -> No
         tap.arm()
     policy.forward(dict(batch))
     views = views_of(adapter, batch)
-    tokens, embedded = (tokens_at(adapter, tap.depth, tap.take(), views) for tap in (encoder, first))
+    tokens, embedded = (tokens_at(adapter, tap.student_layer, tap.take(), views) for tap in (encoder, first))
     assert tokens.dim == adapter.encoder_dim()
     side = 8 if kind == "smolvla" else 4  # SmolVLA's tower has four patches for each token of its language model
     assert tokens.grid == (side, side)
@@ -52,13 +52,13 @@ def test_every_patch_moves_its_own_token_of_the_tower(kind, build, wrap) -> None
         picture[:, :, box[0], box[1]] = 1 - picture[:, :, box[0], box[1]].round()
         return {**batch, CAMERAS[view]: picture}
 
-    policy = wrap(build(kind), PatchTeacher(), depth="encoder")
-    check_registration(policy, tiny_lerobot_batch(policy), perturb)
+    policy = wrap(build(kind), PatchTeacher(), student_layer="encoder")
+    check_correspondence(policy, tiny_lerobot_batch(policy), perturb)
 
 
 def test_vega_trains_the_tower_alone_of_a_real_policy(kind, build, wrap) -> None:
     policy = wrap(build(kind), PatchTeacher(), preset="vega")
-    assert policy.spatial_forcing.config.pairs[0].depth == "encoder"
+    assert policy.spatial_forcing.config.pairs[0].student_layer == "encoder"
     batch = tiny_lerobot_batch(policy)
     grads = []
     for off in (True, False):
@@ -79,11 +79,11 @@ def test_fault_06_a_frozen_tower_is_an_error_where_it_is_what_is_aligned(build, 
         policy(tiny_lerobot_batch(policy))
 
 
-def test_the_teacher_sees_the_later_frame_and_the_policy_does_not(kind, build, wrap) -> None:
+def test_the_teacher_sees_the_future_frame_and_the_policy_does_not(kind, build, wrap) -> None:
     policy = build(kind)
     now = tiny_lerobot_batch(policy, geometry=True)
-    batch, ahead = later(policy, now)
-    policy = wrap(policy, None, pairs=[{"depth": 2, "teacher": "geometry", "future": 8}])
+    batch, ahead = future(policy, now)
+    policy = wrap(policy, None, pairs=[{"student_layer": 2, "teacher": "geometry", "future": 8}])
     torch.manual_seed(1)
     _, logs = policy(dict(batch))
     torch.manual_seed(1)
@@ -91,7 +91,7 @@ def test_the_teacher_sees_the_later_frame_and_the_policy_does_not(kind, build, w
         plain, _ = policy(dict(now))
     assert logs["action_loss"] == float(plain.detach())
     handle = policy.spatial_forcing
-    # The teacher is shown what the policy would see if the later moment were the present one.
+    # The teacher is shown what the policy would see if the future frame were the present one.
     found = handle.adapter.future_views(ForwardCall({"batch": batch}, None), 8)
     wanted = handle.adapter.views(ForwardCall({"batch": ahead}, None))
     for name in ("images", "valid", "depth", "intrinsics", "source_to_view"):
@@ -102,8 +102,8 @@ def test_the_teacher_sees_the_later_frame_and_the_policy_does_not(kind, build, w
 @pytest.mark.parametrize("kind", ["smolvla", "pi05"])
 def test_past_the_end_of_an_episode_nothing_is_compared(kind, build, wrap) -> None:
     policy = build(kind)
-    batch, _ = later(policy, tiny_lerobot_batch(policy, geometry=True))
-    policy = wrap(policy, None, pairs=[{"depth": 2, "teacher": PatchTeacher(), "future": 8}])
+    batch, _ = future(policy, tiny_lerobot_batch(policy, geometry=True))
+    policy = wrap(policy, None, pairs=[{"student_layer": 2, "teacher": PatchTeacher(), "future": 8}])
     ended = {f"{key}_in_8_steps_is_pad": torch.tensor([False, True]) for key in CAMERAS}
     views = policy.spatial_forcing.adapter.future_views(ForwardCall({"batch": {**batch, **ended}}, None), 8)
     assert views.present.tolist() == [[True, True], [False, False]]
@@ -117,13 +117,13 @@ def test_past_the_end_of_an_episode_nothing_is_compared(kind, build, wrap) -> No
     assert losses[0] == losses[1] > 0
 
 
-def test_what_is_not_known_of_the_later_moment_is_left_out(build, adapter_of) -> None:
+def test_what_is_not_known_of_the_future_frame_is_left_out(build, adapter_of) -> None:
     policy = build("pi0", cameras=(*CAMERAS, SIDE))
     adapter = adapter_of(policy)
     now = tiny_lerobot_batch(policy, missing=[FRONT], geometry=True)
     batch = {**now, **{f"{key}_in_3_steps": now[key] for key in (WRIST, SIDE)}}
     views = adapter.future_views(ForwardCall({"batch": batch}, None), 3)
-    # Views are in the order of the tokens, and a depth map of another moment is no depth map.
+    # Views are in the order of the tokens, and a depth map of another frame is no depth map.
     assert views.names == adapter.views(ForwardCall({"batch": now}, None)).names == (WRIST, SIDE, FRONT)
     assert views.present.tolist() == [[True, True, False]] * 2
     assert views.depth is None
@@ -132,7 +132,7 @@ def test_what_is_not_known_of_the_later_moment_is_left_out(build, adapter_of) ->
     assert views.depth.flatten(2).any(-1).tolist() == [[False, True, False]] * 2
 
 
-def test_poses_are_those_of_the_later_moment(build, adapter_of) -> None:
+def test_poses_are_those_of_the_future_frame(build, adapter_of) -> None:
     from sfkit.cameras import CameraRig, PoseTable
 
     policy = build("pi0")
@@ -144,21 +144,21 @@ def test_poses_are_those_of_the_later_moment(build, adapter_of) -> None:
     poses = torch.eye(4).repeat(20, 1, 1)
     poses[:, 0, 3] = torch.arange(20.0)
     adapter.cameras = CameraRig(moving, {"pose": PoseTable(torch.arange(20), poses)})
-    batch, _ = later(policy, tiny_lerobot_batch(policy, geometry=True))
+    batch, _ = future(policy, tiny_lerobot_batch(policy, geometry=True))
     views = adapter.future_views(ForwardCall({"batch": batch}, None), 8)
     assert views.world_from_camera[:, 0, 0, 3].tolist() == [8, 9]
 
 
-def test_a_batch_without_later_frames_says_what_to_do(kind, build, adapter_of) -> None:
+def test_a_batch_without_future_frames_says_what_to_do(kind, build, adapter_of) -> None:
     policy = build(kind)
     batch = tiny_lerobot_batch(policy)
     batch[f"{FRONT}_in_8_steps"] = batch[FRONT]
     with pytest.raises(ViewsError, match=f"no '{WRIST}_in_8_steps'") as caught:
         adapter_of(policy).future_views(ForwardCall({"batch": batch}, None), 8)
-    assert "LaterFrames(dataset, steps=(8,))" in caught.value.remedy
+    assert "FutureFrames(dataset, steps=(8,))" in caught.value.remedy
 
 
-def test_a_later_frame_is_as_the_camera_saw_it_where_pictures_are_normalised(build, adapter_of, views_of) -> None:
+def test_a_future_frame_is_as_the_camera_saw_it_where_pictures_are_normalized(build, adapter_of, views_of) -> None:
     from lerobot.configs.types import NormalizationMode
 
     policy = build("smolvla")
@@ -173,7 +173,7 @@ def test_a_later_frame_is_as_the_camera_saw_it_where_pictures_are_normalised(bui
     assert not torch.allclose(found.images, views_of(adapter, batch).images, atol=0.01)
 
 
-def test_an_adapter_that_knows_no_later_frames_says_so(build) -> None:
+def test_an_adapter_that_knows_no_future_frames_says_so(build) -> None:
     from sfkit_lerobot import ACTAdapter
     from sfkit_lerobot.testing import tiny_act
 

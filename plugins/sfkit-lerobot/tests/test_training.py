@@ -13,7 +13,7 @@ from sfkit import SfkitWarning, SpatialForcing
 from sfkit.errors import SfkitError, ViewsError
 
 FRONT, WRIST = CAMERAS
-LOGGED = {"action_loss", "sf_loss", "sf_cosine", "sf_weight"}
+LOGGED = {"action_loss", "sf_loss", "sf_cosine", "sf_effective_weight"}
 
 
 def seeded(policy, batch, **arguments):
@@ -21,7 +21,7 @@ def seeded(policy, batch, **arguments):
     return policy.forward(dict(batch), **arguments)
 
 
-def test_alignment_is_learnt(kind, build, wrap) -> None:
+def test_alignment_is_learned(kind, build, wrap) -> None:
     policy = wrap(build(kind), weight=1.0)
     optimizer = torch.optim.AdamW(policy.get_optim_params(), lr=3e-3)
     batch = tiny_lerobot_batch(policy, geometry=True)
@@ -56,7 +56,7 @@ def test_logs_cost_one_wait_for_the_device(kind, build, adapter_of, monkeypatch)
     logs = {key: torch.tensor(float(i)) for i, key in enumerate(sorted(LOGGED))}
     loss, info = adapter.with_loss((torch.tensor(1.0), {"loss": 1.0}), torch.tensor(2.0), logs)
     assert waits == [1]
-    assert info == {"loss": 1.0, "action_loss": 0.0, "sf_cosine": 1.0, "sf_loss": 2.0, "sf_weight": 3.0}
+    assert info == {"loss": 1.0, "action_loss": 0.0, "sf_cosine": 1.0, "sf_loss": 2.0, "sf_effective_weight": 3.0}
     assert loss == 2.0
     assert adapter.with_loss((torch.tensor(1.0), None), torch.tensor(2.0), logs)[1].keys() == LOGGED
     assert adapter.with_loss((torch.tensor(1.0), None), torch.tensor(2.0), {}) == (torch.tensor(2.0), None)
@@ -94,7 +94,7 @@ def test_a_camera_that_is_missing_from_the_whole_batch(kind, build, wrap) -> Non
     assert torch.isfinite(loss)
     assert info["sf_loss"] > 0
     # pi0 and pi0.5 keep a view for it, SmolVLA does not.
-    valid = policy.spatial_forcing.metrics()["valid_tokens"]
+    valid = policy.spatial_forcing.metrics()["sf_valid_token_fraction"]
     assert valid == pytest.approx(1.0 if kind == "smolvla" else 0.5)
 
 
@@ -122,7 +122,7 @@ def test_a_sample_without_depth_is_masked_and_the_others_are_aligned(kind, build
         batch[f"{key}_depth"][0] = torch.nan
     loss, _ = policy(batch)
     loss.backward()
-    assert policy.spatial_forcing.metrics()["valid_tokens"] == pytest.approx(0.5)
+    assert policy.spatial_forcing.metrics()["sf_valid_token_fraction"] == pytest.approx(0.5)
     assert all(bool(p.grad.isfinite().all()) for p in policy.parameters() if p.grad is not None)
 
 

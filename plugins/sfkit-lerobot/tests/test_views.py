@@ -107,7 +107,7 @@ def test_fault_25_smolvla_with_empty_cameras(empty, build, adapter_of, tapped) -
     assert student.mask.flatten(2).any(-1).tolist() == [[True] + [False] * empty] * 2
 
 
-def test_smolvla_padding_masks_are_honoured(build, adapter_of, tapped) -> None:
+def test_smolvla_padding_masks_are_honored(build, adapter_of, tapped) -> None:
     policy = build("smolvla")
     batch = {**tiny_lerobot_batch(policy), f"{WRIST}_padding_mask": torch.tensor([True, False])}
     _, views, student = tapped(adapter_of(policy), batch, 1)
@@ -191,7 +191,7 @@ def test_fault_16_a_sequence_of_another_length_is_an_error(kind, build, adapter_
         adapter.visual_tokens(torch.cat([hidden[:, :1], hidden], 1), views)
 
 
-def _normalised(batch, mode, stats):
+def _normalized(batch, mode, stats):
     """As LeRobot's own preprocessor does it."""
     from lerobot.configs.types import FeatureType, NormalizationMode, PolicyFeature
     from lerobot.processor import NormalizerProcessorStep
@@ -218,17 +218,17 @@ STATS = {
 
 
 @pytest.mark.parametrize("mode", ["MEAN_STD", "MIN_MAX", "QUANTILES"])
-def test_fault_26_normalisation_of_pictures_is_undone(kind, mode, build, adapter_of, views_of) -> None:
+def test_fault_26_normalization_of_pictures_is_undone(kind, mode, build, adapter_of, views_of) -> None:
     from lerobot.configs.types import NormalizationMode
 
     identity = build(kind, image_shape=(3, 48, 64))
     batch = tiny_lerobot_batch(identity)
     mapping = {"VISUAL": NormalizationMode(mode), "STATE": NormalizationMode.IDENTITY}
     policy = build(kind, image_shape=(3, 48, 64), normalization_mapping=mapping)
-    normalised = _normalised(batch, mode, STATS)
-    assert float(normalised[FRONT].min()) < -0.5
+    normalized = _normalized(batch, mode, STATS)
+    assert float(normalized[FRONT].min()) < -0.5
     expected = views_of(adapter_of(identity), batch)
-    found = views_of(adapter_of(policy, image_stats=STATS), normalised)
+    found = views_of(adapter_of(policy, image_stats=STATS), normalized)
     torch.testing.assert_close(found.images, expected.images, atol=1e-5, rtol=0)
     check_views(found)
 
@@ -246,7 +246,7 @@ def test_fault_26_unknown_statistics_are_an_error(kind, build, adapter_of, views
 
 @pytest.mark.parametrize("scale", [255.0, -1.0])
 def test_fault_26_pictures_outside_0_to_1_are_an_error(kind, scale, build, wrap) -> None:
-    # pi0 clamps what it resizes: looked at afterwards, such pictures would be black or white, and in range.
+    # pi0 clamps what it resizes: looked at afterward, such pictures would be black or white, and in range.
     policy = wrap(build(kind, image_shape=(3, 48, 64)))
     batch = tiny_lerobot_batch(policy, geometry=True)
     batch[FRONT] = batch[FRONT] * scale

@@ -72,7 +72,7 @@ def step(build, wrap, moving):
         batch = {key: value.to(device) for key, value in batch.items()}
         loss = torch.zeros((), device=device, requires_grad=True)
         hidden = {
-            depth: torch.empty_like(state, device=device, requires_grad=True) for depth, state in seen["hidden"].items()
+            layer: torch.empty_like(state, device=device, requires_grad=True) for layer, state in seen["hidden"].items()
         }
         handle._open_step()
         return lambda: handle._join((batch,), {}, (loss, {}), hidden, {})

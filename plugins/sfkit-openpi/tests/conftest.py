@@ -60,19 +60,19 @@ def wrap() -> Callable[..., Any]:
     from sfkit.testing.teachers import PatchTeacher
 
     def wrap(policy: Any, teacher: Any = None, **arguments: Any) -> Any:
-        return SpatialForcing.wrap(policy, teacher or PatchTeacher(), **{"depth": 2, **arguments})
+        return SpatialForcing.wrap(policy, teacher or PatchTeacher(), **{"student_layer": 2, **arguments})
 
     return wrap
 
 
 @pytest.fixture
 def look() -> Callable[..., Any]:
-    """``look(adapter, (observation, actions), depth=0, seed=1)``: views and visual tokens of a forward."""
+    """``look(adapter, (observation, actions), layer=0, seed=1)``: views and visual tokens of a forward."""
     from sfkit.alignment.tap import Watch, tap_at, tokens_at
     from sfkit.policies.base import ForwardCall
 
-    def look(adapter: Any, batch: Any, depth: Any = 0, seed: int = 1) -> Any:
-        tap = tap_at(adapter, depth)
+    def look(adapter: Any, batch: Any, layer: Any = 0, seed: int = 1) -> Any:
+        tap = tap_at(adapter, layer)
         watches = {name: Watch(point) for name, point in adapter.watched().items()}
         hooks = (tap, *watches.values())
         for hook in hooks:
@@ -86,6 +86,6 @@ def look() -> Callable[..., Any]:
                 hook.remove()
         with torch.no_grad():
             views = adapter.views(ForwardCall({"observation": batch[0], "actions": batch[1]}, output, inputs))
-        return output, views, tokens_at(adapter, depth, captured, views)
+        return output, views, tokens_at(adapter, layer, captured, views)
 
     return look

@@ -88,7 +88,7 @@ def test_geometry_trains_on_the_wrist_camera(standin, wrap) -> None:
     losses.mean().backward()
     metrics = policy.spatial_forcing.metrics()
     assert 0 < metrics["sf_loss"] < 2
-    assert metrics["valid_tokens"] == pytest.approx(1 / 3)
+    assert metrics["sf_valid_token_fraction"] == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize(

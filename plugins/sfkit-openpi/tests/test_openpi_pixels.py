@@ -31,7 +31,7 @@ def test_only_the_camera_that_was_cropped_has_moved(seed) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from([(28, 56), (42, 56), (56, 35)]))
-def test_bars_are_found_whatever_their_colour_and_place(seed, source) -> None:
+def test_bars_are_found_whatever_their_color_and_place(seed, source) -> None:
     base, *wrists = augmented(seed, source)
     share = source[0] * source[1] / SIDE**2
     for picture, seen in wrists:
@@ -60,7 +60,7 @@ def test_compressed_bars_are_found_with_a_tolerance() -> None:
 
 
 @pytest.mark.parametrize("value", [-1.0, 0.0])
-def test_a_picture_of_one_colour_tells_nothing(value) -> None:
+def test_a_picture_of_one_color_tells_nothing(value) -> None:
     picture = torch.full((2, 3, SIDE, SIDE), value)
     assert moved(picture, picture * 0.5 + 0.5) is None
 

@@ -17,7 +17,7 @@ def test_fault_01_taps_fire_once_where_hooks_on_blocks_are_silent(setup) -> None
     decoder = policy.paligemma_with_expert.paligemma.model.language_model
     for module in (policy.paligemma_with_expert, decoder, *decoder.layers):
         module.register_forward_hook(lambda *_: fired.append("block"))
-    taps = [Tap(depth, adapter.tap(depth)) for depth in range(adapter.num_layers + 1)]
+    taps = [Tap(layer, adapter.tap(layer)) for layer in range(adapter.num_layers + 1)]
     for tap in taps:
         tap.arm()
     losses = policy(*setup.batch())
@@ -26,7 +26,7 @@ def test_fault_01_taps_fire_once_where_hooks_on_blocks_are_silent(setup) -> None
     assert not fired
     for tap in taps:
         assert policy.get_submodule(tap.path) is not None
-        assert tap.take().shape[-1] == adapter.dim(tap.depth)
+        assert tap.take().shape[-1] == adapter.dim(tap.student_layer)
 
 
 def test_fault_04_the_policy_checkpoints_twice_and_nothing_is_caught_twice(setup, wrap) -> None:
@@ -41,7 +41,7 @@ def test_fault_04_the_policy_checkpoints_twice_and_nothing_is_caught_twice(setup
     assert watch.inputs == []
 
 
-def test_a_depth_is_the_input_of_that_block_and_0_what_the_embedding_gave(standin, look) -> None:
+def test_a_layer_is_the_input_of_that_block_and_0_what_the_embedding_gave(standin, look) -> None:
     policy, batch = standin.build(), standin.batch()
     found = []
     embed = policy.embed_prefix
@@ -79,7 +79,7 @@ def test_the_pattern_matches_openpis_class_and_its_subclasses(standin) -> None:
     upstream = type("PI0Pytorch", (), {"__module__": "openpi.models_pytorch.pi0_pytorch"})
     for cls in (upstream, type("Mine", (upstream,), {}), PI0Pytorch):
         assert [entry.name for entry in default_registry().adapters_for(cls)] == ["openpi"]
-    assert OpenPIAdapter(standin.build()).default_depth == 2
+    assert OpenPIAdapter(standin.build()).default_student_layer == 2
 
 
 def test_another_layout_of_tokens_is_an_error(standin, wrap) -> None:

@@ -81,7 +81,7 @@ def test_fault_23_an_absent_camera_touches_neither_loss_nor_gradient(standin, wr
         gradient = policy.spatial_forcing.projectors.parameters()
         found.append((policy.spatial_forcing.metrics(), torch.cat([p.grad.flatten() for p in gradient])))
     (black, one), (bright, two) = found
-    assert black["valid_tokens"] == pytest.approx(2 / 3)
+    assert black["sf_valid_token_fraction"] == pytest.approx(2 / 3)
     assert black["sf_loss"] == pytest.approx(bright["sf_loss"], abs=1e-6)
     torch.testing.assert_close(one, two, atol=1e-7, rtol=1e-5)
 

@@ -113,7 +113,7 @@ class Script:
 
 
 class Looped(nn.Module):
-    """A policy together with its script, called with a batch alone: what the registration check needs."""
+    """A policy together with its script, called with a batch alone: what the spatial correspondence check needs."""
 
     def __init__(self, script: Script, policy: nn.Module) -> None:
         super().__init__()

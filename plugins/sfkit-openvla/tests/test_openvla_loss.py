@@ -8,14 +8,14 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
 from sfkit.errors import ConfigError
 
-WEIGHT, DEPTH = 0.7, 2
+WEIGHT, LAYER = 0.7, 2
 OUTSIDE = ("oft-l1", "oft-diffusion")
 
 
 def explicit(it, batch, handle, **changes):
     """Loss of the script, and mean alignment loss, made by hand on a policy that is not wrapped."""
     plain, heads, hidden = it.policy(**changes), it.heads(), []
-    layer = plain.language_model.model.layers[DEPTH]
+    layer = plain.language_model.model.layers[LAYER]
     layer.input_layernorm.register_forward_pre_hook(lambda module, args: hidden.append(args[0]))
     loss = it.loss(plain, batch, heads)
     b, v = batch["images"].shape[:2]
@@ -81,17 +81,17 @@ def test_fault_03_04_13_the_loss_of_the_script_trains_the_explicit_sum(
     loop, checkpointing, script, wrap, record_property
 ) -> None:
     it = script(loop, images=1 if loop == "openvla" else 2)
-    policy, heads = wrap(it.policy(), weight=WEIGHT, depth=DEPTH), it.heads()
+    policy, heads = wrap(it.policy(), weight=WEIGHT, student_layer=LAYER), it.heads()
     if checkpointing is not None:
         policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": checkpointing})
     it.loss(policy, it.batch(), heads).backward()
-    assert policy.spatial_forcing.taps[DEPTH].fired == 1, "nothing is caught when blocks are run again"
+    assert policy.spatial_forcing.taps[LAYER].fired == 1, "nothing is caught when blocks are run again"
     compare(it, [it.batch()], policy, heads, 1, record_property)
 
 
 def test_fault_14_accumulated_batches_count_as_one(loop, script, wrap, record_property) -> None:
     it = script(loop, images=1)
-    policy, heads = wrap(it.policy(), weight=WEIGHT, depth=DEPTH, grad_accumulation=3), it.heads()
+    policy, heads = wrap(it.policy(), weight=WEIGHT, student_layer=LAYER, grad_accumulation=3), it.heads()
     batches = [it.batch(seed) for seed in range(3)]
     for batch in batches:
         (it.loss(policy, batch, heads) / 3).backward()
@@ -103,7 +103,7 @@ def test_fault_14_what_is_added_follows_every_factor(loop, images, script, wrap,
     if loop == "openvla" and images > 1:
         pytest.skip("OpenVLA takes one picture")
     it = script(loop, images=images, film=loop != "openvla")
-    policy, heads = wrap(it.policy(), weight=WEIGHT, depth=DEPTH), it.heads()
+    policy, heads = wrap(it.policy(), weight=WEIGHT, student_layer=LAYER), it.heads()
     loss = it.loss(policy, it.batch(), heads)
     if it.oft:
         loss = policy.spatial_forcing.add(loss)
@@ -118,7 +118,7 @@ def test_fault_14_the_scaler_of_the_loop_is_followed(loop, script, wrap, record_
             return loss * 256
 
     it = script(loop, images=2)
-    policy, heads = wrap(it.policy(), weight=WEIGHT, depth=DEPTH), it.heads()
+    policy, heads = wrap(it.policy(), weight=WEIGHT, student_layer=LAYER), it.heads()
     policy.spatial_forcing.scaler = Scaler()
     (it.loss(policy, it.batch(), heads) * 256).backward()
     compare(it, [it.batch()], policy, heads, 256, record_property)
@@ -126,7 +126,7 @@ def test_fault_14_the_scaler_of_the_loop_is_followed(loop, script, wrap, record_
 
 def test_fault_55_two_batches_before_one_backward(loop, script, wrap, record_property) -> None:
     it = script(loop, images=1)
-    policy, heads = wrap(it.policy(), weight=WEIGHT, depth=DEPTH), it.heads()
+    policy, heads = wrap(it.policy(), weight=WEIGHT, student_layer=LAYER), it.heads()
     batches = [it.batch(seed) for seed in range(2)]
     sum(it.loss(policy, batch, heads) for batch in batches).backward()
     compare(it, batches, policy, heads, 1, record_property)
@@ -135,7 +135,7 @@ def test_fault_55_two_batches_before_one_backward(loop, script, wrap, record_pro
 def test_sampling_actions_between_forward_and_backward_changes_nothing(loop, script, wrap, record_property) -> None:
     # OFT's loop does so now and then, to log the error of what diffusion would have done.
     it = script(loop, images=1)
-    policy, heads = wrap(it.policy(), weight=WEIGHT, depth=DEPTH), it.heads()
+    policy, heads = wrap(it.policy(), weight=WEIGHT, student_layer=LAYER), it.heads()
     loss = it.loss(policy, it.batch(), heads)
     with torch.no_grad():
         it.loss(policy, it.batch(1), heads)
@@ -145,8 +145,8 @@ def test_sampling_actions_between_forward_and_backward_changes_nothing(loop, scr
 
 
 def test_fault_13_the_loss_that_oft_does_not_read_cannot_be_asked_for(script, wrap) -> None:
-    with pytest.raises(ConfigError, match="join='output' would train nothing"):
-        wrap(script("oft-l1").policy(), join="output")
+    with pytest.raises(ConfigError, match="attach_loss='return' would train nothing"):
+        wrap(script("oft-l1").policy(), attach_loss="return")
 
 
 def test_forward_called_by_its_name_aligns(loop, script, wrap) -> None:

@@ -24,7 +24,7 @@ from sfkit.registry import default_registry
     ],
 )
 @pytest.mark.parametrize("make", ["tiny_openvla", "tiny_oft"])
-def test_the_class_is_recognised_wherever_its_code_lies(module, make, standins, wrap) -> None:
+def test_the_class_is_recognized_wherever_its_code_lies(module, make, standins, wrap) -> None:
     policy = wrap(getattr(standins, make)(module=module))
     assert policy.spatial_forcing.adapter.name == "openvla"
     assert policy.spatial_forcing.adapter.is_oft is (make == "tiny_oft")

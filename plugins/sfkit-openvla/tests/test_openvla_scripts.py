@@ -109,7 +109,7 @@ def test_a_frozen_backbone_says_what_to_unfreeze(script, wrap) -> None:
     policy = it.policy()
     policy.requires_grad_(False)
     policy.language_model.model.layers[3].requires_grad_(True)
-    wrap(policy, depth=2)
+    wrap(policy, student_layer=2)
     with pytest.raises(GradientError, match='target_modules="all-linear"'):
         it.loss(policy, it.batch())
 
@@ -141,7 +141,7 @@ def test_a_compiled_policy_aligns_at_every_step(script, wrap) -> None:
     assert policy.spatial_forcing.status().teacher_runs == 3
 
 
-def test_the_hubs_code_is_recognised(checkout, script, wrap, tmp_path, monkeypatch) -> None:
+def test_the_hubs_code_is_recognized(checkout, script, wrap, tmp_path, monkeypatch) -> None:
     it = script("oft-discrete" if checkout.is_oft else "openvla")
     dynamic = pytest.importorskip("transformers.dynamic_module_utils")
     source = Path(checkout.modeling.__file__).parent

@@ -10,15 +10,15 @@ from prismatic_loop import perturbed
 
 from sfkit.alignment.tap import Tap
 from sfkit.errors import AdapterError, ConfigError, ShapeError
-from sfkit.testing.registration import RegistrationError, check_registration
+from sfkit.testing.correspondence import CorrespondenceError, check_correspondence
 
 
-def test_fault_35_a_tap_at_depth_k_reads_the_hidden_state_k(loop, script) -> None:
+def test_fault_35_a_tap_at_layer_k_reads_the_hidden_state_k(loop, script) -> None:
     it = script(loop, images=1)
     policy, seen = it.policy(), {}
     policy.register_forward_hook(lambda module, args, output: seen.update(output))
     adapter = script_adapter(policy)
-    taps = [Tap(depth, adapter.tap(depth)) for depth in range(adapter.num_layers + 1)]
+    taps = [Tap(layer, adapter.tap(layer)) for layer in range(adapter.num_layers + 1)]
     for tap in taps:
         tap.arm()
     call = dict(it.batch())
@@ -30,8 +30,8 @@ def test_fault_35_a_tap_at_depth_k_reads_the_hidden_state_k(loop, script) -> Non
     states = seen["hidden_states"]
     assert len(states) == len(taps)
     *below, last = [tap.take() for tap in taps]
-    for depth, hidden in enumerate(below):
-        assert torch.equal(hidden, states[depth]), f"depth {depth}"
+    for layer, hidden in enumerate(below):
+        assert torch.equal(hidden, states[layer]), f"student layer {layer}"
     # The last one is the stream before the final norm: upstream's own last entry lies behind it.
     assert not torch.allclose(last, states[-1])
     torch.testing.assert_close(policy.language_model.model.norm(last), states[-1])
@@ -43,17 +43,17 @@ def script_adapter(policy, **options):
     return OpenVLAAdapter(policy, options)
 
 
-def test_fault_35_depths(script, wrap) -> None:
+def test_fault_35_layers(script, wrap) -> None:
     openvla = script("openvla")
     policy = openvla.policy()
     adapter = script_adapter(policy)
-    assert (adapter.num_layers, adapter.default_depth, adapter.dim(3)) == (4, 3, 32)
-    for depth in range(5):
-        point = adapter.tap(depth)
+    assert (adapter.num_layers, adapter.default_student_layer, adapter.dim(3)) == (4, 3, 32)
+    for layer in range(5):
+        point = adapter.tap(layer)
         assert policy.get_submodule(point.path) is point.module
-    for depth in (-1, 5):
-        with pytest.raises(ConfigError, match=r"Depths are 0 \(embeddings\) to 4"):
-            wrap(policy, depth=depth)
+    for layer in (-1, 5):
+        with pytest.raises(ConfigError, match=r"Student layers are 0 \(embeddings\) to 4"):
+            wrap(policy, student_layer=layer)
 
 
 @pytest.mark.parametrize(
@@ -68,21 +68,21 @@ def test_fault_35_depths(script, wrap) -> None:
 )
 def test_fault_16_20_25_every_patch_moves_its_own_token(loop, images, film, script, wrap, looped) -> None:
     it = script(loop, images=images, film=film)
-    policy = wrap(it.policy(), depth=0)
-    check_registration(looped(it, policy), it.batch(), perturbed)
+    policy = wrap(it.policy(), student_layer=0)
+    check_correspondence(looped(it, policy), it.batch(), perturbed)
 
 
 def test_fault_16_the_released_recipes_shift_is_found(script, wrap, looped) -> None:
     oft = script("oft-l1", images=2)
-    policy = wrap(oft.policy(), depth=0, adapter=("openvla", {"token_shift": 1}))
-    with pytest.raises(RegistrationError, match=r"row 0, column 1 of view 0 moved the student's row 0, column 0"):
-        check_registration(looped(oft, policy), oft.batch(), perturbed, cells=[(0, 1)])
+    policy = wrap(oft.policy(), student_layer=0, adapter=("openvla", {"token_shift": 1}))
+    with pytest.raises(CorrespondenceError, match=r"row 0, column 1 of view 0 moved the student's row 0, column 0"):
+        check_correspondence(looped(oft, policy), oft.batch(), perturbed, cells=[(0, 1)])
 
 
 @pytest.mark.parametrize("shift", [0, 1])
 def test_fault_16_the_proprio_token_is_in_the_span_only_with_the_shift(shift, script, wrap, looped) -> None:
     oft = script("oft-l1", images=2)
-    policy = wrap(oft.policy(), depth=0, adapter=("openvla", {"token_shift": shift}))
+    policy = wrap(oft.policy(), student_layer=0, adapter=("openvla", {"token_shift": shift}))
     found = []
     adapter, real = policy.spatial_forcing.adapter, policy.spatial_forcing.adapter.visual_tokens
     adapter.visual_tokens = lambda hidden, views: found.append(real(hidden, views)) or found[-1]
@@ -126,7 +126,7 @@ def test_another_decoder_is_an_error_at_wrap_time(script, wrap) -> None:
 @pytest.mark.parametrize(("loop", "images", "film"), [("openvla", 1, False), ("oft-l1", 3, True)])
 def test_the_encoders_tokens_are_the_vision_backbones_output(loop, images, film, script, wrap) -> None:
     it = script(loop, images=images, film=film)
-    policy, given, found = wrap(it.policy(), depth="encoder"), [], []
+    policy, given, found = wrap(it.policy(), student_layer="encoder"), [], []
     policy.vision_backbone.register_forward_hook(lambda module, args, output: given.append(output))
     adapter = policy.spatial_forcing.adapter
     real = adapter.encoder_tokens

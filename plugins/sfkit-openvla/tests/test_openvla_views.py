@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from prismatic_loop import normalised
+from prismatic_loop import normalized
 
 from sfkit.errors import ConfigError, ShapeError, ViewsError
 
@@ -14,19 +14,19 @@ from sfkit.errors import ConfigError, ShapeError, ViewsError
 def test_fault_26_teachers_see_the_cameras_pixels(images, half, script, adapter_of, views_of) -> None:
     oft = script("oft-l1", images=images)
     batch = oft.batch()
-    views = views_of(adapter_of(oft.policy(), teacher_pictures=half), batch)
+    views = views_of(adapter_of(oft.policy(), teacher_images=half), batch)
     torch.testing.assert_close(views.images, batch["images"], atol=1e-6, rtol=0)
     assert bool(views.valid.all())
 
 
-def test_fault_26_the_loops_cast_to_bfloat16_costs_a_quarter_of_a_grey_level(script, adapter_of, views_of) -> None:
+def test_fault_26_the_loops_cast_to_bfloat16_costs_a_quarter_of_a_gray_level(script, adapter_of, views_of) -> None:
     oft = script("oft-l1", images=2)
     policy, batch = oft.policy(), oft.batch()
-    # All grey levels of a camera, so that the bound is that of the cast and not of the sample.
+    # All gray levels of a camera, so that the bound is that of the cast and not of the sample.
     batch["images"] = (torch.arange(batch["images"].numel()) % 256 / 255).view_as(batch["images"])
-    pixels = {"pixel_values": normalised(batch["images"]).to(torch.bfloat16)}
+    pixels = {"pixel_values": normalized(batch["images"]).to(torch.bfloat16)}
     siglip, dino = (
-        views_of(adapter_of(policy, teacher_pictures=h), {**batch, **pixels}).images for h in ("siglip", "dino")
+        views_of(adapter_of(policy, teacher_images=h), {**batch, **pixels}).images for h in ("siglip", "dino")
     )
     assert siglip.dtype == torch.float32
     assert float((siglip - batch["images"]).abs().max()) < 0.26 / 255
@@ -46,7 +46,7 @@ def test_fault_25_views_come_in_the_order_of_the_channels(script, adapter_of, vi
     policy, batch = oft.policy(), oft.batch()
     for view in range(3):
         batch["images"][:, view] *= (view + 1) / 4
-    views = views_of(adapter_of(policy), {**batch, "pixel_values": normalised(batch["images"])})
+    views = views_of(adapter_of(policy), {**batch, "pixel_values": normalized(batch["images"])})
     assert views.names == ("primary", "left_wrist", "right_wrist")
     brightness = views.images.mean((0, 2, 3, 4)).tolist()
     assert brightness == sorted(brightness)
@@ -79,7 +79,7 @@ def test_unusable_pixel_values_say_what_was_found(change, error, says, script, a
     [
         lambda p, images: p.unflatten(1, (2, 2, 3)).flip(2).flatten(1, 3),  # SigLIP's half first
         lambda p, images: p.unflatten(1, (2, 2, 3)).transpose(1, 2).flatten(1, 3),  # both halves of DINOv2 first
-        lambda p, images: images.repeat_interleave(2, 1).flatten(1, 2),  # never normalised
+        lambda p, images: images.repeat_interleave(2, 1).flatten(1, 2),  # never normalized
         lambda p, images: p.unflatten(1, (2, 6)).flip(2).flatten(1, 2),  # channels backwards
     ],
     ids=["halves", "interleaved", "raw", "backwards"],
@@ -87,11 +87,11 @@ def test_unusable_pixel_values_say_what_was_found(change, error, says, script, a
 def test_fault_25_26_channels_in_another_order_or_range_are_an_error(wrong, script, adapter_of, views_of) -> None:
     oft = script("oft-l1", images=2)
     policy, batch = oft.policy(), oft.batch()
-    batch["images"] = batch["images"] * torch.tensor([1.0, 0.7, 0.2]).view(3, 1, 1)  # no grey noise: colours matter
-    pixels = wrong(normalised(batch["images"]), batch["images"])
+    batch["images"] = batch["images"] * torch.tensor([1.0, 0.7, 0.2]).view(3, 1, 1)  # no gray noise: colors matter
+    pixels = wrong(normalized(batch["images"]), batch["images"])
     with pytest.raises(ViewsError, match="halves of view 0 of pixel_values do not show one picture"):
         views_of(adapter_of(policy), {**batch, "pixel_values": pixels})
-    adapter = adapter_of(policy, verify_pictures=False)
+    adapter = adapter_of(policy, verify_images=False)
     views_of(adapter, {**batch, "pixel_values": pixels})
 
 
@@ -116,8 +116,8 @@ def test_fault_24_the_bars_of_a_letterbox_are_not_aligned(dtype, script, adapter
     wanted = torch.ones(2, 2, 56, 56, dtype=torch.bool)
     wanted[0, :, :9] = wanted[0, :, 48:] = wanted[1, 1, :, :20] = wanted[1, 1, :, 36:] = False
     batch["images"].masked_fill_(~wanted[:, :, None], 127 / 255)
-    batch["images"][0, 0, :, 20, 3:50] = 127 / 255  # grey, but no bar
-    pixels = {"pixel_values": normalised(batch["images"]).to(dtype)}
+    batch["images"][0, 0, :, 20, 3:50] = 127 / 255  # gray, but no bar
+    pixels = {"pixel_values": normalized(batch["images"]).to(dtype)}
     adapter = adapter_of(it.policy(image_resize_strategy="letterbox"))
     views = views_of(adapter, {**batch, **pixels})
     assert torch.equal(views.valid, wanted)

@@ -20,13 +20,13 @@ def policy() -> TinyPolicy:
     return TinyPolicy()
 
 
-@pytest.mark.parametrize("depth", [0, 1, 3])
-def test_tokens_are_the_residual_stream_at_that_depth(depth: int) -> None:
+@pytest.mark.parametrize("layer", [0, 1, 3])
+def test_tokens_are_the_residual_stream_at_that_layer(layer: int) -> None:
     tiny, batch = policy(), tiny_batch()
-    tokens, views = capture_tokens(tiny, batch, depth, TinyAdapter(tiny))
+    tokens, views = capture_tokens(tiny, batch, layer, TinyAdapter(tiny))
     with torch.no_grad():
         hidden, attend = tiny._embed(batch)
-        for block in tiny.blocks[:depth]:
+        for block in tiny.blocks[:layer]:
             hidden = block(hidden, attend)
     assert torch.allclose(tokens.values.flatten(1, 3), hidden[:, :-1], atol=1e-6)
     assert tokens.values.shape == (2, 2, 4, 4, 16)
@@ -63,7 +63,7 @@ def test_nothing_is_left_behind_when_the_policy_fails() -> None:
 def test_a_wrapped_policy_gives_the_same_tokens_and_keeps_its_tap() -> None:
     tiny, batch = policy(), tiny_batch()
     plain, _ = capture_tokens(tiny, batch, 2, TinyAdapter(tiny))
-    wrapped = SpatialForcing.wrap(tiny, "geometry", depth=2, adapter=TinyAdapter(tiny))
+    wrapped = SpatialForcing.wrap(tiny, "geometry", student_layer=2, adapter=TinyAdapter(tiny))
     before = hooks(wrapped)
     found, _ = capture_tokens(wrapped, batch, 2)
     assert torch.equal(found.values, plain.values)
@@ -73,7 +73,7 @@ def test_a_wrapped_policy_gives_the_same_tokens_and_keeps_its_tap() -> None:
     assert wrapped.spatial_forcing.status().steps == 1  # type: ignore[union-attr]
 
 
-def test_depth_out_of_range_and_unknown_policies_are_explained() -> None:
+def test_layer_out_of_range_and_unknown_policies_are_explained() -> None:
     tiny = policy()
     with pytest.raises(ConfigError, match=r"0 \(embeddings\) to 3"):
         capture_tokens(tiny, tiny_batch(), 4, TinyAdapter(tiny))

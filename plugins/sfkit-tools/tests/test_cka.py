@@ -59,14 +59,14 @@ def test_bad_input() -> None:
 
 
 @given(st.integers(2, 64), st.data())
-def test_several_depths_are_spread(num_layers: int, data: st.DataObject) -> None:
+def test_several_layers_are_spread(num_layers: int, data: st.DataObject) -> None:
     count = data.draw(st.integers(1, num_layers - 1))
-    for depths in (uniform(num_layers, count), end_anchored(num_layers, count)):
-        assert len(set(depths)) == count
-        assert list(depths) == sorted(depths)
-        assert all(0 <= depth <= num_layers for depth in depths)
+    for layers in (uniform(num_layers, count), end_anchored(num_layers, count)):
+        assert len(set(layers)) == count
+        assert list(layers) == sorted(layers)
+        assert all(0 <= layer <= num_layers for layer in layers)
     assert end_anchored(num_layers, count)[-1] == num_layers
-    gaps = {b - a for a, b in itertools.pairwise(depths)}
+    gaps = {b - a for a, b in itertools.pairwise(layers)}
     assert len(gaps) <= 1
 
 
@@ -74,5 +74,5 @@ def test_known_choices() -> None:
     assert uniform(32, 3) == (8, 16, 24)
     assert end_anchored(32, 4) == (8, 16, 24, 32)
     assert end_anchored(18, 4) == (6, 10, 14, 18)
-    with pytest.raises(ConfigError, match="3 depths cannot be spread over 3 blocks"):
+    with pytest.raises(ConfigError, match="3 layers cannot be spread over 3 blocks"):
         uniform(3, 3)

@@ -66,7 +66,7 @@ def test_fault_06_a_frozen_backbone_is_shown(tiny: Callable[..., Any]) -> None:
     assert [tap.trained for tap in found.taps] == [False, False, False, True]
     # The state's token is trained, shares the sequence, and is never seen by the pictures' tokens.
     assert all(tap.gradient for tap in found.taps)
-    assert "The default depth 2 trains nothing: choose depth=3." in found.notes
+    assert "The default student layer 2 trains nothing: choose student_layer=3." in found.notes
     policy.blocks.requires_grad_(False)
     assert any("reaches no trainable parameter" in note for note in inspect_policy(policy, tiny_batch()).notes)
 
@@ -227,7 +227,7 @@ def test_pictures_that_the_policy_resizes(cases: Any) -> None:
     pasted(found, policy)(torch.rand(2, 2, 3, 50, 70), torch.zeros(2, 3))
 
 
-def test_an_unknown_normalisation_is_left_to_the_user(tiny: Callable[..., Any]) -> None:
+def test_an_unknown_normalization_is_left_to_the_user(tiny: Callable[..., Any]) -> None:
     batch = tiny_batch()
     batch["images"] = batch["images"] * 40 - 7
     found = inspect_policy(tiny(), batch)

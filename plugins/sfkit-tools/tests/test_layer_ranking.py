@@ -1,4 +1,4 @@
-"""Depths of a policy in which it is known where the pictures, and their depth, can be read."""
+"""Layers of a policy in which it is known where the pictures, and their depth, can be read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from sfkit_tools import Measure, Ranking, chart, rank_depths
+from sfkit_tools import Measure, Ranking, chart, rank_layers
 from torch import Tensor, nn
 
 from sfkit import GenericAdapter, Span
@@ -51,9 +51,9 @@ class Scrambling(nn.Module):
 
 
 def batch_of(samples: int = 12) -> dict[str, Tensor]:
-    """Pictures of patches of one colour, as far away as they are bright."""
-    colours = torch.rand(samples, 1, 3, 4, 4)
-    images = colours.repeat_interleave(8, 3).repeat_interleave(8, 4)
+    """Pictures of patches of one color, as far away as they are bright."""
+    colors = torch.rand(samples, 1, 3, 4, 4)
+    images = colors.repeat_interleave(8, 3).repeat_interleave(8, 4)
     return {"images": images, "depth": 1 + images.mean(2)}
 
 
@@ -66,14 +66,14 @@ WITH_DEPTH = {**OPTIONS, "depth": "depth", "depth_unit": "m"}
 @pytest.fixture
 def ranked() -> Ranking:
     torch.manual_seed(0)
-    return rank_depths(Scrambling(), batch_of(), PatchTeacher(), adapter=GenericAdapter(**WITH_DEPTH), layer=2)
+    return rank_layers(Scrambling(), batch_of(), PatchTeacher(), adapter=GenericAdapter(**WITH_DEPTH), teacher_layer=2)
 
 
-def test_the_depths_where_the_pictures_can_be_read_come_first(ranked: Ranking) -> None:
-    assert [rank.depth for rank in ranked.depths] == [0, 1, 2]
+def test_the_layers_where_the_pictures_can_be_read_come_first(ranked: Ranking) -> None:
+    assert [rank.student_layer for rank in ranked.layers] == [0, 1, 2]
     assert ranked.teacher == "patch@2"
     assert (ranked.samples, ranked.tokens) == (12, 12 * 16)
-    clear, same, scrambled = (rank.cka for rank in ranked.depths)
+    clear, same, scrambled = (rank.cka for rank in ranked.layers)
     assert clear.value == pytest.approx(same.value, abs=0.01)
     assert clear.value > 0.3 > scrambled.value + 0.1
     # The first two hardly differ, and the third is told apart.
@@ -84,7 +84,7 @@ def test_the_depths_where_the_pictures_can_be_read_come_first(ranked: Ranking) -
 
 
 def test_depth_is_read_where_it_can_be(ranked: Ranking) -> None:
-    values = [rank.probe.value for rank in ranked.depths if rank.probe is not None]
+    values = [rank.probe.value for rank in ranked.layers if rank.probe is not None]
     assert values[0] > 0.95
     assert values[1] > 0.95
     assert values[2] < 0.3
@@ -95,16 +95,16 @@ def test_depth_of_other_pictures_cannot_be_read() -> None:
     torch.manual_seed(0)
     batch = batch_of()
     batch["depth"] = batch["depth"].roll(1, 0)
-    found = rank_depths(Scrambling(), batch, PatchTeacher(), adapter=GenericAdapter(**WITH_DEPTH))
-    assert all(rank.probe is not None and rank.probe.value < 0.1 for rank in found.depths)
+    found = rank_layers(Scrambling(), batch, PatchTeacher(), adapter=GenericAdapter(**WITH_DEPTH))
+    assert all(rank.probe is not None and rank.probe.value < 0.1 for rank in found.layers)
 
 
 def test_few_samples_leave_more_doubt() -> None:
     def spread(samples: int) -> float:
         torch.manual_seed(0)
-        found = rank_depths(Scrambling(), batch_of(samples), PatchTeacher(), adapter=GenericAdapter(**OPTIONS))
-        assert all(rank.probe is None for rank in found.depths)
-        return found.depths[0].cka.high - found.depths[0].cka.low
+        found = rank_layers(Scrambling(), batch_of(samples), PatchTeacher(), adapter=GenericAdapter(**OPTIONS))
+        assert all(rank.probe is None for rank in found.layers)
+        return found.layers[0].cka.high - found.layers[0].cka.low
 
     assert spread(4) > 1.3 * spread(24)
 
@@ -113,7 +113,7 @@ def test_nothing_is_left_behind_and_the_same_is_found_again() -> None:
     policy, batch = Scrambling().train(), batch_of()
     policy.drop.eval()
     before, drawn = copy.deepcopy((dict(policy.state_dict()), batch)), torch.get_rng_state()
-    first, second = (rank_depths(policy, batch, PatchTeacher(), adapter=GenericAdapter(**WITH_DEPTH)) for _ in range(2))
+    first, second = (rank_layers(policy, batch, PatchTeacher(), adapter=GenericAdapter(**WITH_DEPTH)) for _ in range(2))
     assert first == second
     assert torch.equal(torch.get_rng_state(), drawn)
     torch.testing.assert_close((dict(policy.state_dict()), batch), before, rtol=0, atol=0)
@@ -124,9 +124,9 @@ def test_nothing_is_left_behind_and_the_same_is_found_again() -> None:
 
 def test_bad_input() -> None:
     with pytest.raises(ConfigError, match="holds 3 samples; certainty by resampling needs 4"):
-        rank_depths(Scrambling(), batch_of(3), PatchTeacher(), adapter=GenericAdapter(**OPTIONS))
+        rank_layers(Scrambling(), batch_of(3), PatchTeacher(), adapter=GenericAdapter(**OPTIONS))
     with pytest.raises(AdapterError, match="No adapter handles"):
-        rank_depths(Scrambling(), batch_of(), PatchTeacher())
+        rank_layers(Scrambling(), batch_of(), PatchTeacher())
 
 
 def test_the_chart_shows_both_curves_and_their_bands(ranked: Ranking) -> None:
@@ -135,21 +135,21 @@ def test_the_chart_shows_both_curves_and_their_bands(ranked: Ranking) -> None:
     assert list(curves) == ["CKA to patch@2", "depth probe, R²"]
     cka = curves["CKA to patch@2"]
     assert list(cka.get_xdata()) == [0, 1, 2]
-    assert list(cka.get_ydata()) == [rank.cka.value for rank in ranked.depths]
+    assert list(cka.get_ydata()) == [rank.cka.value for rank in ranked.layers]
     edges = axes.collections[0].get_datalim(axes.transData).intervaly
-    assert edges[0] == pytest.approx(min(rank.cka.low for rank in ranked.depths))
-    assert edges[1] == pytest.approx(max(rank.cka.high for rank in ranked.depths))
+    assert edges[0] == pytest.approx(min(rank.cka.low for rank in ranked.layers))
+    assert edges[1] == pytest.approx(max(rank.cka.high for rank in ranked.layers))
 
 
 def test_the_chart_leaves_out_depth_that_is_not_known(ranked: Ranking) -> None:
-    without = replace(ranked, depths=tuple(replace(rank, probe=None) for rank in ranked.depths))
+    without = replace(ranked, layers=tuple(replace(rank, probe=None) for rank in ranked.layers))
     assert [line.get_label() for line in chart(without).axes[0].get_lines()] == ["CKA to patch@2"]
 
 
 def test_a_hopeless_depth_does_not_flatten_the_chart(ranked: Ranking) -> None:
     hopeless = Measure(-40.0, -50.0, -30.0, 0.0, False)
-    depths = (*ranked.depths[:-1], replace(ranked.depths[-1], probe=hopeless))
-    assert chart(replace(ranked, depths=depths)).axes[0].get_ylim() == (-1.0, 1.0)
+    layers = (*ranked.layers[:-1], replace(ranked.layers[-1], probe=hopeless))
+    assert chart(replace(ranked, layers=layers)).axes[0].get_ylim() == (-1.0, 1.0)
 
 
 def test_the_chart_belongs_to_no_window(ranked: Ranking) -> None:
@@ -168,15 +168,15 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
         "                             pixels='[0,1]', depth='depth', depth_unit='m', intrinsics='intrinsics')\n"
         "    return TinyPolicy(), tiny_batch(b=4), adapter\n"
     )
-    picture = tmp_path / "depths.svg"
+    picture = tmp_path / "layers.svg"
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setattr(sys, "path", [*sys.path])
     arguments = ["--teacher", "geometry", "--count", "2", "--resamples", "20", "--plot", str(picture)]
     with pytest.raises(SystemExit) as ended:
-        main(["layers", f"{tmp_path / 'ranked_policy.py'}:make", *arguments])
+        main(["rank-layers", f"{tmp_path / 'ranked_policy.py'}:make", *arguments])
     assert not ended.value.code
     told = capsys.readouterr().out
-    for line in ("CKA to geometry@1", "depth probe, R²", "Best by CKA: depth", "2 depths, end-anchored: 2, 3"):
+    for line in ("CKA to geometry@1", "depth probe, R²", "Best by CKA: student layer", "2 layers, end-anchored: 2, 3"):
         assert line in told
     assert ET.parse(picture).getroot().tag == "{http://www.w3.org/2000/svg}svg"
 

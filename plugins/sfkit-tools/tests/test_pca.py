@@ -27,7 +27,7 @@ def test_signs_are_fixed_by_the_largest_loading() -> None:
     assert torch.allclose(pca_colors(turned).flip(0), pca_colors(plain), atol=1e-5)
 
 
-def test_the_first_colour_follows_the_main_direction() -> None:
+def test_the_first_color_follows_the_main_direction() -> None:
     seen = features()
     colors = pca_colors(seen, clip=0.0)
     red, main = colors[..., 0].flatten(), seen.values[..., 0].flatten()
@@ -45,7 +45,7 @@ def test_masked_tokens_are_nan_and_change_nothing() -> None:
     assert torch.allclose(colors[1:], pca_colors(FeatureMap(seen.values[1:], mask[1:])))
 
 
-def test_centred_positions_hide_what_never_changes() -> None:
+def test_centered_positions_hide_what_never_changes() -> None:
     seen = features()
     fixed = 100 * torch.rand(2, 4, 4, 8, generator=torch.Generator().manual_seed(1))
     moved = FeatureMap(seen.values + fixed, seen.mask)

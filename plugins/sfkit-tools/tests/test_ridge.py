@@ -89,7 +89,7 @@ def test_the_mean_predictor_is_the_training_mean() -> None:
 
 
 def test_groups_are_held_out_whole_when_the_strength_is_picked() -> None:
-    # Each group has a feature of its own that gives the answer away: seen through a leak, almost no regularisation
+    # Each group has a feature of its own that gives the answer away: seen through a leak, almost no regularization
     # would look best; with whole groups held out, such features are worthless and much looks best.
     g = torch.Generator().manual_seed(0)
     groups = torch.arange(20).repeat_interleave(10)

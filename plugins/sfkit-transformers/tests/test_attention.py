@@ -71,11 +71,13 @@ def test_every_family_is_either_tried_or_refused(folders: Folders) -> None:
 
 def test_a_policy_is_aligned_with_them_and_blocks_are_checked(dinov2: Path) -> None:
     policy, name = TinyPolicy(), f"hf:{dinov2}"
-    pairs = [(2, name, 3), {"depth": 2, "teacher": name, "layer": 3, "objective": "attention"}]
+    pairs = [(2, name, 3), {"student_layer": 2, "teacher": name, "teacher_layer": 3, "objective": "attention"}]
     SpatialForcing.wrap(policy, pairs=pairs, adapter=TinyAdapter(policy))
     policy(tiny_batch())[0].backward()
     handle = policy.spatial_forcing
     assert isinstance(handle, SpatialForcing)
     assert handle.hosts[0].runs == len(handle.hosts) == 1
-    with pytest.raises(ConfigError, match="Layer 4 is out of range"):
-        SpatialForcing.wrap(TinyPolicy(), name, layer=4, objective="attention", adapter=TinyAdapter(TinyPolicy()))
+    with pytest.raises(ConfigError, match="Teacher layer 4 is out of range"):
+        SpatialForcing.wrap(
+            TinyPolicy(), name, teacher_layer=4, objective="attention", adapter=TinyAdapter(TinyPolicy())
+        )

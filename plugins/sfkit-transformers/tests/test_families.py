@@ -39,7 +39,7 @@ PREFIX = {
 ALL = [*PREFIX, "dinov3_convnext"]
 #: A convolutional model's grid is coarse: its pictures are larger.
 SIDE = {"dinov3_convnext": 96}
-#: Families whose own forward normalises the patch tokens at the end.
+#: Families whose own forward normalizes the patch tokens at the end.
 NORMED = [name for name in PREFIX if name != "clip"]
 
 

@@ -234,7 +234,7 @@ def test_the_commit_that_was_read_is_recorded(dinov2: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("card", "licence", "limited"),
+    ("card", "stated", "limited"),
     [
         ("---\nlicense: apache-2.0\n---\n", "Apache-2.0", False),
         ("---\nlicense: cc-by-nc-4.0\n---\n", "CC-BY-NC-4.0", True),
@@ -249,37 +249,37 @@ def test_the_commit_that_was_read_is_recorded(dinov2: Path, monkeypatch: pytest.
         (None, "unknown: see the model card", False),
     ],
 )
-def test_the_licence_is_that_of_the_card(
-    card: str | None, licence: str, limited: bool, edited: Callable[..., Path]
+def test_the_license_is_that_of_the_card(
+    card: str | None, stated: str, limited: bool, edited: Callable[..., Path]
 ) -> None:
     folder = edited("dinov2")
     (folder / "README.md").unlink()
     if card is not None:
         (folder / "README.md").write_text(card)
     teacher = TransformersTeacher({"model": str(folder)})
-    assert teacher.license.startswith(licence)
+    assert teacher.license.startswith(stated)
     assert teacher.noncommercial == limited
     assert teacher.identity["license"] == teacher.license
 
 
-def test_the_licence_can_be_stated(dinov2: Path) -> None:
+def test_the_license_can_be_stated(dinov2: Path) -> None:
     teacher = TransformersTeacher({"model": str(dinov2), "license": "CC-BY-NC-SA-4.0"})
     assert teacher.license == "CC-BY-NC-SA-4.0"
     assert teacher.noncommercial
 
 
-def test_the_licence_of_a_repository_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from sfkit_transformers import licence
+def test_the_license_of_a_repository_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from sfkit_transformers.license import UNKNOWN, license_of
 
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *a, **k: str(tmp_path / "README.md"))
-    assert licence.licence_of("facebook/vjepa2", None, None) == "MIT"
+    assert license_of("facebook/vjepa2", None, None) == "MIT"
 
     def offline(*args: Any, **kwargs: Any) -> Any:
         raise hub.LocalEntryNotFoundError("offline")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
-    assert licence.licence_of("facebook/vjepa2", None, None) == licence.UNKNOWN
+    assert license_of("facebook/vjepa2", None, None) == UNKNOWN
 
 
 def test_everything_that_goes_wrong_is_an_error_of_sfkit(tmp_path: Path) -> None:

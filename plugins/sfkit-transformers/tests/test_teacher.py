@@ -42,7 +42,7 @@ def run(teacher: TransformersTeacher, views: Views, layers: list[int]) -> list[T
 
 
 @pytest.mark.parametrize("name", ["dinov2", "siglip", "vjepa2"])
-def test_fault_26_pictures_are_normalised_exactly_once_as_the_processor_does(
+def test_fault_26_pictures_are_normalized_exactly_once_as_the_processor_does(
     name: str, folders: Folders, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     views, folder = pictures(1, 1), folders(name)
@@ -72,7 +72,7 @@ def test_fault_26_pictures_are_normalised_exactly_once_as_the_processor_does(
         lambda images: (images - 0.45) / 0.225,
         lambda images: torch.where(images > 0.99, torch.nan, images),
     ],
-    ids=["minus one to one", "bytes", "normalised", "nan"],
+    ids=["minus one to one", "bytes", "normalized", "nan"],
 )
 def test_fault_26_pictures_in_another_range_are_refused(
     wrong: Callable[[Tensor], Tensor], dinov2: Path, pictures: Pictures
@@ -126,7 +126,7 @@ def test_settings_of_image_processors(settings_: dict[str, Any], mean: Any, std:
         ({}, {"mean": (0.5, 0.5, 0.5)}, "only one"),
     ],
 )
-def test_settings_that_do_not_say_how_to_normalise(settings_: dict[str, Any], given: dict[str, Any], said: str) -> None:
+def test_settings_that_do_not_say_how_to_normalize(settings_: dict[str, Any], given: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said) as caught:
         read_preprocessing(settings_, "m", given.get("mean"), given.get("std"))
     assert "mean" in caught.value.remedy + caught.value.message
@@ -358,7 +358,7 @@ def test_wrapping_training_saving_and_resuming(folders: Folders, tmp_path: Path)
     assert plain.spatial_forcing.config.pairs[0].teacher.name == first
 
 
-def test_a_licence_that_forbids_commercial_use_is_said_at_wrap(
+def test_a_license_that_forbids_commercial_use_is_said_at_wrap(
     dinov2: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "nc"

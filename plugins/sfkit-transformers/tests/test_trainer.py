@@ -49,11 +49,11 @@ class PicturedAdapter(PolicyAdapter):
     def num_layers(self) -> int:
         return len(self.policy.model.layers)
 
-    def dim(self, depth: int) -> int:
+    def dim(self, layer: int) -> int:
         return int(self.policy.config.hidden_size)
 
-    def tap(self, depth: int) -> TapPoint:
-        return TapPoint(self.policy.model.layers[depth].input_layernorm, f"model.layers.{depth}.input_layernorm")
+    def tap(self, layer: int) -> TapPoint:
+        return TapPoint(self.policy.model.layers[layer].input_layernorm, f"model.layers.{layer}.input_layernorm")
 
     def views(self, call: ForwardCall) -> Views:
         images = call.arguments["images"]
@@ -84,7 +84,7 @@ def pictured(**options: Any) -> Pictured:
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
     policy = Pictured(LlamaConfig(vocab_size=48, pad_token_id=0, **sizes))
-    return SpatialForcing.wrap(policy, PatchTeacher(), depth=2, adapter=PicturedAdapter(policy), **options)
+    return SpatialForcing.wrap(policy, PatchTeacher(), student_layer=2, adapter=PicturedAdapter(policy), **options)
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_fault_47_and_48_accumulated_batches_train_as_one(build: Callable[..., P
     assert parts.spatial_forcing.step == 2
     first = next(entry for entry in trainer.state.log_history if "loss" in entry)
     assert first["sf_loss"] > 0
-    assert first["sf_weight"] == 0.5
+    assert first["sf_effective_weight"] == 0.5
 
 
 def test_the_alignment_moves_what_is_trained(build: Callable[..., Pictured], tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def trap(dinov2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple
 def checkpoint_of(folder: Path, target: Path, **options: Any) -> Path:
     """A checkpoint whose config.json names ``folder`` as its teacher, written as an attacker would."""
     plain = policy()
-    SpatialForcing.wrap(plain, "geometry", depth=2, adapter=TinyAdapter(plain))
+    SpatialForcing.wrap(plain, "geometry", student_layer=2, adapter=TinyAdapter(plain))
     plain.spatial_forcing.save(target)  # type: ignore[attr-defined]
     file = target / "spatial_forcing" / "config.json"
     record = json.loads(file.read_text())
@@ -92,7 +92,7 @@ def test_fault_56_the_call_permits_code(trap: tuple[Path, Path], tmp_path: Path)
 def test_fault_57_a_models_folder_is_published_by_digest(dinov2: Path, tmp_path: Path) -> None:
     home = shutil.copytree(dinov2, tmp_path / "home" / "alice" / "dinov2")
     plain = policy()
-    SpatialForcing.wrap(plain, f"hf:{home}", depth=2, adapter=TinyAdapter(plain))
+    SpatialForcing.wrap(plain, f"hf:{home}", student_layer=2, adapter=TinyAdapter(plain))
     plain.spatial_forcing.save(tmp_path / "run")  # type: ignore[attr-defined]
     for file in (tmp_path / "run" / "spatial_forcing").iterdir():
         assert b"alice" not in file.read_bytes(), file.name

@@ -19,6 +19,6 @@ def test_their_options_are_the_teachers(name: str) -> None:
     assert teacher.fill == 1.0, "white"
     for blocks in (18, 32):
         arguments = preset.arguments_for(blocks)
-        layers = [pair["layer"] for pair in arguments.get("pairs", [arguments])]
+        layers = [pair["teacher_layer"] for pair in arguments.get("pairs", [arguments])]
         assert max(layers) <= teacher.num_layers == 24
         assert {teacher.dim(layer) for layer in layers} == {2048}

@@ -102,7 +102,7 @@ def test_fault_26_pictures_outside_0_1_are_an_error(
         host.features(replace(views, images=spoil(views.images)), (4,), (4, 4))
 
 
-def test_fault_26_the_trunk_normalises_exactly_once(trunk: Aggregator) -> None:
+def test_fault_26_the_trunk_normalizes_exactly_once(trunk: Aggregator) -> None:
     images = torch.rand(1, 2, 3, 28, 42)
     wanted = trunk.patch_embed((images[0] - MEAN) / STD)
     assert torch.allclose(trunk.embed(images)[:, 5:], wanted, atol=1e-5)

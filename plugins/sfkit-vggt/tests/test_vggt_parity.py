@@ -149,8 +149,8 @@ def configs(draw: st.DrawFn) -> VggtConfig:
     heads, embed_heads = draw(st.sampled_from([(1, 2), (2, 1), (2, 4), (3, 2)]))
     patch = draw(st.sampled_from([2, 4, 14]))
     return VggtConfig(
-        dim=heads * embed_heads * 4, heads=heads, depth=draw(st.integers(1, 3)), hidden=draw(st.integers(1, 20)),
-        registers=draw(st.integers(0, 3)), embed_heads=embed_heads, embed_depth=draw(st.integers(0, 2)),
+        dim=heads * embed_heads * 4, heads=heads, num_layers=draw(st.integers(1, 3)), hidden=draw(st.integers(1, 20)),
+        registers=draw(st.integers(0, 3)), embed_heads=embed_heads, embed_layers=draw(st.integers(0, 2)),
         embed_hidden=draw(st.integers(1, 20)) * 4, embed_registers=draw(st.integers(0, 3)), patch=patch,
         native=patch * draw(st.integers(1, 4)),
     )  # fmt: skip

@@ -67,7 +67,7 @@ def test_sizes_are_those_of_vggt_1b() -> None:
     assert Vggt({"tokens": "register", "half": "global"}).dim(5) == 4096
 
 
-def test_licences_are_said_at_wrap_time(
+def test_licenses_are_said_at_wrap_time(
     tiny_policy: Callable[..., nn.Module], weights: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def warned(teacher: Any) -> list[str]:

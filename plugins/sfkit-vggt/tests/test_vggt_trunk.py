@@ -73,13 +73,13 @@ def test_its_keys_and_shapes_are_those_of_the_checkpoint(full: Aggregator, share
 # ----------------------------------------------------------------------------------------------- layers, halves, tokens
 
 
-@given(layers=st.lists(st.integers(1, TINY.depth), min_size=1, max_size=5), grid=GRIDS, b=st.integers(1, 2))
+@given(layers=st.lists(st.integers(1, TINY.num_layers), min_size=1, max_size=5), grid=GRIDS, b=st.integers(1, 2))
 @FEW
 def test_any_layers_in_any_order_are_those_of_the_whole_run(
     trunk: Aggregator, layers: list[int], grid: tuple[int, int], b: int
 ) -> None:
     images = pictures(b, 2, grid)
-    every = trunk(images, range(1, TINY.depth + 1))
+    every = trunk(images, range(1, TINY.num_layers + 1))
     some = trunk(images, layers)
     assert [tuple(found.shape) for found in some] == [(b, 2, grid[0] * grid[1] + 5, 48)] * len(layers)
     for layer, found in zip(layers, some, strict=True):

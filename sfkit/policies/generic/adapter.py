@@ -22,7 +22,7 @@ from sfkit.policies.loss import find_loss, replace_loss
 from sfkit.policies.tokens import tower_tokens
 from sfkit.types import FeatureMap, Views
 
-_METRES = {"m": 1.0, "mm": 0.001}
+_METERS = {"m": 1.0, "mm": 0.001}
 
 
 class GenericAdapter(PolicyAdapter):
@@ -74,7 +74,7 @@ class GenericAdapter(PolicyAdapter):
     def num_layers(self) -> int:
         return len(self.stack.points) - 1
 
-    def dim(self, depth: int) -> int:
+    def dim(self, layer: int) -> int:
         if self.stack.dim is None:
             raise AdapterError(
                 f"The width of the hidden states of {type(self.policy).__name__} cannot be read from a norm.",
@@ -82,12 +82,12 @@ class GenericAdapter(PolicyAdapter):
             )
         return self.stack.dim
 
-    def tap(self, depth: int) -> TapPoint:
-        point = self.stack.points[depth]
+    def tap(self, layer: int) -> TapPoint:
+        point = self.stack.points[layer]
         if point is None:
             raise AdapterError(
-                f"Depth {depth} is after the last block, and no norm is known there.",
-                "Add final_norm='path of the norm after the blocks', or choose a smaller depth.",
+                f"Layer {layer} is after the last block, and no norm is known there.",
+                "Add final_norm='path of the norm after the blocks', or choose a smaller layer.",
             )
         return point
 
@@ -98,7 +98,7 @@ class GenericAdapter(PolicyAdapter):
                 "The GenericAdapter was not told where the vision tower's output is read.",
                 "Add connector='path of the module behind the tower' and tower=(rows, columns, width).",
             )
-        return TapPoint(find_module(self.policy, path, "connector"), path, every=True)
+        return TapPoint(find_module(self.policy, path, "connector"), path, all_calls=True)
 
     def encoder_dim(self) -> int:
         assert self.options.tower is not None
@@ -131,23 +131,23 @@ class GenericAdapter(PolicyAdapter):
             images=undo(pictures, options.pixels),
             valid=valid,
             names=self._names(pictures),
-            depth=None if depth is None else depth * _METRES[options.depth_unit or "m"],
+            depth=None if depth is None else depth * _METERS[options.depth_unit or "m"],
             intrinsics=self._field(call, "intrinsics", pictures),
             world_from_camera=self._field(call, "world_from_camera", pictures),
         )
 
     def future_views(self, call: ForwardCall, steps: int) -> Views:
         options = self.options
-        if steps not in options.later:
+        if steps not in options.future:
             raise ConfigError(
                 f"The GenericAdapter was not told where the pictures {steps} steps later are.",
-                f"Add later={{{steps}: 'path in the batch'}}.",
+                f"Add future={{{steps}: 'path in the batch'}}.",
             )
-        pictures = to_views(_at(call, options.later[steps], "later"), options)
+        pictures = to_views(_at(call, options.future[steps], "future"), options)
         there = self._present(call, pictures)
-        if steps in options.later_present:
-            goes_on = _at(call, options.later_present[steps], "later_present")
-            there = there & _flags(goes_on, "later_present", pictures)
+        if steps in options.future_present:
+            goes_on = _at(call, options.future_present[steps], "future_present")
+            there = there & _flags(goes_on, "future_present", pictures)
         return Views(
             images=undo(pictures, options.pixels),
             valid=self._valid(call, pictures) & there[:, :, None, None],

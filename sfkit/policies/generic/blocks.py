@@ -36,7 +36,7 @@ class Stack:
     """Decoder blocks, and the taps before and after each.
 
     Attributes:
-        points: One tap for each depth, 0 to the number of blocks; the last is None where nothing after the last block
+        points: One tap for each layer, 0 to the number of blocks; the last is None where nothing after the last block
             is known.
         dim: Width of the residual stream; None where it cannot be read from a norm.
     """

@@ -17,7 +17,7 @@ from sfkit.marks import Harmless
 _FUNCTION = "function"
 
 Layout = Literal["b v c h w", "b v h w c", "b c h w", "b h w c", "b (v c) h w", "(b v) c h w", "(v b) c h w", "patches"]
-Colours = tuple[float, float, float]
+Colors = tuple[float, float, float]
 
 
 def _name_of(function: Callable[..., Any]) -> dict[str, str]:
@@ -60,10 +60,10 @@ class ImageTokens:
 
 @dataclass(frozen=True)
 class MeanStd:
-    """Pictures were normalised as ``(x - mean) / std``, with x in [0, 1]."""
+    """Pictures were normalized as ``(x - mean) / std``, with x in [0, 1]."""
 
-    mean: Colours
-    std: Colours
+    mean: Colors
+    std: Colors
 
     def __post_init__(self) -> None:
         if min(self.std) <= 0:
@@ -96,7 +96,7 @@ class GenericOptions(Options):
         default=None, description="Which channels of a view are red, green and blue, where there are more than three."
     )
     pixels: Harmless[Literal["[0,1]", "[-1,1]", "0-255", "imagenet", "clip"] | MeanStd | None] = Field(
-        default=None, description="How the pictures are normalised when they reach the policy; checked, never guessed."
+        default=None, description="How the pictures are normalized when they reach the policy; checked, never guessed."
     )
     resize: tuple[int, int] | None = Field(
         default=None, description="Height and width to which the policy itself stretches what is in the batch."
@@ -114,20 +114,20 @@ class GenericOptions(Options):
     depth: Harmless[Where | None] = Field(default=None, description="Depth maps (b, v, h, w) at the view's resolution.")
     depth_unit: Literal["m", "mm"] | None = Field(default=None, description="Their unit; never guessed.")
     intrinsics: Harmless[Where | None] = Field(default=None, description="K (b, v, 3, 3) in pixels of the view.")
-    world_from_camera: Harmless[Where | None] = Field(default=None, description="Poses (b, v, 4, 4), metres.")
+    world_from_camera: Harmless[Where | None] = Field(default=None, description="Poses (b, v, 4, 4), meters.")
     connector: Harmless[str | None] = Field(
         default=None,
-        description="Path of the module that takes what the vision tower gives to the language model: depth='encoder' "
-        "reads its input.",
+        description="Path of the module that takes what the vision tower gives to the language model: "
+        "student_layer='encoder' reads its input.",
     )
     tower: tuple[int, int, int] | None = Field(
         default=None, description="Rows and columns of the tower's tokens in a view, and their width."
     )
-    later: Harmless[dict[int, str | tuple[str, ...]]] = Field(
+    future: Harmless[dict[int, str | tuple[str, ...]]] = Field(
         default_factory=dict,
         description="The pictures so many steps later, laid out as images: where they are, by the number of steps.",
     )
-    later_present: Harmless[dict[int, str | tuple[str, ...]]] = Field(
+    future_present: Harmless[dict[int, str | tuple[str, ...]]] = Field(
         default_factory=dict,
         description="Bool (b, v), or (b,) for each view, by the number of steps: False where the episode ends before.",
     )
@@ -180,8 +180,10 @@ class GenericOptions(Options):
                 "connector and tower belong together: where the vision tower's output is read, and what it is.",
                 "Give connector='path of the module behind the tower' and tower=(rows, columns, width), or neither.",
             )
-        if self.later_present.keys() - self.later.keys():
-            raise ConfigError("later_present names steps that later does not.", "Give both the same numbers of steps.")
+        if self.future_present.keys() - self.future.keys():
+            raise ConfigError(
+                "future_present names steps that future does not.", "Give both the same numbers of steps."
+            )
         if self.depth is not None and self.depth_unit is None:
             raise ConfigError(
                 "The unit of the depth maps is not given, and never guessed.", 'Add depth_unit="m" or "mm".'

@@ -16,15 +16,15 @@ from sfkit.policies.generic.options import GenericOptions, MeanStd
 from sfkit.policies.generic.paths import describe
 
 _HALF = (0.5, 0.5, 0.5)
-#: The normalisations in use. For each: mean and deviation of ``(x - mean) / std``.
-NORMALISATIONS: Mapping[str, MeanStd] = {
+#: The normalizations in use. For each: mean and deviation of ``(x - mean) / std``.
+NORMALIZATIONS: Mapping[str, MeanStd] = {
     "[0,1]": MeanStd((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     "[-1,1]": MeanStd(_HALF, _HALF),
     "imagenet": MeanStd(IMAGENET_MEAN, IMAGENET_STD),
     "clip": MeanStd((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "0-255": MeanStd((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)),
 }
-#: bfloat16 moves a normalised pixel by up to 0.45 / 255; resizing overshoots a little.
+#: bfloat16 moves a normalized pixel by up to 0.45 / 255; resizing overshoots a little.
 _SLACK = 0.02
 
 
@@ -54,10 +54,10 @@ def to_views(given: Any, options: GenericOptions) -> Tensor:
 
 def _stacked(given: Any, options: GenericOptions) -> Tensor:
     if isinstance(given, tuple):
-        return torch.stack([_colour_views(part, options, views=1)[:, 0] for part in given], 1)
+        return torch.stack([_color_views(part, options, views=1)[:, 0] for part in given], 1)
     if isinstance(given, list):
         return _from_lists(given)
-    return _colour_views(given, options, views=options.grid[0])
+    return _color_views(given, options, views=options.grid[0])
 
 
 def _from_lists(given: list[Any]) -> Tensor:
@@ -74,7 +74,7 @@ def _from_lists(given: list[Any]) -> Tensor:
     return torch.stack([torch.stack(row) for row in pictures]).permute(0, 1, 4, 2, 3)
 
 
-def _colour_views(given: Any, options: GenericOptions, views: int) -> Tensor:
+def _color_views(given: Any, options: GenericOptions, views: int) -> Tensor:
     if not isinstance(given, Tensor):
         raise ViewsError(
             f"The pictures are a {describe(given)}, not a tensor.",
@@ -149,9 +149,9 @@ def _patches(given: Tensor, options: GenericOptions) -> Tensor:
 
 
 def undo(pictures: Tensor, pixels: str | MeanStd | None) -> Tensor:
-    """Pictures ``(b, v, 3, h, w)`` in float32 with their normalisation undone, held within [0, 1]."""
+    """Pictures ``(b, v, 3, h, w)`` in float32 with their normalization undone, held within [0, 1]."""
     assert pixels is not None
-    return _undone(pictures, NORMALISATIONS[pixels] if isinstance(pixels, str) else pixels).clamp(0, 1)
+    return _undone(pictures, NORMALIZATIONS[pixels] if isinstance(pixels, str) else pixels).clamp(0, 1)
 
 
 def _undone(pictures: Tensor, by: MeanStd) -> Tensor:
@@ -160,7 +160,7 @@ def _undone(pictures: Tensor, by: MeanStd) -> Tensor:
 
 
 def check_pixels(pictures: Tensor, valid: Tensor, pixels: str | MeanStd | None) -> None:
-    """Are the pictures normalised as declared? A teacher that is shown others has meaningless targets.
+    """Are the pictures normalized as declared? A teacher that is shown others has meaningless targets.
 
     Args:
         pictures: ``(b, v, 3, h, w)`` as the policy was given them.
@@ -168,7 +168,7 @@ def check_pixels(pictures: Tensor, valid: Tensor, pixels: str | MeanStd | None) 
         pixels: What was declared.
 
     Raises:
-        ViewsError: NaN, a range that cannot be what was declared, or one that another normalisation explains better.
+        ViewsError: NaN, a range that cannot be what was declared, or one that another normalization explains better.
     """
     raw = pictures.float().permute(2, 0, 1, 3, 4).flatten(1)[:, valid.flatten()]
     if raw.shape[1] == 0:
@@ -179,9 +179,9 @@ def check_pixels(pictures: Tensor, valid: Tensor, pixels: str | MeanStd | None) 
     fits = _fits(low, high, pictures.dtype)
     guess = _widest(fits)
     found = f"Pictures range from {float(low.min()):.3g} to {float(high.max()):.3g} ({pictures.dtype})"
-    advice = f"That looks like pixels={guess!r}." if guess else "No normalisation that sfkit knows fits: use MeanStd."
+    advice = f"That looks like pixels={guess!r}." if guess else "No normalization that sfkit knows fits: use MeanStd."
     if pixels is None:
-        raise ViewsError(f"{found}, and how they are normalised is not declared.", f"Set pixels. {advice}")
+        raise ViewsError(f"{found}, and how they are normalized is not declared.", f"Set pixels. {advice}")
     declared = fits.get(pixels) if isinstance(pixels, str) else _span(low, high, pixels, pictures.dtype)
     if declared is None:
         raise ViewsError(f"{found}, which is not pixels={pixels!r}.", advice)
@@ -194,13 +194,13 @@ def check_pixels(pictures: Tensor, valid: Tensor, pixels: str | MeanStd | None) 
 
 
 def likely_pixels(pictures: Tensor) -> str | None:
-    """The known normalisation by which pictures ``(b, v, 3, h, w)`` use most of their range; None if none fits."""
+    """The known normalization by which pictures ``(b, v, 3, h, w)`` use most of their range; None if none fits."""
     raw = pictures.float().transpose(0, 2).flatten(1)
     return _widest(_fits(raw.amin(1), raw.amax(1), pictures.dtype))
 
 
 def _fits(low: Tensor, high: Tensor, dtype: torch.dtype) -> dict[str, tuple[float, float]]:
-    return {name: span for name, by in NORMALISATIONS.items() if (span := _span(low, high, by, dtype))}
+    return {name: span for name, by in NORMALIZATIONS.items() if (span := _span(low, high, by, dtype))}
 
 
 def _widest(fits: Mapping[str, tuple[float, float]]) -> str | None:
@@ -208,8 +208,8 @@ def _widest(fits: Mapping[str, tuple[float, float]]) -> str | None:
 
 
 def _span(low: Tensor, high: Tensor, by: MeanStd, dtype: torch.dtype) -> tuple[float, float] | None:
-    """Darkest and brightest value in [0, 1] if it was normalised so; None where that is impossible."""
-    if dtype == torch.uint8 and by is not NORMALISATIONS["0-255"]:
+    """Darkest and brightest value in [0, 1] if it was normalized so; None where that is impossible."""
+    if dtype == torch.uint8 and by is not NORMALIZATIONS["0-255"]:
         return None
     mean, std = (torch.tensor(each, device=low.device) for each in (by.mean, by.std))
     darkest, brightest = float((low * std + mean).min()), float((high * std + mean).max())

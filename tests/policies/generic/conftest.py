@@ -72,11 +72,11 @@ class Case:
 
     def batch(self, pictures: Tensor | None = None) -> dict[str, Any]:
         mean, std = (torch.tensor(each).view(3, 1, 1) for each in self.stats)
-        normalised = ((self.pictures if pictures is None else pictures) - mean) / std
+        normalized = ((self.pictures if pictures is None else pictures) - mean) / std
         return {
             "input_ids": self.ids,
             "attention_mask": (self.ids != PAD_ID).long(),
-            "pixel_values": self.pack(normalised),
+            "pixel_values": self.pack(normalized),
             "action": torch.zeros(len(self.ids), 3),
             **self.extra,
         }

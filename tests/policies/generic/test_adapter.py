@@ -25,8 +25,8 @@ from sfkit.errors import (
 from sfkit.policies.base import ForwardCall
 from sfkit.policies.generic import Span
 from sfkit.policies.generic.blocks import first_tap
+from sfkit.testing.correspondence import CorrespondenceError, check_correspondence
 from sfkit.testing.policies import TinyPolicy, tiny_batch
-from sfkit.testing.registration import RegistrationError, check_registration
 from sfkit.testing.teachers import PatchTeacher
 
 TINY: dict[str, Any] = {
@@ -36,7 +36,7 @@ TINY: dict[str, Any] = {
 
 def wrap(policy: nn.Module, teacher: Any = None, *, at: int | None = 0, **options: Any) -> Any:
     adapter = GenericAdapter(**{**TINY, **options})
-    return SpatialForcing.wrap(policy.train(), teacher or PatchTeacher(), adapter=adapter, depth=at)
+    return SpatialForcing.wrap(policy.train(), teacher or PatchTeacher(), adapter=adapter, student_layer=at)
 
 
 def brighten(batch: dict[str, Any], view: int, box: tuple[slice, slice]) -> dict[str, Any]:
@@ -50,15 +50,15 @@ def brighten(batch: dict[str, Any], view: int, box: tuple[slice, slice]) -> dict
 
 def test_it_is_as_good_as_an_adapter_of_its_own(wrapped: Callable[..., TinyPolicy], tiny: Callable[..., Any]) -> None:
     batch = tiny_batch()
-    for depth in (0, 2, 3):
+    for layer in (0, 2, 3):
         losses = []
-        for policy in (wrapped(depth=depth), wrap(tiny(), at=depth)):
+        for policy in (wrapped(student_layer=layer), wrap(tiny(), at=layer)):
             torch.manual_seed(5)
             loss, _ = policy(batch)
             loss.backward()
             losses.append((loss, policy.blocks[0].qkv.weight.grad))
         assert torch.equal(losses[0][0], losses[1][0])
-        # At depth 0 the gradient of the alignment passes through the embedding alone.
+        # At student layer 0 the gradient of the alignment passes through the embedding alone.
         torch.testing.assert_close(losses[0][1], losses[1][1])
 
 
@@ -68,14 +68,14 @@ def test_fault_01_blocks_that_are_never_called_are_tapped_at_their_norm(tiny: Ca
     assert policy.spatial_forcing.status().pairs[0].tap == "blocks.2.input_layernorm"
 
 
-def test_fault_05_35_a_generic_depth_k_is_after_k_blocks(tiny: Callable[..., Any]) -> None:
+def test_fault_05_35_a_generic_layer_k_is_after_k_blocks(tiny: Callable[..., Any]) -> None:
     policy, batch = tiny(fused=True), tiny_batch()
     hidden, attend = policy._embed(batch)
     streams = [hidden]
     for block in policy.blocks:
         streams.append(block(streams[-1], attend))
-    for depth, stream in enumerate(streams):
-        wrapped = wrap(tiny(fused=True), at=depth)
+    for layer, stream in enumerate(streams):
+        wrapped = wrap(tiny(fused=True), at=layer)
         wrapped.load_state_dict(
             {**policy.state_dict(), **wrapped.spatial_forcing.state_dict(prefix="spatial_forcing.")}
         )
@@ -99,7 +99,7 @@ def test_fault_05_35_blocks_that_end_in_their_norms_are_tapped_themselves() -> N
 
 def test_fault_01_a_tap_that_never_fires_is_an_error(tiny: Callable[..., Any]) -> None:
     policy = wrap(tiny(fused=True), at=2, norm="")
-    with pytest.raises(TapError, match=r"depth 2 \(blocks\.2, input\) did not fire"):
+    with pytest.raises(TapError, match=r"student layer 2 \(blocks\.2, input\) did not fire"):
         policy(tiny_batch())
     policy = wrap(tiny(fused=False), at=2, norm="")
     policy(tiny_batch())
@@ -109,36 +109,36 @@ def test_fault_01_a_tap_that_never_fires_is_an_error(tiny: Callable[..., Any]) -
 def test_fault_16_20_image_tokens_are_found_by_id(make_text: Callable[..., Any], padding: str) -> None:
     case = make_text(padding)
     policy = wrap_case(case)
-    check_registration(policy, case.batch(), case.perturb)
+    check_correspondence(policy, case.batch(), case.perturb)
 
 
 def wrap_case(case: Any) -> Any:
-    return SpatialForcing.wrap(case.policy.train(), PatchTeacher(), adapter=case.adapter, depth=0)
+    return SpatialForcing.wrap(case.policy.train(), PatchTeacher(), adapter=case.adapter, student_layer=0)
 
 
 def test_fault_16_a_span_is_where_it_says(tiny: Callable[..., Any]) -> None:
-    check_registration(wrap(tiny()), tiny_batch(), brighten)
-    check_registration(wrap(tiny(), tokens=[Span(0, 16), Span(-17, 16)]), tiny_batch(), brighten)
+    check_correspondence(wrap(tiny()), tiny_batch(), brighten)
+    check_correspondence(wrap(tiny(), tokens=[Span(0, 16), Span(-17, 16)]), tiny_batch(), brighten)
     for wrong in (Span(1, 32), (Span(16, 16), Span(0, 16))):
-        with pytest.raises(RegistrationError, match="student"):
-            check_registration(wrap(tiny(), tokens=wrong), tiny_batch(), brighten)
+        with pytest.raises(CorrespondenceError, match="student"):
+            check_correspondence(wrap(tiny(), tokens=wrong), tiny_batch(), brighten)
 
 
 def test_fault_16_a_function_returns_positions(make_text: Callable[..., Any]) -> None:
     case = make_text("left", tokens=lambda call: torch.arange(24) + 3)
     case.ids = case.ids[1:].repeat(2, 1)  # no padding: one word, the pictures, four words
-    with pytest.raises(RegistrationError):
-        check_registration(wrap_case(case), case.batch(), case.perturb)
+    with pytest.raises(CorrespondenceError):
+        check_correspondence(wrap_case(case), case.batch(), case.perturb)
     case = make_text(
         "left", tokens=lambda call: (call.arguments["batch"]["input_ids"] == 99).nonzero()[:, 1].view(-1, 24)
     )
-    check_registration(wrap_case(case), case.batch(), case.perturb)
+    check_correspondence(wrap_case(case), case.batch(), case.perturb)
 
 
 def test_a_grid_with_rows_for_columns_is_found_out(make_text: Callable[..., Any]) -> None:
     case = make_text(grid=(2, 4, 3), resize=(32, 24))
-    with pytest.raises(RegistrationError):
-        check_registration(wrap_case(case), case.batch(), case.perturb)
+    with pytest.raises(CorrespondenceError):
+        check_correspondence(wrap_case(case), case.batch(), case.perturb)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_bad_options_are_refused_at_the_wrap(
         wrap(tiny(), **options)
 
 
-def test_a_depth_after_the_last_block_needs_a_norm(tiny: Callable[..., Any]) -> None:
+def test_a_layer_after_the_last_block_needs_a_norm(tiny: Callable[..., Any]) -> None:
     policy = tiny()
     policy.last, policy.norm = policy.norm, nn.Identity()
     assert wrap(policy, final_norm="last", at=3).spatial_forcing.taps[3].path == "last"
@@ -271,7 +271,7 @@ def test_geometry_comes_from_the_batch(tiny: Callable[..., Any]) -> None:
     policy = wrap(tiny(), "geometry", **fields)
     batch["depth"] = batch["depth"] * 1000
     policy(batch)
-    assert policy.spatial_forcing.metrics()["valid_tokens"] == 1.0
+    assert policy.spatial_forcing.metrics()["sf_valid_token_fraction"] == 1.0
     with pytest.raises(ViewsError, match="bfloat16"):
         policy({**batch, "depth": batch["depth"].bfloat16()})
     with pytest.raises(ViewsError, match="was not told where depth is"):
@@ -327,7 +327,7 @@ def test_examples_of_starvla(tiny: Callable[..., Any]) -> None:
     )
     pictures = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
     examples = [{"image": [picture.numpy()], "action": [0.0, 1.0, 2.0]} for picture in pictures]
-    wrapped = SpatialForcing.wrap(policy.train(), PatchTeacher(), adapter=adapter, depth=0)
+    wrapped = SpatialForcing.wrap(policy.train(), PatchTeacher(), adapter=adapter, student_layer=0)
     found = wrapped(examples)
     metrics = wrapped.spatial_forcing.metrics()
     assert float(found["action_loss"].detach()) == pytest.approx(
@@ -340,7 +340,7 @@ def test_examples_of_starvla(tiny: Callable[..., Any]) -> None:
             example["image"][0][box] = 255 - example["image"][0][box]
         return changed
 
-    check_registration(wrapped, examples, perturb)
+    check_correspondence(wrapped, examples, perturb)
 
 
 class Returning(nn.Module):
@@ -405,7 +405,7 @@ def test_a_loss_that_the_loop_computes() -> None:
 def test_options_are_saved_and_read_again(tiny: Callable[..., Any], tmp_path: Path) -> None:
     policy = wrap(tiny(), tokens=[Span(0, 16), Span(16, 16)], present="present", loss="0")
     policy.spatial_forcing.save(tmp_path)
-    again = SpatialForcing.from_pretrained(tiny(), tmp_path, pairs=None, teacher=PatchTeacher(), depth=0)
+    again = SpatialForcing.from_pretrained(tiny(), tmp_path, pairs=None, teacher=PatchTeacher(), student_layer=0)
     assert again.spatial_forcing.adapter.options == policy.spatial_forcing.adapter.options
     assert isinstance(again.spatial_forcing.adapter, GenericAdapter)
 
@@ -413,7 +413,7 @@ def test_options_are_saved_and_read_again(tiny: Callable[..., Any], tmp_path: Pa
 def test_functions_are_not_saved_and_that_is_said(tiny: Callable[..., Any], tmp_path: Path) -> None:
     policy = wrap(tiny(), images=lambda call: call.arguments["batch"]["images"])
     policy.spatial_forcing.save(tmp_path)
-    changes: dict[str, Any] = {"pairs": None, "teacher": PatchTeacher(), "depth": 0}
+    changes: dict[str, Any] = {"pairs": None, "teacher": PatchTeacher(), "student_layer": 0}
     with pytest.raises(ConfigError, match=r"functions are not saved: images was .*test_adapter:.*lambda"):
         SpatialForcing.from_pretrained(tiny(), tmp_path, **changes)
     given = policy.spatial_forcing.adapter

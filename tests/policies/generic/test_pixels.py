@@ -1,4 +1,4 @@
-"""Pictures of any layout and normalisation become views in [0, 1], and a wrong declaration is noticed."""
+"""Pictures of any layout and normalization become views in [0, 1], and a wrong declaration is noticed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sfkit.errors import ConfigError, ViewsError
 from sfkit.policies.generic import GenericOptions, MeanStd
-from sfkit.policies.generic.pixels import NORMALISATIONS, check_pixels, to_views, undo
+from sfkit.policies.generic.pixels import NORMALIZATIONS, check_pixels, to_views, undo
 
 
 def options(**fields: Any) -> GenericOptions:
@@ -31,7 +31,7 @@ STATISTICS: dict[str, tuple[Any, Any]] = {
 }
 
 
-def normalised(pictures: torch.Tensor, pixels: str | MeanStd) -> torch.Tensor:
+def normalized(pictures: torch.Tensor, pixels: str | MeanStd) -> torch.Tensor:
     statistics = STATISTICS[pixels] if isinstance(pixels, str) else (pixels.mean, pixels.std)
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in statistics)
     return (pictures - mean) / std
@@ -47,10 +47,10 @@ LAYOUTS = {
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.sampled_from(sorted(LAYOUTS)), st.integers(1, 3), st.integers(1, 3), st.sampled_from(sorted(NORMALISATIONS)))
-def test_fault_26_every_layout_and_normalisation_is_undone(layout: Any, b: int, v: int, pixels: str) -> None:
+@given(st.sampled_from(sorted(LAYOUTS)), st.integers(1, 3), st.integers(1, 3), st.sampled_from(sorted(NORMALIZATIONS)))
+def test_fault_26_every_layout_and_normalization_is_undone(layout: Any, b: int, v: int, pixels: str) -> None:
     pictures = torch.rand(b, v, 3, 4, 6)
-    batch = LAYOUTS[layout](normalised(pictures, pixels))
+    batch = LAYOUTS[layout](normalized(pictures, pixels))
     views = to_views(batch, options(layout=layout, grid=(v, 2, 2), pixels=pixels))
     torch.testing.assert_close(undo(views, pixels), pictures, atol=1e-5, rtol=0)
 
@@ -95,15 +95,15 @@ VALID = torch.ones(2, 2, 8, 8, dtype=torch.bool)
 
 
 #: Without those two of each other, which differ by less than pictures do among themselves.
-PAIRS = [p for p in itertools.product(sorted(NORMALISATIONS), repeat=2) if set(p) != {"clip", "imagenet"}]
+PAIRS = [p for p in itertools.product(sorted(NORMALIZATIONS), repeat=2) if set(p) != {"clip", "imagenet"}]
 
 
 @pytest.mark.parametrize(("pixels", "really"), PAIRS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_fault_26_a_wrong_normalisation_is_noticed(pixels: Any, really: str, dtype: torch.dtype) -> None:
+def test_fault_26_a_wrong_normalization_is_noticed(pixels: Any, really: str, dtype: torch.dtype) -> None:
     pictures = torch.rand(2, 2, 3, 8, 8)
     pictures[0, 0, :, 0, 0], pictures[0, 0, :, 0, 1] = 0.0, 1.0
-    batch = normalised(pictures, really).to(dtype)
+    batch = normalized(pictures, really).to(dtype)
     if pixels == really:
         check_pixels(batch, VALID, pixels)
     else:
@@ -113,8 +113,8 @@ def test_fault_26_a_wrong_normalisation_is_noticed(pixels: Any, really: str, dty
 
 def test_fault_26_dim_pictures_are_told_from_a_wrong_declaration() -> None:
     dim = torch.rand(2, 2, 3, 8, 8) * 0.3
-    for pixels in NORMALISATIONS:
-        check_pixels(normalised(dim, pixels), VALID, pixels)
+    for pixels in NORMALIZATIONS:
+        check_pixels(normalized(dim, pixels), VALID, pixels)
     with pytest.raises(ViewsError, match=r"nothing in them is darker than 0\.5"):
         check_pixels(dim, VALID, "[-1,1]")
 
@@ -122,7 +122,7 @@ def test_fault_26_dim_pictures_are_told_from_a_wrong_declaration() -> None:
 def test_fault_26_what_is_not_declared_is_not_guessed() -> None:
     with pytest.raises(ViewsError, match=r"not declared.*\n.*looks like pixels='0-255'"):
         check_pixels(torch.randint(0, 256, (2, 2, 3, 8, 8), dtype=torch.uint8), VALID, None)
-    with pytest.raises(ViewsError, match="No normalisation that sfkit knows fits"):
+    with pytest.raises(ViewsError, match="No normalization that sfkit knows fits"):
         check_pixels(torch.randn(2, 2, 3, 8, 8) * 400, VALID, "[0,1]")
     with pytest.raises(ViewsError, match="NaN"):
         check_pixels(torch.full((2, 2, 3, 8, 8), torch.nan), VALID, "[0,1]")
@@ -140,7 +140,7 @@ def test_padding_is_not_looked_at() -> None:
 def test_other_statistics_may_be_given() -> None:
     own = MeanStd((0.2, 0.3, 0.4), (0.1, 0.2, 0.3))
     pictures = torch.rand(2, 2, 3, 8, 8)
-    check_pixels(normalised(pictures, own), VALID, own)
-    torch.testing.assert_close(undo(normalised(pictures, own), own), pictures, atol=1e-5, rtol=0)
+    check_pixels(normalized(pictures, own), VALID, own)
+    torch.testing.assert_close(undo(normalized(pictures, own), own), pictures, atol=1e-5, rtol=0)
     with pytest.raises(ConfigError, match="positive"):
         MeanStd((0.0, 0.0, 0.0), (1.0, 0.0, 1.0))

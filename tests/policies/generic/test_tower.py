@@ -1,4 +1,4 @@
-"""The vision tower's output, and later frames, of a policy that is told by paths."""
+"""The vision tower's output, and future frames, of a policy that is told by paths."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 from sfkit import GenericAdapter, Span, SpatialForcing
 from sfkit.errors import AdapterError, ConfigError, ShapeError, ViewsError
 from sfkit.policies.base import ForwardCall
+from sfkit.testing.correspondence import check_correspondence
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.registration import check_registration
 from sfkit.testing.teachers import PatchTeacher
 
 TOLD: dict[str, Any] = {
@@ -44,21 +44,21 @@ def test_a_tower_told_by_its_connector_is_that_of_an_adapter_that_knows_it(per_v
     ("family", "connector", "side"),
     [("paligemma", "multi_modal_projector", 4), ("llava", "multi_modal_projector", 4), ("smolvlm", "connector", 8)],
 )
-def test_the_tower_of_a_vlm_of_transformers_is_registered(
+def test_the_tower_of_a_vlm_of_transformers_corresponds(
     make_vlm: Callable[..., Any], family: str, connector: str, side: int
 ) -> None:
     case = make_vlm(family, "left")
     told = case.adapter.options.model_copy(update={"connector": f"vlm.{connector}", "tower": (side, side, 24)})
     adapter = GenericAdapter(options=told)
-    policy = SpatialForcing.wrap(case.policy.train(), PatchTeacher(), adapter=adapter, depth="encoder")
-    check_registration(policy, case.batch(), case.perturb)
+    policy = SpatialForcing.wrap(case.policy.train(), PatchTeacher(), adapter=adapter, student_layer="encoder")
+    check_correspondence(policy, case.batch(), case.perturb)
 
 
-def test_later_frames_told_by_their_path_are_those_of_an_adapter_that_knows_them() -> None:
+def test_future_frames_told_by_their_path_are_those_of_an_adapter_that_knows_them() -> None:
     frames = torch.rand(2, 3, 2, 3, 32, 32)
-    pairs = [{"depth": 2, "teacher": PatchTeacher(), "future": 3}]
+    pairs = [{"student_layer": 2, "teacher": PatchTeacher(), "future": 3}]
     _, wanted = loss_of(TinyAdapter, {**tiny_batch(), "future": frames}, pairs=pairs)
-    adapter = GenericAdapter(**TOLD, later={3: "next"}, later_present={3: "goes_on"})
+    adapter = GenericAdapter(**TOLD, future={3: "next"}, future_present={3: "goes_on"})
     batch = {**tiny_batch(), "next": frames[:, 2], "goes_on": torch.ones(2, 2, dtype=torch.bool)}
     assert loss_of(adapter, batch, pairs=pairs)[1] == wanted
     # Past the end of the episode nothing is compared, whatever the picture.
@@ -75,7 +75,7 @@ def test_later_frames_told_by_their_path_are_those_of_an_adapter_that_knows_them
     [
         ({"connector": "connector"}, "connector and tower belong together"),
         ({"tower": (4, 4, 16)}, "connector and tower belong together"),
-        ({"later": {3: "next"}, "later_present": {4: "goes_on"}}, "later_present names steps that later does not"),
+        ({"future": {3: "next"}, "future_present": {4: "goes_on"}}, "future_present names steps that future does not"),
     ],
 )
 def test_half_of_what_is_needed_is_refused(options: dict[str, Any], says: str) -> None:
@@ -86,27 +86,27 @@ def test_half_of_what_is_needed_is_refused(options: dict[str, Any], says: str) -
 def test_what_it_was_not_told_and_what_is_wrong_is_said() -> None:
     teacher = PatchTeacher()
     with pytest.raises(ConfigError, match=r"not told where the vision tower's output is read\.\n.*connector="):
-        loss_of(GenericAdapter(**TOLD), tiny_batch(), teacher=teacher, depth="encoder")
+        loss_of(GenericAdapter(**TOLD), tiny_batch(), teacher=teacher, student_layer="encoder")
     with pytest.raises(AdapterError, match=r"connector='conector': .*Did you mean 'connector'"):
         loss_of(
             GenericAdapter(**TOLD, connector="conector", tower=(4, 4, 16)), tiny_batch(), teacher=teacher,
-            depth="encoder",
+            student_layer="encoder",
         )  # fmt: skip
     with pytest.raises(ShapeError, match="expected 2 times"):
         loss_of(
             GenericAdapter(**TOLD, connector="connector", tower=(2, 4, 16)), tiny_batch(), teacher=teacher,
-            depth="encoder",
+            student_layer="encoder",
         )  # fmt: skip
-    pairs = [{"depth": 2, "teacher": teacher, "future": 3}]
-    with pytest.raises(ConfigError, match=r"not told where the pictures 3 steps later are\.\n.*later=\{3:"):
+    pairs = [{"student_layer": 2, "teacher": teacher, "future": 3}]
+    with pytest.raises(ConfigError, match=r"not told where the pictures 3 steps later are\.\n.*future=\{3:"):
         loss_of(GenericAdapter(**TOLD), tiny_batch(), pairs=pairs)
-    with pytest.raises(ViewsError, match="later='next' is not in the batch"):
-        loss_of(GenericAdapter(**TOLD, later={3: "next"}), tiny_batch(), pairs=pairs)
+    with pytest.raises(ViewsError, match="future='next' is not in the batch"):
+        loss_of(GenericAdapter(**TOLD, future={3: "next"}), tiny_batch(), pairs=pairs)
 
 
 def test_it_is_saved_and_read_again() -> None:
-    adapter = GenericAdapter(**TOLD, **TOWER, later={3: "next"})
+    adapter = GenericAdapter(**TOLD, **TOWER, future={3: "next"})
     saved = json.loads(json.dumps(adapter.spec.options))
     again = GenericAdapter(options=type(adapter.options).model_validate(saved))
     assert again.options == adapter.options
-    assert (again.options.tower, again.options.later) == ((4, 4, 16), {3: "next"})
+    assert (again.options.tower, again.options.future) == ((4, 4, 16), {3: "next"})

@@ -11,7 +11,7 @@ import torch
 from sfkit import SpatialForcing
 from sfkit.policies.generic import GenericOptions
 from sfkit.policies.generic.pixels import to_views
-from sfkit.testing.registration import check_registration
+from sfkit.testing.correspondence import check_correspondence
 from sfkit.testing.teachers import PatchTeacher
 
 FAMILIES = ["paligemma", "llava", "smolvlm", "qwen"]
@@ -19,10 +19,10 @@ FAMILIES = ["paligemma", "llava", "smolvlm", "qwen"]
 
 @pytest.mark.parametrize("padding", ["left", "right"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_fault_16_20_25_a_vlm_is_registered(make_vlm: Callable[..., Any], family: str, padding: str) -> None:
+def test_fault_16_20_25_a_vlm_corresponds(make_vlm: Callable[..., Any], family: str, padding: str) -> None:
     case = make_vlm(family, padding)
-    policy = SpatialForcing.wrap(case.policy.train(), PatchTeacher(), adapter=case.adapter, depth=0)
-    check_registration(policy, case.batch(), case.perturb)
+    policy = SpatialForcing.wrap(case.policy.train(), PatchTeacher(), adapter=case.adapter, student_layer=0)
+    check_correspondence(policy, case.batch(), case.perturb)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -51,7 +51,7 @@ def test_activation_checkpointing_of_a_vlm_changes_no_gradient(make_vlm: Callabl
         case = make_vlm("llava", "right")
         if checkpointed:
             case.policy.vlm.gradient_checkpointing_enable({"use_reentrant": False})
-        policy = SpatialForcing.wrap(case.policy.train(), PatchTeacher(), adapter=case.adapter, depth=2)
+        policy = SpatialForcing.wrap(case.policy.train(), PatchTeacher(), adapter=case.adapter, student_layer=2)
         policy(case.batch())["loss"].backward()
         gradients = [p.grad for p in policy.parameters() if p.grad is not None]
         found.append((policy.spatial_forcing.metrics()["sf_loss"], gradients))

@@ -41,7 +41,7 @@ def cameras_of(meta: Any, trainer: Trainer, path: str | None) -> CameraRig | Non
 
 
 def picture_stats(meta: Any, config: Any) -> dict[str, Any] | None:
-    """Statistics by which the policy normalises pictures; None where it leaves them as they are."""
+    """Statistics by which the policy normalizes pictures; None where it leaves them as they are."""
     if meta is None or visual_mode(config) == "IDENTITY":
         return None
     return image_stats(_Dataset(meta))

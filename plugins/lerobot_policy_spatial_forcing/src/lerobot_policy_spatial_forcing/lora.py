@@ -53,16 +53,16 @@ class Reach:
 
     Attributes:
         decoder: Path of the decoder within the policy.
-        depth: Blocks before the tap; of several taps, before the last.
+        student_layer: Blocks before the tap; of several taps, before the last.
     """
 
     decoder: str
-    depth: int
+    student_layer: int
 
     @property
     def targets(self) -> str:
         """A regular expression for the attention projections of those blocks."""
-        blocks = "|".join(str(block) for block in range(self.depth))
+        blocks = "|".join(str(block) for block in range(self.student_layer))
         return rf".*{re.escape(self.decoder)}\.layers\.({blocks})\.self_attn\.(q|v)_proj"
 
     def added_to(self, defaults: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -71,7 +71,7 @@ class Reach:
         Defaults in another form than one regular expression are left to :meth:`require`.
         """
         targets = (defaults or {}).get("target_modules")
-        if not isinstance(targets, str) or not self.depth:
+        if not isinstance(targets, str) or not self.student_layer:
             return defaults
         return {**(defaults or {}), "target_modules": f"({targets}|{self.targets})"}
 
@@ -85,14 +85,14 @@ class Reach:
             return
         names = [name for name, parameter in policy.named_parameters() if parameter.requires_grad]
         raise GradientError(
-            f"The PEFT adapters lie nowhere before depth {self.depth} of the backbone, so alignment would train "
-            f"nothing of the policy. Trainable: {', '.join(names[:3])}, and {max(0, len(names) - 3)} more.",
+            f"The PEFT adapters lie nowhere before student layer {self.student_layer} of the backbone: alignment would "
+            f"train nothing of the policy. Trainable: {', '.join(names[:3])}, and {max(0, len(names) - 3)} more.",
             self._remedy,
         )
 
     @property
     def _remedy(self) -> str:
-        if not self.depth:
+        if not self.student_layer:
             return "What is tapped is the vision tower's output: include its layers in --peft.target_modules."
         return (
             "Leave --peft.target_modules out, or include the blocks before the tap: "
@@ -105,7 +105,7 @@ class Reach:
         block = re.compile(rf"{re.escape(decoder)}\.layers\.(\d+)\.")
         for name, parameter in policy.get_submodule(parent).named_parameters():
             found = block.match(name)
-            before = int(found[1]) < self.depth if found else not name.startswith(f"{decoder}.")
+            before = int(found[1]) < self.student_layer if found else not name.startswith(f"{decoder}.")
             if parameter.requires_grad and before:
                 yield name
 

@@ -192,7 +192,7 @@ def _required(handle: SpatialForcing | None, policy: Any) -> SpatialForcing:
 
 def _reach(handle: SpatialForcing) -> lora.Reach:
     # A tap on the vision tower's output lies before all blocks.
-    blocks = [pair.depth for pair in handle.pairs if isinstance(pair.depth, int)]
+    blocks = [pair.student_layer for pair in handle.pairs if isinstance(pair.student_layer, int)]
     return lora.Reach(cast("Any", handle.adapter).decoder_path, max(blocks, default=0))
 
 

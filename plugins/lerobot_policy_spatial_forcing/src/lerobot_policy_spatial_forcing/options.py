@@ -20,7 +20,7 @@ from sfkit.errors import ConfigError
 
 #: What is left to the preset, or to sfkit's own defaults, unless it is given.
 _OF_PRESETS = frozenset(inspect.signature(SpatialForcing.wrap).parameters) - {"seed", "health", "self_check"}
-_PRESET_HELP = "A published method; `sfkit presets` lists them. What is given beside it goes before."
+_PRESET_HELP = "A published method; `sfkit presets` lists them. Explicit options override it."
 _OPTIONS_HELP = (
     'Options of components, by name: {"vggt": {"weights": "/data/vggt.safetensors"}}. What permits code, and paths '
     "that the Hub names, are given here in each run."
@@ -31,9 +31,9 @@ _SCALARS = (bool, int, float, str)
 class SfOptions:
     """Base of the generated block: how its values become arguments of :meth:`sfkit.SpatialForcing.wrap`.
 
-    Fields are those of :class:`sfkit.config.SpatialForcingConfig`, and ``teacher``, ``depth`` and ``layer`` of a single
-    pair. Those that a preset may decide are None until they are given. What is no number is text: a name, or JSON such
-    as ``{"name": "geometry", "frame": "world"}``.
+    Fields are those of :class:`sfkit.config.SpatialForcingConfig`, and ``teacher``, ``student_layer`` and
+    ``teacher_layer`` of a single pair. Those that a preset may decide are None until they are given. What is no number
+    is text: a name, or JSON such as ``{"name": "geometry", "frame": "world"}``.
 
     Attributes:
         preset: Name of a published method.
@@ -130,7 +130,9 @@ def _as_text(default: Any) -> str:
 
 
 def _generate() -> type[SfOptions]:
-    single: Mapping[str, FieldInfo] = {name: PairConfig.model_fields[name] for name in ("teacher", "depth", "layer")}
+    single: Mapping[str, FieldInfo] = {
+        name: PairConfig.model_fields[name] for name in ("teacher", "student_layer", "teacher_layer")
+    }
     found = {**single, **SpatialForcingConfig.model_fields}
     own = [
         ("preset", ReadText | None, dataclasses.field(default=None, metadata={"help": _PRESET_HELP})),

@@ -75,14 +75,14 @@ def _require_same(now: SpatialForcingConfig, saved: SpatialForcingConfig, folder
     if told != found:
         raise CheckpointError(
             f"{folder} was trained with {found}, and this run asks for {told}.",
-            "Give the same teacher, depth, layer and projector, or take spatial_forcing/ away to begin with a new "
-            "projector.",
+            "Give the same teacher, layers and projector, or take spatial_forcing/ away to begin with a new projector.",
         )
 
 
 def _what(config: SpatialForcingConfig) -> str:
     pairs = ", ".join(
-        f"depth {pair.depth} -> {pair.teacher.name}{_digests(pair.teacher.options)} layer {pair.layer}"
+        f"student layer {pair.student_layer} -> {pair.teacher.name}{_digests(pair.teacher.options)} "
+        f"layer {pair.teacher_layer}"
         for pair in config.pairs
     )
     return f"{pairs}, projector {config.projector.name}"

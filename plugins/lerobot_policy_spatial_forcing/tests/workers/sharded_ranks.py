@@ -38,13 +38,13 @@ def accelerator(device: str) -> Any:
 
 
 def build(device: str, checkpoint: str, data: str) -> Any:
-    block = SpatialForcingOptions(teacher="geometry", depth=2)
+    block = SpatialForcingOptions(teacher="geometry", student_layer=2)
     config = CONFIGS["sf_smolvla"](sf=block, device=device, push_to_hub=False, pretrained_path=checkpoint)
     return make_policy(config, ds_meta=LeRobotDatasetMetadata("local/x", root=data)).train()
 
 
 def batch_of(policy: Any, step: int, rank: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """A batch of two, depth in millimetres, and the noise that the policy would draw for it."""
+    """A batch of two, depth in millimeters, and the noise that the policy would draw for it."""
     batch = tiny_lerobot_batch(policy, seed=10 * step + rank, image_size=(96, 96), geometry=True)
     batch = {key: value * 1000 if key.endswith("_depth") else value for key, value in batch.items()}
     generator = torch.Generator().manual_seed(10 * step + rank)

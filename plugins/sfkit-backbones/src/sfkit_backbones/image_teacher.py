@@ -32,7 +32,7 @@ class ImageOptions(Options):
         default="keep", description="How a view that is not square gets there: keep its aspect, pad, crop or stretch."
     )
     fill: float | None = Field(
-        default=None, ge=0, le=1, description="Grey level of padding, also of the student's letterbox."
+        default=None, ge=0, le=1, description="Gray level of padding, also of the student's letterbox."
     )
     keep_letterbox: Harmless[bool] = Field(
         default=False, description="Show the student's letterbox to the teacher as it is."
@@ -53,7 +53,7 @@ class ImageTeacher(Teacher):
     Attributes:
         patch: Side of a patch in pixels.
         default_size: Side of what the network sees, unless the option ``size`` says otherwise.
-        default_fill: Grey level of padding.
+        default_fill: Gray level of padding.
     """
 
     patch: int
@@ -68,7 +68,7 @@ class ImageTeacher(Teacher):
 
     @abstractmethod
     def features(self, backbone: nn.Module, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
-        """Features of prepared images, on no more than their own device and without a synchronisation.
+        """Features of prepared images, on no more than their own device and without a synchronization.
 
         Args:
             backbone: What :meth:`load` gave.
@@ -101,7 +101,7 @@ class ImageTeacher(Teacher):
 
     @property
     def fill(self) -> float:
-        """Grey level of padding."""
+        """Gray level of padding."""
         return self.default_fill if self.options.fill is None else self.options.fill
 
     def placement(self, view: Size) -> Placement:
@@ -194,7 +194,7 @@ class ImageTeacher(Teacher):
         if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):
             raise ViewsError(
                 f"Teacher {self.name!r} was given images from {low:.3g} to {high:.3g}, expected [0, 1].",
-                "Undo the student's normalisation first: the teacher applies its own. NaN means a broken image.",
+                "Undo the student's normalization first: the teacher applies its own. NaN means a broken image.",
             )
 
 

@@ -47,8 +47,8 @@ def place(view: Size, side: int, patch: int, fit: Fit) -> Placement:
         side: Side of the canvas, a multiple of ``patch``.
         patch: Side of a patch.
         fit: ``keep``: the longer side becomes ``side``, the other follows to the nearest multiple of ``patch``.
-            ``pad``: the same, centred on a square. ``crop``: the width becomes ``side``, and what is then higher than
-            ``side`` is cropped, centred. ``stretch``: a square, whatever the aspect.
+            ``pad``: the same, centered on a square. ``crop``: the width becomes ``side``, and what is then higher than
+            ``side`` is cropped, centered. ``stretch``: a square, whatever the aspect.
     """
     h, w = view
     if fit == "stretch":
@@ -107,7 +107,7 @@ def read_back(features: Tensor, placement: Placement) -> FeatureMap:
 
     Returns:
         The map whose cells are as near in size to those of the canvas as divides the view evenly; a cell is masked
-        where its centre was cropped away. Where view and canvas are the same, the features as they are.
+        where its center was cropped away. Where view and canvas are the same, the features as they are.
     """
     if placement.fills:
         return FeatureMap(features, torch.ones(features.shape[:-1], dtype=torch.bool, device=features.device))
@@ -121,15 +121,15 @@ def read_back(features: Tensor, placement: Placement) -> FeatureMap:
 
 
 def _axis(scaled: int, offset: int, canvas: int, count: int) -> tuple[Tensor, Tensor]:
-    """Linear interpolation at the view's cell centres: ``(cells, count)``, and which centres are on the canvas."""
+    """Linear interpolation at the view's cell centers: ``(cells, count)``, and which centers are on the canvas."""
     step = canvas / count
     cells = max(1, round(scaled / step))
-    centres = offset + (torch.arange(cells, dtype=torch.float64) + 0.5) * scaled / cells
-    at = (centres / step - 0.5).clamp(0, count - 1)
+    centers = offset + (torch.arange(cells, dtype=torch.float64) + 0.5) * scaled / cells
+    at = (centers / step - 0.5).clamp(0, count - 1)
     low = at.floor().long().clamp(max=max(count - 2, 0))
     share = at - low
     weights = torch.zeros(cells, count, dtype=torch.float64)
     rows = torch.arange(cells)
     weights[rows, low] += 1 - share
     weights[rows, (low + 1).clamp(max=count - 1)] += share
-    return weights.float(), (centres >= 0) & (centres < canvas)
+    return weights.float(), (centers >= 0) & (centers < canvas)

@@ -19,7 +19,7 @@ _SHARE = 64 * 2**20
 
 @contextmanager
 def without_weights() -> Iterator[None]:
-    """Within the block, modules are built without memory or initialisation, for :func:`load_weights` to fill."""
+    """Within the block, modules are built without memory or initialization, for :func:`load_weights` to fill."""
     with torch.device("meta"):
         yield
 

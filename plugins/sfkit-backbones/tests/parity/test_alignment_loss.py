@@ -60,8 +60,8 @@ def plain_loss(hidden: Tensor, target: Tensor, mask: Tensor, weights: dict[str, 
     for one, wanted, valid in zip(hidden, target, mask, strict=True):
         tokens = []
         for token, feature in zip(one[valid], wanted[valid], strict=True):
-            centred = token - token.mean()
-            normed = centred / (centred.square().mean() + 1e-5).sqrt()
+            centered = token - token.mean()
+            normed = centered / (centered.square().mean() + 1e-5).sqrt()
             normed = normed * weights["vlm_norm.weight"] + weights["vlm_norm.bias"]
             inner = F.gelu(weights["fc1.weight"] @ normed + weights["fc1.bias"])
             projected = weights["fc2.weight"] @ inner + weights["fc2.bias"]

@@ -28,7 +28,9 @@ def demo(  # noqa: PLR0917 - Typer makes an option of each parameter
     preset: Annotated[str | None, typer.Option(help="A published method; `sfkit presets` lists them.")] = None,
     objective: Annotated[str | None, typer.Option(help="The alignment objective; cosine by default.")] = None,
     weight: Annotated[float | None, typer.Option(min=0, help="Weight of the loss; the preset's, or 0.5.")] = None,
-    depth: Annotated[int, typer.Option(min=0, max=6, help="Residual stream after this many of the six blocks.")] = 4,
+    student_layer: Annotated[
+        int, typer.Option(min=0, max=6, help="Residual stream after this many of the six blocks.")
+    ] = 4,
     jobs: Annotated[int, typer.Option(min=0, help="Processes at a time (0: everything in this process).")] = 2,
 ) -> None:
     """Train a small policy twice from one seed, plain and aligned, and compare on held-out episodes.
@@ -48,7 +50,7 @@ def demo(  # noqa: PLR0917 - Typer makes an option of each parameter
         weight=parse_weight(weight, preset),
         preset=preset,
         objective=objective,
-        depth=depth,
+        student_layer=student_layer,
         teacher=parse_teacher(teacher, teacher_options),
     )
     compare(settings, out, jobs, study=sfkit_demo.STUDY)

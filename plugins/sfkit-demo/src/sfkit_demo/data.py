@@ -28,7 +28,7 @@ class Frames:
         depth: ``(n, 1, h', w')`` float32 by batch key, in the unit that ``cameras`` states.
         state: ``(n, s)`` float32.
         action: ``(n, a)`` float32.
-        labels: ``(n, 3)`` float32 metres, ``object`` and ``goal``: for probes, never in a batch.
+        labels: ``(n, 3)`` float32 meters, ``object`` and ``goal``: for probes, never in a batch.
         index: ``(n,)`` long, LeRobot's global frame index.
         episode: ``(n,)`` long.
         tasks: Task text of each frame.

@@ -58,7 +58,7 @@ class Truth:
     Attributes:
         rows: ``(n,)`` rows of the dataset.
         target: ``(n, v, gh, gw, d)`` features of the teacher.
-        depth: ``(n, v, gh, gw)`` metres.
+        depth: ``(n, v, gh, gw)`` meters.
         known: ``(n, v, gh, gw)`` bool: where depth is valid.
         names: One for each view.
     """
@@ -78,7 +78,7 @@ class Evaluator:
         preprocess: Its preprocessor.
         frames: The dataset.
         split: Its parts.
-        settings: Depth, teacher, stride and the like.
+        settings: Student layer, teacher, stride and the like.
     """
 
     def __init__(
@@ -174,10 +174,10 @@ class Evaluator:
 
     def _capture(self, policy: nn.Module, rows: Tensor) -> tuple[FeatureMap, Views]:
         batch = self.preprocess(self.frames.batch(rows, self.settings.chunk))
-        return capture_tokens(policy, batch, self.settings.depth, cameras=self.frames.cameras)
+        return capture_tokens(policy, batch, self.settings.student_layer, cameras=self.frames.cameras)
 
     def tokens(self, policy: nn.Module, rows: Tensor) -> FeatureMap:
-        """Visual tokens of these frames at the tapped depth."""
+        """Visual tokens of these frames at the tapped layer."""
         return _cat([self._capture(policy, part)[0] for part in torch.split(rows, _BATCH)])
 
     def _views(self, policy: nn.Module, rows: Tensor) -> Iterator[Views]:
@@ -206,7 +206,7 @@ def _cat(maps: list[FeatureMap]) -> FeatureMap:
 
 def _flat(tokens: FeatureMap) -> Tensor:
     """``(n, v * gh * gw * d)``: all tokens of a frame side by side, masked ones 0."""
-    return tokens.sanitised().values.flatten(1)
+    return tokens.sanitized().values.flatten(1)
 
 
 def _position_mean(values: Tensor, mask: Tensor) -> Tensor:

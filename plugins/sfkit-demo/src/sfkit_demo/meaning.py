@@ -25,7 +25,7 @@ def meaning(comparison: Comparison) -> str:
         else "This teacher is not given any depth."
     )
     points = [
-        "<strong>Object and goal position</strong>: from all visual tokens at the tapped depth, a linear map reads "
+        "<strong>Object and goal position</strong>: from all visual tokens at the tapped layer, a linear map reads "
         "where the object is. The map is fitted on the training episodes, its strength picked among them, and its "
         "error measured on the others. The positions were never shown to the policy nor to the teacher, so this tells "
         "whether tokens carry usable 3D information. It does not tell whether the policy uses it.",
@@ -54,8 +54,11 @@ def details(comparison: Comparison) -> str:
     seconds = [median(arm.curves.seconds) for arm in (plain, comparison.aligned)]
     versions = ", ".join(f"{name} {version(name)}" for name in ("spatial-forcing", "lerobot", "torch"))
     rows = [
-        ("teacher", f"{public_name(teacher)} (licence {teacher.license}), {options}; present in training only"),
-        ("alignment", f"weight {settings.weight:g} at depth {settings.depth} of {BLOCKS}, {settings.method}"),
+        ("teacher", f"{public_name(teacher)} (license {teacher.license}), {options}; present in training only"),
+        (
+            "alignment",
+            f"weight {settings.weight:g} at student layer {settings.student_layer} of {BLOCKS}, {settings.method}",
+        ),
         (
             "policy",
             f"LeRobot's {POLICIES[settings.policy]} classes, {plain.parameters:,} parameters, 4 x 4 tokens for each "

@@ -19,14 +19,14 @@ _SIDE = 64
 
 
 def build_policy(frames: Frames, train_rows: Tensor, settings: Settings, folder: Path) -> tuple[nn.Module, Preprocess]:
-    """The policy, initialised from ``settings.seed``, and the preprocessor that its batches go through.
+    """The policy, initialized from ``settings.seed``, and the preprocessor that its batches go through.
 
     64-pixel pictures become 4 x 4 tokens each; six blocks of width 96; everything that LeRobot lets be trained is.
     Prompts are padded to the longest of the dataset only: pi0.5's 200 tokens would take most of the time.
 
     Args:
         frames: The dataset.
-        train_rows: Rows whose statistics normalise states and actions.
+        train_rows: Rows whose statistics normalize states and actions.
         settings: Policy, seed and chunk length.
         folder: Where the definition of SmolVLA's vision-language model is written.
     """
@@ -90,6 +90,6 @@ def _pi0(
 
 
 def _statistics(values: Tensor) -> dict[str, Tensor]:
-    """Mean and deviation, by which SmolVLA and pi0 normalise, and the quantiles, by which pi0.5 does."""
+    """Mean and deviation, by which SmolVLA and pi0 normalize, and the quantiles, by which pi0.5 does."""
     q01, q99 = torch.quantile(values, torch.tensor([0.01, 0.99]), dim=0)
     return {"mean": values.mean(0), "std": values.std(0), "q01": q01, "q99": q99}

@@ -51,16 +51,16 @@ def parse_weight(weight: float | None, preset: str | None, default: float = 0.5)
     """The weight of the alignment loss: the one that was given, the preset's, or else ``default``.
 
     Raises:
-        ConfigError: An unknown preset, or one that does not align tokens at one depth, where the demo measures.
+        ConfigError: An unknown preset, or one that does not align tokens at one student layer, where the demo measures.
     """
     from sfkit.presets.filling import find_preset
 
     found = find_preset(preset)
     if found is not None and (
-        found.by_blocks or "pairs" in found.arguments or isinstance(found.arguments.get("depth"), str)
+        found.by_blocks or "pairs" in found.arguments or isinstance(found.arguments.get("student_layer"), str)
     ):
         raise ConfigError(
-            f"The demo measures the tokens of one depth, and preset {found.name!r} aligns something else.",
+            f"The demo measures the tokens of one student layer, and preset {found.name!r} aligns something else.",
             "Use it in SpatialForcing.wrap or lerobot-train.",
         )
     if weight is not None:

@@ -1,4 +1,4 @@
-"""What the report shows of one arm: frames, depth, and token grids as colours."""
+"""What the report shows of one arm: frames, depth, and token grids as colors."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Pictures:
         names: Camera names, ``v`` of them.
         tasks: Task text of each frame.
         images: ``(k, v, h, w, 3)`` uint8 as recorded.
-        depth: ``(k, v, h', w')`` float32 metres; 0 where unknown.
-        student: ``(k, v, gh, gw, 3)`` PCA colours of the policy's tokens.
-        teacher: ``(k, v, gh, gw, 3)`` PCA colours of the teacher's features; NaN where there are none.
+        depth: ``(k, v, h', w')`` float32 meters; 0 where unknown.
+        student: ``(k, v, gh, gw, 3)`` PCA colors of the policy's tokens.
+        teacher: ``(k, v, gh, gw, 3)`` PCA colors of the teacher's features; NaN where there are none.
     """
 
     names: tuple[str, ...]
@@ -40,7 +40,7 @@ def take_pictures(policy: nn.Module, evaluator: Evaluator) -> Pictures:
     """One frame of each task, halfway through its first held-out episode.
 
     Components come from all measured held-out frames, and each position's mean is taken off first: otherwise the
-    colours would show little but where a token sits.
+    colors would show little but where a token sits.
     """
     frames, truth = evaluator.frames, evaluator.held_out
     chosen = _one_of_each_task(evaluator)

@@ -18,22 +18,22 @@ from PIL import Image
 from sfkit_demo.run import ArmResult
 from sfkit_demo.study import UNTRAINED, Row, spread
 
-#: Metres beyond which depth is background: the geometry teacher leaves it out too.
+#: Meters beyond which depth is background: the geometry teacher leaves it out too.
 _FAR = 10.0
-GREY = "#8b909a"
-COLOURS = {"untrained": GREY, "plain": "#e08a2e", "shuffled": "#9d74d6", "aligned": "#2f8fdd", "geometry": "#2f8fdd"}
+GRAY = "#8b909a"
+COLORS = {"untrained": GRAY, "plain": "#e08a2e", "shuffled": "#9d74d6", "aligned": "#2f8fdd", "geometry": "#2f8fdd"}
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
-    "text.color": GREY,
-    "axes.edgecolor": GREY,
-    "axes.labelcolor": GREY,
+    "text.color": GRAY,
+    "axes.edgecolor": GRAY,
+    "axes.labelcolor": GRAY,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlelocation": "left",
     "axes.titlesize": 10.5,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
+    "xtick.color": GRAY,
+    "ytick.color": GRAY,
     "legend.frameon": False,
 }
 
@@ -50,18 +50,18 @@ def picture_uri(picture: NDArray[Any]) -> str:
     return data_uri(Image.fromarray(picture))
 
 
-def colours_uri(colours: NDArray[Any]) -> str:
+def colors_uri(colors: NDArray[Any]) -> str:
     """``(gh, gw, 3)`` in [0, 1]; NaN is transparent. One pixel for each token: the page enlarges it."""
-    known = np.isfinite(colours).all(-1)
-    rgb = (np.nan_to_num(colours) * 255).round().astype(np.uint8)
+    known = np.isfinite(colors).all(-1)
+    rgb = (np.nan_to_num(colors) * 255).round().astype(np.uint8)
     return data_uri(Image.fromarray(np.dstack([rgb, np.where(known, 255, 0).astype(np.uint8)])))
 
 
 def depth_uri(depth: NDArray[Any]) -> tuple[str, float, float]:
-    """``(h, w)`` metres in colours, bright where near, by the logarithm; transparent where unknown (0) or far off.
+    """``(h, w)`` meters in colors, bright where near, by the logarithm; transparent where unknown (0) or far off.
 
     Returns:
-        The picture, and the nearest and farthest metres that it tells apart.
+        The picture, and the nearest and farthest meters that it tells apart.
     """
     known = np.isfinite(depth) & (depth > 0) & (depth < _FAR)
     if not known.any():
@@ -80,14 +80,14 @@ def curves_figure(plain: ArmResult, aligned: ArmResult) -> str:
         figure = Figure(figsize=(10, 3.1), layout="constrained")
         training, held_out, cosine = figure.subplots(1, 3)
         for arm in (plain, aligned):
-            colour = COLOURS[arm.arm]
+            color = COLORS[arm.arm]
             steps, smooth = smoothed(arm.curves.action_loss)
-            training.plot(steps, smooth, color=colour, label=arm.arm)
+            training.plot(steps, smooth, color=color, label=arm.arm)
             held_out.plot(
-                arm.curves.held_out_steps, arm.curves.held_out_loss, color=colour, marker="o", ms=3.5, label=arm.arm
+                arm.curves.held_out_steps, arm.curves.held_out_loss, color=color, marker="o", ms=3.5, label=arm.arm
             )
         steps, smooth = smoothed(aligned.curves.cosine)
-        cosine.plot(steps, smooth, color=COLOURS["aligned"])
+        cosine.plot(steps, smooth, color=COLORS["aligned"])
         for axes, title in (
             (training, "Action loss, training batches"),
             (held_out, "Action loss, held-out frames"),
@@ -95,7 +95,7 @@ def curves_figure(plain: ArmResult, aligned: ArmResult) -> str:
         ):
             axes.set_title(title)
             axes.set_xlabel("step")
-            axes.grid(axis="y", color=GREY, alpha=0.2)
+            axes.grid(axis="y", color=GRAY, alpha=0.2)
         for axes in (training, held_out):
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:.2g}")
@@ -122,14 +122,14 @@ def _seed_panel(axes: Axes, rows: Sequence[Row], column: str, arms: Sequence[str
     by_arm = {arm: spread(rows, arm, column) for arm in arms}
     shared = set.intersection(*(set(found.values) for found in by_arm.values()))
     for seed in sorted(shared):
-        axes.plot(range(len(arms)), [by_arm[arm].values[seed] for arm in arms], color=GREY, alpha=0.35, lw=0.8)
+        axes.plot(range(len(arms)), [by_arm[arm].values[seed] for arm in arms], color=GRAY, alpha=0.35, lw=0.8)
     for place, arm in enumerate(arms):
         values = list(by_arm[arm].values.values())
-        axes.plot([place] * len(values), values, "o", ms=5, color=COLOURS.get(arm, GREY), alpha=0.85)
-        axes.plot([place - 0.22, place + 0.22], [by_arm[arm].mean] * 2, color=COLOURS.get(arm, GREY), lw=2)
+        axes.plot([place] * len(values), values, "o", ms=5, color=COLORS.get(arm, GRAY), alpha=0.85)
+        axes.plot([place - 0.22, place + 0.22], [by_arm[arm].mean] * 2, color=COLORS.get(arm, GRAY), lw=2)
     axes.set_xticks(range(len(arms)), arms)
     axes.set_xlim(-0.5, len(arms) - 0.5)
-    axes.grid(axis="y", color=GREY, alpha=0.2)
+    axes.grid(axis="y", color=GRAY, alpha=0.2)
 
 
 def smoothed(values: Sequence[float]) -> tuple[NDArray[Any], NDArray[Any]]:

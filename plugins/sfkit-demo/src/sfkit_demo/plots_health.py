@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from sfkit.health.report import Health
-from sfkit_demo.plots import COLOURS, GREY, STYLE, png
+from sfkit_demo.plots import COLORS, GRAY, STYLE, png
 
-_COLOURS = (COLOURS["aligned"], COLOURS["plain"], COLOURS["shuffled"])
+_COLORS = (COLORS["aligned"], COLORS["plain"], COLORS["shuffled"])
 #: Lines of a panel, each with its values by measurement.
 Lines = Mapping[str, Sequence[float]]
 
@@ -35,7 +35,7 @@ def health_section(reports: Sequence[Health]) -> str:
         "beside what two batches differ by without any change. The last panel asks whether a patch's target is told "
         "best by that patch's own token."
     )
-    alt = "Gradients, cosines, drift, rank, norms, projector and registration by step"
+    alt = "Gradients, cosines, drift, rank, norms, projector and spatial correspondence by step"
     return (
         f'<figure class="card"><img src="{health_figure(reports)}" alt="{alt}">'
         f"<figcaption>{caption}</figcaption></figure>{said}"
@@ -50,8 +50,8 @@ def health_figure(reports: Sequence[Health]) -> str:
         panels = figure.subplots(2, 4).flat
         for axes, (title, lines) in zip(panels, _panels(reports).items(), strict=True):
             _panel(axes, title, steps, lines)
-        figure.axes[0].axhline(1.0, color=GREY, lw=0.8)
-        figure.axes[1].axhline(-0.2, color=GREY, lw=0.8)
+        figure.axes[0].axhline(1.0, color=GRAY, lw=0.8)
+        figure.axes[1].axhline(-0.2, color=GRAY, lw=0.8)
         for axes in figure.axes[4:]:
             axes.set_xlabel("step")
         return png(figure)
@@ -59,13 +59,13 @@ def health_figure(reports: Sequence[Health]) -> str:
 
 def _panels(reports: Sequence[Health]) -> dict[str, Lines]:
     pairs = [report.pairs[0] for report in reports]
-    depths = [report.depths[0] for report in reports]
+    layers = [report.layers[0] for report in reports]
     return {
         "Gradient ratio": {"": [report.ratio for report in reports]},
         "Gradient cosine": {"": [report.cosine for report in reports]},
         "Cosine to the target": {view: [pair.cosine[view] for pair in pairs] for view in pairs[-1].cosine},
         "Drift of the tokens": {
-            "drift": [depth.drift for depth in depths], "two batches": [depth.drift_noise for depth in depths],
+            "drift": [layer.drift for layer in layers], "two batches": [layer.drift_noise for layer in layers],
         },
         "Effective rank": {"projected": [pair.rank for pair in pairs], "target": [pair.target_rank for pair in pairs]},
         "Mean norms": {
@@ -84,10 +84,10 @@ def _panels(reports: Sequence[Health]) -> dict[str, Lines]:
 
 
 def _panel(axes: Axes, title: str, steps: Sequence[int], lines: Lines) -> None:
-    for (label, values), colour in zip(lines.items(), (*_COLOURS, GREY) * len(lines), strict=False):
-        axes.plot(steps, values, color=colour, label=label, marker="." if len(steps) < 4 else None)
+    for (label, values), color in zip(lines.items(), (*_COLORS, GRAY) * len(lines), strict=False):
+        axes.plot(steps, values, color=color, label=label, marker="." if len(steps) < 4 else None)
     axes.set_title(title)
-    axes.grid(axis="y", color=GREY, alpha=0.2)
+    axes.grid(axis="y", color=GRAY, alpha=0.2)
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     if len(lines) > 1:
         axes.legend(fontsize=7.5)

@@ -52,8 +52,8 @@ def render(comparison: Comparison) -> str:
         ),
         table=_table(table_lines(comparison)),
         pictures_intro=(
-            "Each small square is one visual token: its colour is its place along the three main directions "
-            "of all tokens of that column, after the mean of each position was taken off. Colours may be compared "
+            "Each small square is one visual token: its color is its place along the three main directions "
+            "of all tokens of that column, after the mean of each position was taken off. Colors may be compared "
             "within a column, not between columns: what to look for is whether the <em>layout</em> follows the depth."
         ),
         pictures=_pictures(plain.pictures, aligned.pictures),
@@ -80,8 +80,9 @@ def _lead(comparison: Comparison) -> str:
         f"A small {POLICIES[settings.policy]} ({plain.parameters / 1e6:.1f} M parameters, random weights) was trained "
         f"twice on {tasks} Meta-World tasks from seed {settings.seed}, for {settings.steps} steps: "
         '<strong class="plain">plain</strong>, and <strong class="aligned">aligned</strong> with the '
-        f"<em>{escape(public_name(teacher))}</em> teacher at depth {settings.depth} with weight {settings.weight:g}. "
-        f"Everything else is the same. Both arms together took {comparison.seconds / 60:.1f} minutes. "
+        f"<em>{escape(public_name(teacher))}</em> teacher at student layer {settings.student_layer} with weight "
+        f"{settings.weight:g}. Everything else is the same. "
+        f"Both arms together took {comparison.seconds / 60:.1f} minutes. "
         f"{escape(teacher_note(teacher))}"
     )
 
@@ -133,10 +134,10 @@ def _pictures(plain: Pictures | None, aligned: Pictures | None) -> str:
             cells.append(f'<div class="name">{label}<span>{escape(name)}, {near:.2f} to {far:.2f} m</span></div>')
             cells.append(_image(plots.picture_uri(plain.images[frame, view]), f"{name} picture: {task}", photo=True))
             cells.append(_image(uri, f"{name} depth, {near:.2f} to {far:.2f} m"))
-            for owner, colours in (
+            for owner, colors in (
                 ("teacher", plain.teacher), ("plain policy", plain.student), ("aligned policy", aligned.student)
             ):  # fmt: skip
-                cells.append(_image(plots.colours_uri(colours[frame, view]), f"PCA colours of the {owner}, {name}"))
+                cells.append(_image(plots.colors_uri(colors[frame, view]), f"PCA colors of the {owner}, {name}"))
     caption = (
         "One held-out frame of each task and both cameras. Depth is bright where near; checkered where it is unknown "
         "or where the teacher gives no target. The policy itself sees the pictures only."

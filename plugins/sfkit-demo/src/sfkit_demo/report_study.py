@@ -63,7 +63,7 @@ def tracked(comparison: Comparison) -> list[Quantity]:
 def _same_run(row: Row, comparison: Comparison) -> bool:
     """Whether a row of the study was made as this run was, but for the seed, so that the two may be compared."""
     settings = comparison.settings
-    alike = all(row.get(name) == getattr(settings, name) for name in ("steps", "depth", "weight"))
+    alike = all(row.get(name) == getattr(settings, name) for name in ("steps", "student_layer", "weight"))
     default_teacher = ComponentSpec.of(settings.teacher) == ComponentSpec(name="geometry")
     return alike and is_studied(settings) and default_teacher
 

@@ -83,7 +83,7 @@ def run_arm(arm: Arm, settings: Settings, tell: Callable[[Progress], None]) -> A
             # Depth and calibration are for the teachers that ask for them; the probes have their own.
             cameras = frames.cameras if teacher.requires else None
             policy = SpatialForcing.wrap(
-                policy, teacher, preset=settings.preset, depth=settings.depth, weight=settings.weight,
+                policy, teacher, preset=settings.preset, student_layer=settings.student_layer, weight=settings.weight,
                 objective=settings.objective, cameras=cameras, seed=settings.seed,
                 health={"every": settings.health_every},
             )  # fmt: skip

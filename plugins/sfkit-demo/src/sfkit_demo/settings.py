@@ -21,7 +21,7 @@ class Settings:
         policy: One of :data:`POLICIES`.
         steps: Optimizer steps.
         seed: Of weights, batches, noise and times.
-        depth: Tapped depth, for the alignment and for every probe.
+        student_layer: Tapped student layer, for the alignment and for every probe.
         weight: Weight of the alignment loss.
         preset: Name of a published method that decides what is not given here.
         objective: Of the alignment; None leaves it to the preset, or to sfkit.
@@ -33,7 +33,7 @@ class Settings:
         weight_decay: Of AdamW.
         clip: Largest gradient norm.
         held_out: Share of each task's episodes that are never trained on.
-        stride: Frames apart at which episodes are probed: neighbours are near copies.
+        stride: Frames apart at which episodes are probed: neighbors are near copies.
         noise_draws: Noises and times drawn for each held-out frame.
         checkpoints: How often the held-out loss is looked at on the way.
     """
@@ -42,7 +42,7 @@ class Settings:
     policy: str = "smolvla"
     steps: int = 800
     seed: int = 0
-    depth: int = 4
+    student_layer: int = 4
     weight: float = 0.5
     preset: str | None = None
     objective: str | None = None

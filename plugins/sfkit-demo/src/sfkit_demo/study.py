@@ -133,7 +133,7 @@ def _row(arm: str, metrics: Metrics, result: ArmResult, settings: Settings, *, t
             "seconds_per_step": median(curves.seconds) if trained else math.nan,
             "mean_object_cm": result.mean.object_cm,
             "mean_goal_cm": result.mean.goal_cm,
-            "depth": settings.depth,
+            "student_layer": settings.student_layer,
             "weight": settings.weight,
             "torch": version("torch"),
             "lerobot": version("lerobot"),

@@ -29,7 +29,7 @@ def teacher_note(value: Any) -> str:
     if weights is None or weights == "random":
         return (
             f"The teacher {name!r} is not the geometry of these scenes, and nothing here vouches for its "
-            "weights. A randomly initialised teacher teaches nothing about space: such a run shows the wiring, and "
+            "weights. A randomly initialized teacher teaches nothing about space: such a run shows the wiring, and "
             "whatever sets the arms apart is owed to the added loss alone."
         )
     weights = public_text("teacher", teacher.spec, weights)

@@ -54,8 +54,8 @@ def settings_line(settings: Settings) -> str:
     minutes = round(_MINUTES + _MINUTES_PER_STEP * settings.steps)
     return (
         f"{POLICIES[settings.policy]} from scratch, plain and aligned with {teacher.name}{options}: {settings.steps} "
-        f"steps of {settings.batch_size} frames, seed {settings.seed}, weight {settings.weight:g} at depth "
-        f"{settings.depth} of {BLOCKS}, {settings.method}. On two cores this takes about {minutes} min, "
+        f"steps of {settings.batch_size} frames, seed {settings.seed}, weight {settings.weight:g} at student layer "
+        f"{settings.student_layer} of {BLOCKS}, {settings.method}. On two cores this takes about {minutes} min, "
         "and more with a large teacher."
     )
 

@@ -37,7 +37,7 @@ class DepthAnythingParity(BackboneParity):
                 "a fixture of Depth Anything 3",
                 {
                     "dim": shapes["cls_token"][-1],
-                    "depth": 1 + max(int(key.split(".")[1]) for key in shapes if key.startswith("blocks.")),
+                    "num_layers": 1 + max(int(key.split(".")[1]) for key in shapes if key.startswith("blocks.")),
                     "heads": config["num_heads"],
                     "alt_start": config["alt_start"],
                     "hidden": shapes[inner][1],
@@ -54,16 +54,16 @@ class DepthAnythingParity(BackboneParity):
         return DepthAnythingTrunk(found)
 
     def run(
-        self, trunk: nn.Module, case: str, inputs: Mapping[str, Tensor], wanted: Sequence[str]
+        self, backbone: nn.Module, case: str, inputs: Mapping[str, Tensor], wanted: Sequence[str]
     ) -> dict[str, Tensor]:
-        assert isinstance(trunk, DepthAnythingTrunk)
+        assert isinstance(backbone, DepthAnythingTrunk)
         layers = {name: 1 + int(name[len("layer") :]) for name in wanted if re.fullmatch(r"layer\d+", name)}
-        layers = {name: layer for name, layer in layers.items() if layer <= trunk.config.depth}
+        layers = {name: layer for name, layer in layers.items() if layer <= backbone.config.num_layers}
         if _INPUT not in inputs:
             raise CheckpointError(f"Case {case!r} has no input {_INPUT!r}.", f"It has {', '.join(inputs)}.")
         if not layers:
             return {}
-        found = trunk(inputs[_INPUT], list(layers.values()))
+        found = backbone(inputs[_INPUT], list(layers.values()))
         return {name: feature.flatten(2, 3) for name, feature in zip(layers, found, strict=True)}
 
     def describe(self, config: TrunkConfig) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class DepthAnythingParity(BackboneParity):
             "alt_start": config.alt_start,
             "out_layers": _recorded(config),
             "patch": config.patch,
-            "input": "[B,S,3,H,W] ImageNet-normalised",
+            "input": "[B,S,3,H,W] ImageNet-normalized",
             "output": "patch tokens only, [local | LN(last)]",
         }
 
@@ -94,5 +94,5 @@ class DepthAnythingParity(BackboneParity):
 
 def _recorded(config: TrunkConfig) -> list[int]:
     """Blocks whose outputs tell the most: before the views are joined, at the change, and the last two."""
-    start, depth = config.alt_start, config.depth
+    start, depth = config.alt_start, config.num_layers
     return sorted({max(start - 1, 0), min(start, depth - 1), max(depth - 2, 0), depth - 1})

@@ -42,7 +42,7 @@ class DepthAnythingOptions(BackboneOptions):
 class DepthAnything3(BackboneTeacher):
     """Features of Depth Anything 3's trunk: base of the registered sizes.
 
-    Pictures are resized so that the longer side is ``size`` (504, its API's default) and ImageNet-normalised once, in
+    Pictures are resized so that the longer side is ``size`` (504, its API's default) and ImageNet-normalized once, in
     :meth:`features`. Layers count from 1; its heads read the last one and three before.
     """
 
@@ -50,7 +50,7 @@ class DepthAnything3(BackboneTeacher):
     ignored = IGNORED
     patch = 14
     default_size = 504
-    # Near zero once normalised; Depth Anything itself never pads.
+    # Near zero once normalized; Depth Anything itself never pads.
     default_fill = 0.45
     family = "DA3 backbone"
 
@@ -68,7 +68,7 @@ class DepthAnything3(BackboneTeacher):
 
     @property
     def num_layers(self) -> int:
-        return self.backbone_config.depth
+        return self.backbone_config.num_layers
 
     def dim(self, layer: int) -> int:
         return self.backbone_config.dim * (2 if self.options.half == "both" else 1)
@@ -90,9 +90,9 @@ class DepthAnything3(BackboneTeacher):
                 "has no say there; set reference=first to make its first camera the reference"
             )
 
-    def features(self, trunk: nn.Module, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+    def features(self, backbone: nn.Module, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
         residual = torch.bfloat16 if self.options.residual == "bfloat16" else torch.float32
-        found = trunk(
+        found = backbone(
             imagenet_normalized(images),
             layers,
             half=self.options.half,
@@ -101,16 +101,16 @@ class DepthAnything3(BackboneTeacher):
         )
         return cast("list[Tensor]", found)
 
-    def working_bytes(self, trunk: nn.Module, shape: tuple[int, int, int, int], layers: Sequence[int]) -> int:
+    def working_bytes(self, backbone: nn.Module, shape: tuple[int, int, int, int], layers: Sequence[int]) -> int:
         b, v, h, w = shape
         dim, patches = self.backbone_config.dim, b * v * (h // self.patch) * (w // self.patch)
-        product = cast("DepthAnythingTrunk", trunk).patch_embed.proj.weight.element_size()
+        product = cast("DepthAnythingTrunk", backbone).patch_embed.proj.weight.element_size()
         residual = 2 if self.options.residual == "bfloat16" else 4
         hidden = self.backbone_config.hidden * (2 if self.backbone_config.swiglu else 1)  # both gates, SiLU and product
         tokens = patches + b * v
         block = block_bytes(tokens, dim, hidden, product=product, residual=residual)
         feature = patches * self.dim(layers[0]) * 4
-        # Pictures stay to the end as painted and as normalised, and are there thrice while they are normalised.
+        # Pictures stay to the end as painted and as normalized, and are there thrice while they are normalized.
         pictures = b * v * 3 * h * w * 4
         # The last feature is made when its block is through.
         last = max(block, tokens * dim * (2 * residual + 4) + feature)

@@ -51,7 +51,7 @@ class DepthAnythingTrunk(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim))
         self.camera_token = nn.Parameter(torch.zeros(1, 2, config.dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.side**2, config.dim))
-        self.blocks = nn.ModuleList(_block(config, index) for index in range(config.depth))
+        self.blocks = nn.ModuleList(_block(config, index) for index in range(config.num_layers))
         self.norm = LayerNorm(config.dim, eps=1e-5)
         self._positions: Tables[Tensor] = Tables()
         self._ropes: Tables[Rope] = Tables()
@@ -68,7 +68,7 @@ class DepthAnythingTrunk(nn.Module):
         """Features of patches after the blocks asked for; blocks behind the last one do not run.
 
         Args:
-            images: ``(b, v, 3, h, w)`` float, ImageNet-normalised, sides multiples of the patch.
+            images: ``(b, v, 3, h, w)`` float, ImageNet-normalized, sides multiples of the patch.
             layers: Layer ``k`` is what block ``k`` of 1 to ``depth`` gives, in any order.
             half: ``local``: the stream after the latest block that looks within views, not normed. ``global``: the
                 final norm of the stream after this block, whichever kind it is. ``both``: local, then global. Before

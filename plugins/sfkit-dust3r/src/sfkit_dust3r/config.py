@@ -19,18 +19,18 @@ class TrunkConfig(Options):
 
     patch: int = Field(default=16, ge=1, description="Side of a patch in pixels.")
     enc_dim: int = Field(default=1024, ge=1, description="Width of the encoder.")
-    enc_depth: int = Field(default=24, ge=1, description="Blocks of the encoder.")
+    enc_layers: int = Field(default=24, ge=1, description="Blocks of the encoder.")
     enc_heads: int = Field(default=16, ge=1, description="Heads of the encoder.")
     enc_hidden: int = Field(default=4096, ge=1, description="Width inside the encoder's MLP.")
     dec_dim: int = Field(default=768, ge=1, description="Width of the decoder.")
-    dec_depth: int = Field(default=12, ge=0, description="Layers of the decoder; 0 for an encoder alone.")
+    dec_layers: int = Field(default=12, ge=0, description="Layers of the decoder; 0 for an encoder alone.")
     dec_heads: int = Field(default=12, ge=1, description="Heads of the decoder.")
     dec_hidden: int = Field(default=3072, ge=1, description="Width inside the decoder's MLP.")
     shared_decoder: bool = Field(default=False, description="Both views go through one stack of decoder layers.")
 
     def encoder_only(self) -> Self:
         """The same encoder without a decoder."""
-        return self.model_copy(update={"dec_depth": 0})
+        return self.model_copy(update={"dec_layers": 0})
 
     def with_shared_decoder(self) -> Self:
         """The same trunk with one stack of decoder layers for both views."""
@@ -39,7 +39,7 @@ class TrunkConfig(Options):
 
 FULL = TrunkConfig()
 TINY = TrunkConfig(
-    enc_dim=32, enc_depth=2, enc_heads=2, enc_hidden=128, dec_dim=24, dec_depth=3, dec_heads=2, dec_hidden=96
+    enc_dim=32, enc_layers=2, enc_heads=2, enc_hidden=128, dec_dim=24, dec_layers=3, dec_heads=2, dec_hidden=96
 )
 
 
@@ -51,13 +51,13 @@ class PairOptions(BackboneOptions):
         description="Features of the encoder (layers 1 to 24), of the decoder (1 to 12), or both: the encoder's last "
         "beside the decoder's layer.",
     )
-    framing: Literal["whole", "official"] = Field(
+    image_geometry: Literal["whole", "official"] = Field(
         default="whole",
         description="whole: all of the view, as `fit` says. official: crop as the released loader does; what is "
         "cropped away is masked.",
     )
     square_ok: Harmless[bool] = Field(
-        default=False, description="With the official framing of the 512 models: do not crop a square to 4:3."
+        default=False, description="With the official image geometry of the 512 models: do not crop a square to 4:3."
     )
     decoders: Literal["two", "shared"] = Field(
         default="two", description="shared: one decoder for both views, for checkpoints without dec_blocks2 (CroCo)."

@@ -28,17 +28,17 @@ class PairParity(BackboneParity):
     ignored = ("downstream_head1.*", "downstream_head2.*", "mask_token")
 
     def build(self, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> PairTrunk:
-        dec_depth = _blocks(shapes, "dec_blocks")
+        dec_layers = _blocks(shapes, "dec_blocks")
         try:
             sizes: dict[str, Any] = {
                 "patch": config.get("patch", shapes["patch_embed.proj.weight"][-1]),
                 "enc_dim": shapes["enc_norm.weight"][0],
-                "enc_depth": _blocks(shapes, "enc_blocks"),
+                "enc_layers": _blocks(shapes, "enc_blocks"),
                 "enc_heads": config["enc_heads"],
                 "enc_hidden": shapes["enc_blocks.0.mlp.fc1.weight"][0],
-                "dec_depth": dec_depth,
+                "dec_layers": dec_layers,
             }
-            if dec_depth:
+            if dec_layers:
                 sizes |= {
                     "dec_dim": shapes["dec_norm.weight"][0],
                     "dec_heads": config["dec_heads"],
@@ -53,19 +53,19 @@ class PairParity(BackboneParity):
         return PairTrunk(TrunkConfig.parse("a DUSt3R trunk", sizes))
 
     def run(
-        self, trunk: nn.Module, case: str, inputs: Mapping[str, Tensor], wanted: Sequence[str]
+        self, backbone: nn.Module, case: str, inputs: Mapping[str, Tensor], wanted: Sequence[str]
     ) -> dict[str, Tensor]:
-        assert isinstance(trunk, PairTrunk)
-        sizes = trunk.config
+        assert isinstance(backbone, PairTrunk)
+        sizes = backbone.config
         pictures = [inputs["img1"], inputs.get("img2", inputs["img1"])]
-        encoded = [trunk.encode(images, [sizes.enc_depth])[sizes.enc_depth] for images in pictures]
+        encoded = [backbone.encode(images, [sizes.enc_layers])[sizes.enc_layers] for images in pictures]
         asked = {name: (int(found[1]), int(found[2])) for name in wanted if (found := _OUTPUT.fullmatch(name))}
-        layers = [layer for _, layer in asked.values() if 0 < layer <= sizes.dec_depth]
+        layers = [layer for _, layer in asked.values() if 0 < layer <= sizes.dec_layers]
         by_layer: dict[int, tuple[Tensor, ...]] = {0: tuple(encoded)}
         if layers:
             rows, columns = ([images.shape[axis] // sizes.patch for images in pictures] for axis in (-2, -1))
             grids = (rows[0], columns[0]), (rows[1], columns[1])
-            by_layer |= trunk.decode(trunk.embed(encoded[0]), trunk.embed(encoded[1]), grids, layers)
+            by_layer |= backbone.decode(backbone.embed(encoded[0]), backbone.embed(encoded[1]), grids, layers)
         return {name: by_layer[layer][view - 1] for name, (view, layer) in asked.items() if layer in by_layer}
 
     def describe(self, config: TrunkConfig) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class PairParity(BackboneParity):
             "landscape": (1, (2, 4), (2, 4)),
             "portrait_and_landscape": (1, (4, 3), (2, 5)),
         }
-        outputs = [f"view{view}.{layer}" for view in (1, 2) for layer in range(config.dec_depth + 1)]
+        outputs = [f"view{view}.{layer}" for view in (1, 2) for layer in range(config.dec_layers + 1)]
         return {
             name: ({f"img{i}": _pictures(b, grid, config.patch) for i, grid in enumerate(grids, 1)}, outputs)
             for name, (b, *grids) in sizes.items()

@@ -34,16 +34,16 @@ def resize(images: Tensor, size: tuple[int, int], kernel: Kernel) -> Tensor:
 def resampling_matrix(old: int, new: int, kernel: Kernel, device: torch.device) -> Tensor:
     """Weights ``(new, old)`` float32 of each old sample in each new one; rows sum to one.
 
-    A new sample's centre lies at ``(i + 1/2) * old / new - 1/2``. The kernel is stretched by ``old / new`` when that is
-    above one, cut off at the picture's border, and normalised.
+    A new sample's center lies at ``(i + 1/2) * old / new - 1/2``. The kernel is stretched by ``old / new`` when that is
+    above one, cut off at the picture's border, and normalized.
     """
     # Ordinary tensors also when first met under inference mode: they are kept.
     with torch.inference_mode(False):
         scale = old / new
         stretch = max(scale, 1.0)
-        centres = (torch.arange(new, dtype=torch.float64) + 0.5) * scale
+        centers = (torch.arange(new, dtype=torch.float64) + 0.5) * scale
         samples = torch.arange(old, dtype=torch.float64) + 0.5
-        weights = _KERNELS[kernel]((samples[None] - centres[:, None]) / stretch)
+        weights = _KERNELS[kernel]((samples[None] - centers[:, None]) / stretch)
         return (weights / weights.sum(1, keepdim=True)).float().to(device)
 
 

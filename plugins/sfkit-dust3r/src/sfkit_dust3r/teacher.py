@@ -16,7 +16,7 @@ from sfkit.component import AnyOptions
 from sfkit.config import Options
 from sfkit.errors import CheckpointError, ConfigError
 from sfkit_dust3r.config import FULL, TINY, DUSt3ROptions, PairOptions, TrunkConfig
-from sfkit_dust3r.framing import official_placement
+from sfkit_dust3r.image_geometry import official_placement
 from sfkit_dust3r.memory import working_bytes
 from sfkit_dust3r.resampling import Kernel, resize
 from sfkit_dust3r.trunk import PairTrunk
@@ -48,10 +48,10 @@ class PairTeacher(BackboneTeacher):
 
     def __init__(self, options: AnyOptions = None) -> None:
         super().__init__(options)
-        if self.options.framing == "official" and self.options.fit != "keep":
+        if self.options.image_geometry == "official" and self.options.fit != "keep":
             raise ConfigError(
-                f"Teacher {self.name!r}: framing='official' crops by itself, and fit={self.options.fit!r} would have "
-                "no effect.",
+                f"Teacher {self.name!r}: image_geometry='official' crops by itself, and fit={self.options.fit!r} would "
+                "have no effect.",
                 "Leave out one of the two.",
             )
 
@@ -79,7 +79,7 @@ class PairTeacher(BackboneTeacher):
     @property
     def num_layers(self) -> int:
         sizes = self.backbone_config
-        return sizes.dec_depth if self._decodes else sizes.enc_depth
+        return sizes.dec_layers if self._decodes else sizes.enc_layers
 
     def dim(self, layer: int) -> int:
         sizes = self.backbone_config
@@ -111,13 +111,13 @@ class PairTeacher(BackboneTeacher):
                 ) from error
             raise
 
-    def features(self, trunk: nn.Module, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+    def features(self, backbone: nn.Module, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
         # From [0, 1] to [-1, 1], here and nowhere else.
-        features: list[Tensor] = trunk(images * 2 - 1, layers, self.options.target, self._residual)
+        features: list[Tensor] = backbone(images * 2 - 1, layers, self.options.target, self._residual)
         return features
 
-    def working_bytes(self, trunk: nn.Module, shape: tuple[int, int, int, int], layers: Sequence[int]) -> int:
-        product = next(trunk.parameters()).element_size()
+    def working_bytes(self, backbone: nn.Module, shape: tuple[int, int, int, int], layers: Sequence[int]) -> int:
+        product = next(backbone.parameters()).element_size()
         return working_bytes(
             self.backbone_config, self.options.target, shape, layers, product=product, residual=self._residual.itemsize
         )
@@ -125,7 +125,7 @@ class PairTeacher(BackboneTeacher):
     # -------------------------------------------------------------------------------------------------------- pictures
 
     def placement(self, view: Size) -> Placement:
-        if self.options.framing == "official":
+        if self.options.image_geometry == "official":
             return official_placement(view, self.side, self.patch, square_ok=self.options.square_ok)
         return super().placement(view)
 

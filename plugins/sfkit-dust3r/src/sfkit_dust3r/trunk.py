@@ -40,10 +40,10 @@ class PairTrunk(nn.Module):
         self.patch_embed = PatchEmbed(config.patch, config.enc_dim)
         self.enc_blocks = nn.ModuleList(
             Block(config.enc_dim, config.enc_heads, config.enc_hidden, eps=_EPS, layer_scale=False)
-            for _ in range(config.enc_depth)
+            for _ in range(config.enc_layers)
         )
         self.enc_norm = LayerNorm(config.enc_dim, eps=_EPS)
-        if config.dec_depth:
+        if config.dec_layers:
             self.decoder_embed = Linear(config.enc_dim, config.dec_dim)
             self.dec_blocks = self._stack()
             if not config.shared_decoder:
@@ -53,7 +53,7 @@ class PairTrunk(nn.Module):
     def _stack(self) -> nn.ModuleList:
         sizes = self.config
         return nn.ModuleList(
-            DecoderBlock(sizes.dec_dim, sizes.dec_heads, sizes.dec_hidden, eps=_EPS) for _ in range(sizes.dec_depth)
+            DecoderBlock(sizes.dec_dim, sizes.dec_heads, sizes.dec_hidden, eps=_EPS) for _ in range(sizes.dec_layers)
         )
 
     def forward(
@@ -83,7 +83,7 @@ class PairTrunk(nn.Module):
         if target == "encoder":
             encoded = self.encode(images.flatten(0, 1), layers, residual)
             return [encoded[layer].view(b, v, *grid, -1) for layer in layers]
-        last = self.config.enc_depth
+        last = self.config.enc_layers
         normed = self.encode(images.flatten(0, 1), [last], residual)[last]
         normed = normed.view(b, v, *normed.shape[1:])
         decoded = self._decode_views(normed, grid, layers, residual)
@@ -108,10 +108,10 @@ class PairTrunk(nn.Module):
         rope = self._table(grid, self.config.enc_dim // self.config.enc_heads, images.device)
         tokens = self.patch_embed(images).to(residual).contiguous()
         kept = {}
-        for depth, block in enumerate(islice(self.enc_blocks, max(layers)), 1):
+        for layer, block in enumerate(islice(self.enc_blocks, max(layers)), 1):
             tokens = block(tokens, rope)
-            if depth in layers:
-                kept[depth] = self.enc_norm(tokens) if depth == len(self.enc_blocks) else tokens
+            if layer in layers:
+                kept[layer] = self.enc_norm(tokens) if layer == len(self.enc_blocks) else tokens
         return kept
 
     def decode(
@@ -142,15 +142,15 @@ class PairTrunk(nn.Module):
         first, second = first.to(residual), second.to(residual)
         stacks = zip(self.dec_blocks, self.dec_blocks if self.config.shared_decoder else self.dec_blocks2, strict=True)
         deepest, kept = max(layers), {}
-        for depth, (one, two) in enumerate(islice(stacks, deepest), 1):
+        for layer, (one, two) in enumerate(islice(stacks, deepest), 1):
             # Both read the pair as the layer before left it.
             fresh = one(first, second, ropes[0], ropes[1])
-            if not (first_only and depth == deepest):
+            if not (first_only and layer == deepest):
                 second = two(second, first, ropes[1], ropes[0])
             first = fresh
-            if depth in layers:
+            if layer in layers:
                 wanted = (first,) if first_only else (first, second)
-                kept[depth] = tuple(map(self.dec_norm, wanted)) if depth == self.config.dec_depth else wanted
+                kept[layer] = tuple(map(self.dec_norm, wanted)) if layer == self.config.dec_layers else wanted
         return kept
 
     def embed(self, encoded: Tensor) -> Tensor:

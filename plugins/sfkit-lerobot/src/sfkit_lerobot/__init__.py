@@ -17,7 +17,7 @@ SFKIT_API = 1
 _EXPORTS = {
     "Evo1Adapter": "sfkit_lerobot.evo1",
     "GrootAdapter": "sfkit_lerobot.groot",
-    "LaterFrames": "sfkit_lerobot.later",
+    "FutureFrames": "sfkit_lerobot.future_frames",
     "ACTAdapter": "sfkit_lerobot.act",
     "DiffusionAdapter": "sfkit_lerobot.diffusion",
     "LeRobotAdapter": "sfkit_lerobot.base",
@@ -40,8 +40,8 @@ __all__ = [
     "ACTAdapter",
     "DiffusionAdapter",
     "Evo1Adapter",
+    "FutureFrames",
     "GrootAdapter",
-    "LaterFrames",
     "LeRobotAdapter",
     "MolmoAct2Adapter",
     "PI0Adapter",
@@ -66,8 +66,8 @@ if TYPE_CHECKING:
     from sfkit_lerobot.evo1 import Evo1Adapter as Evo1Adapter
     from sfkit_lerobot.features import policy_features as policy_features
     from sfkit_lerobot.features import strip_geometry as strip_geometry
+    from sfkit_lerobot.future_frames import FutureFrames as FutureFrames
     from sfkit_lerobot.groot import GrootAdapter as GrootAdapter
-    from sfkit_lerobot.later import LaterFrames as LaterFrames
     from sfkit_lerobot.molmoact2 import MolmoAct2Adapter as MolmoAct2Adapter
     from sfkit_lerobot.pi0 import PI0Adapter as PI0Adapter
     from sfkit_lerobot.pi0_fast import PI0FastAdapter as PI0FastAdapter

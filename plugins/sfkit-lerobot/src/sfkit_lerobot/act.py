@@ -15,8 +15,8 @@ from sfkit_lerobot.resnet import Crop, ResNetAdapter, size_of
 class ACTAdapter(ResNetAdapter):
     """Sequence: latent, state and environment state if there are any, then the cells of each camera.
 
-    Depth k is the state after k blocks of the transformer encoder. Depth 0 is the ResNet's last map, projected to the
-    width of the transformer: aligned there, the ResNet alone is trained. From depth 1 on the tokens have also seen the
+    Layer k is the state after k blocks of the transformer encoder. Layer 0 is the ResNet's last map, projected to the
+    width of the transformer: aligned there, the ResNet alone is trained. From layer 1 on the tokens have also seen the
     state and the latent, which in training knows the actions.
     """
 
@@ -26,16 +26,16 @@ class ACTAdapter(ResNetAdapter):
     def num_layers(self) -> int:
         return len(self.policy.model.encoder.layers)
 
-    def dim(self, depth: int) -> int:
+    def dim(self, layer: int) -> int:
         return int(self.policy.config.dim_model)
 
-    def tap(self, depth: int) -> TapPoint:
+    def tap(self, layer: int) -> TapPoint:
         encoder = self.policy.model.encoder
-        if depth == self.num_layers:
+        if layer == self.num_layers:
             return TapPoint(encoder.norm, "model.encoder.norm")
-        return TapPoint(encoder.layers[depth], f"model.encoder.layers.{depth}")
+        return TapPoint(encoder.layers[layer], f"model.encoder.layers.{layer}")
 
-    def stride(self, depth: int) -> int:
+    def stride(self, layer: int) -> int:
         return 16 if self.policy.config.replace_final_stride_with_dilation else 32
 
     def crops(self, pictures: Mapping[str, Tensor], stride: int, call: ForwardCall) -> dict[str, Crop]:

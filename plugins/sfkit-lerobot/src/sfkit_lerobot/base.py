@@ -29,7 +29,7 @@ class LeRobotOptions(Options):
 
     image_stats: Harmless[dict[str, dict[str, tuple[float, ...]]]] = Field(
         default_factory=dict,
-        description="Statistics of each camera, for a policy that normalises pictures: see image_stats(dataset).",
+        description="Statistics of each camera, for a policy that normalizes pictures: see image_stats(dataset).",
     )
 
 
@@ -37,8 +37,8 @@ class LeRobotAdapter(PolicyAdapter):
     """Base of the adapters: ``forward(batch) -> (loss, logs)``, and a decoder whose blocks begin with a norm.
 
     Subclasses say where the decoder is, what the policy sees and where its tokens are: with the views first in the
-    sequence (:class:`sfkit_lerobot.prefix.PrefixAdapter`), or wherever the prompt has placeholders for them
-    (:class:`sfkit_lerobot.placeholders.PlaceholderAdapter`).
+    sequence (:class:`sfkit_lerobot.prefix.PrefixAdapter`), or wherever the prompt has image tokens for them
+    (:class:`sfkit_lerobot.image_tokens.ImageTokenAdapter`).
     """
 
     Options: ClassVar[type[Options]] = LeRobotOptions
@@ -65,20 +65,20 @@ class LeRobotAdapter(PolicyAdapter):
     def num_layers(self) -> int:
         return len(self.decoder.layers)
 
-    def dim(self, depth: int) -> int:
+    def dim(self, layer: int) -> int:
         return int(self.decoder.config.hidden_size)
 
-    def tap(self, depth: int) -> TapPoint:
+    def tap(self, layer: int) -> TapPoint:
         decoder = self.decoder
-        if depth == self.num_layers:
+        if layer == self.num_layers:
             return TapPoint(decoder.norm, f"{self.decoder_path}.norm")
-        path = f"{self.decoder_path}.layers.{depth}.input_layernorm"
-        return TapPoint(decoder.layers[depth].input_layernorm, path)
+        path = f"{self.decoder_path}.layers.{layer}.input_layernorm"
+        return TapPoint(decoder.layers[layer].input_layernorm, path)
 
     # --------------------------------------------------------------------------------------------------- views
 
     def _as_seen_by_the_camera(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The batch with its pictures as they were before the normalisation, so that their resize is undisturbed."""
+        """The batch with its pictures as they were before the normalization, so that their resize is undisturbed."""
         mode = visual_mode(self.policy.config)
         if mode == "IDENTITY":
             return batch

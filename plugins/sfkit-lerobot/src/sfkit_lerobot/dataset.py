@@ -83,19 +83,19 @@ def image_stats(dataset: Any) -> dict[str, dict[str, tuple[float, ...]]]:
 
     Only needed for a policy whose ``normalization_mapping["VISUAL"]`` is not IDENTITY.
     """
-    colour = [key for key in dataset.meta.camera_keys if key not in dataset.meta.depth_keys]
+    color = [key for key in dataset.meta.camera_keys if key not in dataset.meta.depth_keys]
     return {
         key: {
             name: tuple(torch.as_tensor(value).double().flatten().tolist())
             for name, value in dataset.meta.stats[key].items()
             if name != "count"
         }
-        for key in colour
+        for key in color
     }
 
 
 def pose_table(dataset: Any, key: str) -> PoseTable:
-    """Poses of a moving camera from a column of 16 numbers, a 4x4 ``world_from_camera`` by rows, in metres.
+    """Poses of a moving camera from a column of 16 numbers, a 4x4 ``world_from_camera`` by rows, in meters.
 
     Args:
         dataset: A ``LeRobotDataset``; frames of episodes that are not loaded are not in the table.
@@ -152,7 +152,7 @@ def _unit_from_lerobot(depth_key: str, feature: Mapping[str, Any], dataset: Any)
         return None
     if depth_key not in dataset.meta.depth_keys:
         raise ConfigError(
-            f"{depth_key} is stored as a colour picture, not as a depth map.",
+            f"{depth_key} is stored as a color picture, not as a depth map.",
             'Record it with shape (height, width, 1) and info={"is_depth_map": True}.',
         )
     converts = feature["dtype"] == "video" or (feature.get("info") or {}).get("depth_unit") is not None
@@ -164,7 +164,7 @@ def _refuse_moving_transforms(dataset: Any) -> None:
     if moving:
         raise ConfigError(
             f"The dataset's image_transforms move pixels ({', '.join(moving)}), and depth and calibration would stay.",
-            "Take them out (LeRobot: --dataset.image_transforms.tfs without 'affine'); changes of colour are fine.",
+            "Take them out (LeRobot: --dataset.image_transforms.tfs without 'affine'); changes of color are fine.",
         )
 
 

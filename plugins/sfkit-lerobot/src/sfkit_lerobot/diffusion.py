@@ -14,13 +14,13 @@ from sfkit.types import FeatureMap, Views
 from sfkit_lerobot.letterbox import Size
 from sfkit_lerobot.resnet import Crop, ResNetAdapter, size_of
 
-#: Where the first of the four stages stands in the backbone, behind convolution, normalisation, ReLU and pooling.
+#: Where the first of the four stages stands in the backbone, behind convolution, normalization, ReLU and pooling.
 _FIRST = 4
 _STAGES = 4
 
 
 class DiffusionAdapter(ResNetAdapter):
-    """Depth k is the feature map after k of the ResNet's four stages (0: after its stem). The last observation counts.
+    """Layer k is the feature map after k of the ResNet's four stages (0: after its stem). The last observation counts.
 
     Random crops are made inside the policy's forward. They are read there, so that the teacher is shown the same piece.
     """
@@ -37,31 +37,31 @@ class DiffusionAdapter(ResNetAdapter):
         encoder = self.policy.diffusion.rgb_encoder
         return list(encoder) if isinstance(encoder, nn.ModuleList) else [encoder]
 
-    def dim(self, depth: int) -> int:
+    def dim(self, layer: int) -> int:
         backbone = self._encoders[0].backbone
-        if depth == 0:
+        if layer == 0:
             return int(backbone[0].out_channels)
         convolutions = [
-            module for module in backbone[_FIRST + depth - 1][-1].children() if isinstance(module, nn.Conv2d)
+            module for module in backbone[_FIRST + layer - 1][-1].children() if isinstance(module, nn.Conv2d)
         ]
         return int(convolutions[-1].out_channels)
 
-    def tap(self, depth: int) -> TapPoint:
+    def tap(self, layer: int) -> TapPoint:
         def following(encoder: Any) -> Any:
-            return encoder.pool if depth == _STAGES else encoder.backbone[_FIRST + depth]
+            return encoder.pool if layer == _STAGES else encoder.backbone[_FIRST + layer]
 
         first, *others = (following(encoder) for encoder in self._encoders)
-        name = "pool" if depth == _STAGES else f"backbone.{_FIRST + depth}"
-        return TapPoint(first, f"diffusion.rgb_encoder.*.{name}", others=tuple(others))
+        name = "pool" if layer == _STAGES else f"backbone.{_FIRST + layer}"
+        return TapPoint(first, f"diffusion.rgb_encoder.*.{name}", extra_modules=tuple(others))
 
-    def stride(self, depth: int) -> int:
-        return int(4 * 2 ** max(0, depth - 1))
+    def stride(self, layer: int) -> int:
+        return int(4 * 2 ** max(0, layer - 1))
 
     # --------------------------------------------------------------------------------------------------- views
 
     def watched(self) -> Mapping[str, TapPoint]:
         return {
-            f"crop.{index}": TapPoint(encoder, f"diffusion.rgb_encoder.{index}", read=origin_of_crop)
+            f"crop.{index}": TapPoint(encoder, f"diffusion.rgb_encoder.{index}", extract=origin_of_crop)
             for index, encoder in enumerate(self._encoders)
         }
 

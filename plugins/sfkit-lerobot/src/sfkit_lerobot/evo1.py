@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from sfkit.errors import ViewsError
-from sfkit_lerobot.framing import Framing
+from sfkit_lerobot.image_geometry import ImageGeometry
+from sfkit_lerobot.image_tokens import ImageTokenAdapter, Prompt
 from sfkit_lerobot.letterbox import Placement, Size
 from sfkit_lerobot.normalization import refuse_out_of_range
-from sfkit_lerobot.placeholders import PlaceholderAdapter, Prompt
 
 
-class Evo1Adapter(PlaceholderAdapter):
+class Evo1Adapter(ImageTokenAdapter):
     """The prompt is made again by the policy's own tokenizer.
 
     It has ``max_views`` places: first the cameras that are there, in the order of ``config.image_features``, then the
@@ -27,7 +27,7 @@ class Evo1Adapter(PlaceholderAdapter):
     decoder_path = "model.embedder.model.language_model"
     _range_is_checked = False
 
-    def how_to_unfreeze(self) -> str:
+    def unfreeze_hint(self) -> str:
         return (
             'training_stage="stage2", or apply_training_stage_defaults=False with finetune_vlm=True and '
             "finetune_language_model=True or finetune_vision_model=True"
@@ -47,7 +47,7 @@ class Evo1Adapter(PlaceholderAdapter):
             raise ViewsError(f"EVO1 makes {embedder.num_image_token} tokens of a view, which is no square.")
         return Prompt(
             ids=self._tokens(batch, places.shape),
-            placeholder=int(embedder.img_context_token_id),
+            image_token=int(embedder.img_context_token_id),
             images=images,
             grid=(side, side),
             boxes=boxes,
@@ -58,7 +58,9 @@ class Evo1Adapter(PlaceholderAdapter):
     def _boxes(self, batch: Mapping[str, Any], view: Size, places: int) -> dict[str, Placement | None]:
         keys = list(self.policy.config.image_features)[:places]
         boxes: dict[str, Placement | None] = {
-            key: Framing.of((batch[key].shape[-2], batch[key].shape[-1])).resized(view) for key in keys if key in batch
+            key: ImageGeometry.of((batch[key].shape[-2], batch[key].shape[-1])).resized(view)
+            for key in keys
+            if key in batch
         }
         return {**boxes, **{key: None for key in keys if key not in batch}}
 

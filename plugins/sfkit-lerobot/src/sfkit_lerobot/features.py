@@ -24,7 +24,7 @@ GEOMETRY_PATTERNS = (
 def policy_features(features: Mapping[str, Mapping[str, Any]], rig: CameraRig | None = None) -> dict[str, Any]:
     """LeRobot's ``dataset_to_policy_features``, without what only the teacher and the probes may see.
 
-    LeRobot types a depth map as a picture, on which policies fail, and calibration as a state, which its normaliser
+    LeRobot types a depth map as a picture, on which policies fail, and calibration as a state, which its normalizer
     then rescales. Left out here are depth maps, pictures of one channel, and keys of :data:`GEOMETRY_PATTERNS`.
 
     Args:

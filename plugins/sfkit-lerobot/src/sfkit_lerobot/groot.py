@@ -16,9 +16,9 @@ from sfkit.marks import Harmless
 from sfkit.policies.base import ForwardCall
 from sfkit.types import Views
 from sfkit_lerobot.base import LeRobotOptions
-from sfkit_lerobot.framing import Framing
+from sfkit_lerobot.image_geometry import ImageGeometry
+from sfkit_lerobot.image_tokens import ImageTokenAdapter, Prompt, every
 from sfkit_lerobot.letterbox import Size
-from sfkit_lerobot.placeholders import PlaceholderAdapter, Prompt, every
 from sfkit_lerobot.qwen import Patches, pictures_of
 
 
@@ -36,7 +36,7 @@ class GrootOptions(LeRobotOptions):
     )
 
 
-class GrootAdapter(PlaceholderAdapter):
+class GrootAdapter(ImageTokenAdapter):
     """The batch holds the prompt and the patches: the preprocessor has consumed the pictures.
 
     So the views are put together again from the patches, which are what the policy sees. How they were cut out of the
@@ -63,8 +63,8 @@ class GrootAdapter(PlaceholderAdapter):
                 f"Its cameras are {', '.join(self.policy.config.image_features)}.",
             )
 
-    def how_to_unfreeze(self) -> str:
-        return "tune_llm=True, tune_visual=True, or tune_top_llm_layers=N with a depth after the first of these"
+    def unfreeze_hint(self) -> str:
+        return "tune_llm=True, tune_visual=True, or tune_top_llm_layers=N with a layer after the first of these"
 
     def prompt(self, batch: Mapping[str, Any]) -> Prompt:
         if "pixel_values" not in batch:
@@ -87,10 +87,10 @@ class GrootAdapter(PlaceholderAdapter):
         frames = pictures.reshape(b, -1, v, *pictures.shape[1:])
         view: Size = (pictures.shape[-2], pictures.shape[-1])
         features = self.policy.config.image_features
-        boxes = {name: self._settings.framing(tuple(features[name].shape[1:]), view) for name in self._names}
+        boxes = {name: self._settings.image_geometry(tuple(features[name].shape[1:]), view) for name in self._names}
         return Prompt(
             ids=ids,
-            placeholder=int(config.image_token_id),
+            image_token=int(config.image_token_id),
             images=frames[:, -1],
             grid=sides.grid(view),
             boxes=boxes,
@@ -138,15 +138,15 @@ class _PictureSettings:
         """Cameras in the order of the prompt: those that the checkpoint names, else all by the alphabet."""
         return tuple(self._order._ordered_image_keys(dict.fromkeys(cameras)))
 
-    def framing(self, source: Size, view: Size) -> Framing:
+    def image_geometry(self, source: Size, view: Size) -> ImageGeometry:
         """How a picture of this size became the view."""
-        framing = Framing.of(source)
+        geometry = ImageGeometry.of(source)
         if self._letterbox:
             side = max(source)
-            framing = framing.placed((side, side), (side - source[0]) // 2, (side - source[1]) // 2)
-        framing = framing.resized((self._edge, self._edge))
+            geometry = geometry.placed((side, side), (side - source[0]) // 2, (side - source[1]) // 2)
+        geometry = geometry.resized((self._edge, self._edge))
         if self._fraction is not None:
             side = max(1, round(self._edge * self._fraction))
             corner = (self._edge - side) // 2
-            framing = framing.placed((side, side), -corner, -corner)
-        return framing.resized(self._target).resized(view)
+            geometry = geometry.placed((side, side), -corner, -corner)
+        return geometry.resized(self._target).resized(view)

@@ -16,10 +16,10 @@ from sfkit.errors import AdapterError, ViewsError
 from sfkit.marks import Harmless
 from sfkit.policies.base import TapPoint
 from sfkit_lerobot.base import LeRobotOptions
-from sfkit_lerobot.framing import Framing
+from sfkit_lerobot.image_geometry import ImageGeometry
+from sfkit_lerobot.image_tokens import ImageTokenAdapter, Prompt, every
 from sfkit_lerobot.letterbox import Size
 from sfkit_lerobot.normalization import refuse_out_of_range, visual_mode
-from sfkit_lerobot.placeholders import PlaceholderAdapter, Prompt, every
 
 #: How much farther from a view its own camera's picture may be than another one's: cameras may see the same.
 _FACTOR, _ROUNDING = 2.0, 0.01
@@ -33,7 +33,7 @@ class MolmoAct2Options(LeRobotOptions):
     )
 
 
-class MolmoAct2Adapter(PlaceholderAdapter):
+class MolmoAct2Adapter(ImageTokenAdapter):
     """The batch holds the prompt and the patches; the views are put together again from the patches.
 
     A picture is stretched to a square, in 8 bits. Where its patches are an odd number (the released checkpoints have 27
@@ -66,13 +66,13 @@ class MolmoAct2Adapter(PlaceholderAdapter):
     def num_layers(self) -> int:
         return len(self.decoder.blocks)
 
-    def tap(self, depth: int) -> TapPoint:
-        if depth == self.num_layers:
+    def tap(self, layer: int) -> TapPoint:
+        if layer == self.num_layers:
             return TapPoint(self.decoder.ln_f, f"{self.decoder_path}.ln_f")
         # The block and not its first norm, which comes behind the attention in some checkpoints (norm_after).
-        return TapPoint(self.decoder.blocks[depth], f"{self.decoder_path}.blocks.{depth}")
+        return TapPoint(self.decoder.blocks[layer], f"{self.decoder_path}.blocks.{layer}")
 
-    def how_to_unfreeze(self) -> str:
+    def unfreeze_hint(self) -> str:
         return "train_action_expert_only=False"
 
     # --------------------------------------------------------------------------------------------------- views
@@ -97,10 +97,12 @@ class MolmoAct2Adapter(PlaceholderAdapter):
             self._pictures_are_checked = True
         return Prompt(
             ids=ids,
-            placeholder=int(self.policy.model.config.image_patch_id),
+            image_token=int(self.policy.model.config.image_patch_id),
             images=patches.padded(images),
             grid=grid,
-            boxes={name: patches.framing((batch[name].shape[-2], batch[name].shape[-1])) for name in self._names},
+            boxes={
+                name: patches.image_geometry((batch[name].shape[-2], batch[name].shape[-1])) for name in self._names
+            },
             present=every(b, v, ids.device),
             behind=tuple(high * wide for _, _, high, wide in shown[:v]),
         )
@@ -109,7 +111,7 @@ class MolmoAct2Adapter(PlaceholderAdapter):
         """Look once at what the preprocessor made of the pictures, which are still in the batch."""
         if visual_mode(self.policy.config) != "IDENTITY":
             raise ViewsError(
-                "MolmoAct2 is given normalised pictures, which its preprocessor turns into 8 bits as if they were in "
+                "MolmoAct2 is given normalized pictures, which its preprocessor turns into 8 bits as if they were in "
                 "[0, 1].",
                 'Use normalization_mapping["VISUAL"] = IDENTITY, as is its default.',
             )
@@ -169,7 +171,7 @@ class _Patches:
         (top, left), (h, w) = self._corner, images.shape[-2:]
         return functional.pad(images, (left, self._view[1] - w - left, top, self._view[0] - h - top))
 
-    def framing(self, source: Size) -> Framing:
+    def image_geometry(self, source: Size) -> ImageGeometry:
         """How a picture of this size became the view."""
         size = (self._count[0] * self._side, self._count[1] * self._side)
-        return Framing.of(source).resized(size).placed(self._view, *self._corner)
+        return ImageGeometry.of(source).resized(size).placed(self._view, *self._corner)

@@ -1,4 +1,4 @@
-"""Undoing LeRobot's normalisation of pictures: a teacher must see what the camera saw."""
+"""Undoing LeRobot's normalization of pictures: a teacher must see what the camera saw."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ Stats = Mapping[str, Sequence[float]]
 
 
 def visual_mode(config: Any) -> str:
-    """The policy's normalisation of pictures, such as ``"IDENTITY"`` or ``"MEAN_STD"``."""
+    """The policy's normalization of pictures, such as ``"IDENTITY"`` or ``"MEAN_STD"``."""
     mode = config.normalization_mapping.get("VISUAL", "IDENTITY")
     return str(getattr(mode, "value", mode))
 
 
 def denormalized(picture: Tensor, mode: str, stats: Stats | None, key: str) -> Tensor:
-    """The picture as it was before LeRobot's preprocessor normalised it.
+    """The picture as it was before LeRobot's preprocessor normalized it.
 
     Args:
-        picture: ``(b, 3, h, w)`` normalised.
+        picture: ``(b, 3, h, w)`` normalized.
         mode: LeRobot's mode, not ``"IDENTITY"``.
         stats: The dataset's statistics of this camera, one value for each channel.
         key: Its batch key, for messages.
@@ -42,11 +42,11 @@ def denormalized(picture: Tensor, mode: str, stats: Stats | None, key: str) -> T
     if mode in _INTERVALS:
         low, high = _values(picture, mode, stats, key, _INTERVALS[mode])
         return (picture + 1) / 2 * (high - low) + low
-    raise ViewsError(f"The policy normalises pictures by {mode}, which sfkit-lerobot does not know how to undo.")
+    raise ViewsError(f"The policy normalizes pictures by {mode}, which sfkit-lerobot does not know how to undo.")
 
 
 def refuse_out_of_range(picture: Tensor, key: str, policy: str) -> None:
-    """Look at a picture before the policy clamps it or makes it 8 bits: afterwards nobody sees what was wrong.
+    """Look at a picture before the policy clamps it or makes it 8 bits: afterward nobody sees what was wrong.
 
     Raises:
         ViewsError: It is not in [0, 1].
@@ -55,7 +55,7 @@ def refuse_out_of_range(picture: Tensor, key: str, policy: str) -> None:
     if low < -_TOLERANCE or high > 1 + _TOLERANCE:
         raise ViewsError(
             f"{key} ranges from {low:.3g} to {high:.3g}, expected [0, 1]; {policy} would change it without a word.",
-            "Give float pictures in [0, 1]; check the preprocessor and its VISUAL normalisation.",
+            "Give float pictures in [0, 1]; check the preprocessor and its VISUAL normalization.",
         )
 
 
@@ -63,8 +63,8 @@ def _values(picture: Tensor, mode: str, stats: Stats | None, key: str, names: tu
     missing = [name for name in names if name not in (stats or {})]
     if stats is None or missing:
         raise ViewsError(
-            f"The policy normalises pictures by {mode}, and the statistics of {key} ({', '.join(missing)}) are "
-            "unknown, so the teacher would be shown normalised pictures.",
+            f"The policy normalizes pictures by {mode}, and the statistics of {key} ({', '.join(missing)}) are "
+            "unknown, so the teacher would be shown normalized pictures.",
             'Pass adapter=("<name>", {"image_stats": sfkit_lerobot.image_stats(dataset)}) to SpatialForcing.wrap, or '
             'use normalization_mapping["VISUAL"] = IDENTITY.',
         )

@@ -38,7 +38,7 @@ class PI0Adapter(RotaryPrefixAdapter):
     def vision_config(self) -> Any:
         return self.policy.get_submodule("model.paligemma_with_expert.paligemma").config.vision_config
 
-    def how_to_unfreeze(self) -> str:
+    def unfreeze_hint(self) -> str:
         return "train_expert_only=False" if hasattr(self.policy.config, "train_expert_only") else ""
 
     def letterbox(self, source: Size) -> Letterbox:
@@ -61,7 +61,7 @@ class PI0Adapter(RotaryPrefixAdapter):
         return int(h), int(w)
 
     def _check_range(self, batch: Mapping[str, Any]) -> None:
-        """Look at the pictures before the policy clamps them: afterwards the core's check cannot see what is wrong."""
+        """Look at the pictures before the policy clamps them: afterward the core's check cannot see what is wrong."""
         for key in self.policy.config.image_features:
             if key in batch:
                 refuse_out_of_range(batch[key], key, self.name)

@@ -81,7 +81,7 @@ class PrefixAdapter(LeRobotAdapter):
         return found
 
     def views_of(self, batch: Mapping[str, Any], as_seen: Mapping[str, Any]) -> Views:
-        """Views of a batch, and of what its pictures are without normalisation."""
+        """Views of a batch, and of what its pictures are without normalization."""
         pictures, present = self.prepare(as_seen)
         boxes = self._boxes(batch, len(pictures))
         sizes = {tuple(picture.shape[-2:]) for picture in pictures}

@@ -23,7 +23,7 @@ class Crop(Letterbox):
     """How a picture became what a ResNet saw: resized, cropped, and shifted so that its cells lie on a patch grid.
 
     The cell ``i`` of a ResNet of stride ``s`` looks around pixel ``s * i``: all its convolutions are padded by half of
-    their kernel. A patch grid has the centre of that cell half a stride further, at ``s * i + (s - 1) / 2``. The view
+    their kernel. A patch grid has the center of that cell half a stride further, at ``s * i + (s - 1) / 2``. The view
     is therefore the picture moved by half a stride to the lower right. What is before it is padding, so the first row
     and column, which the network itself computes half from padding, are not aligned; nor are the last pixels, which
     belong to no cell.
@@ -67,8 +67,8 @@ class ResNetAdapter(LeRobotAdapter):
     """Base of the adapters: every camera must be in the batch, as these policies demand themselves."""
 
     @abstractmethod
-    def stride(self, depth: int) -> int:
-        """Pixels from one cell to the next at a depth."""
+    def stride(self, layer: int) -> int:
+        """Pixels from one cell to the next at a layer."""
 
     @abstractmethod
     def crops(self, pictures: Mapping[str, Tensor], stride: int, call: ForwardCall) -> dict[str, Crop]:
@@ -79,12 +79,12 @@ class ResNetAdapter(LeRobotAdapter):
         return picture
 
     def views(self, call: ForwardCall) -> Views:
-        strides = {self.stride(depth) for depth in call.depths or (self.default_depth,)}
+        strides = {self.stride(layer) for layer in call.student_layers or (self.default_student_layer,)}
         if len(strides) > 1:
             raise AdapterError(
-                f"The depths {', '.join(map(str, call.depths))} of {self.name} have cells of {sorted(strides)} pixels, "
-                "which lie on different grids.",
-                "Align depths of one stride.",
+                f"The layers {', '.join(map(str, call.student_layers))} of {self.name} have cells of {sorted(strides)} "
+                "pixels, which lie on different grids.",
+                "Align layers of one stride.",
             )
         batch = call.arguments["batch"]
         pictures = self._pictures(self._as_seen_by_the_camera(batch))

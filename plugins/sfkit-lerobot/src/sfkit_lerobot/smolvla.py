@@ -38,7 +38,7 @@ class SmolVLAAdapter(RotaryPrefixAdapter):
     def vision_config(self) -> Any:
         return self.policy.model.vlm_with_expert.vlm.model.vision_model.config
 
-    def how_to_unfreeze(self) -> str:
+    def unfreeze_hint(self) -> str:
         return "train_expert_only=False or freeze_vision_encoder=False"
 
     def letterbox(self, source: Size) -> Letterbox:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-_TINY = "a tiny instance of LeRobot's class: registration, gradients, training, saving"
+_TINY = "a tiny instance of LeRobot's class: spatial correspondence, gradients, training, saving"
 
 #: Adapter, and what it is registered with.
 POLICIES: dict[str, dict[str, Any]] = {
@@ -95,7 +95,7 @@ POLICIES: dict[str, dict[str, Any]] = {
         "name": "act",
         "summary": "ACT of LeRobot",
         "handles": ("lerobot.policies.act.modeling_act.ACTPolicy",),
-        "aligned": "cells of the ResNet's map, as tokens of the transformer encoder (depth 0: before its first block)",
+        "aligned": "cells of the ResNet's map, as tokens of the transformer encoder (layer 0: before its first block)",
         "trains": "everything",
         "verified": f"{_TINY} (a real ResNet-18)",
     },

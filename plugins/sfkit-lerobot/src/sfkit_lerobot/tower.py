@@ -14,7 +14,7 @@ from sfkit.geometry import on_device
 from sfkit.policies.base import ForwardCall, TapPoint
 from sfkit.policies.tokens import tower_tokens
 from sfkit.types import FeatureMap, Views
-from sfkit_lerobot.later import at_later_frame
+from sfkit_lerobot.future_frames import at_future_frame
 from sfkit_lerobot.prefix import PrefixAdapter
 
 
@@ -30,7 +30,7 @@ class TowerPrefixAdapter(PrefixAdapter):
         """Of the tower, with ``hidden_size`` and ``patch_size``."""
 
     def encoder_tap(self) -> TapPoint:
-        return TapPoint(self.policy.get_submodule(self.connector_path), self.connector_path, every=True)
+        return TapPoint(self.policy.get_submodule(self.connector_path), self.connector_path, all_calls=True)
 
     def encoder_dim(self) -> int:
         return int(self.vision_config.hidden_size)
@@ -40,12 +40,12 @@ class TowerPrefixAdapter(PrefixAdapter):
         return tower_tokens(states, views, (views.size[0] // patch, views.size[1] // patch))
 
     def future_views(self, call: ForwardCall, steps: int) -> Views:
-        """As :meth:`sfkit.policies.base.PolicyAdapter.future_views` says, from :class:`sfkit_lerobot.LaterFrames`.
+        """As :meth:`sfkit.policies.base.PolicyAdapter.future_views` says, from :class:`sfkit_lerobot.FutureFrames`.
 
-        A later frame is taken as the camera saw it: LeRobot's normaliser knows the policy's own pictures alone.
+        A future frame is taken as the camera saw it: LeRobot's normalizer knows the policy's own pictures alone.
         """
         batch = call.arguments["batch"]
-        moved, there = at_later_frame(batch, list(self.policy.config.image_features), self.cameras, steps)
+        moved, there = at_future_frame(batch, list(self.policy.config.image_features), self.cameras, steps)
         seen = self.views_of(moved, moved)
         missing = seen.valid.new_zeros(len(seen.images))
         known = torch.stack([on_device(there.get(name, missing), seen.valid.device) for name in seen.names], 1)

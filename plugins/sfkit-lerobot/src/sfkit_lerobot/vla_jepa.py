@@ -8,14 +8,14 @@ from typing import Any
 import torch
 
 from sfkit.errors import ViewsError
-from sfkit_lerobot.framing import Framing
+from sfkit_lerobot.image_geometry import ImageGeometry
+from sfkit_lerobot.image_tokens import ImageTokenAdapter, Prompt, every
 from sfkit_lerobot.letterbox import Size
 from sfkit_lerobot.normalization import visual_mode
-from sfkit_lerobot.placeholders import PlaceholderAdapter, Prompt, every
 from sfkit_lerobot.qwen import Patches, pictures_of
 
 
-class VLAJEPAAdapter(PlaceholderAdapter):
+class VLAJEPAAdapter(ImageTokenAdapter):
     """The prompt is made again by the policy's own processor: all cameras in the order of ``config.image_features``.
 
     Of several time steps the first is the present one: the frames behind it are the future, for the world model. Its
@@ -27,14 +27,14 @@ class VLAJEPAAdapter(PlaceholderAdapter):
     decoder_path = "model.qwen.model.model.language_model"
     present_frame = 0
 
-    def how_to_unfreeze(self) -> str:
+    def unfreeze_hint(self) -> str:
         return "freeze_qwen=False"
 
     def prompt(self, batch: Mapping[str, Any]) -> Prompt:
         names = list(self.policy.config.image_features)
         if visual_mode(self.policy.config) != "IDENTITY":
             raise ViewsError(
-                "VLA-JEPA is given normalised pictures, which its own processor then normalises again.",
+                "VLA-JEPA is given normalized pictures, which its own processor then normalizes again.",
                 'Use normalization_mapping["VISUAL"] = IDENTITY, as is its default.',
             )
         model = self.policy.model
@@ -54,9 +54,9 @@ class VLAJEPAAdapter(PlaceholderAdapter):
         sources = {name: (batch[name].shape[-2], batch[name].shape[-1]) for name in names}
         return Prompt(
             ids=ids,
-            placeholder=int(config.image_token_id),
+            image_token=int(config.image_token_id),
             images=pictures.reshape(len(ids), len(names), *pictures.shape[1:]),
             grid=sides.grid(view),
-            boxes={name: Framing.of(source).resized(view) for name, source in sources.items()},
+            boxes={name: ImageGeometry.of(source).resized(view) for name, source in sources.items()},
             present=every(len(ids), len(names), torch.device(ids.device)),
         )

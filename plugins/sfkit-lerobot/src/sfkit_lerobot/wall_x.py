@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from sfkit.errors import ViewsError
-from sfkit_lerobot.framing import Framing
+from sfkit_lerobot.image_geometry import ImageGeometry
+from sfkit_lerobot.image_tokens import ImageTokenAdapter, Prompt, every
 from sfkit_lerobot.normalization import refuse_out_of_range, visual_mode
-from sfkit_lerobot.placeholders import PlaceholderAdapter, Prompt, every
 from sfkit_lerobot.qwen import Patches, pictures_of
 
 
-class WallXAdapter(PlaceholderAdapter):
+class WallXAdapter(ImageTokenAdapter):
     """The prompt is made again by the policy itself: the cameras that are there, in the order of the configuration.
 
     A missing camera is not in the prompt. Pictures are brought to 256 pixels on their longer side, in 8 bits, and then
@@ -36,17 +36,17 @@ class WallXAdapter(PlaceholderAdapter):
         sources = {name: (batch[name].shape[-2], batch[name].shape[-1]) for name in names}
         return Prompt(
             ids=ids,
-            placeholder=int(model.config.image_token_id),
+            image_token=int(model.config.image_token_id),
             images=pictures.reshape(len(ids), len(names), *pictures.shape[1:]),
             grid=sides.grid(view),
-            boxes={name: Framing.of(source).resized(view) for name, source in sources.items()},
+            boxes={name: ImageGeometry.of(source).resized(view) for name, source in sources.items()},
             present=every(len(ids), len(names), ids.device),
         )
 
     def _check_pictures(self, batch: Mapping[str, Any], names: list[str]) -> None:
         if visual_mode(self.policy.config) != "IDENTITY":
             raise ViewsError(
-                "Wall-X is given normalised pictures, which it turns into 8 bits as if they were in [0, 1].",
+                "Wall-X is given normalized pictures, which it turns into 8 bits as if they were in [0, 1].",
                 'Use normalization_mapping["VISUAL"] = IDENTITY, as is its default.',
             )
         if not self._range_is_checked:

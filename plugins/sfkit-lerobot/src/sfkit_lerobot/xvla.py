@@ -24,7 +24,7 @@ class XVLAOptions(LeRobotOptions):
 
     imagenet: Harmless[bool] = Field(
         default=True,
-        description="Whether the preprocessor normalises pictures by ImageNet's values, as LeRobot's does.",
+        description="Whether the preprocessor normalizes pictures by ImageNet's values, as LeRobot's does.",
     )
 
 
@@ -34,7 +34,7 @@ class XVLAAdapter(PrefixAdapter):
     The other views go around the encoder straight to the action transformer, and are not aligned. The first view is
     the first camera of ``config.image_features`` that is in the batch.
 
-    The encoder is BART's, whose blocks end with a norm instead of beginning with one. Depth *k* is what block *k*
+    The encoder is BART's, whose blocks end with a norm instead of beginning with one. Layer *k* is what block *k*
     returns, all the same Hugging Face's ``hidden_states[k]``, and the last one is what the action transformer reads.
     """
 
@@ -44,13 +44,13 @@ class XVLAAdapter(PrefixAdapter):
     options: XVLAOptions
     _range_is_checked = False
 
-    def tap(self, depth: int) -> TapPoint:
-        if depth == self.num_layers:
+    def tap(self, layer: int) -> TapPoint:
+        if layer == self.num_layers:
             path = "model.transformer.vlm_proj"
             return TapPoint(self.policy.get_submodule(path), path)
-        return TapPoint(self.decoder.layers[depth], f"{self.decoder_path}.layers.{depth}")
+        return TapPoint(self.decoder.layers[layer], f"{self.decoder_path}.layers.{layer}")
 
-    def how_to_unfreeze(self) -> str:
+    def unfreeze_hint(self) -> str:
         return "freeze_language_encoder=False or freeze_vision_encoder=False"
 
     def prepare(self, batch: Mapping[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
@@ -87,10 +87,10 @@ class XVLAAdapter(PrefixAdapter):
         return {**batch, **{key: denormalized(batch[key], "MEAN_STD", stats, key) for key in present}}
 
     def _refuse_pictures_as_they_were(self, batch: Mapping[str, Any], present: list[str]) -> None:
-        """Pictures in [0, 1] would be taken for normalised ones, and come out grey without leaving the range."""
+        """Pictures in [0, 1] would be taken for normalized ones, and come out gray without leaving the range."""
         if present and all(float(batch[key].min()) >= 0 and float(batch[key].max()) <= 1 for key in present):
             raise ViewsError(
-                "All pixels of the batch are in [0, 1], which pictures normalised by ImageNet's values are not.",
+                "All pixels of the batch are in [0, 1], which pictures normalized by ImageNet's values are not.",
                 "Let the batch go through X-VLA's preprocessor, or, if it leaves pictures as they are, pass "
                 'adapter=("xvla", {"imagenet": False}).',
             )

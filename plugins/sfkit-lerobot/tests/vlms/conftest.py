@@ -75,7 +75,7 @@ def build(request: pytest.FixtureRequest) -> Callable[..., Any]:
 
 @pytest.fixture
 def frames() -> Callable[..., dict[str, Any]]:
-    """``frames(policy, ...)``: random frames as a dataset returns them, with depth in metres."""
+    """``frames(policy, ...)``: random frames as a dataset returns them, with depth in meters."""
 
     def frames(policy: Any, *, batch_size: int = 2, seed: int = 0, missing: tuple[str, ...] = ()) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(seed)
@@ -169,12 +169,12 @@ def wrap() -> Callable[..., Any]:
 
 @pytest.fixture
 def tapped() -> Callable[..., Any]:
-    """``tapped(adapter, batch, depth)``: the hidden state, the views and the visual tokens of a forward."""
+    """``tapped(adapter, batch, layer)``: the hidden state, the views and the visual tokens of a forward."""
     from sfkit.alignment.tap import Tap
     from sfkit.policies.base import ForwardCall
 
-    def tapped(adapter: Any, batch: dict[str, Any], depth: int) -> Any:
-        tap = Tap(depth, adapter.tap(depth))
+    def tapped(adapter: Any, batch: dict[str, Any], layer: int) -> Any:
+        tap = Tap(layer, adapter.tap(layer))
         tap.arm()
         torch.manual_seed(1)
         try:

@@ -11,7 +11,7 @@ from sfkit_lerobot.testing import CAMERAS
 from sfkit import SpatialForcing
 from sfkit.alignment.tap import Tap
 from sfkit.errors import GradientError, ShapeError
-from sfkit.testing.registration import check_registration
+from sfkit.testing.correspondence import check_correspondence
 
 # VLA-JEPA asks for an autocast to float32, which torch knows on GPUs only.
 pytestmark = [
@@ -62,30 +62,30 @@ def forward(policy, batch, **arguments):
 def test_fault_01_taps_fire_once_and_their_paths_lead_to_them(kind, build, batch_of, adapter_of) -> None:
     policy = build(kind)
     adapter = adapter_of(policy)
-    points = [adapter.tap(depth) for depth in range(adapter.num_layers + 1)]
-    taps = [Tap(depth, point) for depth, point in enumerate(points)]
+    points = [adapter.tap(layer) for layer in range(adapter.num_layers + 1)]
+    taps = [Tap(layer, point) for layer, point in enumerate(points)]
     for tap in taps:
         tap.arm()
     policy.forward(batch_of(policy))
     assert [tap.fired for tap in taps] == [1] * (4 + 1)
-    for depth, (tap, point) in enumerate(zip(taps, points, strict=True)):
+    for layer, (tap, point) in enumerate(zip(taps, points, strict=True)):
         assert policy.get_submodule(point.path) is point.module
-        assert tap.take().shape[-1] == adapter.dim(depth)
+        assert tap.take().shape[-1] == adapter.dim(layer)
 
 
-def test_fault_35_depth_k_of_a_vlm_lies_above_k_blocks(kind, build, batch_of, adapter_of, tapped) -> None:
-    policy, depth = build(kind), 2
+def test_fault_35_layer_k_of_a_vlm_lies_above_k_blocks(kind, build, batch_of, adapter_of, tapped) -> None:
+    policy, layer = build(kind), 2
     adapter, batch = adapter_of(policy), batch_of(policy)
-    before, _, _ = tapped(adapter, batch, depth)
-    for block, is_below in ((depth, False), (depth - 1, True)):
+    before, _, _ = tapped(adapter, batch, layer)
+    for block, is_below in ((layer, False), (layer - 1, True)):
         with torch.no_grad():
             for parameter in policy.get_submodule(block_path(adapter, block)).parameters():
                 parameter.add_(0.1)
-        after, _, _ = tapped(adapter, batch, depth)
+        after, _, _ = tapped(adapter, batch, layer)
         assert torch.equal(after, before) is not is_below
 
 
-def test_the_last_depths_are_what_an_independent_forward_of_the_decoder_gives(
+def test_the_last_layers_are_what_an_independent_forward_of_the_decoder_gives(
     kind, build, batch_of, adapter_of, tapped
 ) -> None:
     policy = build(kind, **RUNS_ITS_DECODER.get(kind, {}))
@@ -137,7 +137,7 @@ def test_fault_20_and_25_a_patch_moves_its_own_token_and_its_own_feature(
         changed[f"{key}_depth"] = torch.where(inside, raw[f"{key}_depth"] + 0.5, raw[f"{key}_depth"])
         return finish(policy, changed)
 
-    check_registration(wrap(policy, depth=0), finish(policy, raw), perturb)
+    check_correspondence(wrap(policy, student_layer=0), finish(policy, raw), perturb)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ALIGNED])
@@ -191,13 +191,13 @@ def test_depth_follows_the_picture(kind, build, frames, finish, adapter_of, tapp
 
 
 def test_gradient_reaches_what_is_below_the_tap_and_nothing_above(kind, build, batch_of, adapter_of, tapped) -> None:
-    policy, depth = build(kind), 2
+    policy, layer = build(kind), 2
     adapter = adapter_of(policy)
-    _, _, student = tapped(adapter, batch_of(policy), depth)
+    _, _, student = tapped(adapter, batch_of(policy), layer)
     student.values.square().sum().backward()
     reached = {name for name, p in policy.named_parameters() if p.grad is not None and bool(p.grad.ne(0).any())}
     blocks = {k for k in range(4) if any(f"{block_path(adapter, k)}." in name for name in reached)}
-    assert blocks == set(range(depth))
+    assert blocks == set(range(layer))
     assert any("vis" in name for name in reached), "the vision tower"
     assert not [name for name in reached if "action" in name]
 
@@ -210,15 +210,15 @@ def test_fault_06_what_lerobot_freezes_is_an_error_that_names_the_option(kind, b
         policy.forward(batch_of(policy))
 
 
-def test_the_loss_is_joined_and_learnt(kind, build, batch_of, wrap, parameters_of) -> None:
+def test_the_loss_is_joined_and_learned(kind, build, batch_of, wrap, parameters_of) -> None:
     plain, policy = build(kind), wrap(build(kind), weight=0.25)
     batch = batch_of(plain)
     alone, before = forward(plain, batch)
     loss, info = forward(policy, batch)
-    assert set(info) == set(before) | {"action_loss", "sf_loss", "sf_cosine", "sf_weight"}
+    assert set(info) == set(before) | {"action_loss", "sf_loss", "sf_cosine", "sf_effective_weight"}
     assert info["action_loss"] == pytest.approx(float(alone.detach()), rel=1e-5)
     assert float(loss.detach()) == pytest.approx(info["action_loss"] + 0.25 * info["sf_loss"], rel=1e-5)
-    assert policy.spatial_forcing.metrics()["valid_tokens"] > 0
+    assert policy.spatial_forcing.metrics()["sf_valid_token_fraction"] > 0
 
     projector = {id(parameter) for parameter in policy.spatial_forcing.parameters()}
     optimizer = torch.optim.AdamW(parameters_of(policy), lr=3e-3)
@@ -274,7 +274,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_a_wrapped_policy_saves_its_own_files_and_one_folder_more(kind, build, wrap, tmp_path) -> None:
     policy = build(kind)
     policy.save_pretrained(tmp_path / "plain")
-    wrap(policy, depth=2).save_pretrained(tmp_path / "wrapped")
+    wrap(policy, student_layer=2).save_pretrained(tmp_path / "wrapped")
     plain, wrapped = files(tmp_path / "plain"), files(tmp_path / "wrapped")
     assert {name: wrapped[name] for name in plain} == plain
     assert {name.split("/")[0] for name in set(wrapped) - set(plain)} == {"spatial_forcing"}
@@ -283,7 +283,7 @@ def test_a_wrapped_policy_saves_its_own_files_and_one_folder_more(kind, build, w
     assert loaded.state_dict().keys() == expected.keys()
     assert all(torch.equal(value, expected[key]) for key, value in loaded.state_dict().items())
     resumed = SpatialForcing.from_pretrained(loaded, tmp_path / "wrapped")
-    assert resumed.spatial_forcing.pairs[0].depth == 2
+    assert resumed.spatial_forcing.pairs[0].student_layer == 2
     assert resumed.spatial_forcing.adapter.name == kind
 
 

@@ -43,7 +43,7 @@ def test_fault_03_and_04_checkpointing_evo1_changes_no_gradient(reentrant, build
     gradients = []
     for checkpointing in (False, True):
         options = {"enable_gradient_checkpointing": checkpointing, "gradient_checkpointing_use_reentrant": reentrant}
-        policy = wrap(build("evo1", **options), depth=2, self_check=not reentrant)
+        policy = wrap(build("evo1", **options), student_layer=2, self_check=not reentrant)
         batch = batch_of(policy)
         torch.manual_seed(5)
         loss, _ = policy.forward(batch)

@@ -34,8 +34,8 @@ def test_the_tapped_state_is_the_same_for_every_kind_of_action(build, batch_of, 
     # The last one runs the decoder's own forward, the others its blocks one by one.
     policies = [build("molmoact2", action_mode=mode) for mode in ("both", "continuous", "discrete")]
     batch = batch_of(policies[0])
-    for depth in (0, 2, 4):
-        first, *others = (tapped(adapter_of(policy), batch, depth)[0] for policy in policies)
+    for layer in (0, 2, 4):
+        first, *others = (tapped(adapter_of(policy), batch, layer)[0] for policy in policies)
         for state in others:
             torch.testing.assert_close(state, first, atol=1e-5, rtol=1e-4)
 
@@ -150,7 +150,7 @@ def test_tokens_that_are_no_whole_rows_of_patches_are_an_error(build, batch_of, 
 def test_fault_03_and_04_checkpointing_molmoact2_keeps_gradients(build, batch_of, wrap) -> None:
     gradients = []
     for checkpointing in (False, True):
-        policy = wrap(build("molmoact2", gradient_checkpointing=checkpointing), depth=2)
+        policy = wrap(build("molmoact2", gradient_checkpointing=checkpointing), student_layer=2)
         batch = batch_of(policy)
         torch.manual_seed(5)
         policy.forward(batch)[0].backward()
@@ -165,7 +165,7 @@ def test_fault_03_and_04_checkpointing_molmoact2_keeps_gradients(build, batch_of
 
 
 def test_fault_07_its_own_lora_is_reached(build, batch_of, wrap) -> None:
-    policy = wrap(build("molmoact2", enable_lora_vlm=True, lora_rank=2), depth=2)
+    policy = wrap(build("molmoact2", enable_lora_vlm=True, lora_rank=2), student_layer=2)
     (tap,) = policy.spatial_forcing.taps.values()
     assert policy.get_submodule(tap.path) is policy._backbone().transformer.blocks[2]
     loss, _ = policy.forward(batch_of(policy), reduction="none")

@@ -39,11 +39,11 @@ def test_cameras_of_different_sizes_are_refused(build, frames, finish, adapter_o
         tapped(adapter_of(policy), finish(policy, raw), 1)
 
 
-def test_fault_26_pictures_normalised_twice_are_an_error(build, batch_of, adapter_of) -> None:
+def test_fault_26_pictures_normalized_twice_are_an_error(build, batch_of, adapter_of) -> None:
     from lerobot.configs.types import NormalizationMode
 
     policy = build("vla_jepa")
     batch = batch_of(policy)
     policy.config.normalization_mapping = {"VISUAL": NormalizationMode.MEAN_STD}
-    with pytest.raises(ViewsError, match="normalises again"):
+    with pytest.raises(ViewsError, match="normalizes again"):
         adapter_of(policy).prompt(batch)

@@ -32,7 +32,7 @@ def test_fault_25_the_first_camera_of_the_batch_is_the_one_that_is_aligned(
     assert moved.flatten(1).argmax(1).tolist() == [4 + 3] * 2
 
 
-def test_fault_26_pictures_that_nobody_normalised_are_an_error(build, frames, finish, adapter_of, tapped) -> None:
+def test_fault_26_pictures_that_nobody_normalized_are_an_error(build, frames, finish, adapter_of, tapped) -> None:
     policy = build("xvla")
     raw = frames(policy)
     batch = {**finish(policy, raw), **{key: raw[key] for key in CAMERAS}}

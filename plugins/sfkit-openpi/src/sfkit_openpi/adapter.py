@@ -86,18 +86,18 @@ class OpenPIAdapter(PolicyAdapter):
     def num_layers(self) -> int:
         return len(self.policy.get_submodule(_DECODER).layers)
 
-    def dim(self, depth: int) -> int:
+    def dim(self, layer: int) -> int:
         return int(self._paligemma_config.text_config.hidden_size)
 
-    def tap(self, depth: int) -> TapPoint:
-        path = f"{_DECODER}.norm" if depth == self.num_layers else f"{_DECODER}.layers.{depth}.input_layernorm"
+    def tap(self, layer: int) -> TapPoint:
+        path = f"{_DECODER}.norm" if layer == self.num_layers else f"{_DECODER}.layers.{layer}.input_layernorm"
         return TapPoint(self.policy.get_submodule(path), path)
 
     def watched(self) -> Mapping[str, TapPoint]:
         return {"vision": TapPoint(self.policy.get_submodule(_TOWER), _TOWER)}
 
     def encoder_tap(self) -> TapPoint:
-        return TapPoint(self.policy.get_submodule(_CONNECTOR), _CONNECTOR, every=True)
+        return TapPoint(self.policy.get_submodule(_CONNECTOR), _CONNECTOR, all_calls=True)
 
     def encoder_dim(self) -> int:
         return int(self._paligemma_config.vision_config.hidden_size)
@@ -212,7 +212,7 @@ class OpenPIAdapter(PolicyAdapter):
 
 
 def _check_range(pictures: Mapping[str, Tensor]) -> None:
-    """Look at the pictures before openpi clamps them: afterwards the core's check cannot see what is wrong."""
+    """Look at the pictures before openpi clamps them: afterward the core's check cannot see what is wrong."""
     remedy = "openpi's Observation holds float pictures in [-1, 1]: make it with Observation.from_dict, from uint8."
     for name, picture in pictures.items():
         if not picture.is_floating_point():

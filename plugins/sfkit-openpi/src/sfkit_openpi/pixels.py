@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-#: Colours are made by the same operations everywhere, so bars differ by rounding alone.
+#: Colors are made by the same operations everywhere, so bars differ by rounding alone.
 _ROUNDING = 1e-5
-#: How much the jitter can widen the difference between two dark colours: brightness 1.3 times contrast 1.4.
+#: How much the jitter can widen the difference between two dark colors: brightness 1.3 times contrast 1.4.
 _WIDEST = 1.82
 
 
@@ -24,9 +24,9 @@ def has_bars(picture: Tensor, black: float = 0.0) -> Tensor:
 
 
 def inside_bars(seen: Tensor, black: float = 0.0) -> Tensor:
-    """``(b, h, w)`` bool: False on bars, wherever the augmentation has moved them and whatever colour they now have.
+    """``(b, h, w)`` bool: False on bars, wherever the augmentation has moved them and whatever color they now have.
 
-    Brightness, contrast and saturation keep the order of greys, so that black bars stay the darkest grey of the
+    Brightness, contrast and saturation keep the order of grays, so that black bars stay the darkest gray of the
     picture, uniform, and connected with the border; so are the wedges that a rotation turns in. What is as dark within
     the picture, and reaches the border in a straight line, is taken for bars as well.
 
@@ -34,9 +34,9 @@ def inside_bars(seen: Tensor, black: float = 0.0) -> Tensor:
         seen: ``(b, 3, h, w)`` in [0, 1], augmented.
         black: As in :func:`has_bars`.
     """
-    grey = seen.mean(1)
-    darkest = grey.amin((1, 2), keepdim=True)
-    bar = grey <= darkest + _ROUNDING + _WIDEST * black
+    gray = seen.mean(1)
+    darkest = gray.amin((1, 2), keepdim=True)
+    bar = gray <= darkest + _ROUNDING + _WIDEST * black
     outside = torch.zeros_like(bar)
     for dim in (1, 2):
         outside |= bar.int().cumprod(dim).bool()
@@ -45,14 +45,14 @@ def inside_bars(seen: Tensor, black: float = 0.0) -> Tensor:
 
 
 def moved(picture: Tensor, seen: Tensor) -> bool | None:
-    """Whether pixels have changed their places, and not only their colours; None where that cannot be told.
+    """Whether pixels have changed their places, and not only their colors; None where that cannot be told.
 
-    The jitter of openpi maps colours by one affine map for each picture. So if none explains what was seen, the picture
+    The jitter of openpi maps colors by one affine map for each picture. So if none explains what was seen, the picture
     was cropped, turned or otherwise moved.
 
     Args:
         picture: ``(b, 3, h, w)`` in [-1, 1], before augmentation; of those samples that have the camera.
-        seen: ``(b, 3, h, w)`` in [0, 1], afterwards.
+        seen: ``(b, 3, h, w)`` in [0, 1], afterward.
     """
     if picture.shape != seen.shape:
         return True
@@ -62,12 +62,12 @@ def moved(picture: Tensor, seen: Tensor) -> bool | None:
 
 def _moved(picture: Tensor, seen: Tensor) -> bool | None:
     unclamped = ((seen > 1e-3) & (seen < 1 - 1e-3)).all(0).flatten()
-    colours = picture.flatten(1).mT[unclamped].double()
+    colors = picture.flatten(1).mT[unclamped].double()
     after = seen.flatten(1).mT[unclamped].double()
     if len(after) < 64 or float(after.std()) < 0.02:
         return None
-    design = torch.cat([colours, torch.ones_like(colours[:, :1])], 1)
-    # A ridge far below the noise keeps grey pictures, whose channels are equal, solvable.
+    design = torch.cat([colors, torch.ones_like(colors[:, :1])], 1)
+    # A ridge far below the noise keeps gray pictures, whose channels are equal, solvable.
     gram = design.mT @ design + 1e-9 * len(design) * torch.eye(4, dtype=design.dtype, device=design.device)
     residual = after - design @ torch.linalg.solve(gram, design.mT @ after)
     return float(residual.square().mean().sqrt()) > 2e-3

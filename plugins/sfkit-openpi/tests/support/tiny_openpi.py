@@ -80,7 +80,7 @@ def tiny_observation(
 
 
 def _picture(b: int, size: int, source: tuple[int, int], g: torch.Generator) -> Tensor:
-    """Blotches of random colour, none of them black, with black bars where the source is not square."""
+    """Blotches of random color, none of them black, with black bars where the source is not square."""
     ratio = max(source) / size
     height, width = int(source[0] / ratio), int(source[1] / ratio)
     coarse = 0.1 + 0.8 * torch.rand(b, 3, 8, 8, generator=g)

@@ -28,7 +28,7 @@ def build() -> Any:
     torch.manual_seed(0)
     policy = tiny_openpi(pi05=True)
     policy.gradient_checkpointing_enable()
-    return SpatialForcing.wrap(policy.train(), PatchTeacher(), depth=2)
+    return SpatialForcing.wrap(policy.train(), PatchTeacher(), student_layer=2)
 
 
 def gradients(rank: int, missing: list[str], policy: Any, call: Any) -> dict[str, torch.Tensor]:

@@ -26,13 +26,13 @@ _NAMES = {1: ("primary",), 2: ("primary", "wrist"), 3: ("primary", "left_wrist",
 class OpenVLAOptions(AdapterOptions):
     """Options of :class:`OpenVLAAdapter`."""
 
-    teacher_pictures: Half = Field(
+    teacher_images: Half = Field(
         default="siglip", description="Half of the channels that teachers are shown; the released recipe takes dino."
     )
     view_names: Harmless[tuple[str, ...] | None] = Field(
         default=None, description="Names of the views, in the order of the channels; by default those of OFT's loop."
     )
-    verify_pictures: Harmless[bool] = Field(
+    verify_images: Harmless[bool] = Field(
         default=True, description="On the first batch, check that both halves of the channels show one picture."
     )
 
@@ -67,7 +67,7 @@ class OpenVLAAdapter(PolicyAdapter):
         # OFT's loop reads the loss in the output with discrete actions only, and else makes one of the hidden states.
         # As it calls the policy in one way for all of them, the output's loss cannot be relied on.
         self.loss_outside = self.is_oft
-        self._verified = not self.options.verify_pictures
+        self._verified = not self.options.verify_images
         self._expected_length = 0
 
     # ---------------------------------------------------------------------------------------------------- taps
@@ -77,18 +77,18 @@ class OpenVLAAdapter(PolicyAdapter):
         return len(self._decoder.layers)
 
     @property
-    def default_depth(self) -> int:
+    def default_student_layer(self) -> int:
         """Three quarters of the blocks: 24 of 32, as released."""
         return max(1, round(3 * self.num_layers / 4))
 
-    def dim(self, depth: int) -> int:
+    def dim(self, layer: int) -> int:
         return int(self._decoder.embed_tokens.weight.shape[1])
 
-    def tap(self, depth: int) -> TapPoint:
-        if depth == self.num_layers:
+    def tap(self, layer: int) -> TapPoint:
+        if layer == self.num_layers:
             return TapPoint(self._norm, "language_model.model.norm")
-        path = f"language_model.model.layers.{depth}.input_layernorm"
-        return TapPoint(self._decoder.layers[depth].input_layernorm, path)
+        path = f"language_model.model.layers.{layer}.input_layernorm"
+        return TapPoint(self._decoder.layers[layer].input_layernorm, path)
 
     # --------------------------------------------------------------------------------------------------- views
 
@@ -112,12 +112,12 @@ class OpenVLAAdapter(PolicyAdapter):
     def views(self, call: ForwardCall) -> Views:
         pixel_values = call.arguments["pixel_values"]
         fused, count = bool(self.vision.use_fused_vision_backbone), self.num_views
-        images = pictures(pixel_values, count, fused=fused, half=self.options.teacher_pictures)
+        images = pictures(pixel_values, count, fused=fused, half=self.options.teacher_images)
         if fused and not self._verified:
             check_halves(pixel_values, count)
         self._verified = True
         self._expected_length = self._sequence_length(call.arguments)
-        if self.options.teacher_pictures == "dino":
+        if self.options.teacher_images == "dino":
             images = images.clamp(0, 1)
         b, v, _, h, w = images.shape
         valid = torch.ones(b, v, h, w, dtype=torch.bool, device=images.device)
@@ -171,7 +171,7 @@ class OpenVLAAdapter(PolicyAdapter):
 
     def encoder_tap(self) -> TapPoint:
         """What the vision backbone gives, both featurizers joined on channels, before the projector."""
-        return TapPoint(self.policy.projector, "projector", every=True)
+        return TapPoint(self.policy.projector, "projector", all_calls=True)
 
     def encoder_dim(self) -> int:
         return int(self.vision.embed_dim)
@@ -181,7 +181,7 @@ class OpenVLAAdapter(PolicyAdapter):
         (rows, columns), (b, v) = self.grid, views.images.shape[:2]
         return tower_tokens([state.reshape(b * v, -1, state.shape[-1]) for state in states], views, (rows, columns))
 
-    def how_to_unfreeze(self) -> str:
+    def unfreeze_hint(self) -> str:
         return 'LoRA on all linear layers, target_modules="all-linear", as upstream\'s scripts do'
 
     # ---------------------------------------------------------------------------------------------------- loss

@@ -24,8 +24,8 @@ Half = Literal["siglip", "dino"]
 def pictures(pixel_values: Any, views: int, *, fused: bool, half: Half) -> Tensor:
     """Undo the processor: ``(b, v, 3, h, w)`` float32 in [0, 1].
 
-    Of a fused backbone each view has six channels: three normalised with ImageNet's mean and deviation for DINOv2, then
-    three to [-1, 1] for SigLIP. The second half loses less in the loop's cast to bfloat16: 0.25 of a grey level, where
+    Of a fused backbone each view has six channels: three normalized with ImageNet's mean and deviation for DINOv2, then
+    three to [-1, 1] for SigLIP. The second half loses less in the loop's cast to bfloat16: 0.25 of a gray level, where
     the first loses 0.45.
 
     Args:
@@ -55,7 +55,7 @@ def pictures(pixel_values: Any, views: int, *, fused: bool, half: Half) -> Tenso
             f"{_REMEDY} The policy's count is set by vision_backbone.set_num_images_in_input(n).",
         )
     if not pixel_values.is_floating_point():
-        raise ViewsError(f"pixel_values is {pixel_values.dtype}, expected normalised floating-point pixels.", _REMEDY)
+        raise ViewsError(f"pixel_values is {pixel_values.dtype}, expected normalized floating-point pixels.", _REMEDY)
     channels = _by_view(pixel_values, views)
     return _undo_imagenet(channels[:, :, :3]) if fused and half == "dino" else channels[:, :, -3:] * 0.5 + 0.5
 
@@ -77,24 +77,24 @@ def check_halves(pixel_values: Tensor, views: int) -> None:
             ranges = [f"{part.min():.3g} to {part.max():.3g}" for part in (own[:, :3], own[:, 3:])]
             raise ViewsError(
                 f"The two halves of view {view} of pixel_values do not show one picture: after undoing ImageNet's "
-                f"normalisation of channels 0-2 (found {ranges[0]}) and SigLIP's of channels 3-5 (found {ranges[1]}) "
+                f"normalization of channels 0-2 (found {ranges[0]}) and SigLIP's of channels 3-5 (found {ranges[1]}) "
                 f"they differ by {difference:.3g} on average.",
-                f"{_REMEDY} Another processor than the released ones: option verify_pictures=false.",
+                f"{_REMEDY} Another processor than the released ones: option verify_images=false.",
             )
 
 
 def inside_bars(images: Tensor) -> Tensor:
     """Where a picture is, in a view that upstream's processor has padded to a square: ``(b, v, h, w)`` bool.
 
-    Bars are the lines along opposite borders that are of the processor's grey throughout. Each picture has its own.
+    Bars are the lines along opposite borders that are of the processor's gray throughout. Each picture has its own.
 
     Args:
         images: ``(b, v, 3, h, w)`` in [0, 1].
     """
-    grey = ((images - _FILL).abs() <= _NEAR).all(2)
-    bars = torch.zeros_like(grey)
+    gray = ((images - _FILL).abs() <= _NEAR).all(2)
+    bars = torch.zeros_like(gray)
     for across in (2, 3):
-        lines = grey.all(5 - across, keepdim=True)
+        lines = gray.all(5 - across, keepdim=True)
         bars |= lines.cumprod(across).bool() | lines.flip(across).cumprod(across).flip(across).bool()
     return ~bars
 

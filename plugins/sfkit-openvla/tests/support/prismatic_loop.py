@@ -15,7 +15,7 @@ Head = Literal["l1", "diffusion", "discrete"]
 IGNORE = -100
 
 
-def normalised(images: Tensor, *, fused: bool = True) -> Tensor:
+def normalized(images: Tensor, *, fused: bool = True) -> Tensor:
     """Pictures ``(b, v, 3, h, w)`` in [0, 1] as upstream's image processor and collator hand them to the policy.
 
     Returns:
@@ -28,11 +28,11 @@ def normalised(images: Tensor, *, fused: bool = True) -> Tensor:
 
 
 def perturbed(batch: Mapping[str, Any], view: int, box: tuple[slice, slice]) -> dict[str, Any]:
-    """A copy of a batch in which one view's picture is inverted inside a pixel box; for ``check_registration``."""
+    """A copy of a batch in which one view's picture is inverted inside a pixel box; for ``check_correspondence``."""
     images = batch["images"].clone()
     images[:, view, :, box[0], box[1]] = 1 - images[:, view, :, box[0], box[1]]
     fused = batch["pixel_values"].shape[1] == 6 * images.shape[1]
-    return {**batch, "images": images, "pixel_values": normalised(images, fused=fused)}
+    return {**batch, "images": images, "pixel_values": normalized(images, fused=fused)}
 
 
 def prismatic_batch(
@@ -57,14 +57,14 @@ def prismatic_batch(
         "attention_mask": ids.ne(pad),
         "labels": labels,
         "images": pictures,
-        "pixel_values": normalised(pictures, fused=config.fused),
+        "pixel_values": normalized(pictures, fused=config.fused),
         "actions": torch.rand(b, config.chunk, config.action_dim, generator=g) * 2 - 1,
         "proprio": torch.rand(b, config.proprio_dim, generator=g) * 2 - 1,
     }
 
 
 class OFTHeads(Protocol):
-    """The modules that OFT's script keeps beside the policy, and optimises by themselves."""
+    """The modules that OFT's script keeps beside the policy, and optimizes by themselves."""
 
     proprio_projector: nn.Module
     noisy_action_projector: nn.Module

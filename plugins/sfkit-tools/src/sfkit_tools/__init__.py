@@ -15,7 +15,7 @@ SFKIT_API = 1
 
 _EXPORTS = {
     "DepthProbe": "depth_probe",
-    "DepthRank": "layer_ranking",
+    "LayerRank": "layer_ranking",
     "DepthSamples": "depth_probe",
     "DepthScore": "depth_probe",
     "Inspection": "report",
@@ -32,7 +32,7 @@ _EXPORTS = {
     "load_target": "loading",
     "pca_colors": "pca",
     "probe_error": "ridge",
-    "rank_depths": "layer_ranking",
+    "rank_layers": "layer_ranking",
     "token_depth": "depth_probe",
     "uniform": "layer_ranking",
 }
@@ -40,10 +40,10 @@ _EXPORTS = {
 __all__ = [
     "SFKIT_API",
     "DepthProbe",
-    "DepthRank",
     "DepthSamples",
     "DepthScore",
     "Inspection",
+    "LayerRank",
     "Measure",
     "ProbeError",
     "ProbeScore",
@@ -57,7 +57,7 @@ __all__ = [
     "load_target",
     "pca_colors",
     "probe_error",
-    "rank_depths",
+    "rank_layers",
     "token_depth",
     "uniform",
 ]
@@ -70,12 +70,12 @@ if TYPE_CHECKING:
     from sfkit_tools.depth_probe import DepthScore as DepthScore
     from sfkit_tools.depth_probe import token_depth as token_depth
     from sfkit_tools.inspection import inspect_policy as inspect_policy
-    from sfkit_tools.layer_ranking import DepthRank as DepthRank
+    from sfkit_tools.layer_ranking import LayerRank as LayerRank
     from sfkit_tools.layer_ranking import Measure as Measure
     from sfkit_tools.layer_ranking import Ranking as Ranking
     from sfkit_tools.layer_ranking import chart as chart
     from sfkit_tools.layer_ranking import end_anchored as end_anchored
-    from sfkit_tools.layer_ranking import rank_depths as rank_depths
+    from sfkit_tools.layer_ranking import rank_layers as rank_layers
     from sfkit_tools.layer_ranking import uniform as uniform
     from sfkit_tools.loading import load_target as load_target
     from sfkit_tools.pca import pca_colors as pca_colors
@@ -94,9 +94,9 @@ def register_commands(register: Register) -> None:
         summary="find blocks, visual tokens and pictures of any policy, and print the GenericAdapter that aligns it",
     )
     register(
-        "sfkit_tools.layers_command:layers",
-        name="layers",
-        summary="rank the depths of a policy by likeness to the teacher (CKA) and by a depth probe",
+        "sfkit_tools.rank_layers_command:rank_layers",
+        name="rank-layers",
+        summary="rank the layers of a policy by likeness to the teacher (CKA) and by a depth probe",
     )
 
 

@@ -26,7 +26,7 @@ class Candidate:
         blocks: In order.
         after: The norm after the last block, if there is one of a known name, with its path.
         norm: The option ``norm`` that taps them: None where the adapter finds it by itself.
-        taps: The module tapped for each depth; None where none fires.
+        taps: The module tapped for each layer; None where none fires.
     """
 
     path: str
@@ -42,8 +42,8 @@ class Candidate:
 
     @property
     def fired(self) -> list[tuple[int, tuple[nn.Module, str]]]:
-        """Depth and tap, of those that fire."""
-        return [(depth, tap) for depth, tap in enumerate(self.taps) if tap is not None]
+        """Layer and tap, of those that fire."""
+        return [(layer, tap) for layer, tap in enumerate(self.taps) if tap is not None]
 
     @property
     def size(self) -> int:

@@ -95,7 +95,7 @@ def _are_keywords(signature: inspect.Signature, keys: set[str]) -> bool:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Within the block the policy trains; afterwards modes, buffers and gradients are as they were."""
+    """Within the block the policy trains; afterward modes, buffers and gradients are as they were."""
     modes = {module: module.training for module in model.modules()}
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]

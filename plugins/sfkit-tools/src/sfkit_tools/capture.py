@@ -12,9 +12,9 @@ from torch import nn
 
 from sfkit.alignment.tap import Tap, Watch, tap_at, tokens_at
 from sfkit.attach import handle_of
-from sfkit.building import Named, build_adapter
+from sfkit.building import ComponentLike, build_adapter
 from sfkit.cameras import CameraRig
-from sfkit.config import Depth
+from sfkit.config import StudentLayer
 from sfkit.errors import ConfigError
 from sfkit.policies.base import ForwardCall, PolicyAdapter
 from sfkit.rng import own_rng
@@ -24,19 +24,19 @@ from sfkit.types import FeatureMap, Views
 def capture_tokens(
     policy: nn.Module,
     batch: Any,
-    depth: Depth,
-    adapter: Named | PolicyAdapter | None = None,
+    student_layer: StudentLayer,
+    adapter: ComponentLike | PolicyAdapter | None = None,
     cameras: CameraRig | None = None,
 ) -> tuple[FeatureMap, Views]:
-    """Run ``policy(batch)`` in eval mode without gradients and return its visual tokens at a depth.
+    """Run ``policy(batch)`` in eval mode without gradients and return its visual tokens at a student layer.
 
-    The policy's training flags, the global random state, and its hooks are as before afterwards, also when the policy
+    The policy's training flags, the global random state, and its hooks are as before afterward, also when the policy
     fails.
 
     Args:
         policy: Any policy with an adapter; wrapped by ``SpatialForcing`` or not.
         batch: What its forward takes.
-        depth: Residual stream after this many blocks (0: the embeddings), or ``"encoder"``.
+        student_layer: Residual stream after this many blocks (0: the embeddings), or ``"encoder"``.
         adapter: The adapter, if it is not the wrapped policy's own or the one registered for its class.
         cameras: Calibration and poses, for views with geometry; by default those of the wrap.
 
@@ -45,15 +45,18 @@ def capture_tokens(
 
     Raises:
         AdapterError: No adapter handles the policy.
-        ConfigError: ``depth`` is out of range.
+        ConfigError: ``student_layer`` is out of range.
         TapError: The tap did not fire.
     """
     found = _adapter(policy, adapter)
-    if not isinstance(depth, str) and not 0 <= depth <= found.num_layers:
-        raise ConfigError(f"Depth {depth} is out of range.", f"Depths are 0 (embeddings) to {found.num_layers}.")
+    if not isinstance(student_layer, str) and not 0 <= student_layer <= found.num_layers:
+        raise ConfigError(
+            f"Student layer {student_layer} is out of range.",
+            f"Student layers are 0 (embeddings) to {found.num_layers}.",
+        )
     device = next((parameter.device for parameter in policy.parameters()), torch.device("cpu"))
     with _evaluating(policy), _with_cameras(found, cameras), own_rng(device), torch.no_grad():
-        tap = tap_at(found, depth)
+        tap = tap_at(found, student_layer)
         watches = {name: Watch(point) for name, point in found.watched().items()}
         hooks: tuple[Tap | Watch, ...] = (tap, *watches.values())
         try:
@@ -67,11 +70,11 @@ def capture_tokens(
                 hook.remove()
         bound = inspect.signature(type(found.policy).forward).bind(found.policy, batch)
         bound.apply_defaults()
-        views = found.views(ForwardCall(bound.arguments, output, inputs, (depth,)))
-        return tokens_at(found, depth, captured, views), views
+        views = found.views(ForwardCall(bound.arguments, output, inputs, (student_layer,)))
+        return tokens_at(found, student_layer, captured, views), views
 
 
-def _adapter(policy: nn.Module, adapter: Named | PolicyAdapter | None) -> PolicyAdapter:
+def _adapter(policy: nn.Module, adapter: ComponentLike | PolicyAdapter | None) -> PolicyAdapter:
     handle = handle_of(policy)
     if adapter is None and handle is not None:
         own: PolicyAdapter = handle.adapter

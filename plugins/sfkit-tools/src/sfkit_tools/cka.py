@@ -1,4 +1,4 @@
-"""Linear centred kernel alignment, with weights on the samples."""
+"""Linear centered kernel alignment, with weights on the samples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sfkit.errors import ShapeError
 def linear_cka(x: Tensor, y: Tensor, weights: Tensor | None = None, groups: Tensor | None = None) -> float:
     """Similarity of two sets of features of the same tokens, 0 to 1.
 
-    ``|Xc^T Yc|^2 / (|Xc^T Xc| |Yc^T Yc|)`` with Frobenius norms and centred features (Kornblith et al., "Similarity of
+    ``|Xc^T Yc|^2 / (|Xc^T Xc| |Yc^T Yc|)`` with Frobenius norms and centered features (Kornblith et al., "Similarity of
     Neural Network Representations Revisited", 2019, section 3). It does not change when either is rotated, scaled as
     a whole, or moved. With fewer tokens than features it is too high; so compare values of equal widths.
 
@@ -37,8 +37,8 @@ def linear_cka(x: Tensor, y: Tensor, weights: Tensor | None = None, groups: Tens
 
 def products(x: Tensor) -> Tensor:
     """``(n, n)`` float64 inner products of the tokens, about their mean."""
-    centred = x.double() - x.double().mean(0)
-    return centred @ centred.T
+    centered = x.double() - x.double().mean(0)
+    return centered @ centered.T
 
 
 def cka_of_products(several: Sequence[Tensor], m: Tensor, weights: Tensor, apart: Tensor) -> list[float]:
@@ -52,15 +52,15 @@ def cka_of_products(several: Sequence[Tensor], m: Tensor, weights: Tensor, apart
     """
     share = (weights / weights.sum()).to(m)
     pair = torch.outer(share, share) * apart.to(share)
-    m = _centred(m, share)
+    m = _centered(m, share)
     weighted, other = pair * m, float((pair * m * m).sum())
     found = []
-    for k in (_centred(one, share) for one in several):
+    for k in (_centered(one, share) for one in several):
         both, own = float((weighted * k).sum()), float((pair * k * k).sum())
         found.append(both / (own * other) ** 0.5 if own > 0 and other > 0 else float("nan"))
     return found
 
 
-def _centred(k: Tensor, share: Tensor) -> Tensor:
+def _centered(k: Tensor, share: Tensor) -> Tensor:
     row = k @ share
     return k - row[:, None] - row[None, :] + share @ row

@@ -23,12 +23,12 @@ def token_depth(
     Args:
         views: With ``depth``, at the resolution of the view.
         grid: Rows and columns of tokens.
-        depth_min: Depth below this many metres is invalid (so are 0 and NaN).
-        depth_max: Depth beyond this many metres is invalid.
+        depth_min: Depth below this many meters is invalid (so are 0 and NaN).
+        depth_max: Depth beyond this many meters is invalid.
         min_valid: Share of a patch's pixels that must be valid.
 
     Returns:
-        ``(b, v, gh, gw)`` float32 metres (0 where there is none), and the bool mask of where there is, of that shape.
+        ``(b, v, gh, gw)`` float32 meters (0 where there is none), and the bool mask of where there is, of that shape.
 
     Raises:
         ProbeError: The views carry no depth.
@@ -55,7 +55,7 @@ class DepthSamples:
 
     Attributes:
         tokens: ``(n, v, gh, gw, d)`` float.
-        depth: ``(n, v, gh, gw)`` metres.
+        depth: ``(n, v, gh, gw)`` meters.
         mask: ``(n, v, gh, gw)`` bool: both the token and its depth may be used.
         groups: ``(n,)`` long: the episode of each frame.
         names: One for each view.
@@ -87,7 +87,7 @@ class DepthScore:
 
     Attributes:
         r2: Share of the residual depth's variance that is explained; 0 is the mean predictor of each position.
-        rmse_cm: Root mean squared error in centimetres.
+        rmse_cm: Root mean squared error in centimeters.
         mean_rmse_cm: The same for the mean predictor of each position.
         samples: Number of tokens.
     """
@@ -109,7 +109,7 @@ class DepthProbe:
     Attributes:
         names: One for each view.
         token_mean: ``(v, gh, gw, d)`` over the training part.
-        depth_mean: ``(v, gh, gw)`` over the training part, metres.
+        depth_mean: ``(v, gh, gw)`` over the training part, meters.
         probes: One for each view; None for a view without enough valid tokens.
     """
 

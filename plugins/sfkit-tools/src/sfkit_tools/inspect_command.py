@@ -57,12 +57,12 @@ def print_inspection(found: Inspection, console: Console) -> None:
     console.print(titled(found.policy, ": rows of blocks of one class (→ the visual tokens' own)"))
     console.print(table)
     if found.taps:
-        depths = Table("depth", "tap (input of)", "fires", "gradient of the loss", "alignment trains", box=None)
+        layers = Table("layer", "tap (input of)", "fires", "gradient of the loss", "alignment trains", box=None)
         for tap in found.taps:
             trained = {True: "yes", False: "nothing", None: "not known"}[tap.trained]
-            depths.add_row(str(tap.depth), tap.path, f"{tap.fired} ×", _norm(tap.gradient), trained)
+            layers.add_row(str(tap.student_layer), tap.path, f"{tap.fired} ×", _norm(tap.gradient), trained)
         console.print()
-        console.print(depths)
+        console.print(layers)
     if found.hits is not None:
         console.print(f"\nOf the patches that were changed, {found.hits:.0%} moved their own token most.")
     for note in found.notes:

@@ -51,7 +51,7 @@ def inspect_policy(model: nn.Module, batch: Any, *, images: Sequence[str] = ()) 
     if not candidates:
         raise AdapterError(
             f"{type(policy).__name__} holds no row of two or more blocks of one class.",
-            "A policy without blocks cannot be tapped by depth; write a PolicyAdapter.",
+            "A policy without blocks cannot be tapped by layer; write a PolicyAdapter.",
         )
     arguments = call.arguments(policy)
     samples = _samples(arguments)
@@ -114,10 +114,10 @@ def _report(seen: _Evidence, found: Found | None) -> Inspection:
         options = _options(found, seen, notes)
         trained = _trained(found, seen, options, notes)
         taps = tuple(
-            TapFinding(depth, path, seen.step.log.count(module), seen.step.gradients.get(module), trained.get(depth))
-            for depth, (module, path) in found.candidate.fired
+            TapFinding(layer, path, seen.step.log.count(module), seen.step.gradients.get(module), trained.get(layer))
+            for layer, (module, path) in found.candidate.fired
         )
-        _warn_of_depths(taps, len(found.candidate.blocks), notes)
+        _warn_of_layers(taps, len(found.candidate.blocks), notes)
     stacks = tuple(_stack(candidate, seen.step, found) for candidate in seen.candidates)
     hits = None if found is None else found.hits
     return Inspection(type(seen.policy).__name__, stacks, taps, options, hits, tuple(notes))
@@ -146,7 +146,7 @@ def _options(found: Found, seen: _Evidence, notes: list[str]) -> dict[str, Any]:
     raw = found.pictures.raw()
     pixels = likely_pixels(raw)
     if pixels is None:
-        notes.append("No normalisation that sfkit knows fits the pictures: pixels=MeanStd(mean, std).")
+        notes.append("No normalization that sfkit knows fits the pictures: pixels=MeanStd(mean, std).")
     elif pixels in ("clip", "imagenet"):
         notes.append(f"pixels={pixels!r} is a guess; 'clip' and 'imagenet' hardly differ. Look at the image processor.")
     options: dict[str, Any] = {
@@ -190,14 +190,14 @@ def _trained(found: Found, seen: _Evidence, options: Mapping[str, Any], notes: l
     try:
         adapter = GenericAdapter(**options).bind(seen.policy)
         views = adapter.views(ForwardCall(seen.arguments, seen.step.output))
-        for depth, (module, _) in found.candidate.fired:
+        for layer, (module, _) in found.candidate.fired:
             state = seen.step.log.first(module)
             assert state is not None
             student = adapter.visual_tokens(state, views)
             expected = state.gather(1, found.patches.unsqueeze(-1).expand(-1, -1, state.shape[-1]))
             if not torch.equal(student.values.flatten(1, 3), expected):
                 raise ViewsError("It cuts out other tokens than those that moved.")
-            trained[depth] = find_trained_leaf(student) is not None
+            trained[layer] = find_trained_leaf(student) is not None
     except SfkitError as error:
         notes.append(f"The adapter below does not work on this batch: {error}")
     except RuntimeError as error:
@@ -205,21 +205,21 @@ def _trained(found: Found, seen: _Evidence, options: Mapping[str, Any], notes: l
     return trained
 
 
-def _warn_of_depths(taps: Sequence[TapFinding], blocks: int, notes: list[str]) -> None:
-    trained = {tap.depth: tap.trained for tap in taps}
-    working = [depth for depth, trains in trained.items() if trains]
+def _warn_of_layers(taps: Sequence[TapFinding], blocks: int, notes: list[str]) -> None:
+    trained = {tap.student_layer: tap.trained for tap in taps}
+    working = [layer for layer, trains in trained.items() if trains]
     default = max(1, round(2 * blocks / 3))
     if taps and all(trains is False for trains in trained.values()):
         notes.append(
-            "The gradient of the visual tokens reaches no trainable parameter at any depth: unfreeze the backbone, or "
+            "The gradient of the visual tokens reaches no trainable parameter at any layer: unfreeze the backbone, or "
             "put LoRA on it."
         )
     elif working and trained.get(default) is False:
-        notes.append(f"The default depth {default} trains nothing: choose depth={working[-1]}.")
+        notes.append(f"The default student layer {default} trains nothing: choose student_layer={working[-1]}.")
 
 
 def _stack(candidate: Candidate, step: DryStep, found: Found | None) -> StackFinding:
-    fired = [tap for depth, tap in candidate.fired if depth < len(candidate.blocks)]
+    fired = [tap for layer, tap in candidate.fired if layer < len(candidate.blocks)]
     first = step.log.first(fired[0][0]) if fired else None
     gradients = [step.gradients[module] for module, _ in fired if module in step.gradients]
     tap = "nothing fires"

@@ -1,4 +1,4 @@
-"""Ranking the depths of a policy on a batch of the user's data."""
+"""Ranking the layers of a policy on a batch of the user's data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sfkit.alignment.host import TeacherHost
 from sfkit.alignment.resample import resample
 from sfkit.alignment.tap import Tap, Watch, tap_at, tokens_at
-from sfkit.building import Named, build_adapter, build_teacher, inside_peft
+from sfkit.building import ComponentLike, build_adapter, build_teacher, inside_peft
 from sfkit.cameras import CameraRig
 from sfkit.errors import AdapterError, ConfigError
 from sfkit.policies.base import ForwardCall, PolicyAdapter
@@ -39,7 +39,7 @@ class Measure:
         value: On the batch as it is.
         low: 5 % of the resamples are below.
         high: 5 % of the resamples are above.
-        best: Share of the resamples in which this depth is the best of all.
+        best: Share of the resamples in which this layer is the best of all.
         rival: Whether it is as good as the best in 5 % of the resamples or more: the data do not tell them apart.
     """
 
@@ -51,24 +51,24 @@ class Measure:
 
 
 @dataclass(frozen=True)
-class DepthRank:
-    """One depth.
+class LayerRank:
+    """One layer.
 
     Attributes:
-        depth: Blocks before it.
+        student_layer: Blocks before it.
         cka: Likeness of its visual tokens to the teacher's features.
         probe: Share of the residual depth's variance that a ridge regression reads from unseen samples; None where the
             views carry no depth.
     """
 
-    depth: int
+    student_layer: int
     cka: Measure
     probe: Measure | None
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """All depths of a policy.
+    """All layers of a policy.
 
     Attributes:
         policy: Its class.
@@ -76,7 +76,7 @@ class Ranking:
         samples: In the batch.
         tokens: That were compared by CKA.
         blocks: Of the policy's decoder.
-        depths: In order; without the last one where no norm is known behind the blocks.
+        layers: In order; without the last one where no norm is known behind the blocks.
     """
 
     policy: str
@@ -84,34 +84,34 @@ class Ranking:
     samples: int
     tokens: int
     blocks: int
-    depths: tuple[DepthRank, ...]
+    layers: tuple[LayerRank, ...]
 
     def best(self, by: str = "cka") -> int:
-        """The depth with the highest value."""
+        """The layer with the highest value."""
         return max(self._measures(by).items(), key=lambda item: item[1].value)[0]
 
     def rivals(self, by: str = "cka") -> tuple[int, ...]:
-        """Depths that the data do not tell from the best, itself included."""
-        return tuple(depth for depth, measure in self._measures(by).items() if measure.rival)
+        """Layers that the data do not tell from the best, itself included."""
+        return tuple(layer for layer, measure in self._measures(by).items() if measure.rival)
 
     def _measures(self, by: str) -> dict[int, Measure]:
-        found = {rank.depth: rank.cka if by == "cka" else rank.probe for rank in self.depths}
-        return {depth: measure for depth, measure in found.items() if measure is not None}
+        found = {rank.student_layer: rank.cka if by == "cka" else rank.probe for rank in self.layers}
+        return {layer: measure for layer, measure in found.items() if measure is not None}
 
 
-def rank_depths(
+def rank_layers(
     policy: nn.Module,
     batch: Any,
-    teacher: Named | Teacher,
+    teacher: ComponentLike | Teacher,
     *,
-    layer: int | None = None,
-    adapter: Named | PolicyAdapter | None = None,
+    teacher_layer: int | None = None,
+    adapter: ComponentLike | PolicyAdapter | None = None,
     cameras: CameraRig | None = None,
     resamples: int = 200,
     tokens: int = 512,
     seed: int = 0,
 ) -> Ranking:
-    """Compare the visual tokens of every depth with a teacher's features, and with depth where the views carry it.
+    """Compare the visual tokens of every layer with a teacher's features, and with depth where the views carry it.
 
     The policy runs once, in eval mode without gradients, and is left as it was. Certainty comes from a bootstrap over
     the samples of the batch; samples should come from different episodes, or it will look too certain.
@@ -120,8 +120,8 @@ def rank_depths(
         policy: Not wrapped.
         batch: At least four samples; as :func:`sfkit_tools.inspect_policy` takes it.
         teacher: Name, name with options, or instance.
-        layer: The teacher's layer; its default by default.
-        adapter: Where the policy's class is not recognised.
+        teacher_layer: The teacher's layer; its default by default.
+        adapter: Where the policy's class is not recognized.
         cameras: Calibration and poses, as for :meth:`sfkit.SpatialForcing.wrap`.
         resamples: Of the bootstrap.
         tokens: At most so many are compared by CKA, drawn evenly from the samples.
@@ -145,7 +145,7 @@ def rank_depths(
             f"The batch holds {samples} samples; certainty by resampling needs {_FEWEST} at least.",
             "Give a batch of 16 or more, from different episodes.",
         )
-    layer = host.teacher.default_layer if layer is None else layer
+    layer = host.teacher.default_layer if teacher_layer is None else teacher_layer
     grid = next(iter(students.values())).grid
     target = resample(host.features(views, [layer], grid, lambda field: bound.explain_missing(field, call))[0], grid)
     generator = torch.Generator().manual_seed(seed)
@@ -160,34 +160,34 @@ def rank_depths(
     probed = None if views.depth is None else [_probe(student, views, counts) for student in students.values()]
     measures = _measures(alike)
     probes = [None] * len(measures) if probed is None else _measures(probed)
-    ranks = tuple(DepthRank(*each) for each in zip(students, measures, probes, strict=True))
+    ranks = tuple(LayerRank(*each) for each in zip(students, measures, probes, strict=True))
     name = public_text("teacher", host.teacher.spec, host.teacher.name)  # the ranking may be published
     return Ranking(type(policy).__name__, f"{name}@{layer}", samples, len(owner), bound.num_layers, ranks)
 
 
 def chart(ranking: Ranking) -> Figure:
-    """CKA and, where depth is known, the probe's R² over the depths, with bands from 5 % to 95 % of the resamples.
+    """CKA and, where depth is known, the probe's R² over the layers, with bands from 5 % to 95 % of the resamples.
 
-    The figure belongs to no window: ``chart(ranking).savefig("depths.svg")`` writes it.
+    The figure belongs to no window: ``chart(ranking).savefig("layers.svg")`` writes it.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     axes = figure.subplots()
-    depths = [rank.depth for rank in ranking.depths]
-    series = {f"CKA to {ranking.teacher}": [rank.cka for rank in ranking.depths]}
-    probes = [rank.probe for rank in ranking.depths if rank.probe is not None]
+    layers = [rank.student_layer for rank in ranking.layers]
+    series = {f"CKA to {ranking.teacher}": [rank.cka for rank in ranking.layers]}
+    probes = [rank.probe for rank in ranking.layers if rank.probe is not None]
     if probes:
         series["depth probe, R²"] = probes
     for name, measures in series.items():
-        (line,) = axes.plot(depths, [measure.value for measure in measures], label=name)
+        (line,) = axes.plot(layers, [measure.value for measure in measures], label=name)
         low, high = [measure.low for measure in measures], [measure.high for measure in measures]
-        axes.fill_between(depths, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-    # R² has no lower bound: a hopeless depth must not press the others into one line.
+        axes.fill_between(layers, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    # R² has no lower bound: a hopeless layer must not press the others into one line.
     lowest = min(measure.low for measures in series.values() for measure in measures)
     axes.set_ylim(min(0.0, max(lowest, -1.0)), 1.0)
-    axes.set_xticks(depths)
-    axes.set_xlabel("depth")
+    axes.set_xticks(layers)
+    axes.set_xlabel("student layer")
     axes.set_title(f"{ranking.policy}, {ranking.samples} samples", loc="left", fontsize="medium", parse_math=False)
     axes.grid(axis="y", alpha=0.3)
     # A name is no formula: a dollar sign in it would be an error of matplotlib's.
@@ -197,7 +197,7 @@ def chart(ranking: Ranking) -> Figure:
 
 
 def uniform(num_layers: int, count: int) -> tuple[int, ...]:
-    """``count`` depths at equal distances between the embeddings and the last block, both left out.
+    """``count`` layers at equal distances between the embeddings and the last block, both left out.
 
     Raises:
         ConfigError: There are not so many.
@@ -207,7 +207,7 @@ def uniform(num_layers: int, count: int) -> tuple[int, ...]:
 
 
 def end_anchored(num_layers: int, count: int) -> tuple[int, ...]:
-    """``count`` depths at a whole stride, counted back from the last block, which is among them.
+    """``count`` layers at a whole stride, counted back from the last block, which is among them.
 
     Raises:
         ConfigError: There are not so many.
@@ -219,11 +219,11 @@ def end_anchored(num_layers: int, count: int) -> tuple[int, ...]:
 
 def _check_count(num_layers: int, count: int, most: int) -> None:
     if not 1 <= count <= most:
-        raise ConfigError(f"{count} depths cannot be spread over {num_layers} blocks.", f"Choose 1 to {most}.")
+        raise ConfigError(f"{count} layers cannot be spread over {num_layers} blocks.", f"Choose 1 to {most}.")
 
 
 def _capture(policy: nn.Module, adapter: PolicyAdapter, batch: Any) -> tuple[dict[int, FeatureMap], Views, ForwardCall]:
-    """The visual tokens of every depth that can be tapped, from one forward."""
+    """The visual tokens of every layer that can be tapped, from one forward."""
     inner = inside_peft(policy)
     call = Call.of(inner, batch)
     points = list(range(adapter.num_layers + 1))
@@ -233,7 +233,7 @@ def _capture(policy: nn.Module, adapter: PolicyAdapter, batch: Any) -> tuple[dic
         points.pop()
     with undisturbed(policy), torch.no_grad(), ExitStack() as stack:
         policy.eval()
-        taps: Mapping[int, Tap] = {depth: tap_at(adapter, depth) for depth in points}
+        taps: Mapping[int, Tap] = {layer: tap_at(adapter, layer) for layer in points}
         watches = {name: Watch(point) for name, point in adapter.watched().items()}
         hooks: Sequence[Tap | Watch] = (*taps.values(), *watches.values())
         for hook in hooks:
@@ -243,7 +243,7 @@ def _capture(policy: nn.Module, adapter: PolicyAdapter, batch: Any) -> tuple[dic
         inputs = {name: watch.take() for name, watch in watches.items()}
         seen = ForwardCall(call.arguments(inner), output, inputs, tuple(points))
         views = adapter.views(seen)
-        return {depth: tokens_at(adapter, depth, tap.take(), views) for depth, tap in taps.items()}, views, seen
+        return {layer: tokens_at(adapter, layer, tap.take(), views) for layer, tap in taps.items()}, views, seen
 
 
 def _choose(
@@ -290,7 +290,7 @@ def _select(samples: DepthSamples, rows: Tensor) -> DepthSamples:
 
 
 def _measures(values: Sequence[Sequence[float]]) -> list[Measure]:
-    """From ``[depth][the batch, then each resample]``."""
+    """From ``[layer][the batch, then each resample]``."""
     table = torch.tensor(values, dtype=torch.float64)
     found, drawn = table[:, 0], table[:, 1:].nan_to_num(-1.0)
     winner = drawn.argmax(0)

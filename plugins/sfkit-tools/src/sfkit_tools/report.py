@@ -44,17 +44,17 @@ class StackFinding:
 
 @dataclass(frozen=True)
 class TapFinding:
-    """A depth of the chosen stack.
+    """A layer of the chosen stack.
 
     Attributes:
-        depth: Blocks before it.
+        student_layer: Blocks before it.
         path: The module whose input is tapped.
         fired: How often it fired.
         gradient: Norm of the action loss's gradient there; None without a loss.
         trained: Whether the gradient of the *visual tokens* there reaches a trainable parameter; None if not known.
     """
 
-    depth: int
+    student_layer: int
     path: str
     fired: int
     gradient: float | None
@@ -68,7 +68,7 @@ class Inspection:
     Attributes:
         policy: Its class.
         stacks: All candidates.
-        taps: Of the chosen one, by depth.
+        taps: Of the chosen one, by layer.
         options: Of the generic adapter, as far as they were found.
         hits: Share of the changed patches whose own token moved most; None where no token was found.
         notes: What to look at again.

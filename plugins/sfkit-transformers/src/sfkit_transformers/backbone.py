@@ -31,7 +31,7 @@ class Backbone(nn.Module):
         model: A vision model of transformers. It is changed: parts that patch tokens do not need are taken out.
         family: What is known of it.
         shape: Its sizes.
-        mean: Of the model's normalisation, for pictures in [0, 1].
+        mean: Of the model's normalization, for pictures in [0, 1].
         std: Likewise.
         norms: Where the model's final norm is applied: to its last layer, to all, or nowhere.
         prefix: Tokens before the patches.

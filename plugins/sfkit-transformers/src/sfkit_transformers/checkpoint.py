@@ -1,4 +1,4 @@
-"""Reading a model of the Hub or of a folder: its configuration, its image processor, its weights, its licence."""
+"""Reading a model of the Hub or of a folder: its configuration, its image processor, its weights, its license."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def read_preprocessing(
         raise ConfigError("Of mean and std only one is given.", "Give both, for pictures in [0, 1].")
     if not settings:
         raise ConfigError(
-            f"{where} has no preprocessor_config.json, so it is not known how its pictures are normalised.",
+            f"{where} has no preprocessor_config.json, so it is not known how its pictures are normalized.",
             "Set the options mean and std, for pictures in [0, 1], as the model's authors say.",
         )
     # The processor works on bytes: pixel * factor, minus mean, over std. Ours are pixel / 255.

@@ -19,7 +19,7 @@ from sfkit.types import FeatureMap, Views
 from sfkit_transformers.backbone import Backbone, Norms
 from sfkit_transformers.checkpoint import Checkpoint, commit_of, vision_config
 from sfkit_transformers.families import FAMILIES, UNKNOWN, shape_of
-from sfkit_transformers.licence import licence_of
+from sfkit_transformers.license import license_of
 from sfkit_transformers.preprocessing import read_preprocessing
 
 _NAME = "hf"
@@ -34,7 +34,7 @@ class TransformersOptions(ImageOptions):
         default="last", description="Where the model's final norm is applied: to its last layer, to all, or nowhere."
     )
     license: Harmless[str | None] = Field(
-        default=None, description="Licence of the weights, if the model's card does not say."
+        default=None, description="License of the weights, if the model's card does not say."
     )
     mean: tuple[float, float, float] | None = Field(
         default=None, description="Mean of pictures in [0, 1], instead of the image processor's."
@@ -59,7 +59,7 @@ class TransformersTeacher(ImageTeacher):
     well, so that it is ``last_hidden_state``; the option ``norm`` changes that.
 
     Views are looked at one by one. Pictures are resized to the option ``size`` (by default what the model's image
-    processor gives), never cropped unless ``fit`` says so, and normalised as the image processor says.
+    processor gives), never cropped unless ``fit`` says so, and normalized as the image processor says.
     """
 
     name = _NAME
@@ -88,9 +88,9 @@ class TransformersTeacher(ImageTeacher):
             self._prefix = 0 if self._family.prefix is None else self._family.prefix(seen)
         self.patch = self._shape.patch
         self.default_size = self._default_size(seen)
-        # Grey that is zero for the network.
+        # Gray that is zero for the network.
         self.default_fill = min(1.0, max(0.0, sum(self._preprocessing.mean) / 3))
-        self.license = chosen.license or licence_of(chosen.model, self._checkpoint.folder, chosen.revision)
+        self.license = chosen.license or license_of(chosen.model, self._checkpoint.folder, chosen.revision)
         self._check_side()
 
     @property
@@ -170,19 +170,19 @@ class TransformersTeacher(ImageTeacher):
         self.check(views, [*layers, *blocks])
         return self.look(model, views, [*layers, *(self.num_layers + block for block in blocks)])
 
-    def features(self, trunk: nn.Module, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+    def features(self, backbone: nn.Module, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
         """As everywhere; a number behind that of the last layer means the queries and keys of a block."""
         last = self.num_layers
         own, blocks = [n for n in layers if n <= last], [n - last for n in layers if n > last]
         product = self._product_dtype(images.device)
         # Norms, tables and the residual stream stay in float32: only products and what lies inside a branch are cast.
         with torch.autocast(images.device.type, torch.bfloat16, enabled=product == torch.bfloat16):
-            found: list[Tensor] = trunk(images.flatten(0, 1), own, blocks)
+            found: list[Tensor] = backbone(images.flatten(0, 1), own, blocks)
         return [tokens.reshape(*images.shape[:2], *tokens.shape[1:]) for tokens in found]
 
-    def working_bytes(self, trunk: nn.Module, shape: tuple[int, int, int, int], layers: Sequence[int]) -> int:
+    def working_bytes(self, backbone: nn.Module, shape: tuple[int, int, int, int], layers: Sequence[int]) -> int:
         b, v, h, w = shape
-        product = 2 if any(p.dtype == torch.bfloat16 for p in trunk.parameters()) else 4
+        product = 2 if any(p.dtype == torch.bfloat16 for p in backbone.parameters()) else 4
         pictures = b * v * 3 * h * w * 4
         # A convolutional model is at its largest in its first stage.
         stages = len(set(self._shape.widths)) > 1

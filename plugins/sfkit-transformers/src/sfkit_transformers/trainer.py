@@ -17,8 +17,8 @@ class SpatialForcingCallback(TrainerCallback):  # type: ignore[misc]
 
     It tells sfkit how many batches make an optimizer step, and whether the trainer multiplies the loss by the number of
     processes (``average_tokens_across_devices``): transformers' models divide their loss by the items of all of them,
-    and the alignment loss must follow. To each log it adds ``sf_loss``, ``sf_cosine``, ``sf_weight`` and
-    ``valid_tokens``.
+    and the alignment loss must follow. To each log it adds ``sf_loss``, ``sf_cosine``, ``sf_effective_weight`` and
+    ``sf_valid_token_fraction``.
 
     Args:
         policy: What :meth:`sfkit.SpatialForcing.wrap` returned.

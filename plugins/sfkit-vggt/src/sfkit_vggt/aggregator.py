@@ -53,8 +53,8 @@ class Aggregator(nn.Module):
         self.camera_token = nn.Parameter(torch.zeros(1, 2, 1, config.dim))
         self.register_token = nn.Parameter(torch.zeros(1, 2, config.registers, config.dim))
         self.patch_embed = Embedder(config)
-        self.frame_blocks = nn.ModuleList(_block(config) for _ in range(config.depth))
-        self.global_blocks = nn.ModuleList(_block(config) for _ in range(config.depth))
+        self.frame_blocks = nn.ModuleList(_block(config) for _ in range(config.num_layers))
+        self.global_blocks = nn.ModuleList(_block(config) for _ in range(config.num_layers))
         self._ropes: Tables[Rope] = Tables()
 
     def forward(
@@ -64,7 +64,7 @@ class Aggregator(nn.Module):
 
         Args:
             images: ``(b, s, 3, h, w)`` float in [0, 1], sides multiples of the patch, the reference view first.
-            layers: From 1 to ``depth``, in any order.
+            layers: From 1 to ``num_layers``, in any order.
             half: ``frame``: what left the frame block; ``global``: the global block; ``both``: frame, then global.
             tokens: Of each view: its patches (row-major), its camera token, its registers, or all: camera, registers,
                 patches.

@@ -13,11 +13,11 @@ class VggtConfig(Options):
 
     dim: int = Field(default=1024, ge=4, description="Width of the embedder and of the alternating blocks.")
     heads: int = Field(default=16, ge=1, description="Heads of the alternating blocks.")
-    depth: int = Field(default=24, ge=1, description="Pairs of a frame block and a global block.")
+    num_layers: int = Field(default=24, ge=1, description="Pairs of a frame block and a global block.")
     hidden: int = Field(default=4096, ge=1, description="Width inside their MLPs.")
     registers: int = Field(default=4, ge=0, description="Register tokens of each view.")
     embed_heads: int = Field(default=16, ge=1, description="Heads of the embedder.")
-    embed_depth: int = Field(default=24, ge=0, description="Blocks of the embedder.")
+    embed_layers: int = Field(default=24, ge=0, description="Blocks of the embedder.")
     embed_hidden: int = Field(default=4096, ge=1, description="Width inside its MLPs.")
     embed_registers: int = Field(default=4, ge=0, description="Register tokens of the embedder, which it keeps.")
     patch: int = Field(default=14, ge=1, description="Side of a patch in pixels.")
@@ -44,5 +44,5 @@ FULL = VggtConfig()
 
 #: For tests and for trying things out, with random weights.
 TINY = VggtConfig(
-    dim=24, heads=2, depth=4, hidden=48, embed_heads=3, embed_depth=2, embed_hidden=48, native=56
+    dim=24, heads=2, num_layers=4, hidden=48, embed_heads=3, embed_layers=2, embed_hidden=48, native=56
 )  # fmt: skip

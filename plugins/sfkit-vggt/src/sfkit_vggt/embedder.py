@@ -31,7 +31,7 @@ class Embedder(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, config.dim))
         self.patch_embed = PatchEmbed(config.patch, config.dim)
         self.blocks = nn.ModuleList(
-            Block(config.dim, config.embed_heads, config.embed_hidden, eps=_EPS) for _ in range(config.embed_depth)
+            Block(config.dim, config.embed_heads, config.embed_hidden, eps=_EPS) for _ in range(config.embed_layers)
         )
         self.norm = LayerNorm(config.dim, eps=_EPS)
         self._positions: Tables[Tensor] = Tables()
@@ -41,7 +41,7 @@ class Embedder(nn.Module):
         """Embed pictures.
 
         Args:
-            images: ``(n, 3, h, w)`` float32, normalised, sides multiples of the patch.
+            images: ``(n, 3, h, w)`` float32, normalized, sides multiples of the patch.
             residual: Of the residual stream.
 
         Returns:

@@ -36,11 +36,11 @@ class VggtParity(BackboneParity):
             sizes = VggtConfig(
                 dim=config["embed_dim"],
                 heads=config["num_heads"],
-                depth=config["depth"],
+                num_layers=config["depth"],
                 hidden=shapes[f"{self.prefix}frame_blocks.0.mlp.fc1.weight"][0],
                 registers=shapes[f"{self.prefix}register_token"][2],
                 embed_heads=config["dino_num_heads"],
-                embed_depth=config["dino_depth"],
+                embed_layers=config["dino_depth"],
                 embed_hidden=shapes.get(f"{_EMBEDDER}blocks.0.mlp.fc1.weight", (4 * config["embed_dim"],))[0],
                 embed_registers=shapes[f"{_EMBEDDER}register_tokens"][1],
                 patch=config["patch"],
@@ -56,32 +56,32 @@ class VggtParity(BackboneParity):
         return Aggregator(sizes)
 
     def run(
-        self, trunk: nn.Module, case: str, inputs: Mapping[str, Tensor], wanted: Sequence[str]
+        self, backbone: nn.Module, case: str, inputs: Mapping[str, Tensor], wanted: Sequence[str]
     ) -> dict[str, Tensor]:
-        assert isinstance(trunk, Aggregator)
+        assert isinstance(backbone, Aggregator)
         numbers = {name: int(found[1]) + 1 for name in wanted if (found := re.fullmatch(r"layer(\d+)", name))}
-        layers = {name: layer for name, layer in numbers.items() if layer <= trunk.config.depth}
+        layers = {name: layer for name, layer in numbers.items() if layer <= backbone.config.num_layers}
         if "images" not in inputs or not layers:
             return {}
         images = inputs["images"]
-        trunk.round_angles = ROUNDED in case
-        outputs = trunk(images if images.ndim == 5 else images.unsqueeze(0), list(layers.values()))
+        backbone.round_angles = ROUNDED in case
+        outputs = backbone(images if images.ndim == 5 else images.unsqueeze(0), list(layers.values()))
         return dict(zip(layers, outputs, strict=True))
 
     def describe(self, config: VggtConfig) -> dict[str, Any]:
         return {
             "embed_dim": config.dim,
             "num_heads": config.heads,
-            "depth": config.depth,
+            "depth": config.num_layers,
             "dino_num_heads": config.embed_heads,
-            "dino_depth": config.embed_depth,
+            "dino_depth": config.embed_layers,
             "patch": config.patch,
             "img_size": config.native,
             "patch_start": 1 + config.registers,
         }
 
     def examples(self, config: VggtConfig) -> dict[str, tuple[dict[str, Tensor], list[str]]]:
-        side, every = config.native_side, [f"layer{i}" for i in range(config.depth)]
+        side, every = config.native_side, [f"layer{i}" for i in range(config.num_layers)]
         rows = next(rows for rows in (2, 3, 1) if side * side % rows == 0 and (rows != side or rows == 1))
 
         def case(b: int, s: int, rows: int, columns: int) -> tuple[dict[str, Tensor], list[str]]:

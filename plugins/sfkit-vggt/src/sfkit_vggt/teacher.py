@@ -55,7 +55,7 @@ class VggtTeacher(BackboneTeacher):
 
     @property
     def num_layers(self) -> int:
-        return cast("VggtConfig", self.backbone_config).depth
+        return cast("VggtConfig", self.backbone_config).num_layers
 
     def dim(self, layer: int) -> int:
         config: VggtConfig = self.backbone_config
@@ -66,20 +66,20 @@ class VggtTeacher(BackboneTeacher):
         residual = torch.bfloat16 if self.options.residual == "bfloat16" else torch.float32
         return Aggregator(self.backbone_config, residual=residual, round_angles=self.options.round_rope_angles)
 
-    def features(self, trunk: nn.Module, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+    def features(self, backbone: nn.Module, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
         b, v, _, h, w = images.shape
         single = self.options.tokens != "patch"
         grid = (1, 1) if single else (h // self.patch, w // self.patch)
-        found: list[Tensor] = trunk(images, layers, half=self.options.half, tokens=self.options.tokens)
+        found: list[Tensor] = backbone(images, layers, half=self.options.half, tokens=self.options.tokens)
         return [tokens.reshape(b, v, *grid, -1) for tokens in found]
 
-    def working_bytes(self, trunk: nn.Module, shape: tuple[int, int, int, int], layers: Sequence[int]) -> int:
+    def working_bytes(self, backbone: nn.Module, shape: tuple[int, int, int, int], layers: Sequence[int]) -> int:
         b, v, h, w = shape
         config: VggtConfig = self.backbone_config
-        assert isinstance(trunk, Aggregator)
+        assert isinstance(backbone, Aggregator)
         patches = (h // self.patch) * (w // self.patch)
-        product = trunk.patch_embed.patch_embed.proj.weight.element_size()
-        residual = trunk.residual.itemsize
+        product = backbone.patch_embed.patch_embed.proj.weight.element_size()
+        residual = backbone.residual.itemsize
         embedder = block_bytes(
             b * v * (patches + 1 + config.embed_registers), config.dim, config.embed_hidden,
             product=product, residual=residual,
@@ -107,7 +107,7 @@ class Vggt(VggtTeacher):
 
 
 class VggtCommercial(VggtTeacher):
-    """VGGT-1B-Commercial: the same architecture under a licence that admits commercial use."""
+    """VGGT-1B-Commercial: the same architecture under a license that admits commercial use."""
 
     name = "vggt-commercial"
     license = "VGGT License"

@@ -160,10 +160,10 @@ class _Adapter(PolicyAdapter):
     def num_layers(self) -> int:
         return self.policy.blocks
 
-    def dim(self, depth: int) -> int:
+    def dim(self, layer: int) -> int:
         return self.policy.hidden.shape[-1]
 
-    def tap(self, depth: int) -> TapPoint:
+    def tap(self, layer: int) -> TapPoint:
         return TapPoint(self.policy.tapped, "tapped")
 
     def views(self, call: ForwardCall) -> Views:

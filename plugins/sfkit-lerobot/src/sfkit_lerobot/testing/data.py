@@ -32,7 +32,7 @@ def tiny_lerobot_batch(
         seed: Of the batch; the global random state is left alone.
         image_size: Height and width of the pictures; those of the policy's features by default.
         missing: Cameras to leave out.
-        geometry: Add ``"<camera>_depth"`` ``(b, 1, h, w)`` in metres, as :func:`tiny_rig` describes it, and ``index``.
+        geometry: Add ``"<camera>_depth"`` ``(b, 1, h, w)`` in meters, as :func:`tiny_rig` describes it, and ``index``.
     """
     generator = torch.Generator().manual_seed(seed)
     config = policy.config
@@ -63,7 +63,7 @@ def tiny_lerobot_batch(
 
 
 def tiny_image_stats(policy: Any) -> dict[str, dict[str, tuple[float, ...]]]:
-    """The statistics by which :func:`tiny_lerobot_batch` normalises pictures, for policies that want them so."""
+    """The statistics by which :func:`tiny_lerobot_batch` normalizes pictures, for policies that want them so."""
     return {key: {"mean": (_MEAN,) * 3, "std": (_STD,) * 3} for key in policy.config.image_features}
 
 
@@ -72,7 +72,7 @@ def _as_the_policy_wants(picture: Tensor, config: Any) -> Tensor:
 
 
 def tiny_rig(policy: Any, image_size: tuple[int, int] | None = None) -> CameraRig:
-    """Calibration for the batches of :func:`tiny_lerobot_batch`: 53 degrees wide, at rest at the origin, in metres."""
+    """Calibration for the batches of :func:`tiny_lerobot_batch`: 53 degrees wide, at rest at the origin, in meters."""
     cameras = {}
     for key, feature in policy.config.image_features.items():
         h, w = image_size or tuple(feature.shape[1:])

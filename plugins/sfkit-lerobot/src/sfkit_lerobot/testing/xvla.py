@@ -9,7 +9,7 @@ from typing import Any
 from sfkit_lerobot.testing.settings import CAMERAS, common_settings
 from sfkit_lerobot.testing.tokenizer import byte_tokenizer
 
-#: Patches that do not overlap, unlike Florence-2's own: with random weights these would see their neighbours best.
+#: Patches that do not overlap, unlike Florence-2's own: with random weights these would see their neighbors best.
 _VISION = {
     "depths": [1, 1, 1, 1],
     "patch_size": [4, 2, 2, 2],

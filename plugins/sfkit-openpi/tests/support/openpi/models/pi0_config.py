@@ -15,7 +15,7 @@ class Pi0Config:
         action_horizon: Actions in a chunk.
         max_token_len: Tokens of a prompt.
         width: Of the language model; the expert has half of it, the vision tower as well.
-        depth: Blocks.
+        num_layers: Blocks.
         image_size: Side of a view (224 upstream).
         patch: Side of a patch.
         dtype: ``"float32"``, or ``"bfloat16"``, upstream's default.
@@ -27,7 +27,7 @@ class Pi0Config:
     action_horizon: int = 3
     max_token_len: int = 5
     width: int = 32
-    depth: int = 3
+    num_layers: int = 3
     image_size: int = 56
     patch: int = 14
     dtype: str = "float32"

@@ -76,12 +76,12 @@ class GemmaModel(nn.Module):
     """Embeddings, blocks and a norm; its ``forward`` is not called in training either."""
 
     def __init__(
-        self, dim: int, depth: int, heads: int, head_dim: int, *, cond_dim: int | None = None, words: int = 0
+        self, dim: int, num_layers: int, heads: int, head_dim: int, *, cond_dim: int | None = None, words: int = 0
     ) -> None:  # fmt: skip
         super().__init__()
-        self.config = SimpleNamespace(hidden_size=dim, num_hidden_layers=depth)
+        self.config = SimpleNamespace(hidden_size=dim, num_hidden_layers=num_layers)
         self.embed_tokens = nn.Embedding(words, dim) if words else None
-        self.layers = nn.ModuleList(GemmaDecoderLayer(dim, heads, head_dim, cond_dim) for _ in range(depth))
+        self.layers = nn.ModuleList(GemmaDecoderLayer(dim, heads, head_dim, cond_dim) for _ in range(num_layers))
         self.norm = GemmaRMSNorm(dim, cond_dim)
         self.gradient_checkpointing = False
 
@@ -104,11 +104,11 @@ class SiglipEncoderLayer(nn.Module):
 class SiglipVisionModel(nn.Module):
     """Pictures ``(b, 3, h, w)`` in [-1, 1] to tokens, as an output object."""
 
-    def __init__(self, dim: int, depth: int, patch: int, size: int) -> None:
+    def __init__(self, dim: int, num_layers: int, patch: int, size: int) -> None:
         super().__init__()
         self.patch_embedding = nn.Conv2d(3, dim, patch, patch)
         self.position_embedding = nn.Parameter(torch.randn((size // patch) ** 2, dim) * 0.02)
-        self.layers = nn.ModuleList(SiglipEncoderLayer(dim) for _ in range(depth))
+        self.layers = nn.ModuleList(SiglipEncoderLayer(dim) for _ in range(num_layers))
         self.gradient_checkpointing = False
 
     def forward(self, pixel_values: Tensor) -> SimpleNamespace:

@@ -32,15 +32,15 @@ class PI0Pytorch(nn.Module):
         self.config, self.pi05 = config, config.pi05
         width, half = config.width, config.width // 2
         heads, head_dim = 2, 8
-        texts = SimpleNamespace(hidden_size=width, num_hidden_layers=config.depth)
+        texts = SimpleNamespace(hidden_size=width, num_hidden_layers=config.num_layers)
         pictures = SimpleNamespace(patch_size=config.patch, image_size=config.image_size, hidden_size=half)
         inner = PaliGemmaModel(
             SiglipVisionModel(half, 1, config.patch, config.image_size),
-            GemmaModel(width, config.depth, heads, head_dim, words=32),
+            GemmaModel(width, config.num_layers, heads, head_dim, words=32),
             SimpleNamespace(text_config=texts, vision_config=pictures),
         )
         # pi0.5 alone conditions its expert; the prefix is never conditioned.
-        expert = GemmaModel(half, config.depth, heads, head_dim, cond_dim=half if self.pi05 else None)
+        expert = GemmaModel(half, config.num_layers, heads, head_dim, cond_dim=half if self.pi05 else None)
         self.paligemma_with_expert = PaliGemmaWithExpertModel(
             PaliGemmaForConditionalGeneration(inner), GemmaForCausalLM(expert), config.dtype
         )

@@ -98,17 +98,17 @@ class LlamaModel(nn.Module):
 
     Args:
         dim: Width.
-        depth: Blocks.
+        num_layers: Blocks.
         vocabulary: Tokens.
         both_ways: Attend as in OpenVLA-OFT's fork.
     """
 
-    def __init__(self, dim: int, depth: int, vocabulary: int, *, both_ways: bool = False) -> None:
+    def __init__(self, dim: int, num_layers: int, vocabulary: int, *, both_ways: bool = False) -> None:
         super().__init__()
         self.both_ways = both_ways
         self.checkpointing: dict[str, Any] | None = None
         self.embed_tokens = nn.Embedding(vocabulary, dim)
-        self.layers = nn.ModuleList(DecoderLayer(dim, heads=2) for _ in range(depth))
+        self.layers = nn.ModuleList(DecoderLayer(dim, heads=2) for _ in range(num_layers))
         self.norm = RMSNorm(dim)
 
     def forward(
@@ -141,9 +141,9 @@ class LlamaModel(nn.Module):
 class LlamaForCausalLM(nn.Module):
     """The decoder and its head."""
 
-    def __init__(self, dim: int, depth: int, vocabulary: int, *, both_ways: bool = False) -> None:
+    def __init__(self, dim: int, num_layers: int, vocabulary: int, *, both_ways: bool = False) -> None:
         super().__init__()
-        self.model = LlamaModel(dim, depth, vocabulary, both_ways=both_ways)
+        self.model = LlamaModel(dim, num_layers, vocabulary, both_ways=both_ways)
         self.lm_head = nn.Linear(dim, vocabulary, bias=False)
 
     def forward(

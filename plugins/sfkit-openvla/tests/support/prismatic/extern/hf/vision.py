@@ -2,7 +2,7 @@
 
 Quirks of ``modeling_prismatic.py`` (repositories ``openvla/openvla`` and ``moojink/openvla-oft``):
 
-* Each picture has six channels, three normalised as DINOv2 wants them and then three as SigLIP does; views follow each
+* Each picture has six channels, three normalized as DINOv2 wants them and then three as SigLIP does; views follow each
   other on the channel axis. Fusing on channels leaves the token count alone.
 * ``forward`` of a featurizer is replaced on the *instance* by one that returns what the last block but one gave, so the
   last block runs for nothing and its weights never get a gradient.
@@ -60,14 +60,14 @@ class VisionTransformer(nn.Module):
         prefix: Tokens before the patches: 5 for DINOv2 with registers, 0 for SigLIP.
     """
 
-    def __init__(self, size: int, dim: int, prefix: int, depth: int = 3) -> None:
+    def __init__(self, size: int, dim: int, prefix: int, num_layers: int = 3) -> None:
         super().__init__()
         self.embed_dim, self.num_prefix_tokens = dim, prefix
         self.patch_embed = _Patches(size, dim)
         self.prefix = nn.Parameter(torch.randn(1, prefix, dim))
         self.pos_embed = nn.Parameter(0.1 * torch.randn(1, self.patch_embed.num_patches, dim))
-        self.blocks = nn.Sequential(*(_Block(dim) for _ in range(depth)))
-        self.forward = functools.partial(self.features, wanted=depth - 2)
+        self.blocks = nn.Sequential(*(_Block(dim) for _ in range(num_layers)))
+        self.forward = functools.partial(self.features, wanted=num_layers - 2)
 
     def features(self, images: Tensor, *condition: Tensor, wanted: int) -> Tensor:
         """Patch tokens after block ``wanted`` (from 0), all blocks being run."""

@@ -1,4 +1,4 @@
-"""Normalisations of the target: over the patches of a view, or over the channels of a patch."""
+"""Normalizations of the target: over the patches of a view, or over the channels of a patch."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ class SpatialNorm(Transform):
     def forward(self, features: FeatureMap, wanted: Tensor) -> FeatureMap:
         if math.prod(features.grid) < 2:
             raise ShapeError(
-                f"Transform {self.name!r} standardises over the patches of a view, and there is one.",
+                f"Transform {self.name!r} standardizes over the patches of a view, and there is one.",
                 "Leave it out, or choose a policy and a teacher with a grid.",
             )
-        clean = features.sanitised()
+        clean = features.sanitized()
         values, mask = clean.values.float(), clean.mask.unsqueeze(-1)
         count = mask.sum((2, 3), keepdim=True)
         mean = values.sum((2, 3), keepdim=True) / count.clamp(min=1)
-        centred = torch.where(mask, values - mean, 0.0)
-        deviation = (centred.square().sum((2, 3), keepdim=True) / (count - 1).clamp(min=1)).sqrt()
+        centered = torch.where(mask, values - mean, 0.0)
+        deviation = (centered.square().sum((2, 3), keepdim=True) / (count - 1).clamp(min=1)).sqrt()
         found = (values - self.options.gamma * mean) / (deviation + self.options.eps)
-        return FeatureMap(found, clean.mask).sanitised()
+        return FeatureMap(found, clean.mask).sanitized()
 
 
 class LayerNormOptions(Options):
@@ -65,7 +65,7 @@ class LayerNormOptions(Options):
 class LayerNormTransform(Transform):
     """Each patch to mean 0 and variance 1 over its channels, nothing learned; the same shape.
 
-    Takes away what single channels of huge magnitude do to a cosine. Source: layer normalisation, arXiv 1607.06450, as
+    Takes away what single channels of huge magnitude do to a cosine. Source: layer normalization, arXiv 1607.06450, as
     on the targets of data2vec, arXiv 2202.03555, section 3.3.
     """
 
@@ -74,5 +74,5 @@ class LayerNormTransform(Transform):
     options: LayerNormOptions
 
     def forward(self, features: FeatureMap, wanted: Tensor) -> FeatureMap:
-        values = F.layer_norm(features.sanitised().values.float(), (self.dim,), eps=self.options.eps)
-        return FeatureMap(values, features.mask).sanitised()
+        values = F.layer_norm(features.sanitized().values.float(), (self.dim,), eps=self.options.eps)
+        return FeatureMap(values, features.mask).sanitized()

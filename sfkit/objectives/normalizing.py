@@ -15,15 +15,15 @@ from sfkit.objectives.base import precise, unit
 class NormalisedOptions(Options):
     """Options of objectives that subtract features."""
 
-    normalise: Literal["layer", "length", "none"] = Field(
+    normalize: Literal["layer", "length", "none"] = Field(
         default="layer",
         description="Each token of both sides: to mean 0 and variance 1 over its channels (layer), to a root mean "
         "square of 1 (length), or as it is (none).",
     )
 
 
-def normalised(x: Tensor, how: Literal["layer", "length", "none"]) -> Tensor:
-    """``x`` ``(..., d)`` with each token normalised, in float32 or better."""
+def normalized(x: Tensor, how: Literal["layer", "length", "none"]) -> Tensor:
+    """``x`` ``(..., d)`` with each token normalized, in float32 or better."""
     x = precise(x)
     if how == "layer":
         return F.layer_norm(x, x.shape[-1:], eps=1e-6)

@@ -1,4 +1,4 @@
-"""The licence of a model, from its card."""
+"""The license of a model, from its card."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ UNKNOWN = "unknown: see the model card"
 _SPDX = {"apache-2.0": "Apache-2.0", "mit": "MIT", "bsd-3-clause": "BSD-3-Clause", "cc0-1.0": "CC0-1.0"}
 
 
-def licence_of(repo: str, folder: Path | None, revision: str | None) -> str:
-    """The licence that a model's card states; that it is not known, where there is no card or it cannot be fetched."""
+def license_of(repo: str, folder: Path | None, revision: str | None) -> str:
+    """The license that a model's card states; that it is not known, where there is no card or it cannot be fetched."""
     card = folder / "README.md" if folder is not None else _fetched(repo, revision)
     if card is None or not card.is_file():
         return UNKNOWN

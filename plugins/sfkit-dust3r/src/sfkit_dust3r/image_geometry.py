@@ -11,9 +11,9 @@ _SQUARE_UP_TO = 224
 def official_placement(view: Size, side: int, patch: int, *, square_ok: bool) -> Placement:
     """Where the released loader puts a view.
 
-    Up to a side of 224 the shorter side becomes ``side``, and a centred square is cropped. Above, the longer side
-    becomes ``side``, and a centred multiple of the patch is cropped: at most ``patch - 1`` pixels are lost, except of a
-    square, of which three quarters of the height are kept, since the models were trained on 4:3 and wider.
+    Up to a side of 224 the shorter side becomes ``side``, and a centered square is cropped. Above, the longer
+    side becomes ``side``, and a centered multiple of the patch is cropped: at most ``patch - 1`` pixels are lost,
+    except of a square, of which three quarters of the height are kept, since the models were trained on 4:3 and wider.
 
     Args:
         view: Height and width.

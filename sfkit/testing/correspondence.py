@@ -1,4 +1,4 @@
-"""The registration check: do student tokens and teacher features look at the same piece of the picture?"""
+"""The spatial correspondence check: do student tokens and teacher features look at the same piece of the picture?"""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from sfkit.forcing import SpatialForcing
 Perturb = Callable[[Any, int, tuple[slice, slice]], Any]
 
 
-class RegistrationError(SfkitError):
+class CorrespondenceError(SfkitError):
     """A perturbed patch moved another patch's token or feature most."""
 
 
-def check_registration(
+def check_correspondence(
     policy: nn.Module,
     batch: Any,
     perturb: Perturb,
@@ -35,15 +35,15 @@ def check_registration(
     spans that are off by one, exchanged cameras and wrong letterboxes, all of which a cosine loss cannot see.
 
     Args:
-        policy: A wrapped policy in training mode, best at depth 0, where tokens have not been mixed yet, or at
-            ``"encoder"``. The depth of the first pair is looked at.
+        policy: A wrapped policy in training mode, best at layer 0, where tokens have not been mixed yet, or at
+            ``"encoder"``. The layer of the first pair is looked at.
         batch: One batch of it.
         perturb: Returns a changed copy of the batch; the box is in pixels of the *view*.
-        cells: ``(row, column)`` to try in each view; the valid corners and the centre by default.
+        cells: ``(row, column)`` to try in each view; the valid corners and the center by default.
         run: How the policy takes a batch. What it draws at random is the same each time.
 
     Raises:
-        RegistrationError: Names the patch and what moved instead, if anything did.
+        CorrespondenceError: Names the patch and what moved instead, if anything did.
     """
     before = _maps(policy, batch, run)
     mask = before["mask"].any(0)
@@ -52,7 +52,7 @@ def check_registration(
     for view in range(views):
         if not bool(mask[view].any()):
             continue  # a camera that is missing in all samples
-        for row, column in cells if cells is not None else _corners_and_centre(mask[view]):
+        for row, column in cells if cells is not None else _corners_and_center(mask[view]):
             box = (_side(row, rows, height), _side(column, columns, width))
             after = _maps(policy, perturb(batch, view, box), run)
             for name in ("student", "teacher"):
@@ -63,10 +63,10 @@ def check_registration(
 def _maps(policy: nn.Module, batch: Any, run: Callable[[nn.Module, Any], Any]) -> dict[str, Tensor]:
     handle = SpatialForcing.of(policy)
     if handle is None:
-        raise RegistrationError("The policy is not wrapped.", "Wrap it first.")
+        raise CorrespondenceError("The policy is not wrapped.", "Wrap it first.")
     seen: dict[str, Tensor] = {}
     adapter, host = handle.adapter, handle.hosts[0]
-    method = "encoder_tokens" if handle.pairs[0].depth == ENCODER else "visual_tokens"
+    method = "encoder_tokens" if handle.pairs[0].student_layer == ENCODER else "visual_tokens"
     real_tokens, real_features = getattr(adapter, method), host.features
 
     def tokens(captured: Any, views: Any) -> Any:
@@ -88,11 +88,11 @@ def _maps(policy: nn.Module, batch: Any, run: Callable[[nn.Module, Any], Any]) -
     return seen
 
 
-def _corners_and_centre(mask: Tensor) -> list[tuple[int, int]]:
+def _corners_and_center(mask: Tensor) -> list[tuple[int, int]]:
     valid = mask.nonzero()
     (top, left), (bottom, right) = valid.min(0).values.tolist(), valid.max(0).values.tolist()
-    centre = ((top + bottom) // 2, (left + right) // 2)
-    return [(top, left), (top, right), (bottom, left), (bottom, right), centre]
+    center = ((top + bottom) // 2, (left + right) // 2)
+    return [(top, left), (top, right), (bottom, left), (bottom, right), center]
 
 
 def _side(index: int, count: int, pixels: int) -> slice:
@@ -104,7 +104,7 @@ def _expect(name: str, moved: Tensor, wanted: tuple[int, int, int], grid: tuple[
     """What moved most lies where it was expected; a teacher's cell, on a grid of its own, overlaps with the patch."""
     _, rows, columns = moved.shape
     if not bool(moved.max() > 0):
-        raise RegistrationError(
+        raise CorrespondenceError(
             f"Perturbing row {wanted[1]}, column {wanted[2]} of view {wanted[0]} moved nothing in the {name}.",
             "Check that perturb changes what the policy reads, in a copy of the batch, and that the adapter shows the "
             "teacher the pictures of this batch.",
@@ -115,7 +115,7 @@ def _expect(name: str, moved: Tensor, wanted: tuple[int, int, int], grid: tuple[
     own = all(_overlap(*place) for place in places)
     if found[0] != wanted[0] or not own:
         view, row, column = wanted
-        raise RegistrationError(
+        raise CorrespondenceError(
             f"Perturbing row {row}, column {column} of view {view} moved the {name}'s row {found[1]}, "
             f"column {found[2]} of view {found[0]} most"
             f"{'' if (rows, columns) == grid else f', on its grid of {rows}x{columns}'}.",

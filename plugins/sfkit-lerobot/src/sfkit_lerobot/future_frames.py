@@ -13,17 +13,17 @@ from sfkit.cameras import CameraRig
 from sfkit.errors import ConfigError, ViewsError
 
 
-def later_key(key: str, steps: int) -> str:
+def future_key(key: str, steps: int) -> str:
     """Where a batch holds the frame of a camera so many steps later."""
     return f"{key}_in_{steps}_steps"
 
 
 def _pad_key(key: str, steps: int) -> str:
-    return f"{later_key(key, steps)}_is_pad"
+    return f"{future_key(key, steps)}_is_pad"
 
 
-class LaterFrames(Dataset[dict[str, Any]]):
-    """A LeRobot dataset whose samples hold later frames beside the present one.
+class FutureFrames(Dataset[dict[str, Any]]):
+    """A LeRobot dataset whose samples hold future frames beside the present one.
 
     For each camera and depth map, ``"<key>_in_<n>_steps"`` is what it holds n steps later, and
     ``"<key>_in_<n>_steps_is_pad"`` says that the episode ends before. Policies read neither, and LeRobot's processors
@@ -39,7 +39,7 @@ class LaterFrames(Dataset[dict[str, Any]]):
 
     def __init__(self, dataset: Any, steps: Sequence[int]) -> None:
         if not steps or min(steps) < 1:
-            raise ConfigError(f"steps is {tuple(steps)}; later frames are 1 step ahead or more.", "Give (8,), or so.")
+            raise ConfigError(f"steps is {tuple(steps)}; future frames are 1 step ahead or more.", "Give (8,), or so.")
         self.dataset = dataset
         self.steps = tuple(steps)
 
@@ -53,15 +53,15 @@ class LaterFrames(Dataset[dict[str, Any]]):
             ahead = int(later["frame_index"]) - int(sample["frame_index"])
             ended = int(later["episode_index"]) != int(sample["episode_index"]) or ahead != steps
             for key in self.dataset.meta.camera_keys:
-                sample[later_key(key, steps)] = later[key]
+                sample[future_key(key, steps)] = later[key]
                 sample[_pad_key(key, steps)] = torch.tensor(ended)
         return sample
 
 
-def at_later_frame(
+def at_future_frame(
     batch: Mapping[str, Any], cameras: Sequence[str], rig: CameraRig | None, steps: int
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The batch as if that later moment were the present, and which samples have it.
+    """The batch as if that future frame were the present one, and which samples have it.
 
     Args:
         batch: Of the policy's forward.
@@ -73,24 +73,24 @@ def at_later_frame(
         The batch, and by camera ``(b,)`` bool.
 
     Raises:
-        ViewsError: A camera has no later frame in the batch.
+        ViewsError: A camera has no future frame in the batch.
     """
     moved, there = dict(batch), {}
     for key in cameras:
         if key not in batch:
             continue
-        if later_key(key, steps) not in batch:
+        if future_key(key, steps) not in batch:
             raise ViewsError(
-                f"The batch holds no frame {steps} steps ahead: there is no {later_key(key, steps)!r}.",
-                f"Train on sfkit_lerobot.LaterFrames(dataset, steps=({steps},)), or put that key into the batch.",
+                f"The batch holds no frame {steps} steps ahead: there is no {future_key(key, steps)!r}.",
+                f"Train on sfkit_lerobot.FutureFrames(dataset, steps=({steps},)), or put that key into the batch.",
             )
-        moved[key] = batch[later_key(key, steps)]
+        moved[key] = batch[future_key(key, steps)]
         padded = batch.get(_pad_key(key, steps))
         none = torch.zeros(len(moved[key]), dtype=torch.bool, device=moved[key].device)
         there[key] = ~(none if padded is None else padded.to(none.device).bool().reshape(-1))
     for camera in rig.cameras.values() if rig is not None else ():
         if camera.depth_key in moved:
-            later = batch.get(later_key(camera.depth_key, steps))
+            later = batch.get(future_key(camera.depth_key, steps))
             moved.pop(camera.depth_key)
             moved.update({} if later is None else {camera.depth_key: later})
     if isinstance(batch.get("index"), Tensor) and there:

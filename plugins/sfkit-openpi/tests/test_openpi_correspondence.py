@@ -1,4 +1,4 @@
-"""The token and the feature of one place must be the same one: corners and centre, every camera."""
+"""The token and the feature of one place must be the same one: corners and center, every camera."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_openpi import CAMERAS
 
-from sfkit.testing.registration import RegistrationError, check_registration
+from sfkit.testing.correspondence import CorrespondenceError, check_correspondence
 
 
 def nearly_still(size: int) -> int:
@@ -41,19 +41,19 @@ def run(setup, policy, batch, **options):
 
     side = setup.size // 14
     cells = [(0, 0), (0, side - 1), (side - 1, 0), (side - 1, side - 1), (side // 2, side // 2 - 1)]
-    check_registration(policy, batch, perturb, run=call, cells=cells)
+    check_correspondence(policy, batch, perturb, run=call, cells=cells)
 
 
 def test_fault_16_and_20_a_patch_moves_its_own_token_and_its_own_feature(setup, wrap) -> None:
-    run(setup, wrap(setup.build(), depth=0), setup.batch(1))
+    run(setup, wrap(setup.build(), student_layer=0), setup.batch(1))
 
 
 def test_fault_25_a_masked_camera_keeps_its_place(setup, wrap) -> None:
     batch = setup.batch(2, missing=[CAMERAS[1]])
-    policy = wrap(setup.build(), depth=0)
+    policy = wrap(setup.build(), student_layer=0)
     run(setup, policy, batch)
     policy(*batch)
-    assert policy.spatial_forcing.metrics()["valid_tokens"] == pytest.approx(2 / 3)
+    assert policy.spatial_forcing.metrics()["sf_valid_token_fraction"] == pytest.approx(2 / 3)
 
 
 def test_fault_25_the_order_of_the_observation_does_not_matter(setup, wrap) -> None:
@@ -63,10 +63,10 @@ def test_fault_25_the_order_of_the_observation_does_not_matter(setup, wrap) -> N
         images=dict(reversed(observation.images.items())),
         image_masks=dict(reversed(observation.image_masks.items())),
     )
-    run(setup, wrap(setup.build(), depth=0), (turned, actions))
+    run(setup, wrap(setup.build(), student_layer=0), (turned, actions))
 
 
 def test_fault_16_the_shift_of_the_released_openvla_recipe_is_caught(standin, wrap) -> None:
-    policy = wrap(standin.build(), depth=0, adapter=("openpi", {"token_shift": 1}))
-    with pytest.raises(RegistrationError):
+    policy = wrap(standin.build(), student_layer=0, adapter=("openpi", {"token_shift": 1}))
+    with pytest.raises(CorrespondenceError):
         run(standin, policy, standin.batch(1))

@@ -12,8 +12,8 @@ from sfkit_lerobot.letterbox import Size
 
 
 @dataclass(frozen=True, eq=False)
-class Framing:
-    """Where the pixels of a picture are in the view. Sizes are height and width; each step gives a new framing.
+class ImageGeometry:
+    """Where the pixels of a picture are in the view. Sizes are height and width; each step gives a new one.
 
     Attributes:
         source: Size of the picture in the batch.
@@ -26,17 +26,17 @@ class Framing:
     matrix: Tensor
 
     @classmethod
-    def of(cls, source: Size) -> Framing:
+    def of(cls, source: Size) -> ImageGeometry:
         """A view that is the picture itself."""
         return cls(source, source, torch.eye(3))
 
-    def resized(self, size: Size) -> Framing:
+    def resized(self, size: Size) -> ImageGeometry:
         """Stretched to a size, edges on edges."""
-        return Framing(self.source, size, resize_matrix(self.view, size) @ self.matrix)
+        return ImageGeometry(self.source, size, resize_matrix(self.view, size) @ self.matrix)
 
-    def placed(self, size: Size, top: int, left: int) -> Framing:
+    def placed(self, size: Size, top: int, left: int) -> ImageGeometry:
         """Put so many pixels below the upper and right of the left edge of a canvas; negative numbers crop."""
-        return Framing(self.source, size, resize_matrix(self.view, self.view, (top, left)) @ self.matrix)
+        return ImageGeometry(self.source, size, resize_matrix(self.view, self.view, (top, left)) @ self.matrix)
 
     @property
     def valid(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""Registration: is each token compared with the target of its own patch, or would a neighbour's fit better?"""
+"""Spatial correspondence: is each token compared with the target of its own patch, or would a neighbor's fit better?"""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _TOKENS, _CHANNELS, _RIDGE = 768, 32, 0.3
 
 
 def shift_errors(tokens: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """How well the target of a patch can be told, linearly, from the token there and from each of its eight neighbours.
+    """How well the target of a patch can be told, linearly, from the token there and from each of its eight neighbors.
 
     A ridge regression for each shift, fitted on every other sample and judged on the rest, then the other way round.
-    It is fitted anew and for all shifts alike, so it does not favour the pairing that the projector has been trained
+    It is fitted anew and for all shifts alike, so it does not favor the pairing that the projector has been trained
     on: tokens that are off by one show it from the first step. All shifts predict the same patches, those inside the
     border of the grid whose nine tokens are all valid.
 
@@ -50,7 +50,7 @@ def shift_errors(tokens: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
 
 def _gram(valid: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-    """Products of all centred tokens; those that are masked are never looked up."""
+    """Products of all centered tokens; those that are masked are never looked up."""
     rows = (tokens - valid.mean(0)).flatten(0, 2)
     gram: Tensor = rows @ rows.t() / valid.var(0).sum().clamp(min=1e-12)
     return gram
@@ -76,7 +76,7 @@ def _window(grid: Tensor, shift: tuple[int, int]) -> Tensor:
 
 
 def _fewer_channels(target: Tensor) -> Tensor:
-    """A fixed random projection of the centred target; lengths are kept well enough to compare errors."""
+    """A fixed random projection of the centered target; lengths are kept well enough to compare errors."""
     width = target.shape[-1]
     if width <= _CHANNELS:
         return target

@@ -1,4 +1,4 @@
-"""``sfkit layers``: which depth to align."""
+"""``sfkit rank-layers``: which student layer to align."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sfkit_tools.layer_ranking import Measure, Ranking
 
 
-def layers(  # noqa: PLR0917 - Typer makes an option of each parameter
+def rank_layers(  # noqa: PLR0917 - Typer makes an option of each parameter
     target: Annotated[
         str,
         typer.Argument(
@@ -24,57 +24,59 @@ def layers(  # noqa: PLR0917 - Typer makes an option of each parameter
     ],
     teacher: Annotated[str, typer.Option(help="`sfkit teachers` lists them.")],
     teacher_options: Annotated[str, typer.Option(help="Its options, as key=value,key=value.")] = "",
-    layer: Annotated[int | None, typer.Option(help="The teacher's layer; its default by default.", min=1)] = None,
-    count: Annotated[int, typer.Option(help="How many depths for choices of several.", min=1)] = 4,
+    teacher_layer: Annotated[
+        int | None, typer.Option(help="The teacher's layer; its default by default.", min=1)
+    ] = None,
+    count: Annotated[int, typer.Option(help="How many layers for choices of several.", min=1)] = 4,
     resamples: Annotated[int, typer.Option(help="Of the bootstrap over samples.", min=20)] = 200,
     plot: Annotated[Path | None, typer.Option(help="Write a chart: .svg, .png or .pdf.")] = None,
 ) -> None:
-    """Rank depths by likeness to the teacher (CKA) and, where depth is known, by what a ridge probe reads from them."""
+    """Rank student layers by likeness to the teacher (CKA) and, where depth is known, by what a ridge probe reads."""
     from sfkit.cameras import CameraRig
     from sfkit.cli.console import plain_console
     from sfkit.cli.options import parse_options
-    from sfkit_tools.layer_ranking import chart, rank_depths
+    from sfkit_tools import layer_ranking
     from sfkit_tools.loading import load_target
 
     if plot is not None:
         _check_format(plot)
     policy, batch, *rest = load_target(target)
-    ranking = rank_depths(
-        policy, batch, (teacher, parse_options(teacher_options)), layer=layer, resamples=resamples,
+    ranking = layer_ranking.rank_layers(
+        policy, batch, (teacher, parse_options(teacher_options)), teacher_layer=teacher_layer, resamples=resamples,
         adapter=next((each for each in rest if not isinstance(each, CameraRig)), None),
         cameras=next((each for each in rest if isinstance(each, CameraRig)), None),
     )  # fmt: skip
     print_ranking(ranking, count, plain_console(highlight=False))
     if plot is not None:
-        chart(ranking).savefig(plot)
+        layer_ranking.chart(ranking).savefig(plot)
 
 
 def print_ranking(ranking: Ranking, count: int, console: Console) -> None:
-    """The table, what is certain of it, and choices of several depths."""
+    """The table, what is certain of it, and choices of several layers."""
     from rich.table import Table
 
     from sfkit.cli.console import titled
     from sfkit_tools.layer_ranking import end_anchored, uniform
 
-    known = ranking.depths[0].probe is not None
-    table = Table("depth", f"CKA to {ranking.teacher}", "best in", box=None)
+    known = ranking.layers[0].probe is not None
+    table = Table("student layer", f"CKA to {ranking.teacher}", "best in", box=None)
     if known:
         table.add_column("depth probe, R²")
         table.add_column("best in")
-    for rank in ranking.depths:
-        row = [str(rank.depth), *_cells(rank.cka)]
+    for rank in ranking.layers:
+        row = [str(rank.student_layer), *_cells(rank.cka)]
         table.add_row(*row, *(_cells(rank.probe) if rank.probe is not None else ()))
     measured = f": {ranking.samples} samples, {ranking.tokens} tokens; 90 % intervals by resampling"
     console.print(titled(ranking.policy, measured))
     console.print(table)
     for by, name in (("cka", "CKA"), ("probe", "the depth probe"))[: 2 if known else 1]:
-        others = [str(depth) for depth in ranking.rivals(by) if depth != ranking.best(by)]
+        others = [str(layer) for layer in ranking.rivals(by) if layer != ranking.best(by)]
         doubt = f"not told apart from {', '.join(others)}" if others else "told apart from all others"
-        console.print(f"Best by {name}: depth {ranking.best(by)}, {doubt}.")
+        console.print(f"Best by {name}: student layer {ranking.best(by)}, {doubt}.")
     blocks = ranking.blocks
     if count < blocks:
-        console.print(f"{count} depths, uniform: {', '.join(map(str, uniform(blocks, count)))}")
-        console.print(f"{count} depths, end-anchored: {', '.join(map(str, end_anchored(blocks, count)))}")
+        console.print(f"{count} layers, uniform: {', '.join(map(str, uniform(blocks, count)))}")
+        console.print(f"{count} layers, end-anchored: {', '.join(map(str, end_anchored(blocks, count)))}")
 
 
 def _check_format(plot: Path) -> None:

@@ -1,4 +1,4 @@
-"""Policies whose prompt holds a placeholder for each visual token, wherever it pleases."""
+"""Policies whose prompt holds an image token for each visual token, wherever it pleases."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Prompt:
 
     Attributes:
         ids: ``(b, n)`` tokens of the prompt.
-        placeholder: The token that stands for a visual token.
+        image_token: The token that stands for a visual token.
         images: ``(b, v, 3, h, w)`` in [0, 1]: the views that are aligned.
         grid: Rows and columns of a view's tokens.
         boxes: How each view was made, in the order of the tokens; None for a camera that is missing.
@@ -35,7 +35,7 @@ class Prompt:
     """
 
     ids: Tensor
-    placeholder: int
+    image_token: int
     images: Tensor
     grid: Size
     boxes: Mapping[str, Placement | None]
@@ -45,7 +45,7 @@ class Prompt:
     behind: tuple[int, ...] = ()
 
 
-class PlaceholderAdapter(LeRobotAdapter):
+class ImageTokenAdapter(LeRobotAdapter):
     """Base of these adapters. Subclasses give the prompt, made by the policy's own processor."""
 
     def __init__(self, policy: nn.Module, options: AnyOptions = None) -> None:
@@ -73,9 +73,9 @@ class PlaceholderAdapter(LeRobotAdapter):
                 f"of {tuple(prompt.ids.shape)}.",
                 "This version of LeRobot lays out its tokens in another way: the adapter must be changed.",
             )
-        is_visual = prompt.ids.to(hidden.device) == prompt.placeholder
+        is_visual = prompt.ids.to(hidden.device) == prompt.image_token
         self._expect(is_visual, (prompt.earlier + v + prompt.later) * gh * gw + sum(prompt.behind))
-        # A stable sort brings the placeholders to the front in their order, without waiting for the device.
+        # A stable sort brings the image tokens to the front in their order, without waiting for the device.
         order = is_visual.byte().argsort(dim=1, descending=True, stable=True)
         mine = order[:, prompt.earlier * gh * gw : (prompt.earlier + v) * gh * gw + sum(prompt.behind)]
         if any(prompt.behind):
@@ -85,14 +85,13 @@ class PlaceholderAdapter(LeRobotAdapter):
         return FeatureMap(visual.reshape(b, v, gh, gw, -1), views.token_mask((gh, gw)))
 
     def _expect(self, is_visual: Tensor, count: int) -> None:
-        """Count the placeholders of the first batch; counting means waiting for the device."""
+        """Count the image tokens of the first batch; counting means waiting for the device."""
         if self._is_checked:
             return
         found = sorted(set(is_visual.sum(1).tolist()))
         if found != [count]:
             raise ShapeError(
-                f"The prompts of {type(self.policy).__name__} hold {found} placeholders for visual tokens, expected "
-                f"{count}.",
+                f"The prompts of {type(self.policy).__name__} hold {found} image tokens, expected {count}.",
                 "Something else makes the prompt than the adapter takes for granted: check the processor.",
             )
         self._is_checked = True

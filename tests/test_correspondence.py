@@ -12,8 +12,8 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
 from sfkit import SpatialForcing
 from sfkit.errors import SfkitError
+from sfkit.testing.correspondence import check_correspondence
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.registration import check_registration
 from sfkit.testing.teachers import PatchTeacher, PatchTeacherOptions
 from sfkit.types import FeatureMap
 
@@ -26,13 +26,13 @@ def perturb(batch: dict[str, Any], view: int, box: tuple[slice, slice]) -> dict[
 
 
 @pytest.mark.parametrize("teacher", [None, "geometry"])
-def test_fault_20_tiny_is_registered(wrapped: Callable[..., TinyPolicy], teacher: Any) -> None:
-    policy = wrapped(teacher, depth=0)
-    check_registration(policy, tiny_batch(), perturb)
+def test_fault_20_tiny_corresponds(wrapped: Callable[..., TinyPolicy], teacher: Any) -> None:
+    policy = wrapped(teacher, student_layer=0)
+    check_correspondence(policy, tiny_batch(), perturb)
 
 
 def test_fault_20_exchanged_axes_are_found(wrapped: Callable[..., TinyPolicy]) -> None:
-    policy = wrapped(depth=0)
+    policy = wrapped(student_layer=0)
     adapter, real = policy.spatial_forcing.adapter, policy.spatial_forcing.adapter.visual_tokens
 
     def transposed(hidden: Any, views: Any) -> FeatureMap:
@@ -41,19 +41,19 @@ def test_fault_20_exchanged_axes_are_found(wrapped: Callable[..., TinyPolicy]) -
 
     adapter.visual_tokens = transposed
     with pytest.raises(SfkitError, match=r"row 0, column 3 of view 0.*student.*row 3, column 0"):
-        check_registration(policy, tiny_batch(), perturb)
+        check_correspondence(policy, tiny_batch(), perturb)
 
 
 def test_a_span_off_by_one_is_found(wrapped: Callable[..., TinyPolicy]) -> None:
-    policy = wrapped(depth=0)
+    policy = wrapped(student_layer=0)
     adapter, real = policy.spatial_forcing.adapter, policy.spatial_forcing.adapter.visual_tokens
     adapter.visual_tokens = lambda hidden, views: real(hidden.roll(-1, dims=1), views)
     with pytest.raises(SfkitError, match="student"):
-        check_registration(policy, tiny_batch(), perturb)
+        check_correspondence(policy, tiny_batch(), perturb)
 
 
 def test_fault_25_exchanged_cameras_are_found(wrapped: Callable[..., TinyPolicy]) -> None:
-    policy = wrapped("geometry", depth=0)
+    policy = wrapped("geometry", student_layer=0)
     adapter, real = policy.spatial_forcing.adapter, policy.spatial_forcing.adapter.views
 
     def exchanged(call: Any) -> Any:
@@ -62,7 +62,7 @@ def test_fault_25_exchanged_cameras_are_found(wrapped: Callable[..., TinyPolicy]
 
     adapter.views = exchanged
     with pytest.raises(SfkitError, match="teacher"):
-        check_registration(policy, tiny_batch(), perturb)
+        check_correspondence(policy, tiny_batch(), perturb)
 
 
 class Letterboxing(TinyPolicy):
@@ -96,7 +96,7 @@ class BarsAreBelow(BarsAreOnBothSides):
 def test_fault_24_a_wrong_letterbox_is_found(adapter: type[BarsAreOnBothSides]) -> None:
     torch.manual_seed(0)
     policy = Letterboxing()
-    SpatialForcing.wrap(policy, PatchTeacher(), depth=0, adapter=adapter(policy))
+    SpatialForcing.wrap(policy, PatchTeacher(), student_layer=0, adapter=adapter(policy))
 
     def change(batch: dict[str, Any], view: int, box: tuple[slice, slice]) -> dict[str, Any]:
         rows = slice(box[0].start - adapter.above, box[0].stop - adapter.above)
@@ -108,19 +108,19 @@ def test_fault_24_a_wrong_letterbox_is_found(adapter: type[BarsAreOnBothSides]) 
     batch["images"] = batch["images"][..., :16, :]
     if adapter is BarsAreBelow:
         with pytest.raises(SfkitError, match=r"row 0, column 0 of view 0 moved the student's row 1, column 0"):
-            check_registration(policy, batch, change)
+            check_correspondence(policy, batch, change)
     else:
-        check_registration(policy, batch, change)
+        check_correspondence(policy, batch, change)
 
 
 @pytest.mark.parametrize("side", [3, 4, 7, 16])
-def test_fault_20_a_teacher_with_a_grid_of_its_own_is_registered_too(side: int, tiny: Callable[..., Any]) -> None:
+def test_fault_20_a_teacher_with_a_grid_of_its_own_corresponds_too(side: int, tiny: Callable[..., Any]) -> None:
     plain = tiny()
     policy = SpatialForcing.wrap(
-        plain, PatchTeacher(PatchTeacherOptions(grid=side)), depth=0, adapter=TinyAdapter(plain)
+        plain, PatchTeacher(PatchTeacherOptions(grid=side)), student_layer=0, adapter=TinyAdapter(plain)
     )
     adapter, real = policy.spatial_forcing.adapter, policy.spatial_forcing.adapter.views
-    check_registration(policy, tiny_batch(), perturb)
+    check_correspondence(policy, tiny_batch(), perturb)
 
     def mirrored(call: Any) -> Any:
         views = real(call)
@@ -128,9 +128,9 @@ def test_fault_20_a_teacher_with_a_grid_of_its_own_is_registered_too(side: int, 
 
     adapter.views = mirrored
     with pytest.raises(SfkitError, match=f"the teacher's row .* (on its grid of {side}x{side}|most)"):
-        check_registration(policy, tiny_batch(), perturb)
+        check_correspondence(policy, tiny_batch(), perturb)
 
 
 def test_a_change_that_changes_nothing_is_found(wrapped: Callable[..., TinyPolicy]) -> None:
     with pytest.raises(SfkitError, match="moved nothing"):
-        check_registration(wrapped(depth=0), tiny_batch(), lambda batch, view, box: batch)
+        check_correspondence(wrapped(student_layer=0), tiny_batch(), lambda batch, view, box: batch)
