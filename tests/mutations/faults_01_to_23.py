@@ -21,7 +21,7 @@ _OWN_TOKEN = "test_fault_16_and_20_a_patch_moves_its_own_token_and_its_own_featu
 _OPENVLA_SUM = "test_fault_03_04_13_the_loss_of_the_script_trains_the_explicit_sum"
 _OPENVLA_TOKEN = "test_fault_16_20_25_every_patch_moves_its_own_token"
 _RELEASED = "test_fault_16_18_target_loss_and_gradients_are_those_of_the_released_code[own]"
-_RESAMPLED = "test_fault_17_and_18_cell_centres_stay_where_they_are"
+_RESAMPLED = "test_fault_17_and_18_cell_centers_stay_where_they_are"
 _UNKNOWN_TO_DDP = replace_call(
     "add_module",
     "(_, setattr(policy, '_ddp_params_and_buffers_to_ignore', "
@@ -58,7 +58,7 @@ LOW = (
     Mutant(4, "Tap.capture", fix_condition(True, "hidden"), "test_fault_04_the_first_firing_is_kept"),
     Mutant(4, "replays", replace_return("False"), "test_fault_04_a_policy_that_is_checkpointed_as_a_whole"),
     # 5: the tapped output is changed in place afterwards
-    Mutant(5, "Tap.__init__", _OUTPUT, "test_fault_05_35_depth_k_is_the_stream_after_k_blocks",
+    Mutant(5, "Tap.__init__", _OUTPUT, "test_fault_05_35_layer_k_is_the_stream_after_k_blocks",
            "test_fault_05_every_tap_is_the_hidden_state_that_it_is_named_after[smolvla]"),
     # 6, 7, 8: nothing of the policy, or of the projector, is trained
     Mutant(6, "find_trained_leaf", fix_condition(True, "ne"),
@@ -113,15 +113,16 @@ LOW = (
     # 16: a token span that is off by one
     Mutant(16, "AdapterOptions", replace_constant(0, 1, within=("token_shift", "default")),
            "test_fault_16_a_token_shift_cuts_one_place_too_late"),
+    Mutant(16, "alignment_loss._Adapter.visual_tokens", replace_argument("cut", 3, "0"), _RELEASED),
     Mutant(16, "sfkit_tools.Found.patches", replace_return("self.positions[:, :, 1:].flatten(1)"),
            "test_fault_16_20_tokens_are_those_that_move_with_the_pictures"),
     Mutant(16, "PI05Adapter._past_states", replace_return("0", mentions="shape"),
            "test_fault_16_past_states_have_tokens_of_their_own", ends_in="ShapeError"),
     Mutant(16, "OpenPIAdapter.visual_tokens", replace_constant(0, 1, within="cut"), _OWN_TOKEN,
-           ends_in="RegistrationError"),
+           ends_in="CorrespondenceError"),
     Mutant(16, "OpenVLAAdapter.visual_tokens", replace_constant(1, 2, within="cut"),
            f"{_OPENVLA_TOKEN}[oft-l1-2-False]", "test_fault_16_the_proprio_token_is_in_the_span_only_with_the_shift[0]",
-           ends_in="RegistrationError"),
+           ends_in="CorrespondenceError"),
     # 17, 18: resampling by a ratio, or with aligned corners
     Mutant(17, "ResampleOptions", replace_constant(False, True, within=("scale_factor", "default")),
            "test_fault_17_every_grid_is_reached_unless_the_released_size_is_asked_for", ends_in="ShapeError"),
@@ -134,22 +135,22 @@ LOW = (
            "test_fault_19_pictures_that_are_not_square_give_grids_that_are_not_square[dinov2]",
            "test_fault_19_a_teacher_grid_that_is_not_square_meets_a_square_student"),
     Mutant(19, "official_placement", replace_return("Placement(_.canvas, _.canvas)"),
-           "test_fault_19_what_the_official_framing_crops_of_a_square_is_masked_and_the_rest_in_its_place"),
+           "test_fault_19_what_the_official_image_geometry_crops_of_a_square_is_masked_and_the_rest_in_its_place"),
     # 20: rows and columns are exchanged
     Mutant(20, "_gather_cells", replace_call("permute", "_self.permute(0, 1, 4, 2, 3, 5, 6)"),
-           "test_fault_20_tiny_is_registered[geometry]", ends_in="RegistrationError"),
-    Mutant(20, "registration._expect", replace_call("all", "True"), "test_fault_20_exchanged_axes_are_found"),
+           "test_fault_20_tiny_corresponds[geometry]", ends_in="CorrespondenceError"),
+    Mutant(20, "correspondence._expect", replace_call("all", "True"), "test_fault_20_exchanged_axes_are_found"),
     Mutant(20, "generic.tokens.cut", replace_argument("FeatureMap", 0, "_.transpose(2, 3)"),
-           "test_fault_16_20_image_tokens_are_found_by_id", ends_in=("RegistrationError", "ShapeError")),
+           "test_fault_16_20_image_tokens_are_found_by_id", ends_in=("CorrespondenceError", "ShapeError")),
     Mutant(20, "sfkit_tools._with_grid", replace_argument("_hit", 2, "(_[2], _[3], _[0], _[1])"),
            "test_fault_16_20_tokens_are_those_that_move_with_the_pictures"),
-    Mutant(20, "PlaceholderAdapter.visual_tokens", replace_argument("FeatureMap", 0, "_.transpose(2, 3)"),
+    Mutant(20, "ImageTokenAdapter.visual_tokens", replace_argument("FeatureMap", 0, "_.transpose(2, 3)"),
            "test_fault_20_and_25_a_patch_moves_its_own_token_and_its_own_feature[groot-None]",
-           ends_in="RegistrationError"),
+           ends_in="CorrespondenceError"),
     Mutant(20, "OpenPIAdapter.visual_tokens", replace_argument("FeatureMap", 0, "_.transpose(2, 3)"), _OWN_TOKEN,
-           ends_in="RegistrationError"),
+           ends_in="CorrespondenceError"),
     Mutant(20, "OpenVLAAdapter.visual_tokens", replace_argument("FeatureMap", 0, "_.transpose(2, 3)"),
-           f"{_OPENVLA_TOKEN}[openvla-1-False]", ends_in="RegistrationError"),
+           f"{_OPENVLA_TOKEN}[openvla-1-False]", ends_in="CorrespondenceError"),
     Mutant(20, "scaled_positions", replace_argument("interpolate", "scale_factor", "_[::-1]"),
            "test_fault_20_learned_positions_keep_rows_and_columns_apart"),
     Mutant(20, "PairTrunk._table", replace_call("grid_positions", "_.flip(1)"),
@@ -162,7 +163,7 @@ LOW = (
     Mutant(21, "step._select", replace_return("values.float() * mask.unsqueeze(-1)", mentions="where"),
            "test_fault_21_nan_in_masked_tokens_reaches_neither_loss_nor_gradient",
            "test_fault_21_nan_in_masked_tokens_reaches_no_objective"),
-    Mutant(21, "FeatureMap.sanitised", replace_return("FeatureMap(self.values * self.mask.unsqueeze(-1), self.mask)"),
+    Mutant(21, "FeatureMap.sanitized", replace_return("FeatureMap(self.values * self.mask.unsqueeze(-1), self.mask)"),
            "test_fault_21_nan_where_a_masked_teacher_is_resampled"),
     Mutant(22, "masked_mean", replace_call("clamp", "_self"),
            "test_fault_22_a_sample_without_a_valid_token_contributes_zero"),
