@@ -43,9 +43,10 @@ def check_modules(root: Path) -> None:
     """Raise if a module of sfkit or of its plugins came from elsewhere than ``root``."""
     foreign = [project for project in installed_checkouts() if not project.is_relative_to(root)]
     for name, module in list(sys.modules.items()):
-        if not getattr(module, "__file__", None):
+        file = Path(str(getattr(module, "__file__", None) or ""))
+        if not file.is_absolute():  # none, or a made-up one, as torch.ops has
             continue
-        file = Path(str(module.__file__)).resolve()
+        file = file.resolve()
         if file.is_relative_to(root) or file.is_relative_to(HERE):
             continue
         installed = file.is_relative_to(Path(sys.prefix).resolve())  # an environment may be inside a project

@@ -174,6 +174,14 @@ def test_modules_from_elsewhere_are_an_error(load: Load, tmp_path: Path) -> None
         checkout.check_modules(tmp_path)
 
 
+def test_a_module_without_a_real_file_is_from_nowhere(load: Load, tmp_path: Path, monkeypatch: Any) -> None:
+    checkout = load("record_training/checkout")
+    monkeypatch.setattr(checkout.sys, "modules", {"torch.ops": ModuleType("torch.ops"), "none": None})
+    checkout.sys.modules["torch.ops"].__file__ = "_ops.py"
+    monkeypatch.chdir(ROOT)
+    checkout.check_modules(tmp_path)
+
+
 def test_entry_points_are_those_of_the_checkout(load: Load, tmp_path: Path) -> None:
     from importlib.metadata import entry_points
 
