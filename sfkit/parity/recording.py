@@ -13,12 +13,15 @@ from sfkit.parity.fixture import Case, save_fixture
 from sfkit.rng import own_rng
 from sfkit.teachers.base import Teacher
 from sfkit.teachers.network import NetworkTeacher
+from sfkit.testing.rounding import float64, widened
 from sfkit.trunks.randomise import randomise
 
 
 @torch.inference_mode()
 def record(teacher: Teacher, path: str | Path, *, seed: int = 0, stream: float = 1.0) -> None:
     """Write a fixture of ``teacher``'s trunk with random weights.
+
+    The outputs are computed in float64 and rounded, so that the processor does not show in the file.
 
     Args:
         teacher: One whose family of trunks is known to ``sfkit parity``; best with ``config="tiny"``.
@@ -40,6 +43,14 @@ def record(teacher: Teacher, path: str | Path, *, seed: int = 0, stream: float =
     trunk = randomise(teacher.build(), seed, stream=stream).eval()
     with own_rng(seed=seed + 1):
         examples = reader.examples(teacher.trunk_config)
-    cases = {name: Case(inputs, reader.run(trunk, name, inputs, wanted)) for name, (inputs, wanted) in examples.items()}
+    with float64():
+        exact = widened(trunk)
+        outputs = {
+            name: reader.run(exact, name, widened(inputs), wanted) for name, (inputs, wanted) in examples.items()
+        }
+    cases = {
+        name: Case(inputs, {key: value.float() for key, value in outputs[name].items()})
+        for name, (inputs, _) in examples.items()
+    }
     state = {reader.prefix + key: value for key, value in trunk.state_dict().items()}
     save_fixture(path, {"model": teacher.family, **reader.describe(teacher.trunk_config)}, state, cases)
