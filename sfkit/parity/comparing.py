@@ -12,7 +12,7 @@ from torch import Tensor
 from sfkit.parity.base import Parity
 from sfkit.parity.fixture import Fixture
 from sfkit.registry import default_registry
-from sfkit.testing.rounding import ROUNDING, float64, loss_of_float32, widened
+from sfkit.testing.rounding import ROUNDING, float64, relative_difference, widened
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,10 @@ def _difference(case: str, output: str, exact: Tensor | None, ours: Tensor | Non
         return Difference(case, output, torch.inf, scale, "not given")
     if ours.shape != wanted.shape or exact.shape != wanted.shape:
         return Difference(case, output, torch.inf, scale, f"shape {tuple(ours.shape)}, not {tuple(wanted.shape)}")
-    largest, rounding = float((exact - wanted.double()).abs().max()), loss_of_float32(ours, exact)
+    largest, rounding = float((exact - wanted.double()).abs().max()), relative_difference(ours, exact)
     if math.isnan(largest + rounding):
         return Difference(case, output, torch.inf, scale, "NaN")
-    if rounding > ROUNDING:
+    if rounding > ROUNDING[ours.dtype]:
         note = f"in float32 off by {rounding:.1e} of the largest value: more than rounding"
         return Difference(case, output, torch.inf, scale, note, rounding)
     return Difference(case, output, largest, scale, rounding=rounding)

@@ -18,6 +18,7 @@ from sfkit.projectors.base import Projector
 from sfkit.projectors.conv import ConvProjector
 from sfkit.projectors.nested import NestedProjector, nested_widths
 from sfkit.registry import default_registry
+from sfkit.testing.rounding import assert_rounded
 from sfkit.types import FeatureMap
 
 ALL: dict[str, Any] = {
@@ -74,7 +75,7 @@ def test_views_and_samples_do_not_mix(name: str, seed: int) -> None:
     for sample in range(2):
         for view in range(2):
             at = (slice(sample, sample + 1), slice(view, view + 1))
-            assert torch.allclose(projector(tokens[at], mask[at]), whole[at], atol=1e-6)
+            assert_rounded(projector(tokens[at], mask[at]), whole[at])
 
 
 @every
@@ -148,7 +149,7 @@ def test_fault_21_a_convolution_sees_nothing_of_masked_neighbours(norm: bool, se
     inside = torch.zeros_like(mask)
     inside[:, :, 1:, 1:3] = True
     crop = projector(tokens[:, :, 1:, 1:3], inside[:, :, 1:, 1:3])
-    assert torch.allclose(projector(tokens, inside)[:, :, 1:, 1:3], crop, atol=1e-6)
+    assert_rounded(projector(tokens, inside)[:, :, 1:, 1:3], crop)
 
 
 def test_a_convolution_by_hand() -> None:
@@ -168,7 +169,7 @@ def test_the_mlp_of_repa_by_its_formula() -> None:
     x = F.silu(F.linear(tokens, projector.fc1.weight, projector.fc1.bias))  # type: ignore[arg-type]
     x = F.silu(F.linear(x, projector.fc2.weight, projector.fc2.bias))  # type: ignore[arg-type]
     wanted = F.linear(x, projector.fc3.weight, projector.fc3.bias)  # type: ignore[arg-type]
-    assert torch.allclose(projector(tokens, mask), wanted)
+    assert_rounded(projector(tokens, mask), wanted)
     assert build_projector("mlp-silu", 4, 6, 0).fc2.weight.shape == (2048, 2048)  # type: ignore[union-attr]
 
 

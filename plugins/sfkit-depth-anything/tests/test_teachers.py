@@ -21,6 +21,7 @@ from sfkit.building import build_teacher
 from sfkit.errors import ConfigError, ShapeError
 from sfkit.registry import default_registry
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
+from sfkit.testing.rounding import assert_rounded
 from sfkit.trunks.blocks import cast_products
 from sfkit.types import Views
 
@@ -124,7 +125,7 @@ def test_micro_batches_change_nothing(views_of: Callable[..., Views], options: d
     (whole,), (parts,) = (
         TeacherHost(DA3Base(chosen)).features(views, [6], (4, 4)) for chosen in (TINY, {**TINY, **options})
     )
-    assert torch.allclose(whole.values, parts.values, atol=1e-5)
+    assert_rounded(whole.values, parts.values)
 
 
 def test_view_order_names_the_reference_of_two(views_of: Callable[..., Views]) -> None:
@@ -134,7 +135,7 @@ def test_view_order_names_the_reference_of_two(views_of: Callable[..., Views]) -
         TeacherHost(DA3Base(options)).features(seen, [6], (4, 4))
         for options, seen in (({**TINY, "view_order": ("cam1",)}, views), (TINY, turned))
     )
-    assert torch.allclose(asked.values, given.values.flip(1), atol=1e-6)
+    assert_rounded(asked.values, given.values.flip(1))
     (plain,) = TeacherHost(DA3Base(TINY)).features(views, [6], (4, 4))
     assert (plain.values - asked.values).abs().max() > 0.1
 
@@ -149,7 +150,7 @@ def test_view_order_has_no_say_where_the_reference_is_chosen(
         host.features(views, [6], (4, 4))
     assert sum("view_order has no say" in record.getMessage() for record in caplog.records) == 1
     (plain,) = TeacherHost(DA3Base(TINY)).features(views, [6], (4, 4))
-    assert torch.allclose(plain.values, asked.values, atol=2e-5)
+    assert_rounded(plain.values, asked.values)
     caplog.clear()
     first = {**TINY, "reference": "first"}
     (ordered,), (unordered,) = (
