@@ -7,10 +7,10 @@ import functools
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # How long an example takes depends on the machine, and on what else it does.
-settings.register_profile("sfkit", deadline=None)
+settings.register_profile("sfkit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("sfkit")
 
 #: A test that calls one of these holds results of kernels against others.

@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ranks(folder: Path) -> list[dict[str, Any]]:
     out = folder / "rank"
     command = [sys.executable, str(WORKER), json.dumps(SCHEDULES), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr
     return [torch.load(f"{out}.{rank}", weights_only=False) for rank in range(2)]
 

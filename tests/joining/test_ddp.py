@@ -34,7 +34,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[list[Any]]:
     """What each of the two ranks found in each scenario."""
     out = tmp_path_factory.mktemp("ranks") / "rank"
     command = [sys.executable, str(WORKER), json.dumps(SCENARIOS), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr
     return [torch.load(f"{out}.{rank}", weights_only=False) for rank in range(2)]
 

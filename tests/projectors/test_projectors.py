@@ -33,7 +33,7 @@ ALL: dict[str, Any] = {
     "identity": "identity",
 }
 every = pytest.mark.parametrize("name", ALL)
-few = settings(max_examples=10, deadline=None)
+few = settings(max_examples=10)
 
 
 def build(name: str, student: int = 4, teacher: int = 4) -> Projector:
@@ -79,7 +79,7 @@ def test_views_and_samples_do_not_mix(name: str, seed: int) -> None:
 
 
 @every
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=3)
 @given(seed=st.integers(0, 1000))
 def test_gradients_are_those_of_the_formula(name: str, seed: int) -> None:
     tokens, mask = case(seed)
@@ -106,7 +106,7 @@ def test_bfloat16_tokens_of_any_size_are_projected_to_finite_ones(name: str, see
 
 
 @pytest.mark.parametrize("name", sorted(ALL.keys() - {"identity"}))
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(seed=st.integers(0, 1000))
 def test_the_loss_is_zero_where_the_target_is_what_is_projected(name: str, seed: int) -> None:
     tokens, mask = case(seed)
@@ -137,7 +137,7 @@ def test_fault_21_masked_tokens_reach_no_projector(name: str, seed: int) -> None
 
 
 @pytest.mark.parametrize("norm", [False, True])
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 1000))
 def test_fault_21_a_convolution_sees_nothing_of_masked_neighbours(norm: bool, seed: int) -> None:
     tokens, mask = case(seed)
@@ -195,7 +195,7 @@ def test_the_widths_of_rocket() -> None:
         nested_widths(0, 2048)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(pairs=st.integers(2, 40), hidden=st.integers(1, 5000), smallest=st.floats(0.01, 1))
 def test_widths_rise_to_the_full_one(pairs: int, hidden: int, smallest: float) -> None:
     widths = nested_widths(pairs, hidden, smallest)

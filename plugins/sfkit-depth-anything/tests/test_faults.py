@@ -77,7 +77,7 @@ def test_fault_20_learned_positions_keep_rows_and_columns_apart() -> None:
 
 
 # Not shrunk: each example runs a network many times.
-@settings(deadline=None, max_examples=12, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@settings(max_examples=12, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=1, max_size=4), st.integers(0, 99))
 def test_fault_23_an_absent_view_changes_nothing_in_real_ones(
     views_of: Callable[..., Views], present: list[list[bool]], seed: int

@@ -39,7 +39,7 @@ def by_hand(tokens: list[list[float]]) -> int:
     return distance.index(min(distance))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 2**31), st.integers(3, 6), st.integers(2, 24))
 def test_the_choice_is_that_of_the_formula(seed: int, views: int, dim: int) -> None:
     tokens = torch.randn(4, views, dim, generator=torch.Generator().manual_seed(seed))
@@ -89,7 +89,7 @@ def test_each_sample_chooses_by_itself(trunk_of: Callable[..., DepthAnythingTrun
         assert_rounded(together[sample], alone[0])
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.permutations(range(4)), st.integers(0, 1000))
 def test_with_a_chosen_reference_views_have_no_order(
     trunk_of: Callable[..., DepthAnythingTrunk], order: list[int], seed: int
@@ -99,7 +99,7 @@ def test_with_a_chosen_reference_views_have_no_order(
     assert_rounded(plain[:, order], permuted)
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(st.permutations(range(1, 4)))
 def test_with_the_first_as_reference_the_others_have_no_order(
     trunk_of: Callable[..., DepthAnythingTrunk], order: list[int]

@@ -109,7 +109,7 @@ def test_no_views_at_all(views_of: Callable[..., Views]) -> None:
         TeacherHost(DA3Base(TINY)).features(nothing, [1], (4, 4))
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(st.integers(20, 80), st.integers(20, 80), st.sampled_from(["keep", "pad", "crop", "stretch"]))
 def test_any_view_gets_a_map_over_itself(views_of: Callable[..., Views], h: int, w: int, fit: str) -> None:
     (found,) = TeacherHost(DA3Base({**TINY, "fit": fit})).features(views_of([[True, True]], (h, w)), [6], (4, 4))

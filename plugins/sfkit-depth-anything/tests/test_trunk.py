@@ -23,7 +23,7 @@ Make = Callable[..., DepthAnythingTrunk]
 CONFIGS = st.sampled_from([TINY, TINY_GATED, TINY.model_copy(update={"alt_start": 0, "depth": 3})])
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     CONFIGS,
     st.integers(1, 3),
@@ -43,7 +43,7 @@ def test_shapes(
     assert all(feature.isfinite().all() for feature in found)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(CONFIGS, st.sampled_from(["both", "local", "global"]), st.data())
 def test_some_layers_are_as_all_layers(trunk_of: Make, config: TrunkConfig, half: str, data: st.DataObject) -> None:
     trunk, images = trunk_of(config), torch.randn(1, 3, 3, 28, 42)

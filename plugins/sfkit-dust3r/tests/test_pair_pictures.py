@@ -44,7 +44,7 @@ def tiny(**options: Any) -> DUSt3RTeacher:
     kernel=st.sampled_from(["bicubic", "lanczos"]),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_resizing_is_pillows_within_its_rounding(old: Any, new: Any, kernel: Any, seed: int) -> None:
     image_module = pytest.importorskip("PIL.Image")
     pixels = np.random.default_rng(seed).integers(0, 256, (*old, 3), dtype=np.uint8)
@@ -57,7 +57,7 @@ def test_resizing_is_pillows_within_its_rounding(old: Any, new: Any, kernel: Any
 
 
 @given(old=st.integers(1, 90), new=st.integers(1, 90), kernel=st.sampled_from(["bicubic", "lanczos"]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_weights_sum_to_one_and_are_symmetric(old: int, new: int, kernel: Any) -> None:
     weights = resampling_matrix(old, new, kernel, CPU)
     assert_rounded(weights.sum(1), torch.ones(new))

@@ -75,7 +75,7 @@ def test_layers_and_widths_of_the_released_models(name: str, target: str, layers
     grid=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     micro=st.sampled_from([None, 1]),
 )
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_shapes_and_widths_are_as_promised(target: str, b: int, v: int, grid: tuple[int, int], micro: Any) -> None:
     teacher = tiny(target=target, size=16 * max(grid), micro_batch=micro)
     layers = list(range(1, teacher.num_layers + 1))
@@ -128,7 +128,7 @@ def test_the_encoder_knows_no_order() -> None:
 
 
 @given(absent=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), max_size=5), seed=st.integers(0, 9))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_absent_views_change_nothing_in_the_real_ones(absent: list[tuple[int, int]], seed: int) -> None:
     views = views_of(3, 3)
     for sample, view in absent:

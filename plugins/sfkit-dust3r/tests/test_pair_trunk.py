@@ -39,7 +39,7 @@ def calls(stack: Any) -> list[int]:
 
 
 @given(v=st.integers(1, 4), rows=st.integers(1, 3), columns=st.integers(1, 3), shared=st.booleans())
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_each_view_is_paired_with_the_first(
     make_trunk: Callable[..., Any], reference_of: Callable[..., Any], v: int, rows: int, columns: int, shared: bool
 ) -> None:
@@ -63,7 +63,7 @@ def test_each_view_is_paired_with_the_first(
 
 
 @given(order=st.permutations([1, 2, 3]))
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 def test_the_order_of_the_others_does_not_matter(trunk: Any, order: list[int]) -> None:
     views = pictures(2, 4, 3, 32, 48)
     with torch.no_grad():
@@ -115,7 +115,7 @@ def test_batches_and_views_are_independent_of_each_other(trunk: Any) -> None:
 
 
 @given(layers=st.lists(st.integers(1, 3), min_size=1, max_size=4), v=st.integers(1, 3))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_any_choice_of_layers_gives_the_same_layers(trunk: Any, layers: list[int], v: int) -> None:
     views = pictures(1, v, 3, 32, 16)
     with torch.no_grad():

@@ -72,7 +72,7 @@ def write(path: Path, trunk: Any, reference: Any, sizes: list[tuple[int, int]], 
     patch=st.sampled_from([2, 16]),
     shared_decoder=st.booleans(),
 )
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_fixtures_of_any_size_are_rebuilt_and_agree_with_the_plain_implementation(
     tmp_path: Path, make_trunk: Callable[..., Any], reference_of: Callable[..., Any], enc: Any, dec: Any, grids: Any,
     batch: int, patch: int, shared_decoder: bool,

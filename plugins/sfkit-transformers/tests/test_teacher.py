@@ -178,7 +178,7 @@ def test_the_students_letterbox_is_painted_over(dinov2: Path, pictures: Pictures
 # ---------------------------------------------------------------------------------------------------- views and layers
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(present=st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=3))
 def test_absent_views_change_nothing_and_are_masked(
     present: list[list[bool]], dinov2: Path, pictures: Pictures
@@ -194,7 +194,7 @@ def test_absent_views_change_nothing_and_are_masked(
     assert_rounded(part.values[there], whole.values[there])
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(order=st.permutations(range(3)), layers=st.permutations([1, 2, 3]), micro=st.sampled_from([None, 1, 2]))
 def test_views_and_layers_in_any_order(
     order: list[int], layers: list[int], micro: int | None, dinov2: Path, pictures: Pictures
@@ -372,7 +372,7 @@ def test_a_licence_that_forbids_commercial_use_is_said_at_wrap(
 
 def test_importing_the_plugin_is_light() -> None:
     code = "import sys, sfkit_transformers; assert not {'torch', 'transformers'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=1200)
 
 
 def test_the_teacher_leaves_global_random_numbers_alone(dinov2: Path, pictures: Pictures) -> None:

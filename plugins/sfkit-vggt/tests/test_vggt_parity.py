@@ -160,7 +160,7 @@ def configs(draw: st.DrawFn) -> VggtConfig:
 
 
 @given(config=configs(), seed=st.integers(0, 2**31 - 2))
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_trunk_of_any_size_is_rebuilt_from_its_fixture(config: VggtConfig, seed: int, tmp_path: Path) -> None:
     class Other(VggtTeacher):
         name = "other"

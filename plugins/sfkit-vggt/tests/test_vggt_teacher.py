@@ -28,7 +28,7 @@ from sfkit.testing.rounding import assert_rounded
 from sfkit.types import FeatureMap, Views
 
 CPU = torch.device("cpu")
-FEW = settings(max_examples=10, deadline=None)
+FEW = settings(max_examples=10)
 
 
 def features(views: Views, layers: tuple[int, ...] = (4,), **options: Any) -> list[FeatureMap]:
@@ -114,7 +114,7 @@ def test_bad_options_say_what_is_right(options: dict[str, Any], says: str) -> No
     half=st.sampled_from(["both", "frame", "global"]), tokens=st.sampled_from(["patch", "camera", "register"]),
     dtype=st.sampled_from(["float32", "bfloat16"]), residual=st.sampled_from(["float32", "bfloat16"]),
 )  # fmt: skip
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_maps_have_the_promised_form(
     make_views: Callable[..., Views], b: int, v: int, rows: int, columns: int, half: str, tokens: str,
     dtype: str, residual: str,

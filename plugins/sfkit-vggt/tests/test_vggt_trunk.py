@@ -24,7 +24,7 @@ from sfkit.testing.rounding import assert_rounded
 from sfkit.trunks.blocks import cast_products
 from sfkit.trunks.weights import without_weights
 
-FEW = settings(max_examples=10, deadline=None)
+FEW = settings(max_examples=10)
 GRIDS = st.tuples(st.integers(1, 5), st.integers(1, 5))
 
 

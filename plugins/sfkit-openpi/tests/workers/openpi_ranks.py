@@ -68,7 +68,7 @@ def compare(rank: int, kind: str, static_graph: bool, batches: tuple[list[str], 
 def worker(rank: int, kind: str, out: str) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    limit = timedelta(seconds=60)
+    limit = timedelta(minutes=10)
     dist.init_process_group("gloo", init_method=f"file://{out}.rendezvous", rank=rank, world_size=2, timeout=limit)
     found = {
         (what, static): compare(rank, kind, static, batches) for what, batches in BATCHES.items() for static in (0, 1)
