@@ -95,8 +95,8 @@ def pytest_configure(config: pytest.Config) -> None:
         rtol, atol = _DEFAULTS.get(getattr(found, "dtype", None), (0.0, 0.0))
         _note_tensors(found, wanted, options.get("rtol", rtol), options.get("atol", atol))
 
-    def noted_relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
-        difference = relative(found, wanted)
+    def noted_relative(found: torch.Tensor, wanted: torch.Tensor, scale: float = 0.0) -> float:
+        difference = relative(found, wanted, scale)
         _note(difference / (rounding.ROUNDING[found.dtype] + rounding.ROUNDING[wanted.dtype]))
         return difference
 

@@ -13,6 +13,7 @@ import torch
 
 from sfkit import SpatialForcing
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
+from sfkit.testing.rounding import assert_rounded
 
 WORKER = Path(__file__).parent / "workers" / "two_ranks.py"
 SCENARIOS: list[tuple[str, dict[str, Any]]] = [
@@ -65,5 +66,4 @@ def test_gradients_are_the_mean_of_the_ranks(ranks: list[dict[str, Any]], option
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    for name, parameter in policy.named_parameters():
-        assert torch.allclose(one[name], parameter, atol=1e-5), name
+    assert_rounded(one, dict(policy.named_parameters()))

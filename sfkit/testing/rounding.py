@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
@@ -79,33 +79,42 @@ def widened(value: T) -> T:
     return found  # type: ignore[no-any-return]
 
 
-def relative_difference(found: Tensor, wanted: Tensor) -> float:
+def relative_difference(found: Tensor, wanted: Tensor, scale: float = 0.0) -> float:
     """The largest difference in parts of the largest value that is wanted; NaN where either holds one.
 
     Args:
         found: Of any floating dtype.
         wanted: Of the same shape.
+        scale: What to divide by at least.
     """
     found, wanted = found.detach().double(), wanted.detach().double()
-    return float((found - wanted).abs().max()) / (float(wanted.abs().max()) or 1.0)
+    return float((found - wanted).abs().max()) / (max(float(wanted.abs().max()), scale) or 1.0)
 
 
-def assert_rounded(found: Tensor, wanted: Tensor) -> None:
+def assert_rounded(found: Tensor | Mapping[str, Tensor], wanted: Tensor | Mapping[str, Tensor]) -> None:
     """Assert that two computations of the same differ by rounding alone.
 
     The bound is the sum of what :data:`ROUNDING` allows to each: 2**-15 between float32 and a float64 reference, 2**-14
     between two computations in float32, 2**-30 between two in float64.
 
     Args:
-        found: float32 or float64.
-        wanted: float32 or float64, of the same shape.
+        found: float32 or float64; or several by name, such as the gradients of one loss. Of these a small one is held
+            against a 64th of the largest value of all: a gradient that is 0 but for rounding has no scale of its own.
+        wanted: float32 or float64, of the same shapes.
 
     Raises:
-        AssertionError: The shapes differ, or the difference is above the bound.
+        AssertionError: The names or shapes differ, or a difference is above the bound.
     """
-    assert found.shape == wanted.shape, f"shapes {tuple(found.shape)} and {tuple(wanted.shape)} differ"
-    bound, difference = ROUNDING[found.dtype] + ROUNDING[wanted.dtype], relative_difference(found, wanted)
-    assert difference <= bound, (
-        f"off by {difference:.1e} of the largest value, {difference / bound:.1f} times what {found.dtype} and "
-        f"{wanted.dtype} may lose by rounding"
-    )
+    several = isinstance(wanted, Mapping)
+    ones = dict(found) if isinstance(found, Mapping) else {"": found}
+    others = dict(wanted) if isinstance(wanted, Mapping) else {"": wanted}
+    assert ones.keys() == others.keys(), f"found {sorted(ones)}, wanted {sorted(others)}"
+    least = max(float(value.detach().abs().max()) for value in others.values()) / 64 if several else 0.0
+    for name, other in others.items():
+        one = ones[name]
+        assert one.shape == other.shape, f"{name} has shape {tuple(one.shape)}, not {tuple(other.shape)}"
+        bound, difference = ROUNDING[one.dtype] + ROUNDING[other.dtype], relative_difference(one, other, least)
+        assert difference <= bound, (
+            f"{name} is off by {difference:.1e} of the largest value, {difference / bound:.1f} times what rounding of "
+            f"{one.dtype} and {other.dtype} explains"
+        )

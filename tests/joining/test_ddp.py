@@ -58,5 +58,4 @@ def test_fault_12_and_49_gradients_are_the_mean_of_the_ranks(
         assert all(torch.equal(gradient, two[name]) for name, gradient in one.items()), "the ranks differ"
         same(one, {name: parameter.grad for name, parameter in policy.named_parameters()})
         optimizer.step()
-    for name, parameter in policy.named_parameters():
-        torch.testing.assert_close(ranks[0][index][3][name], parameter.detach(), rtol=1e-6, atol=1e-7, msg=name)
+    same(ranks[0][index][3], dict(policy.named_parameters()))
