@@ -11,7 +11,7 @@ ALONE := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 SAME := --hypothesis-seed=0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test mutants lint format types layers metrics record docs lowest wheels check bench bench-full freeze clean
+.PHONY: help setup demo test mutants lint format types layers metrics record docs lowest wheels check portable full bench bench-full freeze clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -64,6 +64,11 @@ wheels: $(STAMP) ## build every wheel and look inside
 
 check: ## all that CI does
 	.ci/run
+
+portable: $(STAMP) ## run the tests that compare numbers under other kernels, with one thread and with two
+	$(BIN)/python scripts/portable.py $(ARGS)
+
+full: portable ## all that takes too long for CI
 
 bench: $(STAMP) ## run the benchmarks
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -85,6 +85,6 @@ def test_spawned_workers(wrapped: Make, tmp_path: Path) -> None:
     torch.save(policy, tmp_path / "policy.pt")
     # A script, because a spawned process imports its main module by its path.
     command = [sys.executable, str(Path(__file__).parent / "workers" / "spawned.py"), str(tmp_path / "policy.pt")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr
     assert tuple(json.loads(done.stdout)) == loss_of(policy)

@@ -12,6 +12,7 @@ import torch
 from sfkit import SpatialForcing
 from sfkit.errors import GradientError
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
+from sfkit.testing.rounding import assert_rounded
 from sfkit.testing.teachers import PatchTeacher
 
 peft = pytest.importorskip("peft")
@@ -55,7 +56,7 @@ def test_merging_after_unwrap_gives_the_plain_policy(tiny: Callable[..., TinyPol
     assert type(merged) is TinyPolicy
     assert not hasattr(merged, "spatial_forcing")
     with torch.no_grad():
-        assert torch.allclose(merged.eval()(tiny_batch())[0], wanted, atol=1e-5)
+        assert_rounded(merged.eval()(tiny_batch())[0], wanted)
     SpatialForcing.unwrap(policy)
     assert not merged.blocks[2].input_layernorm._forward_pre_hooks
 

@@ -15,6 +15,7 @@ from sfkit.errors import ConfigError, GradientError, LossError
 from sfkit.policies.base import TapPoint
 from sfkit.projectors.mlp import MLPProjector
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
+from sfkit.testing.rounding import assert_rounded
 from sfkit.testing.teachers import PatchTeacher
 
 Make = Callable[..., TinyPolicy]
@@ -24,19 +25,13 @@ def grads(policy: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
 
 
-def assert_close(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor], atol: float = 1e-7) -> None:
-    assert one.keys() == two.keys()
-    for name, value in one.items():
-        assert torch.allclose(value, two[name], rtol=1e-5, atol=atol), name
-
-
 def test_accumulated_gradients_are_the_mean(wrapped: Make) -> None:
     policy, other = wrapped(), wrapped()
     whole = tiny_batch(b=4)
     policy(whole)[0].backward()
     for half in (slice(0, 2), slice(2, 4)):
         (other({key: value[half] for key, value in whole.items()})[0] / 2).backward()
-    assert_close(grads(policy), grads(other), atol=1e-6)
+    assert_rounded(grads(policy), grads(other))
 
 
 @pytest.mark.parametrize("checkpointing", ["non-reentrant"])
@@ -46,7 +41,7 @@ def test_fault_04_activation_checkpointing_changes_no_gradient(wrapped: Make, ch
     for which in (policy, other):
         torch.manual_seed(0)
         which(tiny_batch())[0].backward()
-    assert_close(grads(policy), grads(other))
+    assert_rounded(grads(policy), grads(other))
     assert other.spatial_forcing.status().pairs[0].fired == 1, "the recomputation must not count"
 
 
@@ -58,7 +53,7 @@ def test_fault_03_reentrant_checkpointing_changes_no_gradient(wrapped: Make, lay
     for which in (policy, other):
         torch.manual_seed(0)
         which(tiny_batch())[0].backward()
-    assert_close(grads(policy), grads(other))
+    assert_rounded(grads(policy), grads(other))
 
 
 def test_fault_03_a_tap_inside_a_reentrant_checkpoint_is_an_error(tiny: Make) -> None:
@@ -243,7 +238,7 @@ def test_fault_48_num_items_in_batch_with_accumulation() -> None:
     whole(batch)[0].backward()
     for i in range(0, 8, 2):
         parts({key: value[i : i + 2] for key, value in batch.items()}, num_items_in_batch=8)[0].backward()
-    assert_close(grads(whole), grads(parts), atol=1e-6)
+    assert_rounded(grads(whole), grads(parts))
     with pytest.raises(LossError, match="num_items_in_batch"):
         make()(batch, num_items_in_batch=8)
 

@@ -29,7 +29,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]
     """What each of the two ranks had at the end of each scenario."""
     out = tmp_path_factory.mktemp("ranks") / "rank"
     command = [sys.executable, str(WORKER), json.dumps(SCENARIOS), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr
     return [torch.load(f"{out}.{rank}", weights_only=False) for rank in range(2)]
 

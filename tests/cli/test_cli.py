@@ -48,7 +48,7 @@ def test_help_imports_neither_torch_nor_pydantic() -> None:
         "heavy = {'torch', 'pydantic', 'lerobot', 'transformers', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=1200)
 
 
 def test_plugins_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

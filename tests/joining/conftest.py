@@ -14,6 +14,7 @@ from sfkit import SpatialForcing
 from sfkit.policies.base import ForwardCall
 from sfkit.testing.outside import OutsideAdapter, OutsidePolicy
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
+from sfkit.testing.rounding import assert_rounded
 from sfkit.testing.teachers import PatchTeacher
 
 WEIGHT, LAYER = 0.5, 2
@@ -75,9 +76,6 @@ def same() -> Callable[..., None]:
     """``same(one, two)``: gradients that agree to what float32, in which alignment is computed, can hold."""
 
     def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> None:
-        assert one.keys() == two.keys()
-        for name, value in one.items():
-            error = (value - two[name]).norm() / two[name].norm().clamp_min(1e-12)
-            assert error < 2e-6, f"{name}: {error:.1e}"
+        assert_rounded(*({name: value.float() for name, value in each.items()} for each in (one, two)))
 
     return same

@@ -10,6 +10,7 @@ import torch
 
 from sfkit.testing.outside import OutsideAdapter, OutsidePolicy, loop_loss
 from sfkit.testing.policies import TinyAdapter, TinyPolicy
+from sfkit.testing.rounding import assert_rounded
 
 accelerate = pytest.importorskip("accelerate")
 
@@ -34,9 +35,7 @@ def test_fault_14_accumulation_and_mixed_precision(
         return gradients(policy)
 
     one, two = run("auto", grad_accumulation=2), run("manual")
-    assert one.keys() == two.keys()
-    for name, value in one.items():
-        torch.testing.assert_close(value, two[name], rtol=1e-5, atol=1e-7, msg=name)
+    assert_rounded(one, two)
     assert two["spatial_forcing.projectors.0.fc1.weight"].abs().sum() > 0
 
 
@@ -67,7 +66,9 @@ def test_fault_14_accelerate_trains_the_explicit_sum(
     one, two = run(explicit=False), run(explicit=True)
     assert one.keys() == two.keys()
     assert any("projectors" in name for name in one)
+    if precision == "no":
+        assert_rounded(one, two)
+        return
     for name, value in one.items():
-        # The two losses meet in another order at the tapped tokens, which bfloat16 rounds.
-        tolerance = 1e-2 if precision == "bf16" else 1e-5
-        assert (value - two[name]).norm() <= tolerance * two[name].norm() + 1e-7, name
+        # The two losses meet in another order at the tapped tokens, which bfloat16 rounds by 2**-8.
+        assert (value - two[name]).norm() <= 4 * 2**-8 * two[name].norm() + 1e-7, name

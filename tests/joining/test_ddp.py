@@ -34,7 +34,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[list[Any]]:
     """What each of the two ranks found in each scenario."""
     out = tmp_path_factory.mktemp("ranks") / "rank"
     command = [sys.executable, str(WORKER), json.dumps(SCENARIOS), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr
     return [torch.load(f"{out}.{rank}", weights_only=False) for rank in range(2)]
 
@@ -58,5 +58,4 @@ def test_fault_12_and_49_gradients_are_the_mean_of_the_ranks(
         assert all(torch.equal(gradient, two[name]) for name, gradient in one.items()), "the ranks differ"
         same(one, {name: parameter.grad for name, parameter in policy.named_parameters()})
         optimizer.step()
-    for name, parameter in policy.named_parameters():
-        torch.testing.assert_close(ranks[0][index][3][name], parameter.detach(), rtol=1e-6, atol=1e-7, msg=name)
+    same(ranks[0][index][3], dict(policy.named_parameters()))

@@ -12,6 +12,7 @@ import torch
 
 from sfkit.objectives.gathering import tokens_of_other_ranks
 from sfkit.objectives.info_nce import InfoNCEObjective
+from sfkit.testing.rounding import assert_rounded
 
 WORKER = Path(__file__).parents[1] / "workers" / "gathering_ranks.py"
 
@@ -19,17 +20,17 @@ WORKER = Path(__file__).parents[1] / "workers" / "gathering_ranks.py"
 @pytest.mark.slow
 def test_two_ranks_are_one_large_batch(tmp_path: Path) -> None:
     command = [sys.executable, str(WORKER), str(tmp_path / "rank")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr
     ranks = [torch.load(tmp_path / f"rank.{rank}", weights_only=True) for rank in range(2)]
     parts = [runpy.run_path(str(WORKER), run_name="worker")["case"](rank) for rank in range(2)]
     student, teacher, mask = (torch.cat(part) for part in zip(*parts, strict=True))
     whole = InfoNCEObjective({"negatives": "batch"})(student.requires_grad_(), teacher, mask)
-    assert torch.allclose(torch.cat([rank["both"] for rank in ranks]), whole, atol=1e-6)
+    assert_rounded(torch.cat([rank["both"] for rank in ranks]), whole)
     whole.sum().backward()
-    assert torch.allclose(torch.cat([rank["gradient"] for rank in ranks]), student.grad, atol=1e-6)
+    assert_rounded(torch.cat([rank["gradient"] for rank in ranks]), student.grad)
     alone = InfoNCEObjective({"negatives": "batch"})(*parts[0])
-    assert torch.allclose(ranks[0]["alone"], alone, atol=1e-6)
+    assert_rounded(ranks[0]["alone"], alone)
     assert not torch.allclose(ranks[0]["both"], alone, atol=1e-3)
 
 

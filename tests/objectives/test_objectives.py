@@ -48,7 +48,7 @@ ZERO_AT_EQUALITY = [
     name for name in ALL if not name.startswith(("info-nce", "angular-scale", "sum"))
 ]  # the others have a head that must be trained first, or a minimum above 0
 
-few = settings(max_examples=10, deadline=None)
+few = settings(max_examples=10)
 every = pytest.mark.parametrize("name", ALL)
 
 
@@ -206,7 +206,7 @@ def test_bfloat16_of_any_size_is_finite_and_so_are_its_gradients(
 
 
 @every
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=3)
 @given(seed=st.integers(0, 1000))
 def test_gradients_are_those_of_the_formula(name: str, seed: int) -> None:
     student, teacher, mask = case(seed, b=2)

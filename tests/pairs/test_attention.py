@@ -16,6 +16,7 @@ from sfkit import SpatialForcing
 from sfkit.errors import ConfigError
 from sfkit.policies.base import PolicyAdapter
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
+from sfkit.testing.rounding import assert_rounded
 from sfkit.testing.teachers import PatchTeacher
 
 Make = Callable[..., TinyPolicy]
@@ -88,7 +89,7 @@ def test_fault_35_attention_of_block_k_is_made_of_what_enters_it(wrapped: Make) 
         policy(batch)
     assert len(seen) == 2, "once by the policy, once for its visual tokens alone"
     own, made = seen
-    assert torch.allclose(made.flatten(1, 3), own[:, :-1], atol=1e-6)
+    assert_rounded(made.flatten(1, 3), own[:, :-1])
 
 
 def test_attention_trains_the_queries_and_keys_of_its_block_and_what_lies_before(wrapped: Make, tiny: Make) -> None:

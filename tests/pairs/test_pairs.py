@@ -17,6 +17,7 @@ from sfkit.policies.base import ForwardCall
 from sfkit.projectors.mlp import MLPProjector
 from sfkit.projectors.nested import NestedProjector, nested_widths
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
+from sfkit.testing.rounding import assert_rounded
 from sfkit.testing.teachers import PatchTeacher
 
 Make = Callable[..., TinyPolicy]
@@ -135,7 +136,7 @@ def test_its_gradient_is_the_sum_of_what_each_pair_gives(wrapped: Make) -> None:
         return found
 
     parts = [gradient([pair]) for pair in THREE]
-    assert torch.allclose(gradient(THREE), sum(parts), atol=1e-7)
+    assert_rounded(gradient(THREE), sum(parts))
 
 
 def test_nested_widths_grow_from_pair_to_pair(wrapped: Make) -> None:

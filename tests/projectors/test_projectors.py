@@ -18,6 +18,7 @@ from sfkit.projectors.base import Projector
 from sfkit.projectors.conv import ConvProjector
 from sfkit.projectors.nested import NestedProjector, nested_widths
 from sfkit.registry import default_registry
+from sfkit.testing.rounding import assert_rounded
 from sfkit.types import FeatureMap
 
 ALL: dict[str, Any] = {
@@ -32,7 +33,7 @@ ALL: dict[str, Any] = {
     "identity": "identity",
 }
 every = pytest.mark.parametrize("name", ALL)
-few = settings(max_examples=10, deadline=None)
+few = settings(max_examples=10)
 
 
 def build(name: str, student: int = 4, teacher: int = 4) -> Projector:
@@ -74,11 +75,11 @@ def test_views_and_samples_do_not_mix(name: str, seed: int) -> None:
     for sample in range(2):
         for view in range(2):
             at = (slice(sample, sample + 1), slice(view, view + 1))
-            assert torch.allclose(projector(tokens[at], mask[at]), whole[at], atol=1e-6)
+            assert_rounded(projector(tokens[at], mask[at]), whole[at])
 
 
 @every
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=3)
 @given(seed=st.integers(0, 1000))
 def test_gradients_are_those_of_the_formula(name: str, seed: int) -> None:
     tokens, mask = case(seed)
@@ -105,7 +106,7 @@ def test_bfloat16_tokens_of_any_size_are_projected_to_finite_ones(name: str, see
 
 
 @pytest.mark.parametrize("name", sorted(ALL.keys() - {"identity"}))
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(seed=st.integers(0, 1000))
 def test_the_loss_is_zero_where_the_target_is_what_is_projected(name: str, seed: int) -> None:
     tokens, mask = case(seed)
@@ -136,7 +137,7 @@ def test_fault_21_masked_tokens_reach_no_projector(name: str, seed: int) -> None
 
 
 @pytest.mark.parametrize("norm", [False, True])
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 1000))
 def test_fault_21_a_convolution_sees_nothing_of_masked_neighbors(norm: bool, seed: int) -> None:
     tokens, mask = case(seed)
@@ -148,7 +149,7 @@ def test_fault_21_a_convolution_sees_nothing_of_masked_neighbors(norm: bool, see
     inside = torch.zeros_like(mask)
     inside[:, :, 1:, 1:3] = True
     crop = projector(tokens[:, :, 1:, 1:3], inside[:, :, 1:, 1:3])
-    assert torch.allclose(projector(tokens, inside)[:, :, 1:, 1:3], crop, atol=1e-6)
+    assert_rounded(projector(tokens, inside)[:, :, 1:, 1:3], crop)
 
 
 def test_a_convolution_by_hand() -> None:
@@ -168,7 +169,7 @@ def test_the_mlp_of_repa_by_its_formula() -> None:
     x = F.silu(F.linear(tokens, projector.fc1.weight, projector.fc1.bias))  # type: ignore[arg-type]
     x = F.silu(F.linear(x, projector.fc2.weight, projector.fc2.bias))  # type: ignore[arg-type]
     wanted = F.linear(x, projector.fc3.weight, projector.fc3.bias)  # type: ignore[arg-type]
-    assert torch.allclose(projector(tokens, mask), wanted)
+    assert_rounded(projector(tokens, mask), wanted)
     assert build_projector("mlp-silu", 4, 6, 0).fc2.weight.shape == (2048, 2048)  # type: ignore[union-attr]
 
 
@@ -194,7 +195,7 @@ def test_the_widths_of_rocket() -> None:
         nested_widths(0, 2048)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(pairs=st.integers(2, 40), hidden=st.integers(1, 5000), smallest=st.floats(0.01, 1))
 def test_widths_rise_to_the_full_one(pairs: int, hidden: int, smallest: float) -> None:
     widths = nested_widths(pairs, hidden, smallest)

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sfkit.teachers.moments import RunningMoments
+from sfkit.testing.rounding import assert_rounded
 
 
 @given(st.integers(1, 5), st.integers(0, 1000))
@@ -17,8 +18,8 @@ def test_in_parts_or_at_once(parts: int, seed: int) -> None:
     whole.update({"a": (values, mask)})
     for part in torch.tensor_split(torch.arange(10), parts):
         pieces.update({"a": (values[part], mask[part])})
-    assert torch.allclose(whole.mean("a"), pieces.mean("a"), atol=1e-6)
-    assert torch.allclose(whole.std(), pieces.std(), atol=1e-6)
+    assert_rounded(whole.mean("a"), pieces.mean("a"))
+    assert_rounded(whole.std(), pieces.std())
 
 
 @given(st.integers(0, 1000))
@@ -28,8 +29,8 @@ def test_against_torch(seed: int) -> None:
     mask = torch.rand(50, generator=g) > 0.3
     moments = RunningMoments()
     moments.update({"all": (values, mask)})
-    assert torch.allclose(moments.mean("all"), values[mask].mean(0), atol=1e-5)
-    assert torch.allclose(moments.std(), values[mask].std(0, correction=0), atol=1e-5)
+    assert_rounded(moments.mean("all"), values[mask].mean(0))
+    assert_rounded(moments.std(), values[mask].std(0, correction=0))
 
 
 def test_the_deviation_is_about_each_names_and_positions_own_mean() -> None:
@@ -39,8 +40,8 @@ def test_the_deviation_is_about_each_names_and_positions_own_mean() -> None:
     moments = RunningMoments()
     moments.update({"left": (noise + offsets, mask), "right": (noise - 2 * offsets, mask)})
     wanted = (noise - noise.mean(0)).square().mean((0, 1)).sqrt()
-    assert torch.allclose(moments.std(), wanted, atol=1e-4)
-    assert torch.allclose(moments.mean("right"), (noise - 2 * offsets).mean(0), atol=1e-4)
+    assert_rounded(moments.std(), wanted)
+    assert_rounded(moments.mean("right"), (noise - 2 * offsets).mean(0))
 
 
 def test_masked_nan_does_not_count_and_unseen_positions_take_the_overall_mean() -> None:

@@ -36,7 +36,7 @@ ALL: dict[str, Any] = {
     "resample corners": ("resample", {"align_corners": True}),
 }
 every = pytest.mark.parametrize("name", ALL)
-few = settings(max_examples=10, deadline=None)
+few = settings(max_examples=10)
 
 
 def case(seed: int = 0, grid: tuple[int, int] = (3, 4)) -> FeatureMap:

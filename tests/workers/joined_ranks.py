@@ -69,7 +69,7 @@ def worker(rank: int, scenarios: list[tuple[str, str, int, dict[str, Any]]], out
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
     torch.set_num_threads(1)
-    limit = timedelta(seconds=30)
+    limit = timedelta(minutes=10)
     dist.init_process_group("gloo", init_method=f"file://{out}.rendezvous", rank=rank, world_size=2, timeout=limit)
     torch.save([train(rank, *scenario) for scenario in scenarios], f"{out}.{rank}")
     os._exit(0)  # past gloo's end, which now and then hangs or aborts when the other rank has left

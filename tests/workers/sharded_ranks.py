@@ -109,7 +109,7 @@ def worker(rank: int, schedules: list[str], out: str) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     # A rank that waits for one that never comes must end before whoever waits for both.
-    limit = timedelta(seconds=30)
+    limit = timedelta(minutes=10)
     dist.init_process_group("gloo", init_method=f"file://{out}.rendezvous", rank=rank, world_size=2, timeout=limit)
     found = {schedule: train(rank, schedule, out) for schedule in schedules}
     torch.save({**found, "refusals": refusals()}, f"{out}.{rank}")

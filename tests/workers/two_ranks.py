@@ -60,7 +60,7 @@ def worker(rank: int, scenarios: list[tuple[str, dict[str, Any]]], out: str) -> 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     # A rank that waits for one that never comes must end before whoever waits for both.
-    limit = timedelta(seconds=30)
+    limit = timedelta(minutes=10)
     dist.init_process_group("gloo", init_method=f"file://{out}.rendezvous", rank=rank, world_size=2, timeout=limit)
     results: dict[str, Any] = {f"{name} {options}": train(rank, name, options) for name, options in scenarios}
     results["refusal"] = refusal(DistributedDataParallel(TinyPolicy()))

@@ -53,7 +53,7 @@ def worker(rank: int, scenarios: list[dict[str, Any]], out: str) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     # A rank that waits for one that never comes must end before whoever waits for both.
-    limit = timedelta(seconds=30)
+    limit = timedelta(minutes=10)
     dist.init_process_group("gloo", init_method=f"file://{out}.rendezvous", rank=rank, world_size=2, timeout=limit)
     torch.save([train(rank, arguments) for arguments in scenarios], f"{out}.{rank}")
     os._exit(0)  # past gloo's end, which now and then hangs or aborts when the other rank has left

@@ -33,7 +33,7 @@ def folder(device: str, plain: Path, data: Path, tmp_path_factory: pytest.TempPa
     if device == "cpu":
         environment["ACCELERATE_USE_CPU"] = "true"
     command = [*launcher, str(WORKER), device, str(folder / "rank"), str(plain), str(data)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=1200)
     assert done.returncode == 0, done.stderr[-4000:]
     return folder
 

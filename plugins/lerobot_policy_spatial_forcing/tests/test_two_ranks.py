@@ -23,7 +23,7 @@ def ranks(common, shape, aligned, tmp_path_factory) -> list[dict]:
         **os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "RANK_FILE": str(folder / "rank"),
     }  # fmt: skip
     done = subprocess.run(
-        [*launcher, str(WORKER), *flags], env=environment, capture_output=True, text=True, check=False, timeout=300
+        [*launcher, str(WORKER), *flags], env=environment, capture_output=True, text=True, check=False, timeout=1200
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert (folder / "run/checkpoints/last/pretrained_model/spatial_forcing/projector.safetensors").is_file()

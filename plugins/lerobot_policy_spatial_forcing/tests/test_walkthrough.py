@@ -36,7 +36,7 @@ def folder(data, tmp_path_factory) -> Path:
 
 
 def _run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=1200)
 
 
 def _bin(name: str) -> str:

@@ -18,6 +18,7 @@ from sfkit import SpatialForcing
 from sfkit.alignment.host import TeacherHost
 from sfkit.errors import CheckpointError, ConfigError, ShapeError, TeacherMemoryError, ViewsError
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
+from sfkit.testing.rounding import assert_rounded
 from sfkit.types import FeatureMap, Views
 
 CPU = torch.device("cpu")
@@ -51,7 +52,7 @@ def test_micro_batches_give_the_same_features(small_teacher: Any) -> None:
     (whole,) = run(small_teacher({"config": "tiny"}), seen)
     for count in (1, 2, 5, 9):
         (parts,) = run(small_teacher({"config": "tiny", "micro_batch": count}), seen)
-        assert torch.allclose(parts.values, whole.values, atol=1e-6)
+        assert_rounded(parts.values, whole.values)
 
 
 def test_layers_come_in_the_order_asked_for(small_teacher: Any) -> None:
@@ -78,7 +79,7 @@ def test_a_camera_that_is_wanted_first_may_be_absent_but_not_unknown(small_teach
     teacher = small_teacher({"config": "tiny", "view_order": ("c", "b")})
     (found,) = run(teacher, seen)
     (alone,) = run(small_teacher({"config": "tiny"}), seen.select(torch.tensor([0]), [1, 0]))
-    assert torch.allclose(found.values[0, [1, 0]], alone.values[0], atol=1e-6)
+    assert_rounded(found.values[0, [1, 0]], alone.values[0])
     with pytest.raises(ConfigError, match="'d' is no view of this policy"):
         run(small_teacher({"config": "tiny", "view_order": ("d",)}), seen)
 

@@ -82,6 +82,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     real = huggingface_hub.hf_hub_download
     endpoint = f"http://127.0.0.1:{server.server_address[1]}"
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    for timeout in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):  # a busy machine may need more than 10 seconds
+        monkeypatch.setattr(huggingface_hub.constants, timeout, 600)
     open_session_anew()
     monkeypatch.setattr(
         huggingface_hub,

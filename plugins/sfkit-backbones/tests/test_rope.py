@@ -8,12 +8,15 @@ import pytest
 import torch
 from sfkit_backbones.rope import grid_positions, rope_table, rotate
 
+from sfkit.testing.rounding import assert_rounded, float64
+
 
 def test_positions_are_row_major_with_specials_at_the_origin() -> None:
     positions = grid_positions((2, 3), specials=2, offset=1)
     assert positions.tolist() == [[0, 0], [0, 0], [1, 1], [1, 2], [1, 3], [2, 1], [2, 2], [2, 3]]
 
 
+@float64()
 def test_each_pair_turns_by_its_own_angle() -> None:
     x = torch.randn(1, 2, 6, 8)
     positions = grid_positions((2, 3), offset=1)
@@ -23,14 +26,11 @@ def test_each_pair_turns_by_its_own_angle() -> None:
             for j in range(2):
                 angle = place * 100 ** (-2 * j / 4)
                 a, b = x[0, :, token, half + j], x[0, :, token, half + j + 2]
-                assert torch.allclose(
-                    turned[0, :, token, half + j], a * math.cos(angle) - b * math.sin(angle), atol=1e-6
-                )
-                assert torch.allclose(
-                    turned[0, :, token, half + j + 2], b * math.cos(angle) + a * math.sin(angle), atol=1e-6
-                )
+                assert_rounded(turned[0, :, token, half + j], a * math.cos(angle) - b * math.sin(angle))
+                assert_rounded(turned[0, :, token, half + j + 2], b * math.cos(angle) + a * math.sin(angle))
 
 
+@float64()
 def test_products_of_queries_and_keys_depend_on_the_distance_only() -> None:
     q, k = torch.randn(2, 1, 16)
     near = rope_table(torch.tensor([[2, 5], [4, 6]]), 16)
@@ -39,7 +39,7 @@ def test_products_of_queries_and_keys_depend_on_the_distance_only() -> None:
     for cos, sin in (near, far):
         turned_q, turned_k = rotate(q, (cos[:1], sin[:1])), rotate(k, (cos[1:], sin[1:]))
         products.append((turned_q * turned_k).sum())
-    assert torch.allclose(*products, atol=1e-5)
+    assert_rounded(*products)
 
 
 def test_low_precision_is_turned_in_float32() -> None:

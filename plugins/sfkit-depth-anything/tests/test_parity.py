@@ -24,20 +24,26 @@ OWN = Path(__file__).parent / "fixtures"
 SHARED = Path(__file__).parents[4] / "shared" / "fixtures" / "da3_tiny.safetensors"
 
 
+#: Our records hold what float64 gives, rounded, which costs 2**-24: the same on every processor.
+TOLERANCE = 4 * 2**-24
+#: The official classes were run in float32, which cost them 1.4e-6: that too is the same wherever it is compared.
+OFFICIAL = 5e-6
+
+
 def worst(path: Path) -> float:
-    return max(difference.largest for difference in compare(Fixture.load(path)))
+    return max(difference.error for difference in compare(Fixture.load(path)))
 
 
 @pytest.mark.skipif(not SHARED.is_file(), reason="the reference's fixtures are not beside this checkout")
 def test_the_reference_is_met() -> None:
     differences = compare(Fixture.load(SHARED))
     assert {difference.case for difference in differences} == {"single", "pair", "triple_ref_select"}
-    assert max(difference.largest for difference in differences) <= 1e-5
+    assert max(difference.error for difference in differences) <= OFFICIAL
 
 
-@pytest.mark.parametrize(("name", "tolerance"), [("tiny", 1e-5), ("gated_small_stream", 5e-6)])
-def test_recorded_outputs_are_met(name: str, tolerance: float) -> None:
-    assert worst(OWN / f"{name}.safetensors") <= tolerance
+@pytest.mark.parametrize("name", ["tiny", "gated_small_stream"])
+def test_recorded_outputs_are_met(name: str) -> None:
+    assert worst(OWN / f"{name}.safetensors") <= TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["tiny", "gated_small_stream"])
@@ -72,7 +78,7 @@ def test_a_wrong_constant_shows(what: str, monkeypatch: pytest.MonkeyPatch) -> N
         return original(self, trunk, *arguments)
 
     monkeypatch.setattr(DepthAnythingParity, "run", run)
-    assert worst(OWN / "gated_small_stream.safetensors") > 5e-6
+    assert worst(OWN / "gated_small_stream.safetensors") > 10 * TOLERANCE
 
 
 @pytest.mark.parametrize("config", [TINY, TINY_GATED, TINY.model_copy(update={"alt_start": 0, "num_layers": 4})])
@@ -89,7 +95,7 @@ def test_recording_and_comparing_go_round(tmp_path: Path) -> None:
     for teacher in (DA3Small({"config": "tiny"}), DA3Giant({"config": "tiny"})):
         path = tmp_path / f"{teacher.name}.safetensors"
         record(teacher, path, seed=5)
-        assert worst(path) <= 5e-6
+        assert worst(path) <= TOLERANCE
 
 
 def damaged(tmp_path: Path, drop: str) -> Path:

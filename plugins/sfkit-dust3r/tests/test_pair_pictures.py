@@ -20,6 +20,7 @@ from sfkit.errors import ConfigError, ViewsError
 from sfkit.policies.base import ForwardCall
 from sfkit.testing.correspondence import check_correspondence
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
+from sfkit.testing.rounding import assert_rounded
 from sfkit.types import Views
 
 CPU = torch.device("cpu")
@@ -43,7 +44,7 @@ def tiny(**options: Any) -> DUSt3RTeacher:
     kernel=st.sampled_from(["bicubic", "lanczos"]),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_resizing_is_pillows_within_its_rounding(old: Any, new: Any, kernel: Any, seed: int) -> None:
     image_module = pytest.importorskip("PIL.Image")
     pixels = np.random.default_rng(seed).integers(0, 256, (*old, 3), dtype=np.uint8)
@@ -56,13 +57,13 @@ def test_resizing_is_pillows_within_its_rounding(old: Any, new: Any, kernel: Any
 
 
 @given(old=st.integers(1, 90), new=st.integers(1, 90), kernel=st.sampled_from(["bicubic", "lanczos"]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_weights_sum_to_one_and_are_symmetric(old: int, new: int, kernel: Any) -> None:
     weights = resampling_matrix(old, new, kernel, CPU)
-    torch.testing.assert_close(weights.sum(1), torch.ones(new))
-    torch.testing.assert_close(weights, weights.flip(0, 1), atol=1e-5, rtol=0)
+    assert_rounded(weights.sum(1), torch.ones(new))
+    assert_rounded(weights, weights.flip(0, 1))
     if old == new:
-        torch.testing.assert_close(weights, torch.eye(new), atol=1e-6, rtol=0)
+        assert_rounded(weights, torch.eye(new))
 
 
 @pytest.mark.parametrize(("view", "kernel"), [((300, 400), "lanczos"), ((60, 80), "bicubic")])
@@ -207,7 +208,7 @@ def test_fault_26_pictures_enter_between_minus_one_and_one_exactly_once(name: st
     images[0, 0, :, 0, :3] = torch.tensor([0.0, 0.5, 1.0])
     teacher.encode(trunk, views_of(images), [1], (2, 2))
     assert len(seen) == 1
-    assert torch.allclose(seen[0], (images.flatten(0, 1) - 0.5) / 0.5, atol=1e-6)
+    assert_rounded(seen[0], (images.flatten(0, 1) - 0.5) / 0.5)
 
 
 def test_fault_26_pictures_that_are_normalized_already_are_refused() -> None:

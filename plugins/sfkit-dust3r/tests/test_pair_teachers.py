@@ -23,6 +23,7 @@ from sfkit.building import build_teacher
 from sfkit.errors import ConfigError, ShapeError
 from sfkit.registry import default_registry
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
+from sfkit.testing.rounding import assert_rounded
 from sfkit.types import Views
 
 CPU = torch.device("cpu")
@@ -74,7 +75,7 @@ def test_layers_and_widths_of_the_released_models(name: str, target: str, layers
     grid=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     micro=st.sampled_from([None, 1]),
 )
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_shapes_and_widths_are_as_promised(target: str, b: int, v: int, grid: tuple[int, int], micro: Any) -> None:
     teacher = tiny(target=target, size=16 * max(grid), micro_batch=micro)
     layers = list(range(1, teacher.num_layers + 1))
@@ -114,7 +115,7 @@ def test_the_reference_view_is_chosen_by_name() -> None:
     (found,) = TeacherHost(chosen).features(views, [3], (2, 2))
     turned = replace(views, images=views.images[:, [2, 0, 1]], names=("cam2", "cam0", "cam1"))
     (wanted,) = TeacherHost(tiny()).features(turned, [3], (2, 2))
-    torch.testing.assert_close(found.values[:, [2, 0, 1]], wanted.values, atol=1e-5, rtol=1e-5)
+    assert_rounded(found.values[:, [2, 0, 1]], wanted.values)
     (other,) = TeacherHost(tiny()).features(views, [3], (2, 2))
     assert (other.values - found.values).abs().max() > 0.1
 
@@ -125,11 +126,11 @@ def test_the_encoder_knows_no_order() -> None:
         TeacherHost(tiny(target="encoder", view_order=order)).features(views, [2], (2, 2))[0]
         for order in ((), ("cam2",))
     )
-    torch.testing.assert_close(plain.values, chosen.values)
+    assert_rounded(plain.values, chosen.values)
 
 
 @given(absent=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), max_size=5), seed=st.integers(0, 9))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_absent_views_change_nothing_in_the_real_ones(absent: list[tuple[int, int]], seed: int) -> None:
     views = views_of(3, 3)
     for sample, view in absent:
@@ -146,7 +147,7 @@ def test_absent_views_change_nothing_in_the_real_ones(absent: list[tuple[int, in
         if columns:
             alone = views.select(torch.tensor([sample]), columns)
             (wanted,) = host.features(alone, [3], (2, 2))
-            torch.testing.assert_close(found.values[sample, columns], wanted.values[0], atol=1e-5, rtol=1e-5)
+            assert_rounded(found.values[sample, columns], wanted.values[0])
 
 
 def test_masked_pixels_change_nothing() -> None:

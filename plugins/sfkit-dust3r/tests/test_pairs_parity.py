@@ -19,21 +19,27 @@ from sfkit.errors import CheckpointError, ConfigError
 HERE = Path(__file__).parent / "fixtures"
 
 
+#: Our records hold what float64 gives, rounded, which costs 2**-24: the same on every processor.
+TOLERANCE = 4 * 2**-24
+#: The official classes were run in float32, which cost them 1.4e-6: that too is the same wherever it is compared.
+OFFICIAL = 5e-6
+
+
 def largest(path: Path) -> float:
     differences = compare(Fixture.load(path))
     assert differences
-    return max(difference.largest for difference in differences)
+    return max(difference.error for difference in differences)
 
 
 def test_the_official_classes_outputs(shared: Path) -> None:
-    assert largest(shared / "fixtures" / "dust3r_tiny.safetensors") < 1e-5
+    assert largest(shared / "fixtures" / "dust3r_tiny.safetensors") < OFFICIAL
 
 
 @pytest.mark.parametrize("name", ["pairs", "pairs_smallvar"])
 def test_our_own_records(name: str) -> None:
     path = HERE / f"{name}.safetensors"
     assert path.stat().st_size < 1.5e6
-    assert largest(path) < 5e-6
+    assert largest(path) < TOLERANCE
 
 
 def test_a_wrong_epsilon_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +72,7 @@ def write(path: Path, trunk: Any, reference: Any, sizes: list[tuple[int, int]], 
     patch=st.sampled_from([2, 16]),
     shared_decoder=st.booleans(),
 )
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_fixtures_of_any_size_are_rebuilt_and_agree_with_the_plain_implementation(
     tmp_path: Path, make_trunk: Callable[..., Any], reference_of: Callable[..., Any], enc: Any, dec: Any, grids: Any,
     batch: int, patch: int, shared_decoder: bool,
@@ -80,7 +86,7 @@ def test_fixtures_of_any_size_are_rebuilt_and_agree_with_the_plain_implementatio
     pixels = [(rows * patch, columns * patch) for rows, columns in grids]
     write(tmp_path / "pairs.safetensors", trunk, reference_of(trunk), pixels, batch)
     for found in compare(Fixture.load(tmp_path / "pairs.safetensors")):
-        assert found.largest < 1e-5 * max(1, found.scale), found
+        assert found.error < TOLERANCE, found
 
 
 def test_a_fixture_of_the_encoder_alone(tmp_path: Path) -> None:
@@ -88,7 +94,7 @@ def test_a_fixture_of_the_encoder_alone(tmp_path: Path) -> None:
     fixture = Fixture.load(tmp_path / "encoder.safetensors")
     assert not [key for key in fixture.shapes if key.startswith("dec")]
     assert {key for case in fixture.cases.values() for key in case.outputs} == {"view1.0", "view2.0"}
-    assert largest(tmp_path / "encoder.safetensors") < 1e-6
+    assert largest(tmp_path / "encoder.safetensors") < TOLERANCE
 
 
 def test_an_output_that_does_not_exist_is_named(tmp_path: Path, make_trunk: Callable[..., Any]) -> None:

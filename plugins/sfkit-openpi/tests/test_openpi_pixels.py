@@ -21,7 +21,7 @@ def augmented(seed, source=None):
     return [(observation.images[name], seen.images[name] * 0.5 + 0.5) for name in observation.images]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10_000))
 def test_only_the_camera_that_was_cropped_has_moved(seed) -> None:
     base, *wrists = augmented(seed)
@@ -29,7 +29,7 @@ def test_only_the_camera_that_was_cropped_has_moved(seed) -> None:
     assert [moved(*wrist) for wrist in wrists] == [False, False]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10_000), st.sampled_from([(28, 56), (42, 56), (56, 35)]))
 def test_bars_are_found_whatever_their_color_and_place(seed, source) -> None:
     base, *wrists = augmented(seed, source)

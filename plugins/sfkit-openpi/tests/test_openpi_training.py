@@ -144,7 +144,7 @@ def test_a_policy_compiled_after_the_wrap_aligns_at_every_step(standin, wrap) ->
 def test_two_processes_have_the_mean_of_their_gradients(tmp_path) -> None:
     command = [sys.executable, str(WORKER), str(tmp_path / "rank")]
     same = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # the openpi of this process
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False, env=same)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False, env=same)
     assert done.returncode == 0, done.stderr
     ranks = [torch.load(tmp_path / f"rank.{rank}", weights_only=False) for rank in range(2)]
     assert len(ranks[0]) == 4

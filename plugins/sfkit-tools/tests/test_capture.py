@@ -9,6 +9,7 @@ from sfkit_tools import capture_tokens
 from sfkit import SpatialForcing
 from sfkit.errors import AdapterError, ConfigError
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
+from sfkit.testing.rounding import assert_rounded
 
 
 def hooks(policy: torch.nn.Module) -> int:
@@ -28,7 +29,7 @@ def test_tokens_are_the_residual_stream_at_that_layer(layer: int) -> None:
         hidden, attend = tiny._embed(batch)
         for block in tiny.blocks[:layer]:
             hidden = block(hidden, attend)
-    assert torch.allclose(tokens.values.flatten(1, 3), hidden[:, :-1], atol=1e-6)
+    assert_rounded(tokens.values.flatten(1, 3), hidden[:, :-1])
     assert tokens.values.shape == (2, 2, 4, 4, 16)
     assert views.names == ("cam0", "cam1")
     assert not tokens.values.requires_grad

@@ -22,7 +22,7 @@ def by_the_formula(x: torch.Tensor, y: torch.Tensor) -> float:
     return float((x.T @ y).norm() ** 2 / ((x.T @ x).norm() * (y.T @ y).norm()))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(3, 20), st.integers(1, 6), st.integers(1, 6), st.integers(0, 99))
 def test_it_is_the_formula_and_minds_no_rotation(n: int, d: int, k: int, seed: int) -> None:
     x, y = features(n, d, seed), features(n, k, seed + 1)

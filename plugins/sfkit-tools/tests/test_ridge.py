@@ -110,7 +110,7 @@ def test_fitting_looks_at_nothing_but_its_arguments_and_leaves_the_random_state_
     assert torch.equal(first.predict(x), again.predict(x))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(shift=st.floats(-100, 100), scale=st.floats(0.01, 100))
 def test_predictions_do_not_depend_on_the_units_of_features(shift: float, scale: float) -> None:
     x, y, groups = linear(50, 3, 1, noise=0.3)

@@ -18,6 +18,7 @@ from sfkit import SpatialForcing
 from sfkit.alignment.host import TeacherHost
 from sfkit.errors import ConfigError
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
+from sfkit.testing.rounding import assert_rounded
 from sfkit.types import Views
 
 Folders = Callable[[str], Path]
@@ -58,7 +59,7 @@ def test_their_softmax_is_the_models_own_attention(name: str, folders: Folders, 
         queries, keys = found.values.reshape(2, 16, 2, heads, width).transpose(1, 3).unbind(2)
         own = (queries @ keys.mT).softmax(-1)
         patches = wanted[block - 1][:, :, prefix:, prefix:]
-        torch.testing.assert_close(own, patches / patches.sum(-1, keepdim=True), atol=1e-5, rtol=1e-4)
+        assert_rounded(own, patches / patches.sum(-1, keepdim=True))
 
 
 def test_every_family_is_either_tried_or_refused(folders: Folders) -> None:

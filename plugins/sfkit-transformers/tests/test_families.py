@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sfkit.alignment.host import TeacherHost
 from sfkit.errors import ShapeError
+from sfkit.testing.rounding import assert_rounded
 from sfkit.types import Views
 
 Folders = Callable[[str], Path]
@@ -87,9 +88,9 @@ def test_layers_are_the_hidden_states_and_the_last_is_the_last_hidden_state(
     views = pictures(2, 2)
     hidden, last = upstream(folders(name), name, views)
     first, second, third = run(TransformersTeacher({"model": str(folders(name))}), views, [1, 2, 3])
-    torch.testing.assert_close(first, as_grid(hidden[0], PREFIX[name], views), atol=2e-5, rtol=1e-5)
-    torch.testing.assert_close(second, as_grid(hidden[1], PREFIX[name], views), atol=2e-5, rtol=1e-5)
-    torch.testing.assert_close(third, as_grid(last, PREFIX[name], views), atol=2e-5, rtol=1e-5)
+    assert_rounded(first, as_grid(hidden[0], PREFIX[name], views))
+    assert_rounded(second, as_grid(hidden[1], PREFIX[name], views))
+    assert_rounded(third, as_grid(last, PREFIX[name], views))
     if not torch.equal(hidden[2], last):  # some releases give the last hidden state for both
         assert (float((third - as_grid(hidden[2], PREFIX[name], views)).abs().max()) > 0.01) == (name in NORMED)
 
@@ -103,8 +104,8 @@ def test_a_convolutional_models_layers_are_its_stages(folders: Folders, pictures
     assert [tuple(f.shape[2:]) for f in found] == [(24, 24, 8), (12, 12, 12), (6, 6, 16), (3, 3, 24)]
     assert [teacher.dim(layer) for layer in (1, 2, 3, 4)] == [8, 12, 16, 24]
     for stage, values in zip(hidden[:3], found[:3], strict=True):
-        torch.testing.assert_close(values[:, 0], stage.permute(0, 2, 3, 1), atol=2e-5, rtol=1e-5)
-    torch.testing.assert_close(found[3].flatten(1, 3), last[:, 1:], atol=2e-5, rtol=1e-5)
+        assert_rounded(values[:, 0], stage.permute(0, 2, 3, 1))
+    assert_rounded(found[3].flatten(1, 3), last[:, 1:])
 
 
 @pytest.mark.parametrize("norm", ["all", "none"])
@@ -115,8 +116,8 @@ def test_the_final_norm_is_applied_where_the_option_says(norm: str, folders: Fol
     own = transformers.AutoModel.from_pretrained(folder).layernorm
     with torch.no_grad():
         wanted = (own(hidden[0]), last) if norm == "all" else (hidden[0], hidden[2])
-    torch.testing.assert_close(first, as_grid(wanted[0], 1, views), atol=2e-5, rtol=1e-5)
-    torch.testing.assert_close(third, as_grid(wanted[1], 1, views), atol=2e-5, rtol=1e-5)
+    assert_rounded(first, as_grid(wanted[0], 1, views))
+    assert_rounded(third, as_grid(wanted[1], 1, views))
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -184,7 +185,7 @@ def test_pictures_of_another_size_get_the_features_that_transformers_gives(
     flexible = {} if name.startswith("dino") else {"interpolate_pos_encoding": True}
     with torch.no_grad():
         output = model((views.images[:, 0] - mean) / std, output_hidden_states=True, **flexible)
-    torch.testing.assert_close(found, as_grid(output.hidden_states[1], PREFIX[name], views), atol=2e-5, rtol=1e-5)
+    assert_rounded(found, as_grid(output.hidden_states[1], PREFIX[name], views))
 
 
 def test_v_jepa_2_sees_other_sizes_as_a_model_made_for_them_does(
@@ -201,7 +202,7 @@ def test_v_jepa_2_sees_other_sizes_as_a_model_made_for_them_does(
     larger.save_pretrained(tmp_path)
     transformers.AutoVideoProcessor.from_pretrained(folder).save_pretrained(tmp_path)
     _, last = upstream(tmp_path, "vjepa2", views)
-    torch.testing.assert_close(found, as_grid(last, 0, views), atol=2e-5, rtol=1e-5)
+    assert_rounded(found, as_grid(last, 0, views))
     _, wrong = upstream(folder, "vjepa2", views)
     assert float((found - as_grid(wrong, 0, views)).abs().max()) > 0.01
 

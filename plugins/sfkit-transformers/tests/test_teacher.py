@@ -28,6 +28,7 @@ from sfkit.building import build_teacher
 from sfkit.errors import ConfigError, ShapeError, ViewsError
 from sfkit.places import digest_of
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
+from sfkit.testing.rounding import assert_rounded
 from sfkit.types import Views
 
 Folders = Callable[[str], Path]
@@ -57,11 +58,11 @@ def test_fault_26_pictures_are_normalized_exactly_once_as_the_processor_does(
     if name == "vjepa2":
         processor = transformers.AutoVideoProcessor.from_pretrained(folder, do_resize=False, do_center_crop=False)
         wanted = processor([as_bytes.expand(2, -1, -1, -1)], return_tensors="pt")["pixel_values_videos"]
-        torch.testing.assert_close(seen["pixel_values_videos"], wanted, atol=1e-5, rtol=1e-5)
+        assert_rounded(seen["pixel_values_videos"], wanted)
     else:
         processor = transformers.AutoImageProcessor.from_pretrained(folder)
         wanted = processor([as_bytes], return_tensors="pt")["pixel_values"]
-        torch.testing.assert_close(seen["pixel_values"], wanted, atol=1e-5, rtol=1e-5)
+        assert_rounded(seen["pixel_values"], wanted)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +141,7 @@ def test_a_folder_without_a_processor_needs_mean_and_std(dinov2: Path, tmp_path:
     own = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
     (stated,) = run(TransformersTeacher({"model": str(folder), **own}), pictures(1, 1), [2])
     (read,) = run(TransformersTeacher({"model": str(dinov2)}), pictures(1, 1), [2])
-    torch.testing.assert_close(stated, read)
+    assert_rounded(stated, read)
 
 
 def test_the_size_is_that_of_the_processor_or_the_option(dinov2: Path, pictures: Pictures) -> None:
@@ -178,7 +179,7 @@ def test_the_students_letterbox_is_painted_over(dinov2: Path, pictures: Pictures
 # ---------------------------------------------------------------------------------------------------- views and layers
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(present=st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=3))
 def test_absent_views_change_nothing_and_are_masked(
     present: list[list[bool]], dinov2: Path, pictures: Pictures
@@ -191,10 +192,10 @@ def test_absent_views_change_nothing_and_are_masked(
     blank = torch.where(there[:, :, None, None, None], views.images, torch.nan)
     (part,) = host.features(Views(blank, valid, views.names), [2], (4, 4))
     assert torch.equal(part.mask.all(-1).all(-1), there)
-    torch.testing.assert_close(part.values[there], whole.values[there], atol=1e-5, rtol=1e-5)
+    assert_rounded(part.values[there], whole.values[there])
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(order=st.permutations(range(3)), layers=st.permutations([1, 2, 3]), micro=st.sampled_from([None, 1, 2]))
 def test_views_and_layers_in_any_order(
     order: list[int], layers: list[int], micro: int | None, dinov2: Path, pictures: Pictures
@@ -204,7 +205,7 @@ def test_views_and_layers_in_any_order(
     shuffled = Views(views.images[:, order], views.valid, views.names)
     found = run(TransformersTeacher({"model": str(dinov2), "micro_batch": micro}), shuffled, layers)
     for layer, values in zip(layers, found, strict=True):
-        torch.testing.assert_close(values, plain[layer - 1][:, order], atol=1e-5, rtol=1e-5)
+        assert_rounded(values, plain[layer - 1][:, order])
 
 
 @pytest.mark.parametrize("layers", [[0], [4], []])
@@ -292,7 +293,7 @@ def test_compiled_blocks_give_the_same(dinov2: Path, pictures: Pictures, monkeyp
     host = TeacherHost(TransformersTeacher({"model": str(dinov2), "compile": True}))
     for layers in ([2], [1, 2], [2]):  # what is taken out may change from call to call
         found = host.features(pictures(1, 1), layers, (4, 4))[-1]
-        torch.testing.assert_close(found.values, plain)
+        assert_rounded(found.values, plain)
     assert len(compiled) == 3
 
 
@@ -375,7 +376,7 @@ def test_a_license_that_forbids_commercial_use_is_said_at_wrap(
 
 def test_importing_the_plugin_is_light() -> None:
     code = "import sys, sfkit_transformers; assert not {'torch', 'transformers'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=1200)
 
 
 def test_the_teacher_leaves_global_random_numbers_alone(dinov2: Path, pictures: Pictures) -> None:

@@ -19,6 +19,7 @@ from sfkit.alignment.host import TeacherHost
 from sfkit.alignment.resample import resample
 from sfkit.errors import ViewsError
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
+from sfkit.testing.rounding import assert_rounded
 from sfkit.types import FeatureMap, Views
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).reshape(3, 1, 1)
@@ -45,8 +46,8 @@ def test_fault_19_a_teacher_grid_that_is_not_square_meets_a_square_student(
     square = resample(found, (4, 4))
     assert square.mask.sum() == 16
     # Rows are doubled, columns stay what they are.
-    assert torch.allclose(square.values[:, :, 0], found.values[:, :, 0], atol=1e-5)
-    assert torch.allclose(square.values[:, :, 3], found.values[:, :, 1], atol=1e-5)
+    assert_rounded(square.values[:, :, 0], found.values[:, :, 0])
+    assert_rounded(square.values[:, :, 3], found.values[:, :, 1])
 
     policy = TinyPolicy()
     policy = SpatialForcing.wrap(policy, host.teacher, adapter=SquareAdapter(policy))
@@ -82,7 +83,7 @@ def test_fault_23_a_blank_camera_never_touches_real_ones(host: TeacherHost, make
         columns = [i for i, there in enumerate(pattern) if there]
         if columns:
             (alone,) = host.features(views.select(torch.tensor([sample]), columns), (4,), (4, 4))
-            assert torch.allclose(whole.values[sample, columns], alone.values[0], atol=2e-5)
+            assert_rounded(whole.values[sample, columns], alone.values[0])
     for content in (0.0, torch.nan):
         blank = replace(views, images=views.images.where(present[:, :, None, None, None], content))
         (again,) = host.features(blank, (4,), (4, 4))
@@ -105,7 +106,7 @@ def test_fault_26_pictures_outside_0_1_are_an_error(
 def test_fault_26_the_trunk_normalizes_exactly_once(trunk: Aggregator) -> None:
     images = torch.rand(1, 2, 3, 28, 42)
     wanted = trunk.patch_embed((images[0] - MEAN) / STD)
-    assert torch.allclose(trunk.embed(images)[:, 5:], wanted, atol=1e-5)
+    assert_rounded(trunk.embed(images)[:, 5:], wanted)
 
 
 def test_fault_28_the_teacher_is_frozen_and_nowhere_in_the_policy(

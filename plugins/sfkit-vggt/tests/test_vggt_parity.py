@@ -29,18 +29,21 @@ from sfkit.errors import CheckpointError
 
 FIXTURES = Path(__file__).parent / "fixtures"
 UNIT, SMALL = FIXTURES / "vggt_tiny.safetensors", FIXTURES / "vggt_tiny_small_variance.safetensors"
-TOLERANCE = 1e-5
+#: Our records hold what float64 gives, rounded, which costs 2**-24: the same on every processor.
+TOLERANCE = 4 * 2**-24
+#: The official classes were run in float32, which cost them 1.4e-6: that too is the same wherever it is compared.
+OFFICIAL = 5e-6
 
 
 def worst(path: Path) -> float:
-    return max(found.largest for found in compare(Fixture.load(path)))
+    return max(found.error for found in compare(Fixture.load(path)))
 
 
-@pytest.mark.parametrize(("name", "tolerance"), [("vggt_tiny", 1e-5), ("vggt_tiny_smallvar", 1e-6)])
-def test_the_outputs_of_the_official_class_are_given_again(shared: Path, name: str, tolerance: float) -> None:
+@pytest.mark.parametrize("name", ["vggt_tiny", "vggt_tiny_smallvar"])
+def test_the_outputs_of_the_official_class_are_given_again(shared: Path, name: str) -> None:
     found = compare(Fixture.load(shared / "fixtures" / f"{name}.safetensors"))
     assert len(found) >= 15
-    assert max(difference.largest for difference in found) <= tolerance
+    assert max(difference.error for difference in found) <= OFFICIAL
 
 
 @pytest.mark.parametrize("path", [UNIT, SMALL], ids=lambda path: path.stem)
@@ -122,7 +125,7 @@ def test_a_wrong_fact_breaks_the_recorded_outputs(what: str) -> None:
     path, wrong = WRONG[what]
     assert worst(path) <= TOLERANCE
     with wrong():
-        assert worst(path) > 1.5 * TOLERANCE
+        assert worst(path) > 10 * TOLERANCE
 
 
 @pytest.mark.parametrize("key", ["camera_token", "register_token"])
@@ -157,7 +160,7 @@ def configs(draw: st.DrawFn) -> VggtConfig:
 
 
 @given(config=configs(), seed=st.integers(0, 2**31 - 2))
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_trunk_of_any_size_is_rebuilt_from_its_fixture(config: VggtConfig, seed: int, tmp_path: Path) -> None:
     class Other(VggtTeacher):
         name = "other"
@@ -170,7 +173,7 @@ def test_a_trunk_of_any_size_is_rebuilt_from_its_fixture(config: VggtConfig, see
     record(Other(), path, seed=seed)
     found = compare(Fixture.load(path))
     assert {difference.case for difference in found} == set(VggtParity().examples(config))
-    assert max(difference.largest for difference in found) <= TOLERANCE
+    assert max(difference.error for difference in found) <= TOLERANCE
 
 
 def test_a_part_of_the_layers_and_a_batch_of_views_alone_are_fine(tmp_path: Path) -> None:
@@ -181,13 +184,13 @@ def test_a_part_of_the_layers_and_a_batch_of_views_alone_are_fine(tmp_path: Path
 
     found = compare(Fixture.load(rewritten(UNIT, tmp_path, reduce)))
     assert {difference.output for difference in found} == {"layer1"}
-    assert max(difference.largest for difference in found) <= TOLERANCE
+    assert max(difference.error for difference in found) <= TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["layer4", "depth"])
 def test_an_output_that_the_trunk_does_not_have_fails(tmp_path: Path, name: str) -> None:
     path = rewritten(UNIT, tmp_path, lambda state: state.update({f"native.out.{name}": torch.zeros(2)}))
-    bad = [difference for difference in compare(Fixture.load(path)) if difference.largest > TOLERANCE]
+    bad = [difference for difference in compare(Fixture.load(path)) if difference.error > TOLERANCE]
     assert [(difference.case, difference.output) for difference in bad] == [("native", name)]
 
 

@@ -24,10 +24,11 @@ from sfkit.building import build_teacher
 from sfkit.errors import ConfigError, TeacherMemoryError
 from sfkit.registry import default_registry
 from sfkit.testing.policies import tiny_batch
+from sfkit.testing.rounding import assert_rounded
 from sfkit.types import FeatureMap, Views
 
 CPU = torch.device("cpu")
-FEW = settings(max_examples=10, deadline=None)
+FEW = settings(max_examples=10)
 
 
 def features(views: Views, layers: tuple[int, ...] = (4,), **options: Any) -> list[FeatureMap]:
@@ -113,7 +114,7 @@ def test_bad_options_say_what_is_right(options: dict[str, Any], says: str) -> No
     half=st.sampled_from(["both", "frame", "global"]), tokens=st.sampled_from(["patch", "camera", "register"]),
     dtype=st.sampled_from(["float32", "bfloat16"]), residual=st.sampled_from(["float32", "bfloat16"]),
 )  # fmt: skip
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_maps_have_the_promised_form(
     make_views: Callable[..., Views], b: int, v: int, rows: int, columns: int, half: str, tokens: str,
     dtype: str, residual: str,
@@ -136,7 +137,7 @@ def test_single_tokens_are_those_of_the_trunk(make_views: Callable[..., Views], 
     (found,) = features(views, tokens=tokens)
     (whole,) = trunk(views.images, [4])
     wanted = whole[:, :, :1] if tokens == "camera" else whole[:, :, 1:5]
-    assert torch.allclose(found.values[:, :, 0, 0], wanted.flatten(2), atol=1e-5)
+    assert_rounded(found.values[:, :, 0, 0], wanted.flatten(2))
 
 
 @pytest.mark.parametrize(("fit", "grid"), [("keep", (3, 4)), ("pad", (3, 4)), ("crop", (3, 4)), ("stretch", (4, 4))])
@@ -164,7 +165,7 @@ def test_the_order_of_views_is_an_option(make_views: Callable[..., Views]) -> No
     assert not torch.allclose(plain.values, turned.values, atol=0.1)
     moved = replace(views, images=views.images[:, [2, 0, 1]], names=("cam2", "cam0", "cam1"))
     (wanted,) = features(moved)
-    assert torch.allclose(turned.values, wanted.values[:, [1, 2, 0]], atol=2e-5)
+    assert_rounded(turned.values, wanted.values[:, [1, 2, 0]])
 
 
 @given(
@@ -195,7 +196,7 @@ def test_letterbox_is_shown_as_white(make_views: Callable[..., Views]) -> None:
 def test_micro_batches_change_nothing(make_views: Callable[..., Views]) -> None:
     views = make_views([[True, True]] * 3)
     (whole,), (parts,) = features(views), features(views, micro_batch=1)
-    assert torch.allclose(whole.values, parts.values, atol=1e-5)
+    assert_rounded(whole.values, parts.values)
 
 
 @pytest.mark.parametrize("layers", [(0,), (5,), (1, -1), ()])

@@ -46,7 +46,7 @@ LAYOUTS = {
 }
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.sampled_from(sorted(LAYOUTS)), st.integers(1, 3), st.integers(1, 3), st.sampled_from(sorted(NORMALIZATIONS)))
 def test_fault_26_every_layout_and_normalization_is_undone(layout: Any, b: int, v: int, pixels: str) -> None:
     pictures = torch.rand(b, v, 3, 4, 6)

@@ -16,6 +16,7 @@ from torch import Tensor
 from sfkit.cli import main
 from sfkit.errors import CheckpointError
 from sfkit.presets.published import SPATIAL_FORCING_OPENVLA
+from sfkit.testing.rounding import relative_difference
 
 #: Written by :func:`record` with seed 11.
 OWN = Path(__file__).parent / "fixtures" / "alignment_loss.safetensors"
@@ -115,7 +116,8 @@ def test_the_record_is_what_the_plain_loops_give(tmp_path: Path) -> None:
     kept, again = load_file(OWN), load_file(tmp_path / "again.safetensors")
     assert kept.keys() == again.keys()
     for key, value in kept.items():
-        assert torch.allclose(value.double(), again[key].double(), rtol=1e-6, atol=1e-9), key
+        # Both are rounded from float64; 2**-23 is one step of float32 at the largest value.
+        assert relative_difference(value, again[key]) <= 2**-23, key
 
 
 @pytest.mark.parametrize("path", [OWN, RELEASED], ids=["own", "released"])
@@ -126,7 +128,7 @@ def test_fault_16_18_target_loss_and_gradients_are_those_of_the_released_code(pa
     assert list(fixture.cases) == list(CASES)
     found = compare(fixture)
     assert len(found) == 4 * 9
-    assert all(difference.scale > 0 and difference.relative for difference in found)
+    assert all(difference.scale > 0 for difference in found)
     assert {(d.case, d.output): d.error for d in found if d.error > 1e-5} == {}
 
 

@@ -19,6 +19,7 @@ import sfkit.registry
 from sfkit.cli import main
 from sfkit.errors import CheckpointError, ConfigError, UnknownNameError
 from sfkit.registry import Entry, Registry
+from sfkit.testing.rounding import ROUNDING
 from sfkit.testing.teachers import PatchTeacher
 
 
@@ -91,7 +92,8 @@ def test_what_was_recorded_compares_equal(recorded: Path) -> None:
     assert [(d.case, d.output) for d in differences] == [
         ("pair", "layer1"), ("pair", "layer2"), ("double_single", "layer2"),
     ]  # fmt: skip
-    assert max(d.largest for d in differences) <= 1e-6
+    assert max(d.error for d in differences) <= 1e-7, "the record is rounded, and nothing else"
+    assert max(d.rounding for d in differences) <= ROUNDING[torch.float32]
     assert min(d.scale for d in differences) > 0.5
 
 
@@ -118,6 +120,19 @@ def test_a_wrong_output_is_found(recorded: Path) -> None:
     worst = max(compare(Fixture.load(rewrite(recorded, **{"pair.out.layer2": wrong}))), key=lambda d: d.largest)
     assert (worst.case, worst.output) == ("pair", "layer2")
     assert worst.largest == pytest.approx(1e-3, rel=0.01)
+
+
+def test_what_is_wrong_in_float32_alone_is_found(recorded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = SmallParity.run
+
+    def coarse(self: SmallParity, trunk: nn.Module, case: str, inputs: Mapping[str, Tensor], wanted: Any) -> Any:
+        found = right(self, trunk, case, inputs, wanted)
+        return {key: value.half().float() if value.dtype == torch.float32 else value for key, value in found.items()}
+
+    monkeypatch.setattr(SmallParity, "run", coarse)
+    found = compare(Fixture.load(recorded))
+    assert {d.largest for d in found} == {torch.inf}
+    assert all("in float32 off by" in d.note for d in found)
 
 
 @pytest.mark.parametrize(("value", "note"), [(torch.nan, "NaN"), (None, "shape")])
@@ -171,7 +186,7 @@ def test_a_port_is_recorded_where_the_original_is(tmp_path: Path) -> None:
     case = Case({"images": images}, {"layer2": original(images, [2])[0]})
     state = {f"trunk.{key}": value for key, value in original.state_dict().items()}
     save_fixture(tmp_path / "o.safetensors", {"model": "small trunk"}, state, {"one": case})
-    assert compare(Fixture.load(tmp_path / "o.safetensors"))[0].largest <= 1e-6
+    assert compare(Fixture.load(tmp_path / "o.safetensors"))[0].error <= 1e-5
     with pytest.raises(CheckpointError, match="exists"):
         save_fixture(tmp_path / "o.safetensors", {"model": "small trunk"}, state, {"one": case})
     with pytest.raises(CheckpointError, match="must name its model"):
@@ -197,14 +212,15 @@ def test_the_command_records_and_compares(tmp_path: Path, capsys: pytest.Capture
     out = capsys.readouterr().out
     assert "small trunk: 2 cases" in out
     assert "double_single  layer2" in out
-    assert "PASSED: largest difference" in out
+    assert "PASSED: largest relative difference" in out
 
 
 def test_the_command_fails_above_the_tolerance(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    wrong = load_file(recorded)["pair.out.layer2"] + 1e-4
+    wrong = load_file(recorded)["pair.out.layer2"]
+    wrong[0, 1, 0, 0, 3] += 1e-4 * wrong.abs().max()
     rewrite(recorded, **{"pair.out.layer2": wrong})
     assert run(str(recorded)) == 1
-    assert "FAILED: largest difference 1.0" in capsys.readouterr().out
+    assert "FAILED: largest relative difference 1.0" in capsys.readouterr().out
     assert run(str(recorded), "--tolerance", "1e-3") == 0
 
 

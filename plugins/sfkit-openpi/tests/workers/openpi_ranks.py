@@ -63,7 +63,7 @@ def compare(rank: int, static_graph: bool, batches: tuple[list[str], list[str]])
 def worker(rank: int, out: str) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    limit = timedelta(seconds=60)
+    limit = timedelta(minutes=10)
     dist.init_process_group("gloo", init_method=f"file://{out}.rendezvous", rank=rank, world_size=2, timeout=limit)
     found = {(what, static): compare(rank, static, batches) for what, batches in BATCHES.items() for static in (0, 1)}
     torch.save(found, f"{out}.{rank}")

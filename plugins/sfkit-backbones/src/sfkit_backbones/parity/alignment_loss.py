@@ -52,8 +52,6 @@ class AlignmentLossParity(Parity):
     Outputs: ``target``, ``loss``, ``grad_hidden`` and ``grad_projector.<key>``.
     """
 
-    relative: ClassVar[bool] = True
-
     def outputs(self, fixture: Fixture) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
         """Wrap, run and differentiate each case.
 

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from sfkit_backbones.parity.fixture import STATE, Fixture
@@ -13,18 +14,14 @@ from sfkit_backbones.weights import load_weights, without_weights
 
 
 class Parity(ABC):
-    """Registered (hook ``register_parity``) under the ``model`` that the fixtures of the family name.
-
-    Class attributes:
-        relative: Whether a difference counts in parts of the largest value of the output, for outputs such as gradients
-            whose size says nothing.
-    """
-
-    relative: ClassVar[bool] = False
+    """Registered (hook ``register_parity``) under the ``model`` that the fixtures of the family name."""
 
     @abstractmethod
     def outputs(self, fixture: Fixture) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
-        """Run each case of the fixture: its name, and the outputs by name. Called under ``torch.no_grad``."""
+        """Run each case of the fixture: its name, and the outputs by name. Called under ``torch.no_grad``.
+
+        Called twice: with inputs in float32, and with the same in float64, where torch's default dtype is float64 too.
+        """
 
 
 class BackboneParity(Parity):
@@ -78,6 +75,6 @@ class BackboneParity(Parity):
         cases = [f"{name}.{side}.*" for name in fixture.cases for side in ("in", "out")]
         ignored = [*cases, *(STATE + pattern for pattern in self.ignored)]
         load_weights(backbone, fixture.path, prefix=STATE + self.prefix, ignored=ignored)
-        backbone.eval()
+        backbone.to(torch.get_default_dtype()).eval()
         for name, case in fixture.cases.items():
             yield name, self.run(backbone, name, case.inputs, list(case.outputs))

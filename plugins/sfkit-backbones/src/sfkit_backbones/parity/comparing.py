@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sfkit.registry import default_registry
+from sfkit.testing.rounding import ROUNDING, float64, relative_difference, widened
 from sfkit_backbones.parity.base import Parity
 from sfkit_backbones.parity.fixture import Fixture
 
@@ -20,10 +22,11 @@ class Difference:
     Attributes:
         case: Name of the case.
         output: Name of the output.
-        largest: Largest absolute difference; infinite where the shapes differ or a value is NaN.
-        scale: Largest absolute value of the reference.
+        largest: Largest absolute difference of our float64 from the record; infinite where the shapes differ, a value
+            is NaN, or float32 loses more than its rounding.
+        scale: Largest absolute value of the record.
         note: What is wrong beside the size of the difference; else empty.
-        relative: Whether the family's differences count in parts of ``scale``.
+        rounding: What our float32 loses against our float64, in parts of the largest value.
     """
 
     case: str
@@ -31,12 +34,12 @@ class Difference:
     largest: float
     scale: float
     note: str = ""
-    relative: bool = False
+    rounding: float = 0.0
 
     @property
     def error(self) -> float:
-        """What is held against the tolerance."""
-        return self.largest / self.scale if self.relative and self.scale else self.largest
+        """What is held against the tolerance: the difference in parts of ``scale``."""
+        return self.largest / self.scale if self.scale else self.largest
 
 
 def parity_of(model: str) -> Parity:
@@ -51,7 +54,10 @@ def parity_of(model: str) -> Parity:
 
 @torch.no_grad()
 def compare(fixture: Fixture, seen: Callable[[Difference], None] = lambda difference: None) -> list[Difference]:
-    """Feed what the fixture describes its inputs and compare every output, in float32 on the CPU.
+    """Feed what the fixture describes its inputs and compare every output, on the CPU.
+
+    What is compared is computed in float64: only the record's own rounding is left, and every processor finds the same
+    difference. The same in float32, as it is used, is held against float64: see :mod:`sfkit.testing.rounding`.
 
     Args:
         fixture: The fixture.
@@ -63,11 +69,12 @@ def compare(fixture: Fixture, seen: Callable[[Difference], None] = lambda differ
     """
     reader = parity_of(fixture.model)
     found: list[Difference] = []
+    with float64():
+        exact = {name: dict(outputs) for name, outputs in reader.outputs(widened(fixture))}
 
     def hold(name: str, outputs: Mapping[str, Tensor]) -> None:
         for key, wanted in fixture.cases[name].outputs.items():
-            difference = _difference(name, key, outputs.get(key), wanted)
-            found.append(replace(difference, relative=reader.relative))
+            found.append(_difference(name, key, exact.get(name, {}).get(key), outputs.get(key), wanted))
             seen(found[-1])
 
     left = dict(fixture.cases)
@@ -79,13 +86,16 @@ def compare(fixture: Fixture, seen: Callable[[Difference], None] = lambda differ
     return found
 
 
-def _difference(case: str, output: str, ours: Tensor | None, wanted: Tensor) -> Difference:
+def _difference(case: str, output: str, exact: Tensor | None, ours: Tensor | None, wanted: Tensor) -> Difference:
     scale = float(wanted.abs().max())
-    if ours is None:
+    if ours is None or exact is None:
         return Difference(case, output, torch.inf, scale, "not given")
-    if ours.shape != wanted.shape:
+    if ours.shape != wanted.shape or exact.shape != wanted.shape:
         return Difference(case, output, torch.inf, scale, f"shape {tuple(ours.shape)}, not {tuple(wanted.shape)}")
-    largest = float((ours.double() - wanted.double()).abs().max())
-    if largest != largest:  # noqa: PLR0124 - NaN compares as larger than no tolerance
+    largest, rounding = float((exact - wanted.double()).abs().max()), relative_difference(ours, exact)
+    if math.isnan(largest + rounding):
         return Difference(case, output, torch.inf, scale, "NaN")
-    return Difference(case, output, largest, scale)
+    if rounding > ROUNDING[ours.dtype]:
+        note = f"in float32 off by {rounding:.1e} of the largest value: more than rounding"
+        return Difference(case, output, torch.inf, scale, note, rounding)
+    return Difference(case, output, largest, scale, rounding=rounding)

@@ -9,6 +9,7 @@ import torch
 from sfkit.errors import ConfigError
 from sfkit.rng import own_rng
 from sfkit.teachers.base import Teacher
+from sfkit.testing.rounding import float64, widened
 from sfkit_backbones.parity.base import BackboneParity
 from sfkit_backbones.parity.comparing import parity_of
 from sfkit_backbones.parity.fixture import Case, save_fixture
@@ -19,6 +20,8 @@ from sfkit_backbones.teacher import BackboneTeacher
 @torch.inference_mode()
 def record(teacher: Teacher, path: str | Path, *, seed: int = 0, stream: float = 1.0) -> None:
     """Write a fixture of ``teacher``'s backbone with random weights.
+
+    The outputs are computed in float64 and rounded, so that the processor does not show in the file.
 
     Args:
         teacher: One whose family of backbones is known to ``sfkit parity``; best with ``config="tiny"``.
@@ -40,8 +43,14 @@ def record(teacher: Teacher, path: str | Path, *, seed: int = 0, stream: float =
     backbone = randomize(teacher.build(), seed, stream=stream).eval()
     with own_rng(seed=seed + 1):
         examples = reader.examples(teacher.backbone_config)
+    with float64():
+        exact = widened(backbone)
+        outputs = {
+            name: reader.run(exact, name, widened(inputs), wanted) for name, (inputs, wanted) in examples.items()
+        }
     cases = {
-        name: Case(inputs, reader.run(backbone, name, inputs, wanted)) for name, (inputs, wanted) in examples.items()
+        name: Case(inputs, {key: value.float() for key, value in outputs[name].items()})
+        for name, (inputs, _) in examples.items()
     }
     state = {reader.prefix + key: value for key, value in backbone.state_dict().items()}
     save_fixture(path, {"model": teacher.family, **reader.describe(teacher.backbone_config)}, state, cases)
