@@ -91,14 +91,12 @@ def _digest(tensor: Tensor) -> str:
     return found.hexdigest()
 
 
-def record_module(module: str, root: Path, patterns: Sequence[str], steps: int) -> dict[str, Any]:
-    """Record the cases of one module that fit a pattern."""
+def record_module(module: str, names: Sequence[str], root: Path, steps: int) -> dict[str, Any]:
+    """Record some cases of one module."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     cases = importlib.import_module(module)
-    chosen = [name for name in cases.CASES if any(fnmatchcase(name, pattern) for pattern in patterns)]
-    record = getattr(cases, "record", _record)
-    found: dict[str, Any] = record(chosen, cases.CASES, steps) if chosen else {}
+    found: dict[str, Any] = getattr(cases, "record", _record)(names, cases.CASES, steps)
     check_modules(root)
     return found
 
@@ -122,10 +120,14 @@ def timed(name: str, record: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 def record_cases(root: Path, file: Path, patterns: Sequence[str], steps: int, jobs: int) -> int:
     """Record the cases of this folder with the packages of ``root``; 1 if one of them failed."""
-    start, cases = time.monotonic(), {}
+    start, cases, running = time.monotonic(), {}, []
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
-        running = [pool.submit(record_module, module, root, patterns, steps) for module in MODULES]
+        for module in MODULES:
+            known = importlib.import_module(module).CASES
+            names = [name for name in known if any(fnmatchcase(name, pattern) for pattern in patterns)]
+            if names:
+                running.append(pool.submit(record_module, module, names, root, steps))
         for one in running:
             cases |= one.result()
     conditions = {
