@@ -196,7 +196,7 @@ def test_an_output_that_the_trunk_does_not_have_fails(tmp_path: Path, name: str)
 
 @pytest.mark.parametrize(
     ("config", "says"),
-    [({"depth": None}, "depth"), ({"num_heads": 5}, "5 heads"), ({"patch_start": 3}, "patch_start 3")],
+    [({"depth": None}, "num_layers"), ({"num_heads": 5}, "5 heads"), ({"patch_start": 3}, "patch_start 3")],
 )
 def test_a_config_that_makes_no_sense_is_an_error(tmp_path: Path, config: dict[str, Any], says: str) -> None:
     path = rewritten(UNIT, tmp_path, lambda state: None, **config)
