@@ -170,3 +170,21 @@ def test_what_a_program_or_the_command_line_sets_is_trusted(monkeypatch) -> None
 def test_options_that_fit_nothing_are_an_error(options, says) -> None:
     with pytest.raises(ConfigError, match=says):
         SpatialForcingOptions(teacher="geometry", options=options).admitted_arguments()
+
+
+def test_fault_59_sizes_are_asked_before_a_policy_is_fetched(monkeypatch) -> None:
+    import huggingface_hub
+    from lerobot_policy_spatial_forcing.sources import fetch
+
+    from sfkit.errors import CheckpointError
+
+    class Info:
+        path, size = "spatial_forcing/projector.safetensors", 2**40
+
+    def refuse(*args, **options) -> None:
+        raise AssertionError("it was fetched")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "get_paths_info", lambda *args, **options: [Info])
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(CheckpointError, match="has 1099511627776 bytes"):
+        fetch("somebody/run", None)
