@@ -198,9 +198,13 @@ HIGH = (
            "test_fault_56_an_unmarked_option_is_taken_from_no_file", "test_fault_56_the_hub_names_no_other_place",
            "test_fault_56_a_checkpoint_does_not_run_code", "test_fault_56_the_hub_names_no_place",
            ends_in=("ConfigError", "CheckpointError", "AttributeError", "StopIteration")),
+    Mutant(57, "trust._verify", drop_raise("TrustError"), "test_fault_57_a_saved_digest_is_asked_for_and_verified"),
     Mutant(57, "without_places", fix_condition(False, "is_local"),
            "test_fault_57_no_local_path_is_published", "test_fault_57_a_models_folder_is_published_by_digest"),
     Mutant(58, "_torch_load", fix_condition(False, "TorchVersion"),
            "test_fault_58_no_pickle_is_read_before_torch_2_6"),
+    Mutant(59, "refuse_oversized", drop_call("_bound"),
+           "test_fault_59_sizes_are_asked_before_anything_is_fetched",
+           "test_fault_59_sizes_are_asked_before_a_policy_is_fetched"),
     Mutant(59, "read_json", fix_condition(False, "size"), "test_fault_59_files_have_a_largest_size"),
 )
