@@ -12,28 +12,28 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from sfkit import checkpoint
-from sfkit.aligner import Aligner, leave_to_python
-from sfkit.alignment.gradients import GradientSums
-from sfkit.alignment.names import StateName
-from sfkit.alignment.status import PairStatus, Status
-from sfkit.attach import attach, base_of, detach, detached, handle_of, refuse_unwrappable
-from sfkit.building import ComponentLike
-from sfkit.cameras import CameraRig
 from sfkit.config import AttachLoss, HealthOptions, SpatialForcingConfig, StudentLayer
 from sfkit.errors import GradientError, WrapError
+from sfkit.factory.components import ComponentLike
+from sfkit.factory.preset_defaults import adapter_for, fill_in, find_preset
 from sfkit.health.report import Health
 from sfkit.objectives.base import Objective
-from sfkit.pairing import Pair, make_plan
 from sfkit.policies.base import PolicyAdapter
 from sfkit.presets.base import Preset
-from sfkit.presets.filling import adapter_for, fill_in, find_preset
 from sfkit.projectors.base import Projector
-from sfkit.ranks import in_a_group
+from sfkit.saving import checkpoint
+from sfkit.saving.trust import admit
 from sfkit.schedules.base import Schedule
 from sfkit.teachers.base import Teacher, license_note
+from sfkit.training.aligner import Aligner, leave_to_python
+from sfkit.training.attach import attach, base_of, detach, detached, handle_of, refuse_unwrappable
+from sfkit.training.gradients import GradientSums
+from sfkit.training.pair import Pair, make_plan
+from sfkit.training.state_keys import StateName
+from sfkit.training.status import PairStatus, Status
 from sfkit.transforms.base import Transform
-from sfkit.trust import admit
+from sfkit.utils.distributed import in_a_group
+from sfkit.views.cameras import CameraRig
 
 logger = logging.getLogger("sfkit")
 

@@ -9,10 +9,10 @@ import pytest
 from pydantic import Field
 
 from sfkit import hookimpl
-from sfkit.building import build_teacher
 from sfkit.config import ComponentSpec, Options
 from sfkit.errors import ConfigError
-from sfkit.registry import Registry
+from sfkit.factory.components import build_teacher
+from sfkit.registry.registry import Registry
 from sfkit.testing.teachers import PatchTeacher, PatchTeacherOptions
 
 
@@ -33,7 +33,7 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
 
     registry = Registry()
     registry.add_plugin(SimpleNamespace(SFKIT_API=1, register_teachers=hookimpl(register_teachers)), "acme")
-    monkeypatch.setattr("sfkit.building.default_registry", lambda: registry)
+    monkeypatch.setattr("sfkit.factory.components.default_registry", lambda: registry)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sfkit.cameras import Camera, CameraRig, PoseTable
 from sfkit.errors import ConfigError, ViewsError
+from sfkit.views.cameras import Camera, CameraRig, PoseTable
 
 K = ((50.0, 0.0, 15.5), (0.0, 50.0, 11.5), (0.0, 0.0, 1.0))
 

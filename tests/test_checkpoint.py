@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sfkit import SfkitWarning, SpatialForcing, checkpoint
+from sfkit import SfkitWarning, SpatialForcing
 from sfkit.errors import CheckpointError, ConfigError, WrapError
+from sfkit.saving import checkpoint
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 
 

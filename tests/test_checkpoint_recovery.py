@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from sfkit import SpatialForcing, checkpoint
+from sfkit import SpatialForcing
+from sfkit.saving import checkpoint
 from sfkit.testing.policies import TinyAdapter, TinyPolicy
 
 PROGRAM = """
 import os, signal, sys
-from sfkit import SpatialForcing, checkpoint
+from sfkit import SpatialForcing
+from sfkit.saving import checkpoint
 from sfkit.testing.policies import TinyAdapter, TinyPolicy
 
 policy = TinyPolicy()

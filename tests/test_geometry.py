@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sfkit.geometry import resize_matrix, to_world, unproject, warp_intrinsics, warp_nearest
+from sfkit.views.geometry import resize_matrix, to_world, unproject, warp_intrinsics, warp_nearest
 
 sides = st.integers(2, 40)
 

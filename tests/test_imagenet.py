@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sfkit.imagenet import IMAGENET_MEAN, IMAGENET_STD, imagenet_normalized
+from sfkit.views.imagenet import IMAGENET_MEAN, IMAGENET_STD, imagenet_normalized
 
 
 def test_each_channel_has_its_own_mean_and_deviation() -> None:

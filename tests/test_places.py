@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sfkit.places import digest_of_text, digest_text, is_local, read_json, scrubbed, without_places
+from sfkit.utils.places import digest_of_text, digest_text, is_local, read_json, scrubbed, without_places
 
 
 @pytest.mark.parametrize("text", ["/data/x", "~/x", "~alice/x", "./x", "../x", ".", "C:\\x", "C:/x", "\\\\host\\x"])

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sfkit import SpatialForcing
-from sfkit.alignment.step import align
 from sfkit.config import Recompute
 from sfkit.errors import ConfigError, GradientError
 from sfkit.objectives.cosine import CosineObjective
@@ -22,10 +21,11 @@ from sfkit.projectors.base import Projector
 from sfkit.projectors.mlp import MLPProjector
 from sfkit.projectors.mlp_silu import SiLUMLPProjector
 from sfkit.projectors.nested import NestedProjector
-from sfkit.recomputing import remade, spare, sparing
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.testing.rounding import assert_rounded
-from sfkit.types import FeatureMap
+from sfkit.training.step import align
+from sfkit.utils.recompute import remade, spare, sparing
+from sfkit.views.types import FeatureMap
 
 MODES: tuple[Recompute, ...] = ("none", "selective", "full")
 PAIRS = [(layer, "geometry") for layer in (1, 2, 3)]

@@ -8,9 +8,10 @@ from typing import Any, cast
 
 import pytest
 
-from sfkit import builtin, hookimpl
+from sfkit import hookimpl
 from sfkit.errors import PluginError, UnknownNameError
-from sfkit.registry import Registry, discover, split_name
+from sfkit.registry import builtin
+from sfkit.registry.registry import Registry, discover, split_name
 
 
 def plugin(**hooks: Any) -> SimpleNamespace:

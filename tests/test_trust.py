@@ -13,16 +13,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sfkit import SpatialForcing, checkpoint
+from sfkit import SpatialForcing
 from sfkit.config import Options
 from sfkit.errors import CheckpointError, ConfigError, TrustError
-from sfkit.marks import Harmless, Reaching
 from sfkit.objectives.mse import MSEObjective
-from sfkit.places import digest_of
-from sfkit.registry import Entry, default_registry
+from sfkit.registry.marks import Harmless, Reaching
+from sfkit.registry.registry import Entry, default_registry
+from sfkit.saving import checkpoint
+from sfkit.saving.trust import public_text
 from sfkit.testing.policies import TinyAdapter, TinyPolicy
 from sfkit.testing.teachers import PatchTeacher, PatchTeacherOptions
-from sfkit.trust import public_text
+from sfkit.utils.places import digest_of
 
 MADE: list[dict[str, Any]] = []
 
@@ -407,7 +408,7 @@ def test_fault_59_three_named_files_are_fetched(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_a_hostile_calibration_file_is_an_error_of_ours(tmp_path: Path) -> None:
-    from sfkit.cameras import CameraRig
+    from sfkit.views.cameras import CameraRig
 
     (tmp_path / "cameras.json").write_text("[" * 100_000)
     with pytest.raises(ConfigError, match="Cannot read camera calibration"):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sfkit.errors import ShapeError
-from sfkit.types import FeatureMap, Views
+from sfkit.views.types import FeatureMap, Views
 
 
 def views(b: int = 2, v: int = 3, h: int = 8, w: int = 12) -> Views:

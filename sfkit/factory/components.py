@@ -12,12 +12,12 @@ from sfkit.errors import AdapterError, ConfigError, WrapError
 from sfkit.objectives.base import Objective
 from sfkit.policies.base import PolicyAdapter
 from sfkit.projectors.base import Projector
-from sfkit.registry import default_registry
-from sfkit.rng import own_rng
+from sfkit.registry.registry import default_registry
 from sfkit.schedules.base import Product, Schedule
 from sfkit.teachers.base import Teacher
 from sfkit.transforms.base import Transform
 from sfkit.transforms.resample import ResampleTransform
+from sfkit.utils.rng import own_rng
 
 Kind = TypeVar("Kind")
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from sfkit.building import ComponentLike, build_adapter
 from sfkit.config import ComponentSpec, SpatialForcingConfig
 from sfkit.errors import ConfigError, SfkitWarning
+from sfkit.factory.components import ComponentLike, build_adapter
 from sfkit.policies.base import PolicyAdapter
 from sfkit.presets.base import Preset
-from sfkit.registry import default_registry
+from sfkit.registry.registry import default_registry
 from sfkit.teachers.base import Teacher
 
 _DEFAULTS = ("objective", "projector", "transforms", "schedule", "weight", "shared_projector", "pair_reduction")

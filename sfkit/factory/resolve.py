@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sfkit.building import ComponentLike
 from sfkit.config import PairConfig, StudentLayer
 from sfkit.errors import ConfigError, did_you_mean
+from sfkit.factory.components import ComponentLike
 from sfkit.objectives.base import Objective
 from sfkit.projectors.base import Projector
 from sfkit.teachers.base import Teacher

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sfkit.hookspecs import Register, hookimpl
+from sfkit.registry.hookspecs import Register, hookimpl
 
 SFKIT_API = 1
 

@@ -16,7 +16,7 @@ hookimpl = pluggy.HookimplMarker("sfkit")
 
 
 class Register(Protocol):
-    """``register(target, name=..., summary=..., ...)``; the rest is in :class:`sfkit.registry.Entry`."""
+    """``register(target, name=..., summary=..., ...)``; the rest is in :class:`sfkit.registry.registry.Entry`."""
 
     def __call__(self, target: str | type[Any] | None, **metadata: Any) -> None: ...
 

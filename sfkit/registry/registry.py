@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 import pluggy
 
-from sfkit import SFKIT_API, hookspecs
+from sfkit import SFKIT_API
 from sfkit.errors import ConfigError, PluginError, UnknownNameError, did_you_mean
+from sfkit.registry import hookspecs
 
 Kind = Literal["teacher", "policy", "objective", "projector", "transform", "schedule", "preset", "parity", "command"]
 
@@ -106,7 +107,7 @@ class Entry:
         if faults:
             raise PluginError(
                 f"{self.distribution} registers a {self.kind} wrongly: {'; '.join(faults)}.",
-                "This is a fault of the plugin: see sfkit.registry.Entry for what each field is.",
+                "This is a fault of the plugin: see sfkit.registry.registry.Entry for what each field is.",
             )
 
     @property

@@ -21,12 +21,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sfkit import __version__
-from sfkit.alignment.tap import student_layer_name
 from sfkit.config import SpatialForcingConfig
 from sfkit.errors import CheckpointError, ConfigError
-from sfkit.places import read_json
+from sfkit.saving.trust import Origin, Published
 from sfkit.teachers.base import Teacher, license_note
-from sfkit.trust import Origin, Published
+from sfkit.training.taps import student_layer_name
+from sfkit.utils.places import read_json
 
 FOLDER = "spatial_forcing"
 _CONFIG, _PROJECTOR, _README = "config.json", "projector.safetensors", "README.md"
@@ -223,7 +223,7 @@ def _bound(what: str, name: str, size: int) -> None:
 
 
 def origin_of(source: str | Path, folder: Path) -> Origin:
-    """Where the configuration of a checkpoint was read, for :func:`sfkit.trust.admit`."""
+    """Where the configuration of a checkpoint was read, for :func:`sfkit.saving.trust.admit`."""
     local = Path(source).exists()
     file = str(folder / _CONFIG) if local else f"{FOLDER}/{_CONFIG} of the repository {str(source)!r}"
     return Origin(file, local, lambda name, options: f"add options={{{name!r}: {dict(options)!r}}} to the call")

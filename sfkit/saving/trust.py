@@ -1,4 +1,4 @@
-"""What was read from a file is checked before anything is built from it; see :mod:`sfkit.marks`."""
+"""What was read from a file is checked before anything is built from it; see :mod:`sfkit.registry.marks`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from pydantic import BaseModel
 
 from sfkit.config import ComponentSpec, Options, PairConfig, SpatialForcingConfig, one_or_several
 from sfkit.errors import ConfigError, PluginError, TrustError, did_you_mean
-from sfkit.marks import SetBy, parts_of, set_by, settings_of
-from sfkit.places import (
+from sfkit.registry.marks import SetBy, parts_of, set_by, settings_of
+from sfkit.registry.registry import Kind, default_registry, split_name
+from sfkit.utils.places import (
     digest_in,
     digest_of,
     digest_of_text,
@@ -22,7 +23,6 @@ from sfkit.places import (
     scrubbed,
     without_places,
 )
-from sfkit.registry import Kind, default_registry, split_name
 
 logger = logging.getLogger("sfkit")
 

@@ -1,1 +1,1 @@
-"""One aligned training step: tap, teacher, resampling, loss and the checks that it really trains."""
+"""A policy in training: taps, teachers, pairs, the step, the way of its loss into backward, and self-checks."""

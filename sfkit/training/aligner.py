@@ -11,25 +11,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfkit.alignment.balance import Balance, beside
-from sfkit.alignment.checks import SelfCheck, check_views, is_sharded, refuse_cast, refuse_shards
-from sfkit.alignment.gradients import GradientMeter, GradientSums
-from sfkit.alignment.reduction import tell_of_a_sum
-from sfkit.alignment.step import Alignment, align
-from sfkit.alignment.tap import Captured, Tap, Watch, tap_at, tokens_at
-from sfkit.alignment.telling import NOTHING_VALID, left_in_eval, nothing_to_balance
 from sfkit.config import Recompute, StudentLayer, balance_ratio
 from sfkit.errors import SfkitWarning
 from sfkit.health.monitor import Monitor, Watched
-from sfkit.joining.joiner import Joiner
-from sfkit.joining.scale import StepScale
-from sfkit.notices import notice
-from sfkit.pairing import Plan, featured
 from sfkit.policies.base import ForwardCall
 from sfkit.projectors.base import Projector
-from sfkit.ranks import in_a_group
-from sfkit.replay import refuse_transforms, replays
-from sfkit.types import FeatureMap, Views
+from sfkit.training.checks import SelfCheck, check_views, is_sharded, refuse_cast, refuse_shards
+from sfkit.training.gradients import GradientMeter, GradientSums
+from sfkit.training.loss_path import Joiner
+from sfkit.training.loss_scale import StepScale
+from sfkit.training.messages import NOTHING_VALID, left_in_eval, nothing_to_balance
+from sfkit.training.pair import Plan, featured
+from sfkit.training.reduction import tell_of_a_sum
+from sfkit.training.step import Alignment, align
+from sfkit.training.taps import Captured, Tap, Watch, tap_at, tokens_at
+from sfkit.training.weighting import Balance, beside
+from sfkit.utils.distributed import in_a_group
+from sfkit.utils.log import notice
+from sfkit.utils.replay import refuse_transforms, replays
+from sfkit.views.types import FeatureMap, Views
 
 _LOGGED = ("action_loss", "sf_loss", "sf_cosine", "sf_effective_weight")
 

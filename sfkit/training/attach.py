@@ -17,8 +17,8 @@ from typing import Any, Protocol, SupportsIndex, cast
 import torch
 from torch import nn
 
-from sfkit.alignment.checks import is_sharded
 from sfkit.errors import SfkitWarning, WrapError
+from sfkit.training.checks import is_sharded
 
 HANDLE = "spatial_forcing"
 _MARK = "_sfkit_base"

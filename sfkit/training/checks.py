@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sfkit.alignment.tap import student_layer_name
 from sfkit.config import StudentLayer
 from sfkit.errors import ConfigError, GradientError, SfkitWarning, ViewsError
-from sfkit.types import FeatureMap, Views
+from sfkit.training.taps import student_layer_name
+from sfkit.views.types import FeatureMap, Views
 
 _NEAREST = 16
 _TOLERANCE = 1e-3

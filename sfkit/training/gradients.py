@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sfkit.alignment.tap import Captured
 from sfkit.config import StudentLayer
-from sfkit.ranks import in_a_group
-from sfkit.replay import replays
+from sfkit.training.taps import Captured
+from sfkit.utils.distributed import in_a_group
+from sfkit.utils.replay import replays
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from sfkit.config import AttachLoss
 from sfkit.errors import ConfigError, LossError
-from sfkit.joining.ride import Ride, carry, riders_in
-from sfkit.joining.scale import StepScale
 from sfkit.policies.base import PolicyAdapter
 from sfkit.policies.loss import add_per_sample
-from sfkit.replay import trains_in_backward
+from sfkit.training.loss_scale import StepScale
+from sfkit.training.pending_loss import Ride, carry, riders_in
+from sfkit.utils.replay import trains_in_backward
 
 
 class Joiner:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sfkit.errors import LossError, SfkitWarning
-from sfkit.ranks import in_a_group
+from sfkit.utils.distributed import in_a_group
 
 _ADD = "or write `loss = policy.spatial_forcing.add(loss)` before the loss is scaled or divided: always exact."
 

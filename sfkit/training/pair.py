@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from sfkit.alignment.host import TeacherHost
-from sfkit.building import (
+from sfkit.config import ComponentSpec, PairConfig, SpatialForcingConfig, StudentLayer, attention_of, block_of
+from sfkit.errors import ConfigError
+from sfkit.factory.components import (
     ComponentLike,
     build_objective,
     build_projector,
@@ -19,18 +20,17 @@ from sfkit.building import (
     build_teacher,
     build_transforms,
 )
-from sfkit.config import ComponentSpec, PairConfig, SpatialForcingConfig, StudentLayer, attention_of, block_of
-from sfkit.errors import ConfigError
+from sfkit.factory.resolve import Wish, read_wishes
 from sfkit.objectives.base import Objective
 from sfkit.policies.base import PolicyAdapter
 from sfkit.projectors.base import Projector
 from sfkit.projectors.identity import Unprojected
 from sfkit.projectors.shared import SharedProjector
-from sfkit.rng import own_rng
 from sfkit.schedules.base import Product, Schedule
 from sfkit.teachers.base import Teacher
+from sfkit.training.teacher_runner import TeacherHost
 from sfkit.transforms.base import Transform
-from sfkit.wishes import Wish, read_wishes
+from sfkit.utils.rng import own_rng
 
 _T = TypeVar("_T")
 

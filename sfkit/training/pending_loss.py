@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfkit.joining.tree import map_tensors, tensors_in
-from sfkit.ranks import in_a_group
+from sfkit.utils.distributed import in_a_group
+from sfkit.utils.pytree import map_tensors, tensors_in
 
 
 @dataclass(eq=False)

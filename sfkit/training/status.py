@@ -6,8 +6,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sfkit.alignment.tap import student_layer_name
 from sfkit.config import StudentLayer
+from sfkit.training.taps import student_layer_name
 
 
 @dataclass(frozen=True)

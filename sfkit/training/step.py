@@ -9,13 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sfkit.alignment.resample import resample
 from sfkit.config import Recompute
 from sfkit.errors import GradientError, ShapeError
 from sfkit.objectives.base import Objective, cosine_similarity, masked_mean
 from sfkit.projectors.base import Projector
-from sfkit.recomputing import again, remade, sparing, version_of
-from sfkit.types import FeatureMap
+from sfkit.utils.recompute import again, remade, sparing, version_of
+from sfkit.views.resample import resample
+from sfkit.views.types import FeatureMap
 
 
 @dataclass(frozen=True)

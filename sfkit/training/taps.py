@@ -11,8 +11,8 @@ from torch.utils.hooks import RemovableHandle
 from sfkit.config import ENCODER, StudentLayer, block_of
 from sfkit.errors import TapError
 from sfkit.policies.base import PolicyAdapter, TapPoint
-from sfkit.rng import own_rng
-from sfkit.types import FeatureMap, Views
+from sfkit.utils.rng import own_rng
+from sfkit.views.types import FeatureMap, Views
 
 #: What a tap hands over: one tensor, or every one of a forward, where the point says so.
 Captured: TypeAlias = "Tensor | tuple[Tensor, ...]"

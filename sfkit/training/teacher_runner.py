@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from sfkit.errors import ViewsError
-from sfkit.notices import notice
-from sfkit.replay import replays
-from sfkit.rng import own_rng
 from sfkit.teachers.base import Teacher
 from sfkit.teachers.memory import explain_out_of_memory
-from sfkit.types import FeatureMap, Views
+from sfkit.utils.log import notice
+from sfkit.utils.replay import replays
+from sfkit.utils.rng import own_rng
+from sfkit.views.types import FeatureMap, Views
 
 
 class TeacherHost:

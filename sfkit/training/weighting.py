@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sfkit.alignment.gradients import GradientSums
+from sfkit.training.gradients import GradientSums
 
 #: Share of the running mean that one step keeps: it looks back over about fifty steps.
 _KEEP = 0.98

@@ -1,1 +1,1 @@
-"""How the alignment loss gets into what a training loop differentiates."""
+"""For the core and plugins: random numbers, processes, recomputation, nested outputs, log lines and local files."""

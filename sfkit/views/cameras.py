@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sfkit.config import Options
 from sfkit.errors import ConfigError, ViewsError
-from sfkit.places import read_json
+from sfkit.utils.places import read_json
 
 _FORMAT = "sfkit.cameras/1"
 _METERS = {"m": 1.0, "mm": 0.001}

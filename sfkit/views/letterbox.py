@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sfkit.geometry import resize_matrix
+from sfkit.views.geometry import resize_matrix
 
 Size = tuple[int, int]
 

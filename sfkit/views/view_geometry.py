@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfkit.cameras import CameraRig
 from sfkit.errors import ViewsError
-from sfkit.geometry import on_device, resize_matrix, warp_intrinsics, warp_nearest
-from sfkit.letterbox import Placement
+from sfkit.views.cameras import CameraRig
+from sfkit.views.geometry import on_device, resize_matrix, warp_intrinsics, warp_nearest
+from sfkit.views.letterbox import Placement
 
 
 @dataclass(frozen=True)

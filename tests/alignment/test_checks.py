@@ -72,7 +72,7 @@ def test_the_check_costs_nothing_after_the_first_batch(wrapped: Callable[..., An
     policy = wrapped()
     policy(tiny_batch())
     calls: list[Any] = []
-    monkeypatch.setattr("sfkit.alignment.checks.find_trained_leaf", calls.append)
+    monkeypatch.setattr("sfkit.training.checks.find_trained_leaf", calls.append)
     policy(tiny_batch())
     assert calls == []
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from sfkit import SpatialForcing
-from sfkit.alignment.balance import Balance
-from sfkit.alignment.gradients import GradientMeter, GradientSums
 from sfkit.errors import ConfigError, SfkitWarning
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.testing.rounding import assert_rounded
+from sfkit.training.gradients import GradientMeter, GradientSums
+from sfkit.training.weighting import Balance
 
 Make = Callable[..., TinyPolicy]
 

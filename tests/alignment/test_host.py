@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from sfkit.alignment.host import TeacherHost
 from sfkit.errors import ViewsError
 from sfkit.teachers.geometry import GeometryTeacher
 from sfkit.testing.rounding import assert_rounded
 from sfkit.testing.teachers import PatchTeacher
-from sfkit.types import Views
+from sfkit.training.teacher_runner import TeacherHost
+from sfkit.views.types import Views
 
 
 def views(present: list[list[bool]], seed: int = 0) -> Views:

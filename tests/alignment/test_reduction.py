@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sfkit.alignment.reduction import tell_of_a_sum
+from sfkit.training.reduction import tell_of_a_sum
 
 
 def told(reduce: Callable[[Tensor], Tensor], *shape: int) -> list[str]:

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sfkit.alignment.resample import resample
-from sfkit.types import FeatureMap
+from sfkit.views.resample import resample
+from sfkit.views.types import FeatureMap
 
 sides = st.integers(1, 37)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sfkit.alignment.step import align
 from sfkit.errors import ShapeError
 from sfkit.objectives.cosine import CosineObjective
 from sfkit.projectors.mlp import MLPProjector
 from sfkit.testing.rounding import assert_rounded
-from sfkit.types import FeatureMap
+from sfkit.training.step import align
+from sfkit.views.types import FeatureMap
 
 
 def maps(b: int = 3, grid: int = 4, ds: int = 8, dt: int = 6) -> tuple[FeatureMap, FeatureMap, MLPProjector]:

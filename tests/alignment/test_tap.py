@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from sfkit.alignment.tap import Tap
 from sfkit.errors import TapError
 from sfkit.policies.base import TapPoint
+from sfkit.training.taps import Tap
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from sfkit import SpatialForcing
-from sfkit.alignment.tap import Watch
 from sfkit.errors import TapError
 from sfkit.policies.base import TapPoint
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.testing.teachers import PatchTeacher
+from sfkit.training.taps import Watch
 
 
 class WatchingAdapter(TinyAdapter):

@@ -7,8 +7,8 @@ import copy
 import pytest
 
 from sfkit.errors import LossError
-from sfkit.joining import scale as module
-from sfkit.joining.scale import StepScale
+from sfkit.training import loss_scale as module
+from sfkit.training.loss_scale import StepScale
 
 CALL = {"num_items_in_batch": 8}
 
