@@ -16,7 +16,7 @@ import torch
 
 from sfkit.testing.outside import loop_loss
 
-WORKER = Path(__file__).parents[1] / "workers" / "joined_ranks.py"
+WORKER = Path(__file__).parents[2] / "workers" / "joined_ranks.py"
 OPTIONS: list[dict[str, Any]] = [{}, {"find_unused_parameters": True}, {"static_graph": True}]
 ATTACH = ("auto", "manual", "return")
 SKIPPED = ("nowhere", "everywhere", "on rank 1")
