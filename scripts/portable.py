@@ -9,8 +9,10 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -36,8 +38,8 @@ def main(arguments: list[str]) -> int:
     for (name, switches), threads in itertools.product(KERNELS.items(), THREADS):
         if (name, threads) == (next(iter(KERNELS)), 1):
             continue  # that is `make test`
-        notes = Path(f".portable-{os.getpid()}.jsonl")
-        environment = {**os.environ, **switches, "OMP_NUM_THREADS": str(threads), _NOTES: str(notes.absolute())}
+        notes = Path(tempfile.mkdtemp()) / "notes.jsonl"
+        environment = {**os.environ, **switches, "OMP_NUM_THREADS": str(threads), _NOTES: str(notes)}
         environment |= {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).parent)}
         command = [sys.executable, "-m", "pytest", "-q", "-m", "portable", "-p", "portable", "-p", "no:cacheprovider"]
         start = time.monotonic()
@@ -46,7 +48,7 @@ def main(arguments: list[str]) -> int:
         if done.returncode:
             failed.append(f"{name}, {threads} thread(s)")
         print(f"== {time.monotonic() - start:.0f} s; {_nearest(notes)}", flush=True)
-        notes.unlink(missing_ok=True)
+        shutil.rmtree(notes.parent)
     print(f"FAILED: {'; '.join(failed)}" if failed else "PASSED under all kernels")
     return int(bool(failed))
 

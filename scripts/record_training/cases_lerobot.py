@@ -12,9 +12,15 @@ from typing import Any
 
 import torch
 from recording import Training
-from sfkit_lerobot import testing as tiny
 
 from sfkit import SpatialForcing
+
+
+def tiny() -> Any:
+    """What builds the policies; imported late, as it brings LeRobot, which the list of cases does not need."""
+    from sfkit_lerobot import testing
+
+    return testing
 
 
 @functools.cache
@@ -26,16 +32,16 @@ def folder(name: str) -> Path:
 
 
 def smolvla() -> Any:
-    return tiny.tiny_smolvla(tiny.tiny_smolvlm(folder("smolvlm")))
+    return tiny().tiny_smolvla(tiny().tiny_smolvlm(folder("smolvlm")))
 
 
 def groot() -> Any:
-    return tiny.tiny_groot(tiny.tiny_groot_base(folder("groot"), tiny.tiny_qwen3vl(folder("qwen"))))
+    return tiny().tiny_groot(tiny().tiny_groot_base(folder("groot"), tiny().tiny_qwen3vl(folder("qwen"))))
 
 
 def with_stats(policy: Any) -> Any:
     """Arguments of wrap for a policy whose pictures are normalized by the dataset's statistics."""
-    return {"adapter": (policy.config.type, {"image_stats": tiny.tiny_image_stats(policy)})}
+    return {"adapter": (policy.config.type, {"image_stats": tiny().tiny_image_stats(policy)})}
 
 
 def tensors(make: Callable[[], Any], options: Callable[[Any], Any] = lambda policy: {}) -> Training:
@@ -43,7 +49,7 @@ def tensors(make: Callable[[], Any], options: Callable[[Any], Any] = lambda poli
     policy = make()
     wrapped(policy, options(policy))
     return Training(
-        policy, lambda step: policy.forward(tiny.tiny_lerobot_batch(policy, seed=step, geometry=True))[0]
+        policy, lambda step: policy.forward(tiny().tiny_lerobot_batch(policy, seed=step, geometry=True))[0]
     )  # fmt: skip
 
 
@@ -62,7 +68,7 @@ def frames(make: Callable[[], Any], processor: Callable[[Any], Any]) -> Training
 
 def wrapped(policy: Any, options: dict[str, Any]) -> None:
     options = options if "pairs" in options else {"teacher": "geometry", **options}
-    SpatialForcing.wrap(policy, cameras=tiny.tiny_rig(policy), **options)
+    SpatialForcing.wrap(policy, cameras=tiny().tiny_rig(policy), **options)
 
 
 def random_frames(policy: Any, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -85,9 +91,9 @@ def _processor(kind: str) -> Callable[[Any], Any]:
 
     def make(policy: Any) -> Any:
         if kind == "groot":
-            return tiny.tiny_groot_processors(policy, folder("qwen"), stats)[0]
+            return tiny().tiny_groot_processors(policy, folder("qwen"), stats)[0]
         if kind == "xvla":
-            return tiny.tiny_xvla_processors(policy, stats)[0]
+            return tiny().tiny_xvla_processors(policy, stats)[0]
         from lerobot.policies.factory import make_pre_post_processors
 
         return make_pre_post_processors(policy.config, dataset_stats=stats)[0]
@@ -97,11 +103,11 @@ def _processor(kind: str) -> Callable[[Any], Any]:
 
 FROM_FRAMES: dict[str, Callable[[], Any]] = {
     "groot": groot,
-    "xvla": lambda: tiny.tiny_xvla(folder("tokenizer")),
-    "evo1": lambda: tiny.tiny_evo1(tiny.tiny_internvl(folder("internvl"))),
-    "wall_x": lambda: tiny.tiny_wall_x(tiny.tiny_wall_x_base(folder("wall_x"))),
-    "vla_jepa": lambda: tiny.tiny_vla_jepa(tiny.tiny_qwen3vl(folder("qwen"))),
-    "molmoact2": lambda: tiny.tiny_molmoact2(tiny.tiny_molmoact2_base(folder("molmoact2"))),
+    "xvla": lambda: tiny().tiny_xvla(folder("tokenizer")),
+    "evo1": lambda: tiny().tiny_evo1(tiny().tiny_internvl(folder("internvl"))),
+    "wall_x": lambda: tiny().tiny_wall_x(tiny().tiny_wall_x_base(folder("wall_x"))),
+    "vla_jepa": lambda: tiny().tiny_vla_jepa(tiny().tiny_qwen3vl(folder("qwen"))),
+    "molmoact2": lambda: tiny().tiny_molmoact2(tiny().tiny_molmoact2_base(folder("molmoact2"))),
 }
 
 CASES: dict[str, Callable[[], Training]] = {
@@ -110,11 +116,11 @@ CASES: dict[str, Callable[[], Training]] = {
         smolvla, lambda policy: {"pairs": [(1, "geometry"), (2, "geometry", 1, 0.5), ("encoder", "geometry")]}
     ),
     "lerobot/smolvla balance": lambda: tensors(smolvla, lambda policy: {"weight": "balance:0.2"}),
-    "lerobot/pi0": lambda: tensors(tiny.tiny_pi0),
-    "lerobot/pi05": lambda: tensors(tiny.tiny_pi05),
-    "lerobot/pi0_fast": lambda: tensors(tiny.tiny_pi0_fast),
-    "lerobot/act": lambda: tensors(tiny.tiny_act, with_stats),
-    "lerobot/diffusion": lambda: tensors(tiny.tiny_diffusion, with_stats),
+    "lerobot/pi0": lambda: tensors(lambda: tiny().tiny_pi0()),
+    "lerobot/pi05": lambda: tensors(lambda: tiny().tiny_pi05()),
+    "lerobot/pi0_fast": lambda: tensors(lambda: tiny().tiny_pi0_fast()),
+    "lerobot/act": lambda: tensors(lambda: tiny().tiny_act(), with_stats),
+    "lerobot/diffusion": lambda: tensors(lambda: tiny().tiny_diffusion(), with_stats),
     **{
         f"lerobot/{kind}": lambda kind=kind, make=make: frames(make, _processor(kind))
         for kind, make in FROM_FRAMES.items()

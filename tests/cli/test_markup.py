@@ -107,7 +107,7 @@ def test_an_inspection_prints_brackets_as_they_are() -> None:
         sees=True, path=HOSTILE, blocks=2, kind=HOSTILE, parameters=1, tap=HOSTILE, fired=2, shape=(1, 2),
         gradient=None, reaches=1,
     )  # fmt: skip
-    tap = SimpleNamespace(depth=HOSTILE, path=HOSTILE, fired=1, gradient=None, trained=None)
+    tap = SimpleNamespace(student_layer=HOSTILE, path=HOSTILE, fired=1, gradient=None, trained=None)
     found: Any = SimpleNamespace(
         policy=HOSTILE, stacks=[stack], taps=[tap], hits=0.5, notes=[HOSTILE], missing=[HOSTILE],
         snippet=lambda: HOSTILE,
@@ -123,7 +123,7 @@ def test_a_ranking_prints_brackets_as_they_are() -> None:
     measure = SimpleNamespace(value=0.5, low=0.4, high=0.6, best=1.0)
     ranking: Any = SimpleNamespace(
         policy=HOSTILE, teacher=HOSTILE, samples=1, tokens=1, blocks=2,
-        depths=[SimpleNamespace(depth=HOSTILE, cka=measure, probe=None)],
+        layers=[SimpleNamespace(student_layer=HOSTILE, cka=measure, probe=None)],
         rivals=lambda by: [HOSTILE], best=lambda by: HOSTILE,
     )  # fmt: skip
     console, told = _console()

@@ -136,11 +136,12 @@ def test_records_of_other_libraries_are_not_compared(record: dict[str, Any], com
 
 @pytest.fixture(scope="module")
 def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout of the core with another layout, whose policy predicts actions that are larger by a millionth."""
+    """A checkout with another layout, whose policy predicts actions that are larger by a millionth."""
     import tomllib
 
     root = tmp_path_factory.mktemp("changed")
-    shutil.copytree(ROOT / "sfkit", root / "sfkit", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("sfkit", "plugins"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "tests"))
     text = (ROOT / "pyproject.toml").read_text()
     (name,) = tomllib.loads(text)["project"]["entry-points"]["sfkit"].values()
     (root / Path(*name.split("."))).with_suffix(".py").rename(root / "sfkit" / "moved.py")

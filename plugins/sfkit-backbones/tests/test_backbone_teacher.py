@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -216,7 +217,8 @@ def test_a_license_that_forbids_commerce_is_said_once_at_wrap_time_and_published
     assert sum("non-commercial" in message for message in caplog.messages) == 1
     policy.spatial_forcing.save(tmp_path)
     record = json.loads((tmp_path / "spatial_forcing" / "config.json").read_text())
-    assert record["teachers"] == [{"name": "small", "license": "CC-BY-NC-4.0", "weights": str(path)}]
+    weights = f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+    assert record["teachers"] == [{"name": "small", "license": "CC-BY-NC-4.0", "weights": weights}]
     readme = (tmp_path / "spatial_forcing" / "README.md").read_text()
     assert "non-commercial" in readme
 

@@ -186,6 +186,6 @@ def test_an_unknown_format_is_an_error_before_the_policy_runs(
 ) -> None:
     (tmp_path / "unranked.py").write_text("def make():\n    return None\n")
     with pytest.raises(SystemExit) as ended:
-        main(["layers", f"{tmp_path / 'unranked.py'}:make", "--teacher", "geometry", "--plot", "depths.bmp.x"])
+        main(["rank-layers", f"{tmp_path / 'unranked.py'}:make", "--teacher", "geometry", "--plot", "layers.bmp.x"])
     assert ended.value.code == 1
     assert "End it with one of" in capsys.readouterr().err
