@@ -1,5 +1,5 @@
 # Everything works from a fresh clone: each target first makes .venv, once, through scripts/bootstrap.sh.
-#   make test ARGS="tests/test_forcing.py -k unwrap"      ARGS goes to the command behind a target
+#   make test ARGS="tests/test_wrap.py -k unwrap"      ARGS goes to the command behind a target
 SHELL := /usr/bin/env bash
 BIN := .venv/bin
 ARGS ?=

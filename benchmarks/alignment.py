@@ -12,14 +12,14 @@ from torch import Tensor
 from benchmarks.pairs import interleave
 from benchmarks.report import Report, Row
 from benchmarks.timed import at_most, row
-from sfkit.alignment.step import align
 from sfkit.config import Recompute
 from sfkit.objectives.cosine import CosineObjective
 from sfkit.projectors.base import Projector
 from sfkit.projectors.mlp import MLPProjector
 from sfkit.projectors.nested import NestedProjector, nested_widths
 from sfkit.projectors.shared import SharedProjector
-from sfkit.types import FeatureMap
+from sfkit.training.step import align
+from sfkit.views.types import FeatureMap
 
 _LIMIT, _LIMIT_OF_TEN = 1.25, 1.15
 _PAIRS = 10

@@ -18,7 +18,7 @@ from benchmarks.report import Report, Row
 from benchmarks.timed import at_most, one_thread, row
 from sfkit import SpatialForcing
 from sfkit.teachers.base import Teacher
-from sfkit.types import FeatureMap, Views
+from sfkit.views.types import FeatureMap, Views
 
 _LIMIT = 1.05
 _COPIES = 3.0

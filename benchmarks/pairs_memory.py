@@ -10,12 +10,12 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
 from benchmarks.live import Live
 from benchmarks.report import Report, Row
-from sfkit.alignment.step import align
 from sfkit.config import Recompute
 from sfkit.objectives.cosine import CosineObjective
 from sfkit.projectors.nested import NestedProjector, nested_widths
 from sfkit.projectors.shared import SharedProjector
-from sfkit.types import FeatureMap
+from sfkit.training.step import align
+from sfkit.views.types import FeatureMap
 
 _LIMIT = 1.15
 _PAIRS = 10

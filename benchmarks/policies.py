@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from sfkit_demo import RECORDING
 
-from sfkit.cameras import Camera, CameraRig, PoseTable
+from sfkit.views.cameras import Camera, CameraRig, PoseTable
 
 _CAMERAS = RECORDING / "meta" / "cameras.json"
 

@@ -20,7 +20,7 @@ from benchmarks.timed import at_most, one_thread, row
 from sfkit import SpatialForcing
 from sfkit.config import Options
 from sfkit.teachers.base import Teacher
-from sfkit.types import FeatureMap, Views
+from sfkit.views.types import FeatureMap, Views
 
 _LIMIT, _COPIES = 1.05, 3.0
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sfkit.registry import CORE, Entry, default_registry
+from sfkit.registry.registry import CORE, Entry, default_registry
 
 DOCS = Path(__file__).parents[1] / "docs"
 #: Kinds of methods that have a page each, and the folder of those pages. Of teachers, those that the core brings.

@@ -17,9 +17,9 @@ __version__ = "0.1.0"
 SFKIT_API = 1
 
 _EXPORTS = {
-    "CameraRig": "sfkit.cameras",
-    "Camera": "sfkit.cameras",
-    "FeatureMap": "sfkit.types",
+    "CameraRig": "sfkit.views.cameras",
+    "Camera": "sfkit.views.cameras",
+    "FeatureMap": "sfkit.views.types",
     "GenericAdapter": "sfkit.policies.generic",
     "ImageTokens": "sfkit.policies.generic",
     "Objective": "sfkit.objectives.base",
@@ -27,15 +27,15 @@ _EXPORTS = {
     "PolicyAdapter": "sfkit.policies.base",
     "Projector": "sfkit.projectors.base",
     "Span": "sfkit.policies.generic",
-    "SpatialForcing": "sfkit.forcing",
+    "SpatialForcing": "sfkit.wrap",
     "SpatialForcingConfig": "sfkit.config",
     "TapPoint": "sfkit.policies.base",
     "Teacher": "sfkit.teachers.base",
     "Transform": "sfkit.transforms.base",
-    "Views": "sfkit.types",
+    "Views": "sfkit.views.types",
     "SfkitError": "sfkit.errors",
     "SfkitWarning": "sfkit.errors",
-    "hookimpl": "sfkit.hookspecs",
+    "hookimpl": "sfkit.registry.hookspecs",
 }
 
 __all__ = [  # noqa: PLE0604 - the exports are strings
@@ -45,14 +45,10 @@ __all__ = [  # noqa: PLE0604 - the exports are strings
 ]
 
 if TYPE_CHECKING:
-    from sfkit.cameras import Camera as Camera
-    from sfkit.cameras import CameraRig as CameraRig
     from sfkit.config import Options as Options
     from sfkit.config import SpatialForcingConfig as SpatialForcingConfig
     from sfkit.errors import SfkitError as SfkitError
     from sfkit.errors import SfkitWarning as SfkitWarning
-    from sfkit.forcing import SpatialForcing as SpatialForcing
-    from sfkit.hookspecs import hookimpl as hookimpl
     from sfkit.objectives.base import Objective as Objective
     from sfkit.policies.base import PolicyAdapter as PolicyAdapter
     from sfkit.policies.base import TapPoint as TapPoint
@@ -60,10 +56,14 @@ if TYPE_CHECKING:
     from sfkit.policies.generic import ImageTokens as ImageTokens
     from sfkit.policies.generic import Span as Span
     from sfkit.projectors.base import Projector as Projector
+    from sfkit.registry.hookspecs import hookimpl as hookimpl
     from sfkit.teachers.base import Teacher as Teacher
     from sfkit.transforms.base import Transform as Transform
-    from sfkit.types import FeatureMap as FeatureMap
-    from sfkit.types import Views as Views
+    from sfkit.views.cameras import Camera as Camera
+    from sfkit.views.cameras import CameraRig as CameraRig
+    from sfkit.views.types import FeatureMap as FeatureMap
+    from sfkit.views.types import Views as Views
+    from sfkit.wrap import SpatialForcing as SpatialForcing
 
 
 def __getattr__(name: str) -> Any:

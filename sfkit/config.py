@@ -40,7 +40,7 @@ Recompute: TypeAlias = Literal["none", "selective", "full"]
 #: What a weight that follows the gradients begins with.
 BALANCE = "balance"
 
-#: How the alignment loss gets into what the training loop differentiates: :class:`sfkit.joining.joiner.Joiner`.
+#: How the alignment loss gets into what the training loop differentiates: :class:`sfkit.training.loss_path.Joiner`.
 AttachLoss: TypeAlias = Literal["auto", "return", "backward", "manual"]
 
 

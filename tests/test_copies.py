@@ -77,7 +77,7 @@ def test_torch_save(wrapped: Make) -> None:
 
 def test_a_pickle_opens_as_the_plain_class_after_unwrap(wrapped: Make) -> None:
     policy = SpatialForcing.unwrap(wrapped())
-    assert b"sfkit.attach" not in pickle.dumps(policy)
+    assert b"sfkit.training.attach" not in pickle.dumps(policy)
 
 
 def test_spawned_workers(wrapped: Make, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from sfkit.errors import SfkitError
 from sfkit.testing.correspondence import check_correspondence
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.testing.teachers import PatchTeacher, PatchTeacherOptions
-from sfkit.types import FeatureMap
+from sfkit.views.types import FeatureMap
 
 
 def perturb(batch: dict[str, Any], view: int, box: tuple[slice, slice]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sfkit.registry import Entry
+from sfkit.registry.registry import Entry
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "method_pages.py"

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from sfkit import SpatialForcing, builtin
+from sfkit import SpatialForcing
 from sfkit.cli.listing import plugins_json
 from sfkit.errors import ConfigError
 from sfkit.objectives.cosine import CosineObjective
-from sfkit.registry import Registry
+from sfkit.registry import builtin
+from sfkit.registry.registry import Registry
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.testing.teachers import PatchTeacher
 from sfkit.transforms.position import PositionCode

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sfkit.teachers.geometry import GeometryTeacher
-from sfkit.types import FeatureMap, Views
+from sfkit.views.types import FeatureMap, Views
 
 
 class ShuffledGeometry(GeometryTeacher):

@@ -9,7 +9,7 @@ from rich.markup import escape
 
 import sfkit
 from sfkit.errors import PluginError
-from sfkit.registry import CORE, Entry, default_registry
+from sfkit.registry.registry import CORE, Entry, default_registry
 
 #: Commands of this project's plugins, listed also where the plugin is missing: distribution, extra, summary.
 _KNOWN = {

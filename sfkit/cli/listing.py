@@ -8,7 +8,7 @@ from rich.table import Table
 
 from sfkit.cli.console import plain_console, titled
 from sfkit.errors import PluginError
-from sfkit.registry import Entry, Registry
+from sfkit.registry.registry import Entry, Registry
 
 _KINDS = ("teacher", "policy", "objective", "projector", "transform", "schedule", "preset", "parity", "command")
 

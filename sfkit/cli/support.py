@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from rich.table import Table
 
 from sfkit.cli.console import plain_console, titled
-from sfkit.registry import Entry, Registry
+from sfkit.registry.registry import Entry, Registry
 
 _COLUMNS = ("policy", "from", "aligned", "trained by default", "verified on")
 _WITHOUT = ("policy", "from", "why there is no adapter")

@@ -10,9 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfkit.alignment.checks import find_trained_leaf
-from sfkit.alignment.gradients import GradientSums
-from sfkit.alignment.step import Compared
 from sfkit.config import HealthOptions, StudentLayer
 from sfkit.errors import SfkitWarning
 from sfkit.health.correspondence import SHIFTS, shift_errors
@@ -21,8 +18,11 @@ from sfkit.health.drift import drift, drift_noise, moments, sample_of
 from sfkit.health.report import Health, LayerHealth, PairHealth
 from sfkit.health.rules import Warner, findings
 from sfkit.objectives.base import masked_mean, unit
-from sfkit.ranks import in_a_group
-from sfkit.types import FeatureMap
+from sfkit.training.checks import find_trained_leaf
+from sfkit.training.gradients import GradientSums
+from sfkit.training.step import Compared
+from sfkit.utils.distributed import in_a_group
+from sfkit.views.types import FeatureMap
 
 _PAIR = ("valid", "token_norm", "projected_norm", "target_norm")
 _MORE = ("rank", "target_rank", "spread", "target_spread", "target_variation")
@@ -43,7 +43,7 @@ class Monitor:
     """Measures, reports and warns.
 
     A measurement is made while the alignment is computed, on tensors that are there anyway; the gradients come from the
-    hooks of :class:`~sfkit.alignment.gradients.GradientMeter`. Everything stays on the device until the next training
+    hooks of :class:`~sfkit.training.gradients.GradientMeter`. Everything stays on the device until the next training
     step, which reads it in one go: that, and what a measurement itself needs to know on the host, are the only places
     where the device is waited for.
 

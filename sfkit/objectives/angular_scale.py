@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from sfkit.config import Options
 from sfkit.errors import ConfigError
-from sfkit.marks import Harmless
 from sfkit.objectives.base import Objective, masked_mean, precise, unit
+from sfkit.registry.marks import Harmless
 
 
 class AngularScaleOptions(Options):
@@ -36,7 +36,7 @@ class AngularScaleObjective(Objective):
     division by the features' mean square, are choices of this library.
 
     Raises:
-        ConfigError: Called without its head; :func:`sfkit.alignment.step.align` passes it.
+        ConfigError: Called without its head; :func:`sfkit.training.step.align` passes it.
     """
 
     name = "angular-scale"

@@ -59,7 +59,7 @@ class AttentionObjective(Objective):
     attentions, which is the same up to the teacher's entropy and has the same gradient.
 
     Raises:
-        ConfigError: Called without the split into heads, which :func:`sfkit.alignment.step.align` passes; or more heads
+        ConfigError: Called without the split into heads, which :func:`sfkit.training.step.align` passes; or more heads
             are asked for than there are.
         ShapeError: There is a single patch in each view, hence nothing to attend to.
     """

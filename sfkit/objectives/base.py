@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor, nn
 
-from sfkit.component import AnyOptions, Configurable
+from sfkit.registry.component import AnyOptions, Configurable
 
 
 class Objective(Configurable, ABC):

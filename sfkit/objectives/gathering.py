@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sfkit.ranks import in_a_group
+from sfkit.utils.distributed import in_a_group
 
 
 @torch.no_grad()

@@ -10,11 +10,11 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from sfkit.component import AnyOptions
 from sfkit.config import ComponentSpec, Options
 from sfkit.errors import ConfigError
 from sfkit.objectives.base import Objective
-from sfkit.registry import default_registry
+from sfkit.registry.component import AnyOptions
+from sfkit.registry.registry import default_registry
 
 
 class Term(Options):

@@ -10,12 +10,12 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor, nn
 
-from sfkit.cameras import CameraRig
-from sfkit.component import AnyOptions, Configurable
 from sfkit.config import Options
 from sfkit.errors import ConfigError
 from sfkit.policies.loss import find_loss, replace_loss
-from sfkit.types import FeatureMap, Views
+from sfkit.registry.component import AnyOptions, Configurable
+from sfkit.views.cameras import CameraRig
+from sfkit.views.types import FeatureMap, Views
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sfkit.errors import ShapeError
-from sfkit.types import FeatureMap, Views
+from sfkit.views.types import FeatureMap, Views
 
 
 def cut(hidden: Tensor, start: int, count: int, shift: int = 0) -> Tensor:

@@ -7,7 +7,7 @@ from typing import ClassVar, TypeVar
 
 from torch import Tensor, nn
 
-from sfkit.component import AnyOptions, Configurable
+from sfkit.registry.component import AnyOptions, Configurable
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 

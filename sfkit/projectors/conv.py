@@ -8,10 +8,10 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from sfkit.component import AnyOptions
 from sfkit.config import Options
-from sfkit.marks import Harmless
 from sfkit.projectors.base import Projector, xavier
+from sfkit.registry.component import AnyOptions
+from sfkit.registry.marks import Harmless
 
 
 class ConvOptions(Options):

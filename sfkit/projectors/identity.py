@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sfkit.component import AnyOptions
 from sfkit.errors import ConfigError
 from sfkit.projectors.base import Projector
+from sfkit.registry.component import AnyOptions
 
 
 class IdentityProjector(Projector):

@@ -7,11 +7,11 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
-from sfkit.component import AnyOptions
 from sfkit.config import Options
-from sfkit.marks import Harmless
 from sfkit.projectors.base import Projector
-from sfkit.recomputing import spare
+from sfkit.registry.component import AnyOptions
+from sfkit.registry.marks import Harmless
+from sfkit.utils.recompute import spare
 
 
 class MLPOptions(Options):

@@ -8,12 +8,12 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from pydantic import Field
 from torch import Tensor, nn
 
-from sfkit.component import AnyOptions
 from sfkit.config import Options
 from sfkit.errors import ConfigError
-from sfkit.marks import Harmless
 from sfkit.projectors.base import Projector, xavier
-from sfkit.recomputing import spare
+from sfkit.registry.component import AnyOptions
+from sfkit.registry.marks import Harmless
+from sfkit.utils.recompute import spare
 
 
 class NestedOptions(Options):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sfkit.component import Configurable
 from sfkit.config import ComponentSpec
 from sfkit.projectors.base import Projector
+from sfkit.registry.component import Configurable
 
 
 class SharedProjector(Projector):

@@ -7,8 +7,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sfkit.component import AnyOptions, Configurable
 from sfkit.errors import ConfigError
+from sfkit.registry.component import AnyOptions, Configurable
 
 
 class Schedule(Configurable, ABC):

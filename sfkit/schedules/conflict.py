@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from sfkit.component import AnyOptions
 from sfkit.config import Options
+from sfkit.registry.component import AnyOptions
 from sfkit.schedules.base import Schedule
 
 

@@ -10,10 +10,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from sfkit.component import AnyOptions, Configurable
 from sfkit.errors import ConfigError
+from sfkit.registry.component import AnyOptions, Configurable
 from sfkit.teachers.memory import Memory
-from sfkit.types import FeatureMap, Views
+from sfkit.views.types import FeatureMap, Views
 
 
 class Teacher(Configurable, ABC):
@@ -26,7 +26,7 @@ class Teacher(Configurable, ABC):
     Attributes, of the class, or of the object where options decide:
         name: Registered name.
         license: License of the weights (SPDX where there is one); said at wrap time and in what is published.
-        requires: Optional fields of :class:`~sfkit.types.Views` that it cannot do without.
+        requires: Optional fields of :class:`~sfkit.views.types.Views` that it cannot do without.
         drops_absent: The core runs it on present views only (grouping samples by which views they have), so that an
             absent camera never touches a real one. Set it to False only where views are independent and cost nothing.
     """

@@ -10,15 +10,15 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from sfkit.component import AnyOptions
 from sfkit.config import Options
 from sfkit.errors import ConfigError, SfkitWarning, ViewsError
-from sfkit.geometry import to_world, unproject
-from sfkit.marks import Harmless
+from sfkit.registry.component import AnyOptions
+from sfkit.registry.marks import Harmless
 from sfkit.teachers.base import Teacher
 from sfkit.teachers.moments import RunningMoments
 from sfkit.teachers.surfaces import assumed_intrinsics, neighbor_offsets, plane_normals, turned
-from sfkit.types import FeatureMap, Views
+from sfkit.views.geometry import to_world, unproject
+from sfkit.views.types import FeatureMap, Views
 
 
 class GeometryOptions(Options):

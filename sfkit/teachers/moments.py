@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sfkit.errors import ShapeError
-from sfkit.ranks import in_a_group
+from sfkit.utils.distributed import in_a_group
 
 #: How many values, their sum, and the sum of their squares: ``(*positions, 1)``, then twice ``(*positions, d)``.
 Sums: TypeAlias = tuple[Tensor, Tensor, Tensor]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
 
-from sfkit.types import Views
+from sfkit.views.types import Views
 
 #: Of the product of both variances: below it the pixels of a cell lie on one line, and no plane is fixed by them.
 _THIN = 1e-3

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sfkit.config import ENCODER
 from sfkit.errors import SfkitError
-from sfkit.forcing import SpatialForcing
+from sfkit.wrap import SpatialForcing
 
 #: ``perturb(batch, view, (rows, columns)) -> batch``: change the picture (and depth) of one view inside a pixel box.
 Perturb = Callable[[Any, int, tuple[slice, slice]], Any]

@@ -15,7 +15,7 @@ from sfkit.config import Options
 from sfkit.errors import ViewsError
 from sfkit.policies.base import AdapterOptions, ForwardCall, PolicyAdapter, TapPoint
 from sfkit.policies.tokens import cut, tower_tokens
-from sfkit.types import FeatureMap, Views
+from sfkit.views.types import FeatureMap, Views
 
 
 class Block(nn.Module):

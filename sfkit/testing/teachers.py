@@ -11,9 +11,9 @@ from pydantic import Field
 from torch import nn
 
 from sfkit.config import Options
-from sfkit.marks import Harmless
+from sfkit.registry.marks import Harmless
 from sfkit.teachers.base import Teacher
-from sfkit.types import FeatureMap, Views
+from sfkit.views.types import FeatureMap, Views
 
 
 class PatchTeacherOptions(Options):

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from sfkit.component import AnyOptions, Configurable
-from sfkit.types import FeatureMap
+from sfkit.registry.component import AnyOptions, Configurable
+from sfkit.views.types import FeatureMap
 
 
 class Transform(Configurable, nn.Module, ABC):

@@ -13,7 +13,7 @@ from torch import Tensor
 from sfkit.config import Options
 from sfkit.errors import ShapeError
 from sfkit.transforms.base import Transform
-from sfkit.types import FeatureMap
+from sfkit.views.types import FeatureMap
 
 
 class SpatialNormOptions(Options):

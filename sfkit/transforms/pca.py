@@ -12,14 +12,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sfkit.component import AnyOptions
 from sfkit.config import Options
 from sfkit.errors import CheckpointError, ConfigError
-from sfkit.marks import Reaching
-from sfkit.ranks import in_a_group
+from sfkit.registry.component import AnyOptions
+from sfkit.registry.marks import Reaching
 from sfkit.transforms.base import Transform
 from sfkit.transforms.random_projection import check_fewer
-from sfkit.types import FeatureMap
+from sfkit.utils.distributed import in_a_group
+from sfkit.views.types import FeatureMap
 
 
 class PCAOptions(Options):

@@ -8,11 +8,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from sfkit.component import AnyOptions
 from sfkit.config import Options
 from sfkit.errors import ConfigError
+from sfkit.registry.component import AnyOptions
 from sfkit.transforms.base import Transform
-from sfkit.types import FeatureMap
+from sfkit.views.types import FeatureMap
 
 
 class RandomProjectionOptions(Options):

@@ -10,12 +10,12 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from pydantic import Field
 from torch import Tensor
 
-from sfkit.alignment.resample import resample
 from sfkit.config import Options
 from sfkit.errors import ShapeError
-from sfkit.marks import Harmless
+from sfkit.registry.marks import Harmless
 from sfkit.transforms.base import Transform
-from sfkit.types import FeatureMap
+from sfkit.views.resample import resample
+from sfkit.views.types import FeatureMap
 
 
 class ResampleOptions(Options):
@@ -36,7 +36,7 @@ class ResampleOptions(Options):
 class ResampleTransform(Transform):
     """To the student's grid, bilinear, leaving masked tokens out: ``(b, v, *, *, d)`` to ``(b, v, gh, gw, d)``.
 
-    See :func:`sfkit.alignment.resample.resample`. With ``align_corners`` and a mask, a target is valid if valid tokens
+    See :func:`sfkit.views.resample.resample`. With ``align_corners`` and a mask, a target is valid if valid tokens
     carry at least half of its weight, as there.
 
     With ``scale_factor`` the size is ``int(side * r)``, ``r = 1 / sqrt(teacher tokens / student tokens)``: 37 patches

@@ -7,9 +7,9 @@ import sys
 import pytest
 
 import sfkit
-from sfkit import builtin
 from sfkit.cli import main
-from sfkit.registry import BrokenPlugin, Entry, Registry
+from sfkit.registry import builtin
+from sfkit.registry.registry import BrokenPlugin, Entry, Registry
 
 
 def run(*arguments: str) -> int:

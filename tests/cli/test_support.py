@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from sfkit.building import build_adapter
 from sfkit.cli import main
 from sfkit.cli.support import support_tables
 from sfkit.errors import AdapterError, PluginError, UnknownNameError
-from sfkit.registry import Entry, Registry, default_registry
+from sfkit.factory.components import build_adapter
+from sfkit.registry.registry import Entry, Registry, default_registry
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "policies.md"
@@ -59,7 +59,7 @@ def test_the_terminal_shows_them_too(
 def test_a_policy_that_cannot_be_aligned_is_refused_with_the_reason(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sfkit.building.default_registry", lambda: registry)
+    monkeypatch.setattr("sfkit.factory.components.default_registry", lambda: registry)
     with pytest.raises(AdapterError, match=r"unfit \(.*Unfit\) cannot be aligned: it has no pictures\."):
         build_adapter(Unfit(), None)
     assert [entry.name for entry in registry.of_kind("policy")] == ["a", "b"]

@@ -18,7 +18,7 @@ from sfkit.errors import ConfigError, SfkitWarning
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.testing.rounding import assert_rounded
 from sfkit.testing.teachers import PatchTeacher
-from sfkit.types import FeatureMap, Views
+from sfkit.views.types import FeatureMap, Views
 
 Make = Callable[..., TinyPolicy]
 HEALTH = {"every": 2, "patience": 6}

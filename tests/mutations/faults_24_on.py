@@ -118,7 +118,7 @@ HIGH = (
     Mutant(35, "LeRobotAdapter.tap",
            replace_argument("TapPoint", 0, "self.decoder.layers[0].input_layernorm", mentions="input_layernorm"),
            "test_fault_35_layer_k_of_a_vlm_lies_above_k_blocks"),
-    Mutant(35, "pairing._teacher_layer", drop_raise("ConfigError"),
+    Mutant(35, "pair._teacher_layer", drop_raise("ConfigError"),
            "test_fault_35_teacher_layers_out_of_range_say_what_is_valid[-1]"),
     Mutant(35, "OpenVLAAdapter.num_layers", replace_return("_ - 1"), "test_fault_35_layers"),
     # 36: rotary tables
@@ -189,7 +189,7 @@ HIGH = (
     # 55: several forwards before one backward
     Mutant(55, "Joiner._rides_behind", replace_constant(True, False, within="riders_in"),
            "test_fault_55_a_forward_that_is_fed_what_an_earlier_one_returned"),
-    Mutant(55, "ride._accumulates", replace_return("False", mentions="leaves"),
+    Mutant(55, "pending_loss._accumulates", replace_return("False", mentions="leaves"),
            "test_fault_55_backward_into_some_leaves_trains_once"),
     Mutant(55, "Joiner._ride", replace_call("Ride", "vars(self).setdefault('ride', _)", mentions="gradient"),
            "test_fault_55_two_batches_before_one_backward[oft-l1]"),

@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sfkit.alignment.resample import resample
-from sfkit.alignment.step import align
-from sfkit.building import build_objective
 from sfkit.errors import ConfigError, ShapeError
+from sfkit.factory.components import build_objective
 from sfkit.objectives.base import Objective, cosine_similarity
 from sfkit.projectors.mlp import MLPProjector
-from sfkit.registry import default_registry
-from sfkit.types import FeatureMap
+from sfkit.registry.registry import default_registry
+from sfkit.training.step import align
+from sfkit.views.resample import resample
+from sfkit.views.types import FeatureMap
 
 ALL: dict[str, Any] = {
     "cosine": "cosine",

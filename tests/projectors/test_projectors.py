@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sfkit.alignment.step import align
-from sfkit.building import build_objective, build_projector
 from sfkit.errors import ConfigError
+from sfkit.factory.components import build_objective, build_projector
 from sfkit.projectors.base import Projector
 from sfkit.projectors.conv import ConvProjector
 from sfkit.projectors.nested import NestedProjector, nested_widths
-from sfkit.registry import default_registry
+from sfkit.registry.registry import default_registry
 from sfkit.testing.rounding import assert_rounded
-from sfkit.types import FeatureMap
+from sfkit.training.step import align
+from sfkit.views.types import FeatureMap
 
 ALL: dict[str, Any] = {
     "mlp": "mlp",

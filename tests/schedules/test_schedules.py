@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sfkit.building import build_schedule
 from sfkit.errors import ConfigError, UnknownNameError
-from sfkit.registry import default_registry
+from sfkit.factory.components import build_schedule
+from sfkit.registry.registry import default_registry
 from sfkit.schedules.base import Product, Schedule
 
 whole = st.integers(1, 500)

@@ -9,7 +9,7 @@ import torch
 
 from sfkit.errors import ConfigError, ShapeError, ViewsError
 from sfkit.teachers.geometry import GeometryTeacher
-from sfkit.types import FeatureMap, Views
+from sfkit.views.types import FeatureMap, Views
 
 GRID = (4, 4)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sfkit.errors import ConfigError, SfkitWarning
 from sfkit.teachers.geometry import GeometryTeacher
 from sfkit.teachers.surfaces import assumed_intrinsics, neighbor_offsets, plane_normals
-from sfkit.types import Views
+from sfkit.views.types import Views
 
 SIZE, FX = 32, 40.0
 K = torch.tensor([[FX, 0.0, (SIZE - 1) / 2], [0.0, FX, (SIZE - 1) / 2], [0.0, 0.0, 1.0]])

@@ -12,17 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sfkit.alignment.step import prepare_target
-from sfkit.building import build_transforms
 from sfkit.errors import CheckpointError, ConfigError, ShapeError
+from sfkit.factory.components import build_transforms
 from sfkit.objectives.cosine import CosineObjective
 from sfkit.projectors.identity import IdentityProjector
-from sfkit.registry import default_registry
+from sfkit.registry.registry import default_registry
+from sfkit.training.step import prepare_target
 from sfkit.transforms.base import Transform
 from sfkit.transforms.pca import PCATransform
 from sfkit.transforms.position import PositionCode, position_code
 from sfkit.transforms.resample import ResampleTransform
-from sfkit.types import FeatureMap
+from sfkit.views.types import FeatureMap
 
 DIM = 8
 ALL: dict[str, Any] = {

@@ -143,7 +143,7 @@ def _forget_accelerate() -> None:
 
 @contextlib.contextmanager
 def _watched(module: Any, result: Run) -> Iterator[None]:
-    from sfkit.alignment.host import TeacherHost
+    from sfkit.training.teacher_runner import TeacherHost
 
     patch = pytest.MonkeyPatch()
     make, reset, features = (

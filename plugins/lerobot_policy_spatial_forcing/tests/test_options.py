@@ -13,9 +13,9 @@ from lerobot_policy_spatial_forcing import CONFIGS, SpatialForcingOptions
 from lerobot_policy_spatial_forcing.options import read_text
 
 from sfkit import SpatialForcing
-from sfkit.building import build_schedule
 from sfkit.config import SpatialForcingConfig
 from sfkit.errors import ConfigError
+from sfkit.factory.components import build_schedule
 
 
 def parse(*flags: str):

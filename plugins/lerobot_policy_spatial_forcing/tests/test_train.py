@@ -175,7 +175,7 @@ def test_each_samples_weight_counts_for_its_alignment_too(
     import pandas as pd
     from lerobot.rewards.sarm.rabc import RABCWeights
 
-    from sfkit.joining import joiner
+    from sfkit.training import loss_path
 
     frames = pd.DataFrame({"index": range(600)}).assign(episode_index=lambda d: d["index"] // 60)
     frames["progress_sparse"] = frames["index"] * 7 % 13 / 13  # forth and back: weights from 0 to 1
@@ -190,8 +190,8 @@ def test_each_samples_weight_counts_for_its_alignment_too(
         weights.append(weigh(self, batch)[0])
         return weights[-1], {}
 
-    add_per_sample = joiner.add_per_sample
-    monkeypatch.setattr(joiner, "add_per_sample", joined)
+    add_per_sample = loss_path.add_per_sample
+    monkeypatch.setattr(loss_path, "add_per_sample", joined)
     monkeypatch.setattr(RABCWeights, "compute_batch_weights", weighed)
     run = lerobot_train(
         *(*common, *shape, *aligned, "--steps=4", f"--output_dir={tmp_path / 'run'}", "--save_checkpoint=false"),

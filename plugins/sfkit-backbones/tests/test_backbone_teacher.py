@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sfkit import SpatialForcing
-from sfkit.alignment.host import TeacherHost
 from sfkit.errors import CheckpointError, ConfigError, ShapeError, TeacherMemoryError, ViewsError
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.testing.rounding import assert_rounded
-from sfkit.types import FeatureMap, Views
+from sfkit.training.teacher_runner import TeacherHost
+from sfkit.views.types import FeatureMap, Views
 
 CPU = torch.device("cpu")
 

@@ -18,7 +18,7 @@ from sfkit.errors import SfkitWarning
 from sfkit.health.report import Health
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.testing.teachers import PatchTeacher
-from sfkit.types import FeatureMap
+from sfkit.views.types import FeatureMap
 
 plots = pytest.importorskip("sfkit_demo.plots_health", reason="the demo's plots are not installed")
 

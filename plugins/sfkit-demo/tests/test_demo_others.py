@@ -19,8 +19,8 @@ from sfkit_demo.teacher import teacher_note
 from torch import nn
 
 from sfkit import SpatialForcing
-from sfkit.building import build_adapter
-from sfkit.registry import Entry, default_registry
+from sfkit.factory.components import build_adapter
+from sfkit.registry.registry import Entry, default_registry
 from sfkit.testing.teachers import PatchTeacher
 
 

@@ -14,7 +14,7 @@ from sfkit_depth_anything.config import TINY, TrunkConfig
 from sfkit_depth_anything.trunk import DepthAnythingTrunk
 from torch import Tensor
 
-from sfkit.types import Views
+from sfkit.views.types import Views
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

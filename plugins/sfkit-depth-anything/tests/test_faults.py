@@ -14,11 +14,11 @@ from sfkit_depth_anything.tables import scaled_positions
 from sfkit_depth_anything.teachers import DA3Base, DA3Giant
 
 from sfkit import SpatialForcing
-from sfkit.alignment.host import TeacherHost
 from sfkit.errors import CheckpointError, ViewsError
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.testing.rounding import assert_rounded
-from sfkit.types import Views
+from sfkit.training.teacher_runner import TeacherHost
+from sfkit.views.types import Views
 
 CPU = torch.device("cpu")
 

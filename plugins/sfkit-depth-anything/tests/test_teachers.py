@@ -17,13 +17,13 @@ from sfkit_depth_anything.teachers import DA3Base, DA3Giant, DA3Large, DA3Small
 from torch.profiler import ProfilerActivity, profile
 
 from sfkit import SpatialForcing
-from sfkit.alignment.host import TeacherHost
-from sfkit.building import build_teacher
 from sfkit.errors import ConfigError, ShapeError
-from sfkit.registry import default_registry
+from sfkit.factory.components import build_teacher
+from sfkit.registry.registry import default_registry
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.testing.rounding import assert_rounded
-from sfkit.types import Views
+from sfkit.training.teacher_runner import TeacherHost
+from sfkit.views.types import Views
 
 TEACHERS = (DA3Small, DA3Base, DA3Large, DA3Giant)
 TINY = {"config": "tiny", "size": 56}

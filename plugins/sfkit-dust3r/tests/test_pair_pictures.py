@@ -21,7 +21,7 @@ from sfkit.policies.base import ForwardCall
 from sfkit.testing.correspondence import check_correspondence
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.testing.rounding import assert_rounded
-from sfkit.types import Views
+from sfkit.views.types import Views
 
 CPU = torch.device("cpu")
 
@@ -198,7 +198,7 @@ def test_fault_19_a_wide_view_keeps_its_rows_and_columns() -> None:
 @pytest.mark.parametrize("name", ["dust3r", "mast3r"])
 @pytest.mark.parametrize("target", ["encoder", "decoder", "both"])
 def test_fault_26_pictures_enter_between_minus_one_and_one_exactly_once(name: str, target: str) -> None:
-    from sfkit.building import build_teacher
+    from sfkit.factory.components import build_teacher
 
     teacher = build_teacher((name, {"config": "tiny", "target": target, "size": 32}))
     trunk: Any = teacher.load(CPU)

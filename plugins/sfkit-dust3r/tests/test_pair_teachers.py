@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sfkit import SpatialForcing
-from sfkit.alignment.host import TeacherHost
-from sfkit.building import build_teacher
 from sfkit.errors import ConfigError, ShapeError
-from sfkit.registry import default_registry
+from sfkit.factory.components import build_teacher
+from sfkit.registry.registry import default_registry
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.testing.rounding import assert_rounded
-from sfkit.types import Views
+from sfkit.training.teacher_runner import TeacherHost
+from sfkit.views.types import Views
 
 CPU = torch.device("cpu")
 

@@ -16,8 +16,8 @@ from sfkit_dust3r.config import FULL
 from sfkit_dust3r.teacher import DUSt3RTeacher, MASt3RTeacher
 from sfkit_dust3r.trunk import PairTrunk
 
-from sfkit.building import build_teacher
 from sfkit.errors import CheckpointError, ConfigError
+from sfkit.factory.components import build_teacher
 
 CPU = torch.device("cpu")
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from sfkit_backbones.parity import Case, Fixture, compare, record
 from sfkit_backbones.parity.fixture import save_fixture
 
-from sfkit.building import build_teacher
 from sfkit.errors import CheckpointError, ConfigError
+from sfkit.factory.components import build_teacher
 
 HERE = Path(__file__).parent / "fixtures"
 

@@ -97,7 +97,7 @@ def views_of() -> Callable[..., Any]:
 @pytest.fixture
 def tapped(views_of: Callable[..., Any]) -> Callable[..., Any]:
     """``tapped(adapter, batch, layer)``: the hidden state, the views and the visual tokens of a forward."""
-    from sfkit.alignment.tap import Tap
+    from sfkit.training.taps import Tap
 
     def tapped(adapter: Any, batch: dict[str, Any], layer: int) -> Any:
         tap = Tap(layer, adapter.tap(layer))

@@ -7,9 +7,9 @@ import torch
 from sfkit_lerobot import policy_features, strip_geometry
 from sfkit_lerobot.testing import CAMERAS, tiny_lerobot_batch, tiny_rig
 
-from sfkit.cameras import CameraRig, PoseTable
 from sfkit.errors import AdapterError, ConfigError, ViewsError
-from sfkit.geometry import unproject
+from sfkit.views.cameras import CameraRig, PoseTable
+from sfkit.views.geometry import unproject
 
 FRONT, WRIST = CAMERAS
 DEPTH = f"{FRONT}_depth"
@@ -177,7 +177,7 @@ def test_fault_53_depth_and_calibration_never_become_policy_features() -> None:
 
 
 def tiny_rig_camera(**fields):
-    from sfkit.cameras import Camera
+    from sfkit.views.cameras import Camera
 
     return Camera(width=64, height=48, intrinsics=((1, 0, 0), (0, 1, 0), (0, 0, 1)), **fields)
 

@@ -12,7 +12,7 @@ import pytest
 import sfkit_lerobot
 
 from sfkit.errors import AdapterError
-from sfkit.registry import Registry
+from sfkit.registry.registry import Registry
 
 
 def test_import_is_light() -> None:

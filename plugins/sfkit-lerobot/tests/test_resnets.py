@@ -10,11 +10,11 @@ from sfkit_lerobot import ACTAdapter, DiffusionAdapter
 from sfkit_lerobot.testing import CAMERAS, tiny_act, tiny_diffusion, tiny_image_stats, tiny_lerobot_batch, tiny_rig
 
 from sfkit import SpatialForcing
-from sfkit.alignment.checks import check_views
-from sfkit.alignment.tap import Tap, Watch
 from sfkit.errors import AdapterError, GradientError, ViewsError
 from sfkit.policies.base import ForwardCall
 from sfkit.teachers.geometry import GeometryTeacher
+from sfkit.training.checks import check_views
+from sfkit.training.taps import Tap, Watch
 
 FRONT, WRIST = CAMERAS
 SEPARATE = {"use_separate_rgb_encoder_per_camera": True}

@@ -6,9 +6,9 @@ import pytest
 import torch
 from sfkit_lerobot.testing import tiny_lerobot_batch
 
-from sfkit.alignment.tap import tap_at, tokens_at
 from sfkit.config import attention_of
 from sfkit.testing.teachers import PatchTeacher
+from sfkit.training.taps import tap_at, tokens_at
 
 
 @pytest.mark.parametrize("block", [1, 3])

@@ -6,8 +6,8 @@ import pytest
 import torch
 from sfkit_lerobot.testing import tiny_lerobot_batch
 
-from sfkit.alignment.tap import Tap
 from sfkit.errors import GradientError
+from sfkit.training.taps import Tap
 
 
 def test_fault_05_every_tap_is_the_hidden_state_that_it_is_named_after(

@@ -7,11 +7,11 @@ import torch
 from sfkit_lerobot.testing import CAMERAS, tiny_lerobot_batch
 
 from sfkit import SpatialForcing
-from sfkit.alignment.tap import tap_at, tokens_at
 from sfkit.errors import ConfigError, GradientError, ViewsError
 from sfkit.policies.base import ForwardCall
 from sfkit.testing.correspondence import check_correspondence
 from sfkit.testing.teachers import PatchTeacher
+from sfkit.training.taps import tap_at, tokens_at
 
 FRONT, WRIST = CAMERAS
 SIDE = "observation.images.side"
@@ -133,7 +133,7 @@ def test_what_is_not_known_of_the_future_frame_is_left_out(build, adapter_of) ->
 
 
 def test_poses_are_those_of_the_future_frame(build, adapter_of) -> None:
-    from sfkit.cameras import CameraRig, PoseTable
+    from sfkit.views.cameras import CameraRig, PoseTable
 
     policy = build("pi0")
     adapter = adapter_of(policy)

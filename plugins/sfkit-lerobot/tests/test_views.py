@@ -9,8 +9,8 @@ import torch
 from sfkit_lerobot import image_stats
 from sfkit_lerobot.testing import CAMERAS, tiny_lerobot_batch
 
-from sfkit.alignment.checks import check_views
 from sfkit.errors import AdapterError, ShapeError, ViewsError
+from sfkit.training.checks import check_views
 
 FRONT, WRIST = CAMERAS
 SIDE = "observation.images.side"

@@ -12,7 +12,7 @@ import torch
 from sfkit_lerobot.testing import tiny_lerobot_batch, tiny_rig
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sfkit.cameras import PoseTable
+from sfkit.views.cameras import PoseTable
 
 _META = torch.device("meta")
 

@@ -68,8 +68,8 @@ def wrap() -> Callable[..., Any]:
 @pytest.fixture
 def look() -> Callable[..., Any]:
     """``look(adapter, (observation, actions), layer=0, seed=1)``: views and visual tokens of a forward."""
-    from sfkit.alignment.tap import Watch, tap_at, tokens_at
     from sfkit.policies.base import ForwardCall
+    from sfkit.training.taps import Watch, tap_at, tokens_at
 
     def look(adapter: Any, batch: Any, layer: Any = 0, seed: int = 1) -> Any:
         tap = tap_at(adapter, layer)

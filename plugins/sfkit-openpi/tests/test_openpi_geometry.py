@@ -10,8 +10,8 @@ from openpi.models_pytorch import preprocessing_pytorch as stand_in
 from sfkit_openpi import OpenPIAdapter
 from tiny_openpi import CAMERAS
 
-from sfkit.cameras import Camera, CameraRig
 from sfkit.errors import SfkitError, SfkitWarning, ViewsError
+from sfkit.views.cameras import Camera, CameraRig
 
 BASE, LEFT, RIGHT = CAMERAS
 

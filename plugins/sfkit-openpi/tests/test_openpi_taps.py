@@ -7,8 +7,8 @@ import torch
 from openpi.models_pytorch.pi0_pytorch import PI0Pytorch
 from sfkit_openpi import OpenPIAdapter
 
-from sfkit.alignment.tap import Tap
 from sfkit.errors import AdapterError, ShapeError
+from sfkit.training.taps import Tap
 
 
 def test_fault_01_taps_fire_once_where_hooks_on_blocks_are_silent(setup) -> None:
@@ -74,7 +74,7 @@ def test_gradient_reaches_what_is_below_the_tap_and_not_the_expert(setup, look) 
 
 
 def test_the_pattern_matches_openpis_class_and_its_subclasses(standin) -> None:
-    from sfkit.registry import default_registry
+    from sfkit.registry.registry import default_registry
 
     upstream = type("PI0Pytorch", (), {"__module__": "openpi.models_pytorch.pi0_pytorch"})
     for cls in (upstream, type("Mine", (upstream,), {}), PI0Pytorch):

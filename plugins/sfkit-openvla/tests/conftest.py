@@ -174,7 +174,7 @@ def looped() -> type[Looped]:
 @pytest.fixture
 def adapter_of() -> Callable[..., Any]:
     """``adapter_of(policy, **options)``: its adapter, as wrap finds it."""
-    from sfkit.building import build_adapter
+    from sfkit.factory.components import build_adapter
 
     def adapter_of(policy: Any, **options: Any) -> Any:
         return build_adapter(policy, ("openvla", options) if options else None)

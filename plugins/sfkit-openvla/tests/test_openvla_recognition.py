@@ -11,7 +11,7 @@ from prismatic_loop import prismatic_batch
 from tiny_prismatic import REMOTE_CODE, REPOSITORY
 
 from sfkit.errors import AdapterError
-from sfkit.registry import default_registry
+from sfkit.registry.registry import default_registry
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import pytest
 import torch
 from prismatic_loop import perturbed
 
-from sfkit.alignment.tap import Tap
 from sfkit.errors import AdapterError, ConfigError, ShapeError
 from sfkit.testing.correspondence import CorrespondenceError, check_correspondence
+from sfkit.training.taps import Tap
 
 
 def test_fault_35_a_tap_at_layer_k_reads_the_hidden_state_k(loop, script) -> None:

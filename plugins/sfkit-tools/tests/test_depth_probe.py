@@ -7,7 +7,7 @@ import torch
 from sfkit_tools import DepthProbe, DepthSamples, ProbeError, token_depth
 
 from sfkit.errors import ShapeError
-from sfkit.types import FeatureMap, Views
+from sfkit.views.types import FeatureMap, Views
 
 GRID = (2, 2)
 

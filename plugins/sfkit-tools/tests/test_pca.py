@@ -4,7 +4,7 @@ import pytest
 import torch
 from sfkit_tools import ProbeError, pca_colors
 
-from sfkit.types import FeatureMap
+from sfkit.views.types import FeatureMap
 
 
 def features(b: int = 6, d: int = 8, seed: int = 0) -> FeatureMap:

@@ -18,8 +18,8 @@ with warnings.catch_warnings():
 
 from sfkit_backbones.randomize import randomize
 
-from sfkit.rng import own_rng
-from sfkit.types import Views
+from sfkit.utils.rng import own_rng
+from sfkit.views.types import Views
 
 _BLOCKS = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
 _VIT = {**_BLOCKS, "intermediate_size": 48, "image_size": 32, "patch_size": 8}

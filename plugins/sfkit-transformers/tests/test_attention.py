@@ -15,11 +15,11 @@ from sfkit_transformers.teacher import TransformersTeacher
 from torch import Tensor
 
 from sfkit import SpatialForcing
-from sfkit.alignment.host import TeacherHost
 from sfkit.errors import ConfigError
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.testing.rounding import assert_rounded
-from sfkit.types import Views
+from sfkit.training.teacher_runner import TeacherHost
+from sfkit.views.types import Views
 
 Folders = Callable[[str], Path]
 Pictures = Callable[..., Views]

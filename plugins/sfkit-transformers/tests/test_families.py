@@ -14,10 +14,10 @@ from sfkit_transformers.backbone import Backbone
 from sfkit_transformers.teacher import TransformersTeacher
 from torch import Tensor
 
-from sfkit.alignment.host import TeacherHost
 from sfkit.errors import ShapeError
 from sfkit.testing.rounding import assert_rounded
-from sfkit.types import Views
+from sfkit.training.teacher_runner import TeacherHost
+from sfkit.views.types import Views
 
 Folders = Callable[[str], Path]
 Pictures = Callable[..., Views]

@@ -23,13 +23,13 @@ from sfkit_transformers.teacher import TransformersTeacher
 from torch import Tensor
 
 from sfkit import SpatialForcing
-from sfkit.alignment.host import TeacherHost
-from sfkit.building import build_teacher
 from sfkit.errors import ConfigError, ShapeError, ViewsError
-from sfkit.places import digest_of
+from sfkit.factory.components import build_teacher
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.testing.rounding import assert_rounded
-from sfkit.types import Views
+from sfkit.training.teacher_runner import TeacherHost
+from sfkit.utils.places import digest_of
+from sfkit.views.types import Views
 
 Folders = Callable[[str], Path]
 Pictures = Callable[..., Views]

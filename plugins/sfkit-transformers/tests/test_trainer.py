@@ -21,7 +21,7 @@ from sfkit import SpatialForcing
 from sfkit.errors import LossError, WrapError
 from sfkit.policies.base import ForwardCall, PolicyAdapter, TapPoint
 from sfkit.testing.teachers import PatchTeacher
-from sfkit.types import FeatureMap, Views
+from sfkit.views.types import FeatureMap, Views
 
 PATCH, SIDE, WORDS = 8, 32, 6
 GRID = (SIDE // PATCH, SIDE // PATCH)

@@ -14,8 +14,8 @@ from sfkit_transformers.teacher import TransformersTeacher
 
 from sfkit import SpatialForcing
 from sfkit.errors import CheckpointError, TrustError
-from sfkit.places import digest_of
 from sfkit.testing.policies import TinyAdapter, TinyPolicy
+from sfkit.utils.places import digest_of
 
 _CODE = """
 from pathlib import Path

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from sfkit_vggt.teacher import Vggt
 
-from sfkit.building import build_teacher
-from sfkit.presets.filling import find_preset
+from sfkit.factory.components import build_teacher
+from sfkit.factory.preset_defaults import find_preset
 
 
 @pytest.mark.parametrize("name", ["spatial-forcing-openvla", "spatial-forcing-pi0", "rocket"])

@@ -15,12 +15,12 @@ from sfkit_vggt.teacher import Vggt
 from torch import nn
 
 from sfkit import SpatialForcing
-from sfkit.alignment.host import TeacherHost
-from sfkit.alignment.resample import resample
 from sfkit.errors import ViewsError
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.testing.rounding import assert_rounded
-from sfkit.types import FeatureMap, Views
+from sfkit.training.teacher_runner import TeacherHost
+from sfkit.views.resample import resample
+from sfkit.views.types import FeatureMap, Views
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).reshape(3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).reshape(3, 1, 1)

@@ -19,13 +19,13 @@ from sfkit_vggt.teacher import Vggt, VggtCommercial, VggtOptions
 from torch import nn
 
 from sfkit import SpatialForcing
-from sfkit.alignment.host import TeacherHost
-from sfkit.building import build_teacher
 from sfkit.errors import ConfigError, TeacherMemoryError
-from sfkit.registry import default_registry
+from sfkit.factory.components import build_teacher
+from sfkit.registry.registry import default_registry
 from sfkit.testing.policies import tiny_batch
 from sfkit.testing.rounding import assert_rounded
-from sfkit.types import FeatureMap, Views
+from sfkit.training.teacher_runner import TeacherHost
+from sfkit.views.types import FeatureMap, Views
 
 CPU = torch.device("cpu")
 FEW = settings(max_examples=10)

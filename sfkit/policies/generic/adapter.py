@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from sfkit.component import AnyOptions
 from sfkit.config import Options
 from sfkit.errors import AdapterError, ConfigError, LossError, ShapeError, ViewsError
 from sfkit.policies.base import ForwardCall, PolicyAdapter, TapPoint
@@ -20,7 +19,8 @@ from sfkit.policies.generic.pixels import check_pixels, to_views, undo
 from sfkit.policies.generic.tokens import batch_positions, cut
 from sfkit.policies.loss import find_loss, replace_loss
 from sfkit.policies.tokens import tower_tokens
-from sfkit.types import FeatureMap, Views
+from sfkit.registry.component import AnyOptions
+from sfkit.views.types import FeatureMap, Views
 
 _METERS = {"m": 1.0, "mm": 0.001}
 

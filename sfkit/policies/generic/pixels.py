@@ -11,9 +11,9 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
 
 from sfkit.errors import ViewsError
-from sfkit.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from sfkit.policies.generic.options import GenericOptions, MeanStd
 from sfkit.policies.generic.paths import describe
+from sfkit.views.imagenet import IMAGENET_MEAN, IMAGENET_STD
 
 _HALF = (0.5, 0.5, 0.5)
 #: The normalizations in use. For each: mean and deviation of ``(x - mean) / std``.

@@ -11,7 +11,7 @@ from sfkit.errors import ShapeError
 from sfkit.policies.base import ForwardCall
 from sfkit.policies.generic.options import GenericOptions, ImageTokens, Span
 from sfkit.policies.generic.paths import describe, find_value
-from sfkit.types import FeatureMap, Views
+from sfkit.views.types import FeatureMap, Views
 
 
 def batch_positions(call: ForwardCall, options: GenericOptions, present: Tensor) -> Tensor | None:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from sfkit import checkpoint
+from sfkit.saving import checkpoint
 
 _NOTE = """\
 ## Resuming with lerobot-train

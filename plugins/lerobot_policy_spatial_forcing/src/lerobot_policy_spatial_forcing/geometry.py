@@ -12,8 +12,8 @@ from sfkit_lerobot.dataset import recorded_depth
 from sfkit_lerobot.normalization import visual_mode
 
 from lerobot_policy_spatial_forcing.trainer import Trainer
-from sfkit.cameras import CameraRig
 from sfkit.errors import ConfigError
+from sfkit.views.cameras import CameraRig
 
 _GEOMETRY = ("depth", "intrinsics", "world_from_camera")
 

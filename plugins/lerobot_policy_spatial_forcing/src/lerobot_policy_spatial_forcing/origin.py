@@ -16,8 +16,8 @@ from typing import Any
 import draccus
 
 from sfkit.errors import ConfigError, TrustError
-from sfkit.trust import Origin, admit, names_in
-from sfkit.wishes import Wish, read_wishes
+from sfkit.factory.resolve import Wish, read_wishes
+from sfkit.saving.trust import Origin, admit, names_in
 
 logger = logging.getLogger("sfkit")
 

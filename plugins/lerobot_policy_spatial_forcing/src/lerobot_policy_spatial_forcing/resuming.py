@@ -9,11 +9,12 @@ from typing import Any
 
 from lerobot_policy_spatial_forcing.sources import fetch
 from lerobot_policy_spatial_forcing.trainer import Trainer
-from sfkit import SpatialForcing, checkpoint
+from sfkit import SpatialForcing
 from sfkit.config import SpatialForcingConfig
 from sfkit.errors import CheckpointError
-from sfkit.places import digest_in
-from sfkit.trust import Published
+from sfkit.saving import checkpoint
+from sfkit.saving.trust import Published
+from sfkit.utils.places import digest_in
 
 logger = logging.getLogger("sfkit")
 

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sfkit import checkpoint
 from sfkit.errors import CheckpointError, ConfigError
+from sfkit.saving import checkpoint
 
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lerobot.scripts import lerobot_train
 
-from sfkit import checkpoint
+from sfkit.saving import checkpoint
 
 write, saves = checkpoint.save_file, []
 

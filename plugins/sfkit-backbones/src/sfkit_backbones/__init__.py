@@ -5,7 +5,7 @@ Importing this package imports no torch: it is the plugin module that sfkit's re
 
 from __future__ import annotations
 
-from sfkit.hookspecs import Register, hookimpl
+from sfkit.registry.hookspecs import Register, hookimpl
 
 SFKIT_API = 1
 

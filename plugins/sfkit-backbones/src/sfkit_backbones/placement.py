@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
 
-from sfkit.types import FeatureMap
+from sfkit.views.types import FeatureMap
 
 #: Height and width in pixels.
 Size: TypeAlias = "tuple[int, int]"

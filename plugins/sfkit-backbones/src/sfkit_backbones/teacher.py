@@ -11,13 +11,13 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from sfkit.component import AnyOptions
 from sfkit.config import Options
 from sfkit.errors import ConfigError, did_you_mean
-from sfkit.marks import Harmless, Reaching
-from sfkit.notices import notice
-from sfkit.rng import own_rng
-from sfkit.types import Views
+from sfkit.registry.component import AnyOptions
+from sfkit.registry.marks import Harmless, Reaching
+from sfkit.utils.log import notice
+from sfkit.utils.rng import own_rng
+from sfkit.views.types import Views
 from sfkit_backbones.blocks import cast_products
 from sfkit_backbones.hub import Source, locate
 from sfkit_backbones.image_teacher import ImageOptions, ImageTeacher

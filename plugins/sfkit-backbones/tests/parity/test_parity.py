@@ -15,10 +15,10 @@ from sfkit_backbones.parity import BackboneParity, Case, Fixture, compare, recor
 from sfkit_backbones.testing import SmallBackbone, SmallConfig, SmallTeacher
 from torch import Tensor, nn
 
-import sfkit.registry
+import sfkit.registry.registry
 from sfkit.cli import main
 from sfkit.errors import CheckpointError, ConfigError, UnknownNameError
-from sfkit.registry import Entry, Registry
+from sfkit.registry.registry import Entry, Registry
 from sfkit.testing.rounding import ROUNDING
 from sfkit.testing.teachers import PatchTeacher
 
@@ -62,7 +62,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
         ]
     )
     registry.add_plugin(sfkit_backbones, "sfkit-backbones")
-    for module in ("sfkit_backbones.parity.comparing", "sfkit.building", "sfkit.cli.app"):
+    for module in ("sfkit_backbones.parity.comparing", "sfkit.factory.components", "sfkit.cli.app"):
         monkeypatch.setattr(f"{module}.default_registry", lambda: registry)
     return registry
 
@@ -237,4 +237,4 @@ def test_the_command_tells_errors_without_a_traceback(
 
 
 def test_the_registry_knows_the_hook() -> None:
-    assert sfkit.registry._HOOKS["parity"] == "register_parity"
+    assert sfkit.registry.registry._HOOKS["parity"] == "register_parity"

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfkit.cameras import CameraRig
 from sfkit.errors import ConfigError
+from sfkit.views.cameras import CameraRig
 
 _REPO_ID = "local/demo"
 _LABELS = ("label.object_position", "label.goal_position")

@@ -11,12 +11,12 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from sfkit_tools import DepthProbe, DepthSamples, DepthScore, RidgeProbe, capture_tokens, probe_error, token_depth
 from torch import Tensor, nn
 
-from sfkit.alignment.host import TeacherHost
-from sfkit.alignment.resample import resample
-from sfkit.building import build_adapter, build_teacher
+from sfkit.factory.components import build_adapter, build_teacher
 from sfkit.policies.base import ForwardCall
-from sfkit.rng import own_rng
-from sfkit.types import FeatureMap, Views
+from sfkit.training.teacher_runner import TeacherHost
+from sfkit.utils.rng import own_rng
+from sfkit.views.resample import resample
+from sfkit.views.types import FeatureMap, Views
 from sfkit_demo.data import Frames, Split, thinned
 from sfkit_demo.model import Preprocess
 from sfkit_demo.settings import Settings

@@ -7,8 +7,8 @@ from html import escape
 from importlib.metadata import version
 from statistics import median
 
-from sfkit.building import build_teacher
-from sfkit.trust import public_text
+from sfkit.factory.components import build_teacher
+from sfkit.saving.trust import public_text
 from sfkit_demo.comparison import Comparison
 from sfkit_demo.settings import BLOCKS, POLICIES
 from sfkit_demo.teacher import public_name

@@ -41,7 +41,7 @@ def parse_teacher(name: str, options: str) -> tuple[str, dict[str, Any]]:
         ConfigError: An unknown teacher or option, a bad value, or text that is not ``k=v``.
     """
     from sfkit.cli.options import parse_options
-    from sfkit.registry import default_registry
+    from sfkit.registry.registry import default_registry
 
     model = default_registry().get("teacher", name).load().Options
     return name, model.parse(name, parse_options(options)).model_dump(mode="json", exclude_defaults=True)
@@ -53,7 +53,7 @@ def parse_weight(weight: float | None, preset: str | None, default: float = 0.5)
     Raises:
         ConfigError: An unknown preset, or one that does not align tokens at one student layer, where the demo measures.
     """
-    from sfkit.presets.filling import find_preset
+    from sfkit.factory.preset_defaults import find_preset
 
     found = find_preset(preset)
     if found is not None and (

@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from sfkit.building import build_teacher
+from sfkit.factory.components import build_teacher
 from sfkit_demo import plots
 from sfkit_demo.comparison import Comparison, Line, table_lines
 from sfkit_demo.meaning import details, meaning

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, field, replace
 from html import escape
 
-from sfkit.building import build_teacher
 from sfkit.config import ComponentSpec
+from sfkit.factory.components import build_teacher
 from sfkit_demo import plots
 from sfkit_demo.comparison import Comparison
 from sfkit_demo.settings import POLICIES

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfkit import SpatialForcing
-from sfkit.building import build_teacher
+from sfkit.factory.components import build_teacher
 from sfkit_demo.data import load_frames, split_episodes
 from sfkit_demo.evaluate import Evaluator, Metrics
 from sfkit_demo.model import build_policy

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from sfkit.building import build_teacher
+from sfkit.factory.components import build_teacher
+from sfkit.saving.trust import public_text
 from sfkit.teachers.base import Teacher
-from sfkit.trust import public_text
 
 
 def is_geometry(value: Any) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from sfkit.building import build_teacher
+from sfkit.factory.components import build_teacher
 from sfkit_demo.settings import BLOCKS, POLICIES, Settings
 from sfkit_demo.study import Row, spread
 

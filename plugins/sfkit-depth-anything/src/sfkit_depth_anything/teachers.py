@@ -13,11 +13,11 @@ from sfkit_backbones.memory import block_bytes
 from sfkit_backbones.teacher import BackboneOptions, BackboneTeacher
 from torch import Tensor, nn
 
-from sfkit.component import AnyOptions
 from sfkit.config import Options
-from sfkit.imagenet import imagenet_normalized
-from sfkit.notices import notice
-from sfkit.types import Views
+from sfkit.registry.component import AnyOptions
+from sfkit.utils.log import notice
+from sfkit.views.imagenet import imagenet_normalized
+from sfkit.views.types import Views
 from sfkit_depth_anything import config
 from sfkit_depth_anything.config import TrunkConfig
 from sfkit_depth_anything.reference import SELECT_FROM

@@ -12,9 +12,9 @@ from sfkit_backbones.placement import Placement, Size, canvas_of
 from sfkit_backbones.teacher import BackboneTeacher
 from torch import Tensor, nn
 
-from sfkit.component import AnyOptions
 from sfkit.config import Options
 from sfkit.errors import CheckpointError, ConfigError
+from sfkit.registry.component import AnyOptions
 from sfkit_dust3r.config import FULL, TINY, DUSt3ROptions, PairOptions, TrunkConfig
 from sfkit_dust3r.image_geometry import official_placement
 from sfkit_dust3r.memory import working_bytes

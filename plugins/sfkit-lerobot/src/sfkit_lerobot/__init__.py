@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from sfkit.hookspecs import Register, hookimpl
+from sfkit.registry.hookspecs import Register, hookimpl
 from sfkit_lerobot.support import POLICIES, WITHOUT, class_pattern
 
 SFKIT_API = 1

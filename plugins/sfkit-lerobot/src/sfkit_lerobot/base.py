@@ -10,14 +10,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from sfkit.component import AnyOptions
 from sfkit.config import Options
 from sfkit.errors import AdapterError
-from sfkit.geometry import on_device
-from sfkit.marks import Harmless
 from sfkit.policies.base import ForwardCall, PolicyAdapter, TapPoint
 from sfkit.policies.loss import replace_loss
-from sfkit.types import Views
+from sfkit.registry.component import AnyOptions
+from sfkit.registry.marks import Harmless
+from sfkit.views.geometry import on_device
+from sfkit.views.types import Views
 from sfkit_lerobot.cameras import explain_missing, view_geometry
 from sfkit_lerobot.letterbox import Placement
 from sfkit_lerobot.logs import LogWindow

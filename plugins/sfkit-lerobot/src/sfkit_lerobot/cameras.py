@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sfkit.cameras import CameraRig
-from sfkit.view_geometry import depth_map, view_geometry
+from sfkit.views.cameras import CameraRig
+from sfkit.views.view_geometry import depth_map, view_geometry
 
 __all__ = ["depth_map", "explain_missing", "view_geometry"]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from sfkit.cameras import Camera, CameraRig, PoseTable
 from sfkit.errors import ConfigError
+from sfkit.views.cameras import Camera, CameraRig, PoseTable
 
 #: Transforms of torchvision that move pixels. Depth, calibration and poses would not move with them.
 _MOVING_TRANSFORMS = frozenset(

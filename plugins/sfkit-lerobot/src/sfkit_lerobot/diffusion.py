@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sfkit.errors import ShapeError
 from sfkit.policies.base import ForwardCall, TapPoint
-from sfkit.types import FeatureMap, Views
+from sfkit.views.types import FeatureMap, Views
 from sfkit_lerobot.letterbox import Size
 from sfkit_lerobot.resnet import Crop, ResNetAdapter, size_of
 

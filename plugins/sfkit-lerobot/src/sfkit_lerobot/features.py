@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-from sfkit.cameras import CameraRig
+from sfkit.views.cameras import CameraRig
 
 #: Keys that hold calibration, poses or labels by the names in use. Keys that a :class:`CameraRig` names are added.
 GEOMETRY_PATTERNS = (

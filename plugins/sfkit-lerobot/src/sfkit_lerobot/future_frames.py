@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sfkit.cameras import CameraRig
 from sfkit.errors import ConfigError, ViewsError
+from sfkit.views.cameras import CameraRig
 
 
 def future_key(key: str, steps: int) -> str:

@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 from pydantic import Field
 from torch import nn
 
-from sfkit.component import AnyOptions
 from sfkit.config import Options
 from sfkit.errors import AdapterError, ViewsError
-from sfkit.marks import Harmless
 from sfkit.policies.base import ForwardCall
-from sfkit.types import Views
+from sfkit.registry.component import AnyOptions
+from sfkit.registry.marks import Harmless
+from sfkit.views.types import Views
 from sfkit_lerobot.base import LeRobotOptions
 from sfkit_lerobot.image_geometry import ImageGeometry
 from sfkit_lerobot.image_tokens import ImageTokenAdapter, Prompt, every

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sfkit.geometry import resize_matrix, warp_nearest
+from sfkit.views.geometry import resize_matrix, warp_nearest
 from sfkit_lerobot.letterbox import Size
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfkit.component import AnyOptions
 from sfkit.errors import ShapeError
 from sfkit.policies.base import ForwardCall
-from sfkit.types import FeatureMap, Views
+from sfkit.registry.component import AnyOptions
+from sfkit.views.types import FeatureMap, Views
 from sfkit_lerobot.base import LeRobotAdapter
 from sfkit_lerobot.letterbox import Placement, Size
 

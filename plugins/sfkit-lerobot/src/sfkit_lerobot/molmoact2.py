@@ -10,11 +10,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sfkit.component import AnyOptions
 from sfkit.config import Options
 from sfkit.errors import AdapterError, ViewsError
-from sfkit.marks import Harmless
 from sfkit.policies.base import TapPoint
+from sfkit.registry.component import AnyOptions
+from sfkit.registry.marks import Harmless
 from sfkit_lerobot.base import LeRobotOptions
 from sfkit_lerobot.image_geometry import ImageGeometry
 from sfkit_lerobot.image_tokens import ImageTokenAdapter, Prompt, every

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sfkit.component import AnyOptions
 from sfkit.errors import AdapterError
+from sfkit.registry.component import AnyOptions
 from sfkit_lerobot.letterbox import Letterbox, Size, pad_around
 from sfkit_lerobot.normalization import refuse_out_of_range
 from sfkit_lerobot.prefix import TokenLayout

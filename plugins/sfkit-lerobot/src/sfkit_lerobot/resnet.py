@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sfkit.errors import AdapterError, ViewsError
 from sfkit.policies.base import ForwardCall
-from sfkit.types import Views
+from sfkit.views.types import Views
 from sfkit_lerobot.base import LeRobotAdapter
 from sfkit_lerobot.letterbox import Letterbox, Size
 

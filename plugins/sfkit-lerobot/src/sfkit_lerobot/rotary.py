@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sfkit.types import FeatureMap, Views
+from sfkit.views.types import FeatureMap, Views
 from sfkit_lerobot.tower import TowerPrefixAdapter
 
 #: Longest wavelength, over 2 pi, in Gemma and in SmolVLA.

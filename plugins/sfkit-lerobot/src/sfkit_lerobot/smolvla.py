@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sfkit.component import AnyOptions
 from sfkit.errors import AdapterError
+from sfkit.registry.component import AnyOptions
 from sfkit_lerobot.letterbox import Letterbox, Size, pad_top_left, unchanged
 from sfkit_lerobot.prefix import TokenLayout
 from sfkit_lerobot.rotary import RotaryPrefixAdapter

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfkit.geometry import on_device
 from sfkit.policies.base import ForwardCall, TapPoint
 from sfkit.policies.tokens import tower_tokens
-from sfkit.types import FeatureMap, Views
+from sfkit.views.geometry import on_device
+from sfkit.views.types import FeatureMap, Views
 from sfkit_lerobot.future_frames import at_future_frame
 from sfkit_lerobot.prefix import PrefixAdapter
 

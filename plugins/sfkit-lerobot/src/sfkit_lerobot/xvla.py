@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sfkit.config import Options
 from sfkit.errors import AdapterError, ViewsError
-from sfkit.marks import Harmless
 from sfkit.policies.base import TapPoint
+from sfkit.registry.marks import Harmless
 from sfkit_lerobot.base import LeRobotOptions
 from sfkit_lerobot.letterbox import Letterbox, Size, pad_top_left, unchanged
 from sfkit_lerobot.normalization import denormalized

@@ -143,7 +143,7 @@ def adapter_of() -> Callable[..., Any]:
     """``adapter_of(policy, **options)``: the adapter that is registered for it, with the cameras of ``tiny_rig``."""
     from sfkit_lerobot.testing import tiny_rig
 
-    from sfkit.registry import default_registry
+    from sfkit.registry.registry import default_registry
 
     def adapter_of(policy: Any, **options: Any) -> Any:
         (entry,) = default_registry().adapters_for(type(policy))
@@ -170,8 +170,8 @@ def wrap() -> Callable[..., Any]:
 @pytest.fixture
 def tapped() -> Callable[..., Any]:
     """``tapped(adapter, batch, layer)``: the hidden state, the views and the visual tokens of a forward."""
-    from sfkit.alignment.tap import Tap
     from sfkit.policies.base import ForwardCall
+    from sfkit.training.taps import Tap
 
     def tapped(adapter: Any, batch: dict[str, Any], layer: int) -> Any:
         tap = Tap(layer, adapter.tap(layer))

@@ -9,9 +9,9 @@ import torch
 from sfkit_lerobot.testing import CAMERAS
 
 from sfkit import SpatialForcing
-from sfkit.alignment.tap import Tap
 from sfkit.errors import GradientError, ShapeError
 from sfkit.testing.correspondence import check_correspondence
+from sfkit.training.taps import Tap
 
 # VLA-JEPA asks for an autocast to float32, which torch knows on GPUs only.
 pytestmark = [

@@ -11,8 +11,8 @@ from typing import Annotated
 
 import typer
 
-from sfkit.attach import HANDLE, without_handle
 from sfkit.errors import CheckpointError
+from sfkit.training.attach import HANDLE, without_handle
 
 _WEIGHTS = "model.safetensors"
 #: What only resuming needs: the optimizer has moments of the projector.

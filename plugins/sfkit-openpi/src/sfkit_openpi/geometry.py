@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfkit.cameras import CameraRig
 from sfkit.errors import ViewsError
-from sfkit.letterbox import Letterbox, Size, pad_around
+from sfkit.views.cameras import CameraRig
+from sfkit.views.letterbox import Letterbox, Size, pad_around
 from sfkit_openpi.pixels import moved
 
 _KEEP_STILL = (

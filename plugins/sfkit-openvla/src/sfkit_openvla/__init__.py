@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sfkit.hookspecs import Register, hookimpl
+from sfkit.registry.hookspecs import Register, hookimpl
 
 SFKIT_API = 1
 

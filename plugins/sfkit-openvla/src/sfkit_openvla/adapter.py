@@ -10,13 +10,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from sfkit.component import AnyOptions
 from sfkit.config import Options
 from sfkit.errors import AdapterError, ConfigError, ShapeError
-from sfkit.marks import Harmless
 from sfkit.policies.base import AdapterOptions, ForwardCall, PolicyAdapter, TapPoint
 from sfkit.policies.tokens import cut, tower_tokens
-from sfkit.types import FeatureMap, Views
+from sfkit.registry.component import AnyOptions
+from sfkit.registry.marks import Harmless
+from sfkit.views.types import FeatureMap, Views
 from sfkit_openvla.pictures import Half, check_halves, inside_bars, pictures
 
 #: As OFT's loop loads them (``prismatic/vla/datasets/datasets.py``): one outer view, then wrists.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from sfkit.hookspecs import Register, hookimpl
+from sfkit.registry.hookspecs import Register, hookimpl
 
 SFKIT_API = 1
 

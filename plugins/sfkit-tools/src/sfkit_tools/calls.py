@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from sfkit.attach import handle_of
 from sfkit.errors import ConfigError, WrapError
-from sfkit.rng import own_rng
+from sfkit.training.attach import handle_of
+from sfkit.utils.rng import own_rng
 
 
 @dataclass(frozen=True)

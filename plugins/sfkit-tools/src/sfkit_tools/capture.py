@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from sfkit.alignment.tap import Tap, Watch, tap_at, tokens_at
-from sfkit.attach import handle_of
-from sfkit.building import ComponentLike, build_adapter
-from sfkit.cameras import CameraRig
 from sfkit.config import StudentLayer
 from sfkit.errors import ConfigError
+from sfkit.factory.components import ComponentLike, build_adapter
 from sfkit.policies.base import ForwardCall, PolicyAdapter
-from sfkit.rng import own_rng
-from sfkit.types import FeatureMap, Views
+from sfkit.training.attach import handle_of
+from sfkit.training.taps import Tap, Watch, tap_at, tokens_at
+from sfkit.utils.rng import own_rng
+from sfkit.views.cameras import CameraRig
+from sfkit.views.types import FeatureMap, Views
 
 
 def capture_tokens(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sfkit.errors import ShapeError
-from sfkit.types import FeatureMap, Views
+from sfkit.views.types import FeatureMap, Views
 from sfkit_tools.ridge import DEFAULT_ALPHAS, ProbeError, RidgeProbe, score_predictions
 
 _CM = 100.0

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfkit.alignment.checks import find_trained_leaf
-from sfkit.building import inside_peft
 from sfkit.errors import AdapterError, SfkitError, ViewsError
+from sfkit.factory.components import inside_peft
 from sfkit.policies.base import ForwardCall
 from sfkit.policies.generic import GenericAdapter
 from sfkit.policies.generic.pixels import likely_pixels
+from sfkit.training.checks import find_trained_leaf
 from sfkit_tools.blocks import Candidate, find_candidates
 from sfkit_tools.calls import Call, refuse_wrapped, undisturbed
 from sfkit_tools.dry_run import DryStep, dry_step

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from sfkit.alignment.host import TeacherHost
-from sfkit.alignment.resample import resample
-from sfkit.alignment.tap import Tap, Watch, tap_at, tokens_at
-from sfkit.building import ComponentLike, build_adapter, build_teacher, inside_peft
-from sfkit.cameras import CameraRig
 from sfkit.errors import AdapterError, ConfigError
+from sfkit.factory.components import ComponentLike, build_adapter, build_teacher, inside_peft
 from sfkit.policies.base import ForwardCall, PolicyAdapter
+from sfkit.saving.trust import public_text
 from sfkit.teachers.base import Teacher
-from sfkit.trust import public_text
-from sfkit.types import FeatureMap, Views
+from sfkit.training.taps import Tap, Watch, tap_at, tokens_at
+from sfkit.training.teacher_runner import TeacherHost
+from sfkit.views.cameras import CameraRig
+from sfkit.views.resample import resample
+from sfkit.views.types import FeatureMap, Views
 from sfkit_tools.calls import Call, refuse_wrapped, undisturbed
 from sfkit_tools.cka import cka_of_products, products
 from sfkit_tools.depth_probe import DepthProbe, DepthSamples

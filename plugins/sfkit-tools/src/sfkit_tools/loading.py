@@ -23,7 +23,7 @@ def load_target(target: str) -> tuple[Any, ...]:
     Args:
         target: ``package.module:function`` or ``path/to/file.py:function``. It takes no arguments and returns the
             policy and a batch: the only argument of ``forward``, a mapping of its keywords, or a tuple of positions. An
-            adapter and a :class:`sfkit.cameras.CameraRig` may follow.
+            adapter and a :class:`sfkit.views.cameras.CameraRig` may follow.
 
     Raises:
         ConfigError: It cannot be found, or returns something else. What the function itself raises is not caught.

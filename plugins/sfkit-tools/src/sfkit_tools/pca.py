@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from sfkit.types import FeatureMap
+from sfkit.views.types import FeatureMap
 from sfkit_tools.ridge import ProbeError
 
 _COMPONENTS = 3

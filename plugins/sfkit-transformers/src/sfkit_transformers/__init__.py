@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sfkit.hookspecs import Register, hookimpl
+from sfkit.registry.hookspecs import Register, hookimpl
 
 if TYPE_CHECKING:
     from sfkit_transformers.trainer import SpatialForcingCallback as SpatialForcingCallback

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sfkit.errors import CheckpointError, TrustError
-from sfkit.places import read_json
+from sfkit.utils.places import read_json
 
 _CONFIG, _ADAPTER, _INDEX = "config.json", "adapter_config.json", "model.safetensors.index.json"
 #: Attention and experts that transformers fetches from the Hub as compiled code, where the name is one of a repository.

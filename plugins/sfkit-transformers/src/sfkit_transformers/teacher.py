@@ -11,11 +11,11 @@ from sfkit_backbones.image_teacher import ImageOptions, ImageTeacher
 from sfkit_backbones.memory import block_bytes
 from torch import Tensor, nn
 
-from sfkit.component import AnyOptions
 from sfkit.config import ComponentSpec, Options
 from sfkit.errors import ConfigError
-from sfkit.marks import Harmless, Reaching
-from sfkit.types import FeatureMap, Views
+from sfkit.registry.component import AnyOptions
+from sfkit.registry.marks import Harmless, Reaching
+from sfkit.views.types import FeatureMap, Views
 from sfkit_transformers.backbone import Backbone, Norms
 from sfkit_transformers.checkpoint import Checkpoint, commit_of, vision_config
 from sfkit_transformers.families import FAMILIES, UNKNOWN, shape_of

@@ -17,9 +17,9 @@ from sfkit.policies.base import AdapterOptions, ForwardCall, PolicyAdapter, TapP
 from sfkit.policies.tokens import cut
 from sfkit.presets.base import Preset
 from sfkit.projectors.base import Projector
-from sfkit.registry import default_registry
+from sfkit.registry.registry import default_registry
 from sfkit.teachers.base import Teacher
-from sfkit.types import FeatureMap, Views
+from sfkit.views.types import FeatureMap, Views
 from sfkit_backbones.parity.base import Parity
 from sfkit_backbones.parity.fixture import Case, Fixture
 

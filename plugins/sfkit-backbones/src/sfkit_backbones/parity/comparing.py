@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sfkit.registry import default_registry
+from sfkit.registry.registry import default_registry
 from sfkit.testing.rounding import ROUNDING, float64, relative_difference, widened
 from sfkit_backbones.parity.base import Parity
 from sfkit_backbones.parity.fixture import Fixture

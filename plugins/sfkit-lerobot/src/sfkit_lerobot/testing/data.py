@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfkit.cameras import Camera, CameraRig
+from sfkit.views.cameras import Camera, CameraRig
 from sfkit_lerobot.normalization import visual_mode
 
 _TEXT_LENGTH = 6

@@ -1,1 +1,0 @@
-"""One aligned training step: tap, teacher, resampling, loss and the checks that it really trains."""

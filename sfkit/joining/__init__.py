@@ -1,1 +1,0 @@
-"""How the alignment loss gets into what a training loop differentiates."""

@@ -1,0 +1,1 @@
+"""What plugins register, and how components are declared and found."""

@@ -1,0 +1,73 @@
+"""The hooks that a plugin may implement: the whole extension surface.
+
+A plugin is a module named by an entry point of group ``sfkit``. It says ``SFKIT_API = 1`` and implements any of these
+with ``@sfkit.hookimpl``. Keep the module import-light: register ``"package.module:Class"`` strings, which are imported
+when first used.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import pluggy
+
+hookspec = pluggy.HookspecMarker("sfkit")
+hookimpl = pluggy.HookimplMarker("sfkit")
+
+
+class Register(Protocol):
+    """``register(target, name=..., summary=..., ...)``; the rest is in :class:`sfkit.registry.registry.Entry`."""
+
+    def __call__(self, target: str | type[Any] | None, **metadata: Any) -> None: ...
+
+
+@hookspec
+def register_teachers(register: Register) -> None:
+    """Register frozen feature extractors (subclasses of :class:`sfkit.Teacher`)."""
+
+
+@hookspec
+def register_policies(register: Register) -> None:
+    """Register policy adapters (subclasses of :class:`sfkit.PolicyAdapter`), with ``handles`` class-name patterns.
+
+    ``aligned``, ``verified`` and ``trains`` fill its line in the support table. A policy that cannot be aligned is
+    registered with None as its target, and ``reason``.
+    """
+
+
+@hookspec
+def register_objectives(register: Register) -> None:
+    """Register alignment objectives (subclasses of :class:`sfkit.Objective`)."""
+
+
+@hookspec
+def register_projectors(register: Register) -> None:
+    """Register projectors (subclasses of :class:`sfkit.Projector`)."""
+
+
+@hookspec
+def register_transforms(register: Register) -> None:
+    """Register target transforms (subclasses of :class:`sfkit.transforms.base.Transform`)."""
+
+
+@hookspec
+def register_schedules(register: Register) -> None:
+    """Register schedules of the weight (subclasses of :class:`sfkit.schedules.base.Schedule`)."""
+
+
+@hookspec
+def register_presets(register: Register) -> None:
+    """Register presets (:class:`sfkit.presets.base.Preset` objects, ``"package.module:NAME"``)."""
+
+
+@hookspec
+def register_parity(register: Register) -> None:
+    """Register readers of fixtures, by the ``model`` they name, for the ``sfkit parity`` of sfkit-backbones.
+
+    They are subclasses of ``sfkit_backbones.parity.Parity``.
+    """
+
+
+@hookspec
+def register_commands(register: Register) -> None:
+    """Register ``sfkit`` subcommands (functions whose annotated parameters become options)."""

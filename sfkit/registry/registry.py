@@ -1,0 +1,331 @@
+"""The registry: what is installed, found through entry points, loaded one by one, imported on first use."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import re
+import traceback
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from fnmatch import fnmatchcase
+from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
+from typing import Any, Literal
+
+import pluggy
+
+from sfkit import SFKIT_API
+from sfkit.errors import ConfigError, PluginError, UnknownNameError, did_you_mean
+from sfkit.registry import hookspecs
+
+Kind = Literal["teacher", "policy", "objective", "projector", "transform", "schedule", "preset", "parity", "command"]
+
+_HOOKS: Mapping[Kind, str] = {
+    "teacher": "register_teachers",
+    "policy": "register_policies",
+    "objective": "register_objectives",
+    "projector": "register_projectors",
+    "transform": "register_transforms",
+    "schedule": "register_schedules",
+    "preset": "register_presets",
+    "parity": "register_parity",
+    "command": "register_commands",
+}
+_ENTRY_POINT_GROUP = "sfkit"
+#: The distribution of the core, whose components are always there.
+CORE = "spatial-forcing"
+_TEXTS = (
+    *("name", "distribution", "summary", "license", "argument", "placeholder"),
+    *("aligned", "verified", "trains", "reason"),
+)
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._+ -]*[A-Za-z0-9])?")
+_TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered component, with static metadata so that listing imports nothing heavy.
+
+    Attributes:
+        kind: What it is.
+        name: What users write.
+        target: ``"package.module:Class"``, or the class itself (for a preset the object); None for a policy that has no
+            adapter.
+        distribution: The installed distribution that registered it.
+        summary: One line for listings.
+        license: For teachers: the license of the weights.
+        handles: For policies: patterns on qualified class names, such as ``"lerobot.*.PI0Policy"``.
+        argument: For names that are used as ``name:argument``: the option that takes what follows the colon.
+        placeholder: What stands for the argument in listings, such as ``"repo or folder"``.
+        aligned: For policies: which tokens are aligned, in a few words.
+        verified: For policies: on what the adapter was tried.
+        trains: For policies: what the framework trains by default, as far as alignment is concerned.
+        reason: For policies without an adapter: why there is none. Such an entry is found by its class alone.
+    """
+
+    kind: Kind
+    name: str
+    target: str | type[Any] | None
+    distribution: str
+    summary: str = ""
+    license: str = ""
+    handles: tuple[str, ...] = ()
+    argument: str = ""
+    placeholder: str = ""
+    aligned: str = ""
+    verified: str = ""
+    trains: str = ""
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        self._check_forms()
+        if (self.target is None) != bool(self.reason):
+            raise PluginError(
+                f"{self.kind.capitalize()} {self.name!r} of {self.distribution} is registered with "
+                f"{'neither a target nor a reason' if self.target is None else 'a target and a reason'}.",
+                'Register "package.module:Class", or None and the reason why there is nothing.',
+            )
+
+    def _check_forms(self) -> None:
+        """What a plugin gives is printed, sorted and matched: it must be what it is said to be."""
+        target: Any = self.target
+        faults = [
+            f"{name} is {getattr(self, name)!r}, no text of one line"
+            for name in _TEXTS
+            if not isinstance(getattr(self, name), str) or not (getattr(self, name) or "-").isprintable()
+        ]
+        if not faults and not _NAME.fullmatch(self.name):
+            faults.append(f"name is {self.name!r}; letters, digits, and . _ - + or blanks between them are names")
+        if isinstance(target, str) and not _TARGET.fullmatch(target):
+            faults.append(f'target is {target!r}, and not "package.module:Class"')
+        if not (target is None or isinstance(target, str) or callable(target) or self.kind == "preset"):
+            faults.append(f"target is {target!r}, and nothing that can be called")
+        if not isinstance(self.handles, tuple) or not all(isinstance(item, str) and item for item in self.handles):
+            faults.append(f"handles is {self.handles!r}, and not a tuple of patterns")
+        if faults:
+            raise PluginError(
+                f"{self.distribution} registers a {self.kind} wrongly: {'; '.join(faults)}.",
+                "This is a fault of the plugin: see sfkit.registry.registry.Entry for what each field is.",
+            )
+
+    @property
+    def form(self) -> str:
+        """What users write: the name, with a placeholder where it takes an argument."""
+        return f"{self.name}:<{self.placeholder or self.argument}>" if self.argument else self.name
+
+    def options_of(self, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of a component, with what follows the colon of its name among them.
+
+        Args:
+            name: As the user wrote it.
+            options: Those given beside it.
+
+        Raises:
+            ConfigError: The argument is missing, empty, or given twice with different values.
+        """
+        if not self.argument:
+            return dict(options)
+        _, argument = split_name(name)
+        given = options.get(self.argument)
+        if not argument and given in (None, ""):
+            raise ConfigError(
+                f"{self.kind.capitalize()} {self.name!r} needs to know which: its name has the form {self.form}.",
+                f'Write "{self.form}", or give the option {self.argument}.',
+            )
+        if argument and given not in (None, argument):
+            raise ConfigError(
+                f"{name!r} has the option {self.argument}={given!r} beside it: which of the two?",
+                f"Leave the option {self.argument} out.",
+            )
+        return {**options, self.argument: argument or given}
+
+    def load(self) -> Any:
+        """Import the target.
+
+        Raises:
+            PluginError: There is none, or the import failed; the original error is chained.
+        """
+        if self.target is None:
+            raise PluginError(f"{self.kind.capitalize()} {self.name!r} cannot be used: {self.reason}.")
+        if not isinstance(self.target, str):
+            return self.target
+        module, _, attribute = self.target.partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (Exception, SystemExit) as error:
+            raise PluginError(
+                f"{self.kind.capitalize()} {self.name!r} of {self.distribution} could not be imported "
+                f"from {self.target!r}: {type(error).__name__}: {_said(error)}",
+                f"Install what is missing, or reinstall {self.distribution}.",
+            ) from error
+
+
+def split_name(text: str) -> tuple[str, str | None]:
+    """``"name:argument"`` in its parts, at the first colon; the argument is None where there is no colon."""
+    name, colon, argument = text.partition(":")
+    return name, argument if colon else None
+
+
+@dataclass(frozen=True)
+class BrokenPlugin:
+    """A plugin that failed to load; the others are not affected."""
+
+    distribution: str
+    entry_point: str
+    error: BaseException
+
+    def __str__(self) -> str:
+        frame = traceback.extract_tb(self.error.__traceback__)
+        where = f" (in {frame[-1].filename}:{frame[-1].lineno})" if frame else ""
+        return f"{self.distribution}: {type(self.error).__name__}: {_said(self.error)}{where}"
+
+
+def _said(error: BaseException) -> str:
+    """The message of a foreign error, which may itself be broken."""
+    try:
+        return str(error)
+    except Exception as another:
+        return f"(its message cannot be read: {type(another).__name__})"
+
+
+@dataclass
+class Registry:
+    """Components by kind and name. A plain value: tests build their own, users share :func:`default_registry`."""
+
+    entries: list[Entry] = field(default_factory=list)
+    broken: list[BrokenPlugin] = field(default_factory=list)
+
+    def add_plugin(self, module: ModuleType | object, distribution: str) -> None:
+        """Collect what one plugin registers; nothing is kept of a plugin that fails on the way.
+
+        Raises:
+            PluginError: Wrong ``SFKIT_API``, a misspelled hook, or a hook that fails.
+        """
+        api = getattr(module, "SFKIT_API", None)
+        if api != SFKIT_API:
+            raise PluginError(
+                f"Plugin {distribution} was written for plugin interface {api}, this sfkit has {SFKIT_API}.",
+                f"Upgrade the older of the two; the plugin module must say SFKIT_API = {SFKIT_API}.",
+            )
+        # One manager for each plugin: an error can then be put down to its author, and touches nobody else.
+        manager = pluggy.PluginManager("sfkit")
+        manager.add_hookspecs(hookspecs)
+        manager.register(module)
+        try:
+            manager.check_pending()
+        except pluggy.PluginValidationError as error:
+            known = ", ".join(_HOOKS.values())
+            raise PluginError(
+                f"Plugin {distribution} implements an unknown hook: {error}", f"Hooks: {known}."
+            ) from error
+        collected: list[Entry] = []
+        for kind, hook in _HOOKS.items():
+            getattr(manager.hook, hook)(register=functools.partial(_collect, collected, kind, distribution))
+        self.entries.extend(collected)
+
+    def add_entry_point(self, entry_point: EntryPoint) -> None:
+        """Load one entry point; a failure is recorded in ``broken`` and stops nothing."""
+        named = entry_point.dist.name if entry_point.dist else None
+        distribution = named or entry_point.value  # an installation that is damaged has no name
+        try:
+            self.add_plugin(entry_point.load(), distribution)
+        except (Exception, SystemExit) as error:  # a plugin that calls sys.exit ends itself alone
+            self.broken.append(BrokenPlugin(distribution, entry_point.name, error))
+
+    def of_kind(self, kind: Kind) -> list[Entry]:
+        """All entries of a kind, by name, without those that say that there is nothing."""
+        found = (entry for entry in self.entries if entry.kind == kind and entry.target is not None)
+        return sorted(found, key=lambda entry: entry.name)
+
+    def unsupported(self) -> list[Entry]:
+        """The policies that are known and have no adapter, by name; each says why."""
+        return sorted((entry for entry in self.entries if entry.target is None), key=lambda entry: entry.name)
+
+    def get(self, kind: Kind, name: str) -> Entry:
+        """Look a name up; what follows its first colon is the argument, see :func:`split_name`.
+
+        Raises:
+            UnknownNameError: Nothing of that name; says what is installed, the nearest match and what is broken.
+            PluginError: Two distributions registered the name.
+        """
+        name, argument = split_name(name)
+        found = [entry for entry in self.of_kind(kind) if entry.name == name]
+        if len(found) > 1:
+            owners = " and ".join(entry.distribution for entry in found)
+            raise PluginError(
+                f"{kind.capitalize()} {name!r} is registered by {owners}.",
+                "Uninstall one of them, or name the ones to load in SFKIT_PLUGINS.",
+            )
+        if found and argument is not None and not found[0].argument:
+            raise UnknownNameError(
+                f"{kind.capitalize()} {name!r} takes nothing after a colon, got {argument!r}.", f"Write {name!r}."
+            )
+        if found:
+            return found[0]
+        installed = self.of_kind(kind)
+        raise UnknownNameError(
+            f"Unknown {kind} {name!r}.{did_you_mean(name, [e.name for e in installed])}{self._broken_note()}",
+            f"Installed: {', '.join(entry.form for entry in installed) or 'none'}.",
+        ) from (self.broken[0].error if self.broken else None)
+
+    def adapters_for(self, cls: type) -> list[Entry]:
+        """Policy adapters whose patterns match ``cls``, those for its most derived matching base first."""
+        return _matching(cls, self.of_kind("policy"))
+
+    def unsupported_for(self, cls: type) -> list[Entry]:
+        """Entries without an adapter whose patterns match ``cls``."""
+        return _matching(cls, self.unsupported())
+
+    def _broken_note(self) -> str:
+        return " Broken plugins: " + "; ".join(map(str, self.broken)) + "." if self.broken else ""
+
+
+def _matching(cls: type, entries: list[Entry]) -> list[Entry]:
+    found: list[Entry] = []
+    for base in cls.__mro__:
+        qualified = f"{base.__module__}.{base.__qualname__}"
+        for entry in entries:
+            if entry not in found and any(fnmatchcase(qualified, pattern) for pattern in entry.handles):
+                found.append(entry)
+    return found
+
+
+def _collect(
+    into: list[Entry], kind: Kind, distribution: str, target: str | type[Any] | None, *, name: str, **metadata: Any
+) -> None:
+    unknown = [key for key in metadata if key not in _METADATA]
+    if unknown:
+        raise PluginError(
+            f"{distribution} registers {kind} {name!r} with an unknown {unknown[0]}."
+            f"{did_you_mean(unknown[0], _METADATA)}",
+            f"Beside name: {', '.join(_METADATA)}.",
+        )
+    if isinstance(metadata.get("handles"), list):
+        metadata["handles"] = tuple(metadata["handles"])
+    into.append(Entry(kind, name, target, distribution, **metadata))
+
+
+_METADATA = tuple(field.name for field in fields(Entry))[len(("kind", "name", "target", "distribution")) :]
+
+
+def discover(points: Iterable[EntryPoint], only: str | None) -> Registry:
+    """Build a registry from entry points.
+
+    Args:
+        points: The entry points to load.
+        only: Comma list of distributions to load (``""``: none; None: all). The core itself is always loaded.
+    """
+    registry = Registry()
+    wanted = None if only is None else {name.strip() for name in only.split(",")} | {CORE}
+    for point in points:
+        if wanted is None or (point.dist is not None and point.dist.name in wanted):
+            registry.add_entry_point(point)
+    return registry
+
+
+@functools.cache
+def default_registry() -> Registry:
+    """The registry of what is installed, built on first use. ``SFKIT_PLUGINS`` limits it; see :func:`discover`."""
+    return discover(entry_points(group=_ENTRY_POINT_GROUP), os.environ.get("SFKIT_PLUGINS"))

@@ -1,0 +1,1 @@
+"""Checkpoints, and what may be read from them."""

@@ -1,0 +1,292 @@
+"""The files beside a policy's own: ``spatial_forcing/config.json`` and ``spatial_forcing/projector.safetensors``.
+
+Safetensors only, written to a temporary folder and renamed, and checked key by key when read. A teacher's weights are
+never written: its identity and license are recorded.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sfkit import __version__
+from sfkit.config import SpatialForcingConfig
+from sfkit.errors import CheckpointError, ConfigError
+from sfkit.saving.trust import Origin, Published
+from sfkit.teachers.base import Teacher, license_note
+from sfkit.training.taps import student_layer_name
+from sfkit.utils.places import read_json
+
+FOLDER = "spatial_forcing"
+_CONFIG, _PROJECTOR, _README = "config.json", "projector.safetensors", "README.md"
+#: What is fetched and read, and how many bytes of it at most.
+LIMITS = {f"{FOLDER}/{_CONFIG}": 2**20, f"{FOLDER}/{_PROJECTOR}": 2**32, f"{FOLDER}/{_README}": 2**20}
+_FORMAT = "sfkit.checkpoint/2"
+#: Where the folder that is being replaced is kept meanwhile.
+_OLD = f".{FOLDER}.old-"
+
+
+def save(
+    directory: str | Path, config: SpatialForcingConfig, state: Mapping[str, Tensor], teachers: Sequence[Teacher]
+) -> None:
+    """Write ``directory/spatial_forcing/``; an interruption leaves what was there before."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    public = Published.of(config)
+    record = {
+        "format": _FORMAT,
+        "sfkit_version": __version__,
+        "config": public.config.model_dump(mode="json"),
+        "teachers": [_identity(teacher, public) for teacher in teachers],
+    }
+    _tidy(directory)
+    fresh = Path(tempfile.mkdtemp(prefix=_prefix(), dir=directory))
+    try:
+        save_file({key: value.detach().contiguous().cpu() for key, value in state.items()}, fresh / _PROJECTOR)
+        (fresh / _CONFIG).write_text(json.dumps(record, indent=2) + "\n")
+        (fresh / _README).write_text(_readme(public, teachers))
+        fresh.chmod(0o755)
+        _replace(fresh, directory / FOLDER)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def is_scattered(state: Mapping[str, Tensor]) -> bool:
+    """Whether each process holds a part of these tensors (FSDP2); told by what they can do, not by a class of torch."""
+    return any(hasattr(value, "full_tensor") for value in state.values())
+
+
+def gather(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Scattered tensors in one piece. All processes must call this."""
+    gathers = {key: getattr(value, "full_tensor", None) for key, value in state.items()}
+    return {key: state[key] if gather is None else gather() for key, gather in gathers.items()}
+
+
+def part_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What of a policy's state is the handle's, under the handle's own names."""
+    prefix = f"{FOLDER}."
+    return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _identity(teacher: Teacher, public: Published) -> dict[str, str]:
+    return {key: public.text(value) for key, value in teacher.identity.items()}
+
+
+def _readme(public: Published, teachers: Sequence[Teacher]) -> str:
+    """What a reader of the published folder must know."""
+    pairs = "\n".join(
+        f"- {student_layer_name(pair.student_layer)} of the policy with layer {pair.teacher_layer} of teacher "
+        f"`{pair.teacher.name}`"
+        for pair in public.config.pairs
+    )
+    identities = [_identity(teacher, public) for teacher in teachers]
+    sources = "\n".join(
+        f"- `{identity['name']}`" + "".join(f", {key} {value}" for key, value in identity.items() if key != "name")
+        for identity in identities
+    )
+    notes = "".join(
+        f"\n**Note:** {license_note(identity)}\n"
+        for identity, teacher in zip(identities, teachers, strict=True)
+        if teacher.noncommercial
+    )
+    return (
+        "# Spatial forcing\n\n"
+        f"This policy was trained with an alignment loss of weight {public.config.weight} by sfkit {__version__}:\n\n"
+        f"{pairs}\n\n"
+        "The policy beside this folder is complete without it and runs without sfkit. To go on training, install "
+        f"`sfkit` and call `SpatialForcing.from_pretrained(policy, folder)`.\n\n"
+        f"Teachers (no weights of theirs are in here):\n\n{sources}\n{notes}"
+    )
+
+
+def _replace(fresh: Path, target: Path) -> None:
+    if target.exists():
+        old = Path(tempfile.mkdtemp(prefix=_OLD, dir=target.parent))
+        os.replace(target, old / FOLDER)  # noqa: PTH105 - directories are replaced by renaming
+        os.replace(fresh, target)  # noqa: PTH105
+        shutil.rmtree(old)
+    else:
+        os.replace(fresh, target)  # noqa: PTH105
+
+
+def _prefix() -> str:
+    """What the temporary folders of this process are called."""
+    return f".{FOLDER}-{platform.node()}-{os.getpid()}-"
+
+
+def _tidy(directory: Path) -> None:
+    """Clear away what a process that was killed while it saved has left behind."""
+    _recover(directory)
+    for old in directory.glob(f"{_OLD}*"):
+        shutil.rmtree(old, ignore_errors=True)
+    for fresh in directory.glob(f".{FOLDER}-{glob.escape(platform.node())}-*"):
+        pid = fresh.name.rsplit("-", 2)[-2]
+        if pid.isdigit() and not _is_alive(int(pid)):
+            shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _recover(directory: Path) -> None:
+    """Take back the earlier folder, where somebody was killed between moving it away and moving the new one in."""
+    if (directory / FOLDER).exists():
+        return
+    for old in sorted(directory.glob(f"{_OLD}*/{FOLDER}")):
+        os.replace(old, directory / FOLDER)  # noqa: PTH105 - directories are replaced by renaming
+        return
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def locate(source: str | Path, revision: str | None = None) -> Path:
+    """The ``spatial_forcing`` folder of a local checkpoint or of a Hub repository (downloaded).
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    local = Path(source)
+    if local.is_dir():
+        _recover(local)
+    for folder in (local / FOLDER, local):
+        if (folder / _CONFIG).is_file() and (folder / _PROJECTOR).is_file():
+            return _of_bounded_size(folder)
+    if local.exists():
+        raise CheckpointError(f"{local} has no {FOLDER}/ folder.", "Save the wrapped policy with save_pretrained.")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        refuse_oversized(str(source), revision)
+        snapshot = snapshot_download(str(source), revision=revision, allow_patterns=list(LIMITS))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise CheckpointError(
+            f"{source!r} is neither a local checkpoint nor a repository that could be fetched: {error}",
+            "Check the name and the network, or pass a local folder.",
+        ) from error
+    folder = Path(snapshot) / FOLDER
+    if not (folder / _CONFIG).is_file():
+        raise CheckpointError(f"The repository {source!r} has no {FOLDER}/ folder.", "Was it trained with sfkit?")
+    return _of_bounded_size(folder)
+
+
+def refuse_oversized(repo: str, revision: str | None) -> None:
+    """Ask the Hub for the sizes of the files of sfkit in a repository, before any of them is fetched.
+
+    Raises:
+        CheckpointError: One is larger than any that sfkit writes.
+        HfHubHTTPError: There is no such repository, or no access to it.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        found = HfApi().get_paths_info(repo, list(LIMITS), revision=revision)
+    except (HfHubHTTPError, HFValidationError):
+        raise
+    except Exception:  # no connection, in the words of whichever HTTP library: nothing will be fetched
+        return
+    for item in found:
+        _bound(f"{item.path} of the repository {repo!r}", item.path, getattr(item, "size", 0))
+
+
+def _of_bounded_size(folder: Path) -> Path:
+    for name in LIMITS:
+        path = folder / Path(name).name
+        if path.is_file():
+            _bound(str(path), name, path.stat().st_size)
+    return folder
+
+
+def _bound(what: str, name: str, size: int) -> None:
+    if size > LIMITS[name]:
+        raise CheckpointError(
+            f"{what} has {size} bytes, and sfkit reads {LIMITS[name]} at most.",
+            "sfkit writes none as large: it is damaged or hostile.",
+        )
+
+
+def origin_of(source: str | Path, folder: Path) -> Origin:
+    """Where the configuration of a checkpoint was read, for :func:`sfkit.saving.trust.admit`."""
+    local = Path(source).exists()
+    file = str(folder / _CONFIG) if local else f"{FOLDER}/{_CONFIG} of the repository {str(source)!r}"
+    return Origin(file, local, lambda name, options: f"add options={{{name!r}: {dict(options)!r}}} to the call")
+
+
+def read_config(folder: Path) -> SpatialForcingConfig:
+    """Read the saved configuration.
+
+    Raises:
+        CheckpointError: It is damaged, or was written by a version with another format.
+    """
+    try:
+        record = read_json(folder / _CONFIG, size=LIMITS[f"{FOLDER}/{_CONFIG}"])
+        if not isinstance(record, dict):
+            raise ValueError("it is no JSON object")
+        if record.get("format") != _FORMAT:
+            raise CheckpointError(
+                f"{folder / _CONFIG} has format {record.get('format')!r}, expected {_FORMAT!r}.",
+                f"It was written by sfkit {record.get('sfkit_version', 'of unknown version')}: use that version.",
+            )
+        return SpatialForcingConfig.parse(str(folder / _CONFIG), record["config"])
+    except (OSError, ValueError, KeyError, ConfigError) as error:
+        raise CheckpointError(f"{folder / _CONFIG} could not be read: {error}") from error
+
+
+def wrap_arguments(config: SpatialForcingConfig) -> dict[str, Any]:
+    """The arguments of ``wrap`` that a configuration stands for."""
+    return {
+        "pairs": list(config.pairs),
+        "objective": config.objective,
+        "projector": config.projector,
+        "shared_projector": config.shared_projector,
+        "pair_reduction": config.pair_reduction,
+        "transforms": list(config.transforms),
+        "adapter": config.adapter,
+        "weight": config.weight,
+        "schedule": list(config.schedule),
+        "recompute": config.recompute,
+        "attach_loss": config.attach_loss,
+        "grad_accumulation": config.grad_accumulation,
+        "seed": config.seed,
+        "health": config.health,
+        "self_check": config.self_check,
+    }
+
+
+def load_into(handle: nn.Module, folder: Path) -> None:
+    """Load projector and state, strictly: every missing, unexpected or misshapen tensor is named.
+
+    Raises:
+        CheckpointError: Something does not fit.
+    """
+    path = folder / _PROJECTOR
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path} could not be read: {error}", "It may be truncated; restore or retrain."
+        ) from error
+    try:
+        handle.load_state_dict(state, strict=True)
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} does not fit: {error}",
+            "Use the policy, student layer, teacher and projector that it was saved with.",
+        ) from error

@@ -1,0 +1,233 @@
+"""Attaching to a policy object: its class is swapped in place for a subclass that overrides ``forward``.
+
+The idiom is that of torch's own ``fully_shard`` and ``parametrize``. Everything that is added hangs from one name,
+``policy.spatial_forcing``, so that ``isinstance``, attribute access and the framework's own save paths keep working.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol, SupportsIndex, cast
+
+import torch
+from torch import nn
+
+from sfkit.errors import SfkitWarning, WrapError
+from sfkit.training.checks import is_sharded
+
+HANDLE = "spatial_forcing"
+_MARK = "_sfkit_base"
+_WRAPPERS = {
+    "DistributedDataParallel": "DDP",
+    "DataParallel": "DataParallel",
+    "FullyShardedDataParallel": "FSDP",
+    "FSDPModule": "FSDP2 (fully_shard)",
+    "DeepSpeedEngine": "DeepSpeed",
+    "OptimizedModule": "torch.compile",
+}
+_FORCED: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+class Handle(Protocol):
+    """What the swapped class needs of the module at ``policy.spatial_forcing``."""
+
+    def around(
+        self, policy: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run the policy's own forward, and align."""
+
+    def save(self, directory: str, gathered: Mapping[str, torch.Tensor] | None = None) -> bool:
+        """Write the projector and config beside the policy's own files; whether it was this process that wrote."""
+
+    @property
+    def companions(self) -> list[Callable[[Any], None]]:
+        """Called with the folder after each save, for what an integration keeps there."""
+
+
+def base_of(policy: object) -> type[nn.Module] | None:
+    """The class that a wrapped object had before, or None for an object that is not wrapped.
+
+    Only the class's own mark counts: a subclass of a swapped class is somebody else's, unless FSDP2 has made it.
+    """
+    cls = type(policy)
+    if [base.__name__ for base in cls.__bases__[:-1]] == ["FSDPModule"]:
+        cls = cls.__bases__[-1]
+    return cast("type[nn.Module] | None", cls.__dict__.get(_MARK))
+
+
+def handle_of(policy: nn.Module) -> Any:
+    """The handle registered on a policy, or None."""
+    return policy._modules.get(HANDLE)
+
+
+def attach(policy: nn.Module, handle: nn.Module) -> None:
+    """Register the handle and swap the class."""
+    policy.add_module(HANDLE, handle)
+    policy.__class__ = forced_class(type(policy))
+
+
+def detach(policy: nn.Module) -> Any:
+    """Undo ``attach`` and return the handle.
+
+    Raises:
+        WrapError: The class is not one of ours, or FSDP2 has scattered the parameters.
+    """
+    base = base_of(policy)
+    if base is None:
+        raise WrapError(
+            f"{type(policy).__name__} is not wrapped by sfkit.",
+            "Unwrap the object that SpatialForcing.wrap returned (under DDP or compile that is its inner module).",
+        )
+    if is_sharded(policy):
+        raise WrapError(
+            f"FSDP2 has scattered the parameters of this {base.__name__}, the projector's among them.",
+            "Save it (SpatialForcing.export), and load what was saved.",
+        )
+    policy.__class__ = base
+    return policy._modules.pop(HANDLE, None)
+
+
+@contextmanager
+def detached(policy: nn.Module) -> Iterator[Any]:
+    """Within the block the policy is exactly what it was before ``wrap``; yields the handle.
+
+    Under FSDP2 only the handle is gone: the class, which is FSDP2's, gathers the parameters.
+    """
+    sharded = is_sharded(policy) and base_of(policy) is not None
+    handle: Any = policy._modules.pop(HANDLE) if sharded else detach(policy)
+    try:
+        yield handle
+    finally:
+        if sharded:
+            policy._modules[HANDLE] = handle
+        else:
+            attach(policy, handle)
+
+
+def forced_class(base: type[nn.Module]) -> type[nn.Module]:
+    """The subclass of ``base`` that aligns. One for each base, with the base's name, signature and documentation."""
+    if base not in _FORCED:
+        _FORCED[base] = _make_forced_class(base)
+    return _FORCED[base]
+
+
+def _make_forced_class(base: type[nn.Module]) -> type[nn.Module]:
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        handle = self._modules.get(HANDLE)
+        if handle is None:
+            return base.forward(self, *args, **kwargs)
+        return cast(Handle, handle).around(self, functools.partial(base.forward, self), args, kwargs)
+
+    # Trainers read the signature to decide which columns of a batch to pass on.
+    functools.update_wrapper(forward, base.forward)
+    forward.__signature__ = inspect.signature(base.forward)  # type: ignore[attr-defined]
+
+    def __reduce_ex__(self: nn.Module, protocol: SupportsIndex) -> Any:  # noqa: N807 - a dunder by design
+        reduced = base.__reduce_ex__(self, protocol)
+        # object's own recipe names the class by its qualified name, which leads to the base: rebuild from there.
+        if isinstance(reduced, tuple) and reduced[0] is copyreg.__newobj__:  # type: ignore[attr-defined]
+            return (_rebuild, (base, *reduced[1][1:]), *reduced[2:])
+        return reduced
+
+    # Dynamo must not trace this frame: it would inline the handle. The base's forward is compiled on its own.
+    torch.compiler.disable(forward, recursive=False)  # type: ignore[no-untyped-call]
+    members: dict[str, Any] = {
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+        _MARK: base,
+        "forward": forward,
+        "__reduce_ex__": __reduce_ex__,
+    }
+    if callable(getattr(base, "save_pretrained", None)):
+        members["save_pretrained"] = _save_pretrained(base)
+    metaclass: Any = type(base)
+    return cast("type[nn.Module]", metaclass(base.__name__, (base,), members))
+
+
+def _save_pretrained(base: Any) -> Callable[..., Any]:
+    @functools.wraps(base.save_pretrained)
+    def save_pretrained(self: nn.Module, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        if HANDLE not in self._modules:  # the class stays where FSDP2 has made one from it
+            return base.save_pretrained(self, save_directory, *args, **kwargs)
+        given = kwargs.get("state_dict")
+        if given is not None:
+            kwargs["state_dict"] = without_handle(given)
+        if kwargs.get("push_to_hub"):
+            message = (
+                "sfkit: push_to_hub=True uploads the policy's own files only; call policy.push_to_hub(...) to publish "
+                "spatial_forcing/ with them."
+            )
+            warnings.warn(message, SfkitWarning, stacklevel=2)
+        with detached(self) as handle:
+            result = base.save_pretrained(self, save_directory, *args, **kwargs)
+        if handle.save(save_directory, given):
+            for companion in handle.companions:
+                companion(save_directory)
+        return result
+
+    return save_pretrained
+
+
+def without_handle(state: dict[str, Any]) -> dict[str, Any]:
+    """A state dict without what sfkit added."""
+    prefix = f"{HANDLE}."
+    return {key: value for key, value in state.items() if not key.startswith(prefix)}
+
+
+def _rebuild(base: type[nn.Module], *args: Any) -> nn.Module:
+    return forced_class(base).__new__(forced_class(base), *args)
+
+
+def _wrapper_of(module: nn.Module) -> str | None:
+    """What a module is inside of; recognized by name, as not all of them are in every torch."""
+    for cls in type(module).__mro__:
+        if cls.__name__ in _WRAPPERS and cls.__module__.split(".")[0] in ("torch", "deepspeed"):
+            return _WRAPPERS[cls.__name__]
+    return None
+
+
+def refuse_unwrappable(policy: object) -> None:
+    """Explain why an object cannot be wrapped now, naming who changed it and the right order.
+
+    Raises:
+        WrapError: It is not a module, is wrapped already, or is inside DDP, FSDP, DeepSpeed, accelerate or compile.
+    """
+    if not isinstance(policy, nn.Module):
+        raise WrapError(f"SpatialForcing.wrap needs a torch.nn.Module, got {type(policy).__name__}.")
+    if handle_of(policy) is not None:
+        raise WrapError(
+            f"This {type(policy).__name__} is wrapped already.",
+            "Call SpatialForcing.unwrap(policy) first, or give all pairs in one call with pairs=[...].",
+        )
+    order = "Order: LoRA first, SpatialForcing.wrap second, then the optimizer and prepare / DDP / FSDP / compile."
+    for name, module in policy.named_modules():
+        wrapper = _wrapper_of(module)
+        if wrapper is None or (name and wrapper == "torch.compile"):  # of a compiled part, more is said below
+            continue
+        found = f"The policy's submodule {name!r}" if name else "The policy"
+        raise WrapError(
+            f"{found} is already inside {wrapper}.", f"Wrap {'the whole policy' if name else 'it'} before. {order}"
+        )
+    if any(hasattr(parameter, "ds_id") for parameter in policy.parameters()):
+        raise WrapError(
+            f"DeepSpeed ZeRO-3 has split the parameters of this {type(policy).__name__}: here they are empty.",
+            "Use ZeRO-1 or ZeRO-2, DDP or FSDP2. " + order,
+        )
+    if "forward" in vars(policy):
+        culprit = "accelerate's prepare" if "_original_forward" in vars(policy) else "somebody"
+        raise WrapError(f"{culprit} has replaced this object's own `forward`, which would hide sfkit's.", order)
+    for name, module in policy.named_modules():
+        forward = vars(module).get("forward")
+        if getattr(module, "_compiled_call_impl", None) is not None or hasattr(forward, "_torchdynamo_orig_callable"):
+            where = f"its submodule {name!r}" if name else "it"
+            raise WrapError(
+                f"{type(policy).__name__} is compiled already ({where}): a tap installed now would never fire.",
+                f"Compile after wrapping (LeRobot: compile_model=false, then compile). {order}",
+            )

@@ -1,0 +1,119 @@
+"""By what factor a training loop multiplies its loss, as far as the alignment loss must follow."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfkit.errors import LossError, SfkitWarning
+from sfkit.utils.distributed import in_a_group
+
+_ADD = "or write `loss = policy.spatial_forcing.add(loss)` before the loss is scaled or divided: always exact."
+
+
+class StepScale:
+    """What is known of the factor, and a watch for signs of one that is not known.
+
+    Attributes:
+        accumulation: Batches for each optimizer step; None: not told.
+        scaler: The loop's ``GradScaler``, anything with its ``scale(tensor)``; None: there is none, or it was not told.
+        processes: By how many processes the trainer multiplies a loss that was made with ``num_items_in_batch``, before
+            DDP divides by them; None: not told.
+    """
+
+    def __init__(self, accumulation: int | None = None, scaler: Any = None) -> None:
+        self.accumulation = accumulation
+        self.scaler = scaler
+        self.processes: int | None = None
+        self._warned: set[str] = set()
+        self._last: tuple[int, int] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of the policy has no part in the loop; and a GradScaler refuses to be copied in the middle of a step.
+        return {**self.__dict__, "scaler": None, "_last": None}
+
+    def gradient(self, device: torch.device) -> Tensor:
+        """The gradient ``()`` that reaches ``loss`` when the loop differentiates its scaled and divided loss."""
+        one = torch.ones((), dtype=torch.float32, device=device)
+        scaled: Tensor = one if self.scaler is None else self.scaler.scale(one)
+        return scaled / (self.accumulation or 1)
+
+    def share_of_the_step(self, arguments: Mapping[str, Any]) -> float:
+        """What part of an optimizer step this call is, as far as the policy's own loss already accounts for it.
+
+        Handed ``num_items_in_batch``, a model divides its loss by the items of *all* accumulated batches, and HF
+        Trainer then divides no further. The alignment loss must follow, or it counts once for each of them. If they
+        are the items of all processes (``average_tokens_across_devices``), Trainer multiplies the loss by the number of
+        processes, to make up for DDP's mean: the same again.
+
+        Raises:
+            LossError: It was handed that, and how many batches are accumulated was not told; or there are several
+                processes, and whether the loss is multiplied by their number was not told.
+        """
+        if arguments.get("num_items_in_batch") is None:
+            return 1.0
+        if self.processes is None and _world_size() > 1:
+            raise LossError(
+                "The policy was called with num_items_in_batch in one of several processes. HF Trainer multiplies such "
+                "a loss by their number, or not, by its average_tokens_across_devices, and sfkit cannot know.",
+                "Give the trainer sfkit_transformers.SpatialForcingCallback(policy), which tells.",
+            )
+        if self.accumulation is None:
+            raise LossError(
+                "The policy was called with num_items_in_batch, so its loss is already scaled for gradient "
+                "accumulation, by a factor that sfkit cannot know.",
+                "Pass SpatialForcing.wrap(..., grad_accumulation=N), the trainer's gradient_accumulation_steps, or "
+                "give the trainer sfkit_transformers.SpatialForcingCallback(policy), which tells.",
+            )
+        return 1.0 / (self.accumulation * (self.processes or 1))
+
+    def look_at_forward(self, device: str) -> None:
+        """Warn once where a forward runs in float16, which is trained with a GradScaler, and none was told."""
+        if self.scaler is None and _autocast_dtype(device) == torch.float16:
+            self._warn(
+                "The alignment loss rides on the outputs of a forward under float16 autocast, and no GradScaler was "
+                "told: if the loop scales its loss, alignment is far too weak. Set policy.spatial_forcing.scaler = "
+                f"scaler, {_ADD}"
+            )
+
+    def look_at_backward(self, parameter: Tensor | None) -> None:
+        """Warn once where gradients are accumulated, and whether the loss is divided for that was not told.
+
+        Args:
+            parameter: One of the projector's: it has a gradient left from an earlier backward pass, and no optimizer
+                has moved it since, where gradients are accumulated.
+        """
+        if self.accumulation is not None or parameter is None:
+            return
+        now = (torch._C._current_graph_task_id(), parameter._version)
+        before, self._last = self._last, now
+        if before is None or parameter.grad is None or before[0] == now[0] or before[1] != now[1]:
+            return
+        self._warn(
+            "The alignment loss rides on the outputs of a forward, and gradients of several backward passes are "
+            "accumulated: if the loop divides its loss for that, alignment is too strong by that factor. Pass "
+            f"SpatialForcing.wrap(..., grad_accumulation=N), with 1 if it divides by nothing, {_ADD}"
+        )
+
+    def _warn(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(f"sfkit: {message}", SfkitWarning, stacklevel=2)
+
+
+def _world_size() -> int:
+    return torch.distributed.get_world_size() if in_a_group() else 1
+
+
+def _autocast_dtype(device: str) -> torch.dtype | None:
+    """What autocast casts to on a type of device; None where it is off."""
+    if hasattr(torch, "get_autocast_dtype"):
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    # torch 2.2 and 2.3
+    if device == "cpu":
+        return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
+    return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None

@@ -1,0 +1,169 @@
+"""One forward's alignment loss on its way into the backward pass: it rides on the outputs of that forward.
+
+A training loop whose loss is computed outside the policy differentiates the policy's outputs, and nothing else of it.
+So each output passes through an identity node of the autograd graph, which has the alignment loss as a further input.
+Backward hands the output's gradient on unchanged, and the first node that it comes by sends the alignment loss a
+gradient of its own. This also makes the projector reachable from what forward returned, which DDP insists on
+(``find_unused_parameters=True``). One node for all outputs would run backward through those that the loop never uses.
+With several processes that is wanted: DDP waits for every parameter behind any of the outputs, as OFT's unused logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfkit.utils.distributed import in_a_group
+from sfkit.utils.pytree import map_tensors, tensors_in
+
+
+@dataclass(eq=False)
+class Ride:
+    """The alignment of one forward. Holds no tensor of the graph, so that keeping it keeps nothing alive.
+
+    Attributes:
+        gradient: What backward sends to the alignment loss; None where only an explicit ``add`` counts.
+        arrived: Called when a backward pass that accumulates gradients comes by; None for a mere anchor.
+        leaves: Gives the parameters that a backward pass may accumulate into.
+        added: The alignment was added to a loss.
+        spent: It has been sent with a backward pass.
+        passed: A backward pass has been here.
+    """
+
+    gradient: Callable[[], Tensor | float] | None = None
+    arrived: Callable[[Ride], None] | None = None
+    leaves: Callable[[], Iterable[Tensor]] = tuple
+    added: bool = False
+    spent: bool = False
+    passed: bool = False
+    _last: int = -1
+
+    def share(self, *, accumulates: bool) -> Tensor | float:
+        """The gradient of the alignment loss in this backward pass.
+
+        It counts once for each forward, however many backward passes the loop makes through it, and however many of the
+        outputs a pass comes through. Passes that only look at gradients (``torch.autograd.grad``) see it, and leave it
+        to the one that trains.
+        """
+        this, before = torch._C._current_graph_task_id(), self._last
+        if accumulates and not self.passed:
+            self.passed = True
+            if self.arrived is not None:
+                self.arrived(self)
+        if self.gradient is None or self.added or self.spent or this == before:
+            return 0.0
+        self._last = this
+        self.spent = accumulates
+        return self.gradient()
+
+
+class Carrier(torch.autograd.Function):
+    """Identity over outputs of a forward, with the alignment loss as a passenger."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, boarding: tuple[Ride, list[bool]], witness: Tensor, passenger: Tensor, *outputs: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.ride, alone = boarding
+        ctx.set_materialize_grads(False)
+        ctx.passenger = passenger
+        return tuple(map(_alias, outputs, alone))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        share = ctx.ride.share(accumulates=_accumulates(ctx))
+        passenger = ctx.passenger
+        own = torch.as_tensor(share, dtype=passenger.dtype, device=passenger.device) / passenger.numel()
+        return None, None, own.expand_as(passenger), *gradients
+
+
+def _alone(tensors: Sequence[Tensor]) -> list[bool]:
+    """For each, whether no other of them lies in its memory."""
+    places = [tensor.untyped_storage().data_ptr() for tensor in tensors]
+    return [places.count(place) == 1 for place in places]
+
+
+def _alias(output: Tensor, alone: bool) -> Tensor:
+    """The same values, which a loop may change in place (``logits.div_(2)``) as it could without sfkit.
+
+    An alias that is no view, and has the version counter of the original: what autograd still needs of it is guarded.
+    Where two outputs share memory, a change of one is one of the other's graph too; a view makes that torch's error.
+    """
+    return output.detach() if alone else output.view_as(output)
+
+
+def _accumulates(ctx: Any) -> bool:
+    """True in a backward pass that accumulates into leaves, all or (``inputs=``) some; False in one that only looks.
+
+    The witness is a leaf that nobody can ask for, as it exists in this node alone.
+    """
+    if torch._C._will_engine_execute_node(ctx.next_functions[0][0]):
+        return True
+    return any(_is_accumulated_into(leaf) for leaf in ctx.ride.leaves())
+
+
+def _is_accumulated_into(leaf: Tensor) -> bool:
+    if not (leaf.is_leaf and leaf.requires_grad):
+        return False
+    with torch.enable_grad():
+        node: Any = leaf.view_as(leaf).grad_fn
+    try:
+        return bool(torch._C._will_engine_execute_node(node.next_functions[0][0]))
+    except RuntimeError:  # what torch says to a leaf whose gradient autograd.grad was asked for
+        return False
+
+
+def carry(output: Any, passenger: Tensor | Callable[[Tensor], Tensor], ride: Ride) -> Any | None:
+    """``output`` with its differentiable tensors passed through the carrier; None if it holds none.
+
+    Args:
+        output: What forward returned.
+        passenger: The weighted alignment loss, whose mean counts, with gradient; or what makes it beside one of the
+            tensors.
+        ride: What is to become of it.
+    """
+    found = [tensor for tensor in tensors_in(output) if tensor.requires_grad]
+    if not found:
+        return None
+    if not isinstance(passenger, Tensor):
+        passenger = passenger(found[0]).sum()
+    witness = torch.zeros((), requires_grad=True)
+    replaced: dict[int, Tensor] = {}
+    alone = _alone(found)
+    size = len(found) if in_a_group() else 1
+    for start in range(0, len(found), size):
+        group = slice(start, start + size)
+        boarding = (ride, alone[group])
+        carried: Any = Carrier.apply(boarding, witness, passenger, *found[group])  # type: ignore[no-untyped-call]
+        replaced.update((id(tensor), fresh) for tensor, fresh in zip(found[group], carried, strict=True))
+    return map_tensors(output, lambda tensor: replaced.get(id(tensor), tensor))
+
+
+_CARRIER_NODE: Any = Carrier._backward_cls
+
+
+def riders_in(loss: Tensor, *, behind: bool = False) -> list[tuple[Ride, Tensor]]:
+    """The rides that ``loss`` was computed from, each with its alignment loss.
+
+    Args:
+        loss: With gradient.
+        behind: Look behind carriers too, through whole policies, for a forward that was fed what an earlier one has
+            returned.
+    """
+    found: dict[Ride, Tensor] = {}
+    seen: set[Any] = set()
+    stack = [loss.grad_fn]
+    while stack:
+        node: Any = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if isinstance(node, _CARRIER_NODE):
+            found[node.ride] = node.passenger
+        if behind or not isinstance(node, _CARRIER_NODE):
+            stack.extend(following for following, _ in node.next_functions)
+    return list(found.items())

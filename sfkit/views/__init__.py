@@ -1,0 +1,1 @@
+"""From a batch to what the student saw: views, cameras, grids of tokens and geometry."""

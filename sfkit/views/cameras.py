@@ -1,0 +1,149 @@
+"""Camera calibration beside a dataset: it must reach the teacher without passing the policy's normalizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from sfkit.config import Options
+from sfkit.errors import ConfigError, ViewsError
+from sfkit.utils.places import read_json
+
+_FORMAT = "sfkit.cameras/1"
+_METERS = {"m": 1.0, "mm": 0.001}
+
+Row3 = tuple[float, float, float]
+Row4 = tuple[float, float, float, float]
+
+
+class Camera(Options):
+    """Calibration of one camera. OpenCV axes; integer pixel coordinates are pixel centers."""
+
+    width: int = Field(ge=1, description="Width of the dataset's picture in pixels.")
+    height: int = Field(ge=1, description="Height of the dataset's picture in pixels.")
+    intrinsics: tuple[Row3, Row3, Row3] | None = Field(
+        default=None, description="3x3 matrix K in pixels of that picture; None where it is unknown."
+    )
+    depth_key: str | None = Field(default=None, description="Batch key of the depth map (same field of view).")
+    depth_unit: Literal["m", "mm"] | None = Field(
+        default=None, description="Unit of the depth map as it arrives in the batch; never guessed."
+    )
+    world_from_camera: tuple[Row4, Row4, Row4, Row4] | None = Field(
+        default=None, description="4x4 pose of a camera that does not move, meters."
+    )
+    pose_key: str | None = Field(default=None, description="Dataset column with 4x4 poses of a camera that moves.")
+
+
+@dataclass(frozen=True)
+class PoseTable:
+    """Poses of a moving camera, by the dataset's global frame index.
+
+    Attributes:
+        index: ``(n,)`` long, ascending.
+        poses: ``(n, 4, 4)`` float32 ``world_from_camera``, meters.
+    """
+
+    index: Tensor
+    poses: Tensor
+    _copies: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
+
+    def __call__(self, index: Tensor) -> Tensor:
+        """``(b, 4, 4)`` poses of frames ``(b,)``; NaN for a frame that is not in the table (later masked)."""
+        if index.device not in self._copies:
+            # Once for each device, and not at every step: there is a pose for each frame of the dataset.
+            self._copies[index.device] = (self.index.to(index.device), self.poses.to(index.device))
+        known, poses = self._copies[index.device]
+        at = torch.searchsorted(known, index.long()).clamp(max=len(known) - 1)
+        return torch.where((known[at] == index)[:, None, None], poses[at], torch.nan)
+
+    def __reduce__(self) -> tuple[type[PoseTable], tuple[Tensor, Tensor]]:
+        """Copied and pickled without what lies on devices."""
+        return type(self), (self.index, self.poses)
+
+
+@dataclass(frozen=True)
+class CameraRig:
+    """All cameras of a dataset, by the batch key of their picture.
+
+    Attributes:
+        cameras: Calibration by picture key.
+        poses: Pose tables by ``pose_key``.
+    """
+
+    cameras: Mapping[str, Camera]
+    poses: Mapping[str, PoseTable] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: str | Path) -> CameraRig:
+        """Read a ``cameras.json``.
+
+        Raises:
+            ConfigError: The file is missing, is not JSON, or is not of this format.
+        """
+        try:
+            data = read_json(Path(path))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"Cannot read camera calibration from {path}: {error}") from error
+        if not isinstance(data, dict) or data.get("format") != _FORMAT:
+            raise ConfigError(f"{path} is not a calibration file.", f'Its "format" must be "{_FORMAT}".')
+        cameras = {key: Camera.parse(f"camera {key!r}", value) for key, value in data["cameras"].items()}
+        return cls(cameras)
+
+    def save(self, path: str | Path) -> None:
+        """Write ``cameras.json`` (calibration only: pose tables belong to the dataset's columns)."""
+        cameras = {key: camera.model_dump(mode="json", exclude_none=True) for key, camera in self.cameras.items()}
+        Path(path).write_text(json.dumps({"format": _FORMAT, "cameras": cameras}, indent=2) + "\n")
+
+    def intrinsics(self, key: str, size: tuple[int, int]) -> Tensor:
+        """``(3, 3)`` float32 K of a camera; NaN where it is unknown.
+
+        Args:
+            key: Batch key of its picture.
+            size: Height and width of the picture in the batch, which must be the calibrated ones.
+
+        Raises:
+            ViewsError: The picture has another size than the calibration.
+        """
+        camera = self.cameras[key]
+        if size != (camera.height, camera.width):
+            raise ViewsError(
+                f"{key} arrives as {size[0]}x{size[1]}, its calibration is for {camera.height}x{camera.width}.",
+                "Calibrate for the pictures as they are in the dataset, before any resize.",
+            )
+        return torch.full((3, 3), torch.nan) if camera.intrinsics is None else torch.tensor(camera.intrinsics)
+
+    def depth_scale(self, key: str) -> float:
+        """Meters for each unit of a camera's depth map.
+
+        Raises:
+            ConfigError: The unit is not recorded.
+        """
+        unit = self.cameras[key].depth_unit
+        if unit is None:
+            raise ConfigError(
+                f"The unit of {self.cameras[key].depth_key} is not recorded.",
+                'Set the camera\'s depth_unit to "m" or "mm" (for LeRobot, CameraRig comes with it from the dataset).',
+            )
+        return _METERS[unit]
+
+    def pose(self, key: str, index: Tensor | None, batch: int) -> Tensor | None:
+        """``(b, 4, 4)`` poses of a camera, or None where they are unknown.
+
+        Args:
+            key: Batch key of its picture.
+            index: ``(b,)`` global frame indices; only a moving camera needs them.
+            batch: Batch size.
+        """
+        camera = self.cameras[key]
+        if camera.world_from_camera is not None:
+            return torch.tensor(camera.world_from_camera).expand(batch, 4, 4)
+        if camera.pose_key is None or index is None or camera.pose_key not in self.poses:
+            return None
+        return self.poses[camera.pose_key](index)

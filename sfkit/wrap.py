@@ -1,0 +1,397 @@
+"""SpatialForcing: the one call that makes a policy train with an alignment loss."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from sfkit.config import AttachLoss, HealthOptions, SpatialForcingConfig, StudentLayer
+from sfkit.errors import GradientError, WrapError
+from sfkit.factory.components import ComponentLike
+from sfkit.factory.preset_defaults import adapter_for, fill_in, find_preset
+from sfkit.health.report import Health
+from sfkit.objectives.base import Objective
+from sfkit.policies.base import PolicyAdapter
+from sfkit.presets.base import Preset
+from sfkit.projectors.base import Projector
+from sfkit.saving import checkpoint
+from sfkit.saving.trust import admit
+from sfkit.schedules.base import Schedule
+from sfkit.teachers.base import Teacher, license_note
+from sfkit.training.aligner import Aligner, leave_to_python
+from sfkit.training.attach import attach, base_of, detach, detached, handle_of, refuse_unwrappable
+from sfkit.training.gradients import GradientSums
+from sfkit.training.pair import Pair, make_plan
+from sfkit.training.state_keys import StateName
+from sfkit.training.status import PairStatus, Status
+from sfkit.transforms.base import Transform
+from sfkit.utils.distributed import in_a_group
+from sfkit.views.cameras import CameraRig
+
+logger = logging.getLogger("sfkit")
+
+Policy = TypeVar("Policy", bound=nn.Module)
+
+
+class SpatialForcing(Aligner):
+    """Spatial forcing of one policy. Made by :meth:`wrap`, found at ``policy.spatial_forcing``."""
+
+    # ---------------------------------------------------------------- attaching
+
+    @staticmethod
+    def wrap(
+        policy: Policy,
+        teacher: ComponentLike | Teacher | None = None,
+        *,
+        student_layer: StudentLayer | None = None,
+        teacher_layer: int | None = None,
+        preset: str | Preset | None = None,
+        weight: float | str | None = None,
+        schedule: ComponentLike | Schedule | Sequence[ComponentLike | Schedule] | None = None,
+        objective: ComponentLike | Objective | None = None,
+        projector: ComponentLike | Projector | None = None,
+        transforms: Sequence[ComponentLike | Transform] | None = None,
+        pairs: Sequence[Any] | None = None,
+        shared_projector: bool | None = None,
+        pair_reduction: Literal["sum", "mean"] | None = None,
+        adapter: ComponentLike | PolicyAdapter | None = None,
+        cameras: CameraRig | None = None,
+        attach_loss: AttachLoss = "auto",
+        grad_accumulation: int | None = None,
+        recompute: Literal["auto", "none", "selective", "full"] = "auto",
+        seed: int = 0,
+        health: HealthOptions | Mapping[str, Any] | None = None,
+        self_check: bool = True,
+    ) -> Policy:
+        """Make ``policy`` train with ``action loss + weight * alignment loss``. Returns the same object.
+
+        Only training forwards change: in ``eval()``, under ``no_grad`` or :meth:`disabled`, and at weight 0, outputs
+        are bit-identical and no teacher runs. Build the optimizer after this call.
+
+        Args:
+            policy: The policy; inside PEFT, the PeftModel. Changed in place.
+            teacher: A registered name, a name with options (``("geometry", {"frame": "world"})``), or an instance.
+            student_layer: Residual stream after this many blocks, or ``"encoder"``: what the vision tower gives to the
+                language model. None takes the adapter's default.
+            teacher_layer: The teacher's layer, 1 to its number of layers; None takes the teacher's default.
+            preset: A published method by its name (``sfkit presets`` lists them): it takes the place of the defaults of
+                the arguments from ``weight`` to ``pair_reduction``, of ``teacher``, ``student_layer`` and
+                ``teacher_layer``, and of the adapter's options. Explicit arguments override the preset.
+            weight: Weight of the alignment loss, 0 or more (default 0.5); or ``"balance:0.1"``: whatever weight keeps
+                the alignment gradient at the tapped tokens at that ratio to the action gradient.
+            schedule: Factors on the weight, step by step: a name (``"stop:5000"``; default ``"constant"``), a name with
+                options (``("cosine", {"steps": 10000})``), an instance, or a list of several, whose factors multiply.
+                Steps are training calls of ``forward``, or with ``grad_accumulation`` groups of that many.
+            objective: Name, name with options, or instance; default ``"cosine"``.
+            projector: Name, name with options, or (for a single pair) an instance; default ``"mlp"``.
+            transforms: What to do to the teacher's features before the comparison, in order: names, names with options,
+                or (for a single pair) instances. Applied on the student's grid, unless ``"resample"`` is among them:
+                then what stands before it sees the teacher's own.
+            pairs: Instead of ``teacher``, ``student_layer`` and ``teacher_layer``: several ``(student_layer, teacher,
+                teacher_layer, weight)`` tuples or mappings with those keys; ``teacher_layer`` and ``weight`` may be
+                left out. A mapping may also hold an ``objective``, a ``projector`` and ``transforms`` of its own, and
+                ``future``: the teacher then sees the frame so many steps ahead. Each teacher runs once for all pairs
+                (and once for each ``future``).
+            shared_projector: One projector for all pairs (default False). ``"nested"`` then grows from pair to pair.
+            pair_reduction: Whether the weighted losses of the pairs are added (default) or averaged.
+            adapter: Only needed when the policy's class is not recognized, or to give options.
+            cameras: Calibration and poses, for teachers that need geometry.
+            attach_loss: How the alignment loss reaches what the loop differentiates: ``"return"`` (added to the loss
+                that forward returns), ``"backward"`` (injected through forward's outputs in the loop's backward pass)
+                or ``"manual"`` (by ``loss = policy.spatial_forcing.add(loss)`` alone); ``"auto"`` takes what fits
+                the policy.
+            grad_accumulation: Batches for each optimizer step; needed where the trainer hands the policy
+                ``num_items_in_batch`` (HF Trainer), by which the policy's own loss is scaled already, where
+                the alignment loss rides on the outputs and the loop divides its loss, and for a schedule in optimizer
+                steps.
+            recompute: What backward makes again instead of keeping it from forward; gradients are the same to the last
+                bit. ``"selective"``: masks, norms and activations, so that about what the bare matrix products of the
+                projectors keep is left. ``"full"``: projections and comparisons too, for a third more of the alignment
+                time, and nothing is left. ``"auto"``: ``"selective"`` for several pairs, ``"none"`` for one.
+            seed: Seed of the projector's own generator; the global random state is left alone.
+            health: Options of the health monitor, as ``{"every": 100}``; see :meth:`health`.
+            self_check: Verify on the first batches that alignment really trains.
+
+        Raises:
+            WrapError: The object is wrapped, compiled, or inside DDP, FSDP, DeepSpeed or accelerate already.
+            AdapterError: No adapter handles the policy's class.
+            ConfigError: A name, an option or a student layer is not valid, or the preset does not fit the policy.
+            GradientError: The policy has no trainable parameter.
+        """
+        refuse_unwrappable(policy)
+        trainable = next((parameter for parameter in policy.parameters() if parameter.requires_grad), None)
+        if trainable is None:
+            raise GradientError(
+                f"{type(policy).__name__} has no trainable parameter.",
+                "Unfreeze it, or put LoRA on it, before the wrap.",
+            )
+        leave_to_python()
+        found = find_preset(preset)
+        handled_by = adapter_for(policy, adapter, found)
+        given = {
+            "teacher": teacher, "student_layer": student_layer, "teacher_layer": teacher_layer, "weight": weight,
+            "schedule": schedule, "objective": objective, "projector": projector, "transforms": transforms,
+            "pairs": pairs, "shared_projector": shared_projector, "pair_reduction": pair_reduction,
+        }  # fmt: skip
+        plan = make_plan(
+            handled_by,
+            **fill_in(found, handled_by, given),
+            recompute=recompute,
+            attach_loss=attach_loss,
+            grad_accumulation=grad_accumulation,
+            seed=seed,
+            self_check=self_check,
+            health=HealthOptions() if health is None else health,
+        )
+        if cameras is not None:
+            plan.adapter.cameras = cameras
+        handle = SpatialForcing(plan)
+        handle.to(trainable.device)
+        handle.train(policy.training)
+        attach(policy, handle)
+        logger.info("sfkit: %s", handle.describe())
+        for message in handle.license_notes():
+            logger.warning("sfkit: %s", message)
+        return policy
+
+    @staticmethod
+    def unwrap(policy: Policy) -> Policy:
+        """Undo :meth:`wrap`: the same object, with its own class, without hooks, bit-identical in behavior.
+
+        Raises:
+            WrapError: The object is not what :meth:`wrap` returned.
+        """
+        handle = detach(policy)
+        for hook in handle.hooks:
+            hook.remove()
+        return policy
+
+    @staticmethod
+    def of(policy: nn.Module) -> SpatialForcing | None:
+        """The handle of a wrapped policy, also inside DDP, FSDP, compile or PEFT; None if it is not wrapped."""
+        for module in policy.modules():
+            if isinstance(module, SpatialForcing):
+                return module
+        return None
+
+    @staticmethod
+    @contextmanager
+    def disabled(policy: nn.Module) -> Iterator[None]:
+        """Within the block the policy behaves as if it were not wrapped."""
+        handle = SpatialForcing.of(policy)
+        if handle is None:
+            raise WrapError(f"{type(policy).__name__} is not wrapped by sfkit.")
+        before, handle.enabled = handle.enabled, False
+        try:
+            yield
+        finally:
+            handle.enabled = before
+
+    # ---------------------------------------------------------------- joining
+
+    def add(self, loss: Tensor) -> Tensor:
+        """``loss`` with the alignment loss of the forward that it was computed from: always exact.
+
+        For training loops that compute their loss from what the policy returns. Call it once, on the very loss that is
+        then scaled, divided and differentiated; where that forward was not aligned (weight 0, :meth:`disabled`, eval
+        mode), it returns ``loss`` itself. Several forwards may stand behind one loss.
+
+        Args:
+            loss: ``()``; or ``(b,)`` or ``(b, ...)``, to which each sample's own alignment is added, so that the means
+                add up.
+
+        Raises:
+            LossError: The alignment loss is in it already, or ``loss`` was not computed from the last forward.
+        """
+        joined = self.joiner.add(loss)
+        if joined is not loss:
+            self._last["action_loss"] = loss.detach().float().mean()
+        return joined
+
+    @property
+    def grad_accumulation(self) -> int | None:
+        """Batches for each optimizer step; None where it was not told."""
+        return self.scale.accumulation
+
+    @grad_accumulation.setter
+    def grad_accumulation(self, batches: int | None) -> None:
+        settings = {**self.config.model_dump(), "grad_accumulation": batches}
+        self.config = SpatialForcingConfig.parse("SpatialForcing", settings)
+        self.scale.accumulation = batches
+
+    @property
+    def scaler(self) -> Any:
+        """The loop's ``GradScaler``, which the carrier must follow; set it where the loop has one."""
+        return self.scale.scaler
+
+    @scaler.setter
+    def scaler(self, scaler: Any) -> None:
+        self.scale.scaler = scaler
+
+    # ---------------------------------------------------------------- saving
+
+    teachers = measured = StateName()
+
+    @staticmethod
+    def export(policy: nn.Module, directory: str | Path) -> None:
+        """Write what the policy's own framework would write, and nothing of sfkit."""
+        if base_of(policy) is None:
+            raise WrapError(f"{type(policy).__name__} is not wrapped by sfkit.")
+        with detached(policy):
+            policy.save_pretrained(directory)  # type: ignore[operator]
+
+    def save(self, directory: str | Path, gathered: Mapping[str, Tensor] | None = None) -> bool:
+        """Write ``directory/spatial_forcing/`` (config and projector), as ``policy.save_pretrained`` does by itself.
+
+        Under FSDP2 all processes must call it, as they must call ``policy.save_pretrained``, and the first one writes;
+        a process that gives what was gathered before needs no others.
+
+        Args:
+            directory: Where the policy's own files are.
+            gathered: The whole state of the policy, handle included; looked at under FSDP2 alone.
+
+        Returns:
+            Whether it was this process that wrote.
+        """
+        state = self.state_dict()
+        scattered = checkpoint.is_scattered(state)
+        first = True
+        if scattered and gathered is not None:
+            state, first = checkpoint.part_of(gathered), bool(gathered)
+        elif scattered:
+            state, first = checkpoint.gather(state), not torch.distributed.get_rank()
+        if not (first and self.adapter.writes_checkpoints()):
+            return False
+        references = {f"health.{key}": value for key, value in self.monitor.state().items()}
+        if scattered:  # of one process's part
+            references.pop("health.projector", None)
+        checkpoint.save(directory, self.config, {**state, **references}, [host.teacher for host in self.hosts])
+        return True
+
+    @staticmethod
+    def from_pretrained(
+        policy: Policy,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+        **changes: Any,
+    ) -> Policy:
+        """Wrap ``policy`` as a saved run was wrapped, and resume its projector, step counter and statistics.
+
+        A file never permits code. It names other files and repositories only where ``source`` is a local folder, which
+        is logged; what a repository of the Hub names is repeated in ``options``. The error prints what to write.
+
+        Args:
+            policy: The policy, loaded by its own framework first.
+            source: A local folder or a Hub repository that contains ``spatial_forcing/``.
+            revision: Of the repository.
+            options: Options of saved components, by the component's name as it was saved. They replace the saved ones:
+                ``{"vggt": {"weights": "/data/vggt.safetensors"}}``.
+            changes: Arguments of :meth:`wrap` that override what was saved (``cameras`` is not saved: pass it again).
+
+        Raises:
+            CheckpointError: Files are missing, damaged, or do not fit.
+            TrustError: The saved configuration asks for what only the caller may give.
+        """
+        folder = checkpoint.locate(source, revision)
+        config = checkpoint.read_config(folder)
+        saved = {key: value for key, value in checkpoint.wrap_arguments(config).items() if key not in changes}
+        saved = admit(saved, checkpoint.origin_of(source, folder), options or {})
+        policy = SpatialForcing.wrap(policy, **saved, **changes)
+        handle = handle_of(policy)
+        try:
+            checkpoint.load_into(handle, folder)
+        except Exception:
+            SpatialForcing.unwrap(policy)
+            raise
+        before, now = config.grad_accumulation or 1, handle.grad_accumulation or 1
+        if now != before:  # the schedule's step stays what it was
+            handle.steps = handle.steps // before * now
+        return policy
+
+    # ---------------------------------------------------------------- telling
+
+    def describe(self) -> str:
+        """The line that is logged at wrap time."""
+        terms = []
+        for pair in self.pairs:
+            teacher = self.hosts[pair.host].teacher
+            layer = f"@{pair.teacher_layer}" if teacher.num_layers > 1 else ""
+            ahead = f"+{pair.future}" if pair.future else ""
+            factor = f"{pair.weight:g} × " if pair.weight != 1 else ""
+            student = f"{self.adapter.name}@{pair.student_layer}"
+            terms.append(f"{factor}{pair.objective.name}({student} → {teacher.name}{layer}{ahead})")
+        inner = " + ".join(terms)
+        if len(terms) > 1:
+            inner = f"mean({inner})" if self.config.pair_reduction == "mean" else f"({inner})"
+        licenses = ", ".join(sorted({f"{host.teacher.name}: {host.teacher.license}" for host in self.hosts}))
+        size = sum(parameter.numel() for parameter in self.projectors.parameters()) / 1e6
+        schedule = "" if self.schedule.describe() == "constant" else f" × {self.schedule.describe()}"
+        return (
+            f"loss = action + {self.config.weight}{schedule} × {inner}, projector {size:.1f} M parameters, "
+            f"teacher license {licenses}"
+        )
+
+    def license_notes(self) -> list[str]:
+        """One sentence for each teacher whose weights may not be used commercially."""
+        limited = {host.teacher.name: host.teacher for host in self.hosts if host.teacher.noncommercial}
+        return [license_note(teacher.identity) for teacher in limited.values()]
+
+    def metrics(self) -> dict[str, float]:
+        """Figures of the last aligned step; empty before the first. Reading them waits for the device.
+
+        ``action_loss``, ``sf_loss`` (unweighted), ``sf_cosine``, ``sf_effective_weight`` and
+        ``sf_valid_token_fraction``; and what the last step that was measured has shown, once it has: ``sf_grad_ratio``
+        and ``sf_grad_cosine``, see :meth:`health`.
+        """
+        if not self._last:
+            return {}
+        device = self._last["sf_loss"].device
+        found = {**self._last, **self._gradients}
+        return dict(zip(found, torch.stack([v.to(device) for v in found.values()]).tolist(), strict=True))
+
+    def health(self) -> Health:
+        """Whether alignment helps or hurts: ``print`` it, or read its fields. Measured at one step of many.
+
+        Reading it waits for the device. With several processes it is what the last training step has settled.
+        """
+        if self._measuring is None or not self._looking or in_a_group():
+            return replace(self.monitor.last, warnings=tuple(self.monitor.warner.given.values()))
+        table = self.meter.table
+        empty = torch.zeros(len(self.taps), 4, device=self._device())
+        return self.monitor.peek(self._measuring, GradientSums.of(empty if table is None else table))
+
+    def status(self) -> Status:
+        """What alignment is doing: ``print`` it, or read its fields."""
+        return Status(
+            policy=type(self.adapter.policy).__name__,
+            adapter=self.adapter.name,
+            pairs=tuple(self._pair_status(pair) for pair in self.pairs),
+            objective=", ".join(dict.fromkeys(pair.objective.name for pair in self.pairs)),
+            weight=float(self.weight_now()),
+            balance=None if self.balance is None else self.balance.ratio,
+            schedule=self.schedule.describe(),
+            factor=self.schedule.factor(self.step),
+            enabled=self.enabled,
+            training=self.training,
+            projector_parameters=sum(parameter.numel() for parameter in self.projectors.parameters()),
+            steps=self.steps,
+            teacher_runs=sum(host.runs for host in self.hosts),
+            metrics=self.metrics(),
+            reaches_policy=self._check.reaches_policy,
+            projector_moved=self._check.projector_moved,
+        )
+
+    def _pair_status(self, pair: Pair) -> PairStatus:
+        teacher, tap = self.hosts[pair.host].teacher, self.taps[pair.student_layer]
+        return PairStatus(
+            pair.student_layer, tap.path, teacher.name, pair.teacher_layer, teacher.license, pair.weight, tap.fired
+        )

@@ -1,0 +1,45 @@
+"""A loss of several values that is summed is told from one that is averaged, by the gradient that comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from sfkit.training.reduction import tell_of_a_sum
+
+
+def told(reduce: Callable[[Tensor], Tensor], *shape: int) -> list[str]:
+    found: list[str] = []
+    loss = torch.rand(shape, requires_grad=True) * 2
+    tell_of_a_sum(loss, found.append)
+    reduce(loss).backward()
+    return found
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3, 4)])
+def test_fault_15_a_sum_is_told(shape: tuple[int, ...]) -> None:
+    found = told(lambda loss: loss.sum(), *shape)
+    assert len(found) == 1
+    assert f"the {torch.Size(shape).numel()} values" in found[0]
+
+
+@pytest.mark.parametrize(
+    "reduce",
+    [
+        lambda loss: loss.mean(),
+        lambda loss: loss.mean() / 4,
+        lambda loss: (loss * torch.tensor([1.0, 0.0, 2.0])).sum(),
+        lambda loss: loss[0, 0],
+    ],
+    ids=["mean", "accumulated", "weighted", "one"],
+)
+def test_fault_15_other_reductions_are_not(reduce: Callable[[Tensor], Tensor]) -> None:
+    assert not told(reduce, 2, 3)
+
+
+def test_a_scalar_and_a_loss_without_gradient_are_left_alone() -> None:
+    assert not told(lambda loss: loss)
+    tell_of_a_sum(torch.rand(3), pytest.fail)
