@@ -141,7 +141,7 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     root = tmp_path_factory.mktemp("changed")
     for name in ("sfkit", "plugins"):
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "tests"))
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "test_*.py", "fixtures"))
     text = (ROOT / "pyproject.toml").read_text()
     (name,) = tomllib.loads(text)["project"]["entry-points"]["sfkit"].values()
     (root / Path(*name.split("."))).with_suffix(".py").rename(root / "sfkit" / "moved.py")

@@ -112,7 +112,7 @@ def test_fault_56_pairs_of_the_hub_are_checked(monkeypatch: pytest.MonkeyPatch) 
         block.admitted_arguments()
     block = read(monkeypatch, "--config_path=somebody/run", pairs='[[2, "geometry"]]')
     (pair,) = block.admitted_arguments()["pairs"]
-    assert (pair["depth"], pair["teacher"].name) == (2, "geometry")
+    assert (pair["student_layer"], pair["teacher"].name) == (2, "geometry")
 
 
 def test_fault_56_a_local_file_names_places_and_it_is_logged(tmp_path, monkeypatch, caplog) -> None:

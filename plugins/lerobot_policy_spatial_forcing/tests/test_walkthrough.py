@@ -31,7 +31,8 @@ def _commands() -> list[list[str]]:
 @pytest.fixture(scope="module")
 def folder(data, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("walkthrough")
-    (folder / "examples").symlink_to(ROOT / "examples")
+    for name in ("examples", "plugins"):
+        (folder / name).symlink_to(ROOT / name)
     return folder
 
 
