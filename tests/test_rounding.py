@@ -98,3 +98,8 @@ def test_of_several_the_small_ones_have_a_scale() -> None:
         assert_rounded({**wanted, "zero but for rounding": torch.tensor([1e-3])}, wanted)
     with pytest.raises(AssertionError, match="found"):
         assert_rounded({"large": torch.tensor([64.0])}, wanted)
+
+
+def test_tensors_without_values_do_not_differ() -> None:
+    assert_rounded(torch.zeros(0, 4), torch.zeros(0, 4))
+    assert_rounded({"none": torch.zeros(0), "one": torch.ones(1)}, {"none": torch.zeros(0), "one": torch.ones(1)})

@@ -88,7 +88,12 @@ def relative_difference(found: Tensor, wanted: Tensor, scale: float = 0.0) -> fl
         scale: What to divide by at least.
     """
     found, wanted = found.detach().double(), wanted.detach().double()
-    return float((found - wanted).abs().max()) / (max(float(wanted.abs().max()), scale) or 1.0)
+    return _largest(found - wanted) / (max(_largest(wanted), scale) or 1.0)
+
+
+def _largest(values: Tensor) -> float:
+    """The largest absolute value; 0 of none, for a tensor without values has no difference."""
+    return float(values.detach().abs().max()) if values.numel() else 0.0
 
 
 def assert_rounded(found: Tensor | Mapping[str, Tensor], wanted: Tensor | Mapping[str, Tensor]) -> None:
@@ -109,7 +114,7 @@ def assert_rounded(found: Tensor | Mapping[str, Tensor], wanted: Tensor | Mappin
     ones = dict(found) if isinstance(found, Mapping) else {"": found}
     others = dict(wanted) if isinstance(wanted, Mapping) else {"": wanted}
     assert ones.keys() == others.keys(), f"found {sorted(ones)}, wanted {sorted(others)}"
-    least = max(float(value.detach().abs().max()) for value in others.values()) / 64 if several else 0.0
+    least = max(map(_largest, others.values())) / 64 if several else 0.0
     for name, other in others.items():
         one = ones[name]
         assert one.shape == other.shape, f"{name} has shape {tuple(one.shape)}, not {tuple(other.shape)}"

@@ -21,11 +21,10 @@ def test_import_is_light() -> None:
     assert found.stdout.strip() == "set()"
 
 
-def test_registers_the_policies_and_the_demo() -> None:
+def test_registers_the_policies() -> None:
     registry = Registry()
     registry.add_plugin(sfkit_lerobot, "sfkit-lerobot")
     assert {"pi0", "pi05", "pi0_fast", "smolvla"} <= {entry.name for entry in registry.of_kind("policy")}
-    assert [entry.name for entry in registry.of_kind("command")] == ["demo"]
 
 
 def test_the_patterns_name_the_real_classes() -> None:

@@ -56,7 +56,7 @@ def test_logs_cost_one_wait_for_the_device(kind, build, adapter_of, monkeypatch)
     logs = {key: torch.tensor(float(i)) for i, key in enumerate(sorted(LOGGED))}
     loss, info = adapter.with_loss((torch.tensor(1.0), {"loss": 1.0}), torch.tensor(2.0), logs)
     assert waits == [1]
-    assert info == {"loss": 1.0, "action_loss": 0.0, "sf_cosine": 1.0, "sf_loss": 2.0, "sf_effective_weight": 3.0}
+    assert info == {"loss": 1.0, "action_loss": 0.0, "sf_cosine": 1.0, "sf_effective_weight": 2.0, "sf_loss": 3.0}
     assert loss == 2.0
     assert adapter.with_loss((torch.tensor(1.0), None), torch.tensor(2.0), logs)[1].keys() == LOGGED
     assert adapter.with_loss((torch.tensor(1.0), None), torch.tensor(2.0), {}) == (torch.tensor(2.0), None)
