@@ -199,7 +199,7 @@ HIGH = (
            "test_fault_56_a_checkpoint_does_not_run_code", "test_fault_56_the_hub_names_no_place",
            ends_in=("ConfigError", "CheckpointError", "AttributeError", "StopIteration")),
     Mutant(57, "trust._verify", drop_raise("TrustError"), "test_fault_57_a_saved_digest_is_asked_for_and_verified"),
-    Mutant(57, "checkpoint.save", replace_call("model_dump", "config.model_dump(mode='json')", mentions="public"),
+    Mutant(57, "checkpoint.save", replace_call("model_dump", "config.model_dump(mode='json')"),
            "test_fault_57_no_local_path_is_published", "test_fault_57_a_models_folder_is_published_by_digest"),
     Mutant(58, "_torch_load", fix_condition(False, "TorchVersion"),
            "test_fault_58_no_pickle_is_read_before_torch_2_6"),
