@@ -14,13 +14,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import psutil
+from sfkit_demo import RECORDING
 
 from benchmarks.pairs import Pairs, Ratio, Seconds, interleave, median_with_interval
 from benchmarks.policies import tiny_smolvlm_at_128, wide_smolvlm
 from benchmarks.report import Report, Row
 
 _LIMIT = 0.90
-_DATA = Path(__file__).parents[1] / "plugins" / "sfkit-demo" / "src" / "sfkit_demo" / "recording"
 _RUN = "from lerobot.scripts.lerobot_train import main; main()"
 _LINE = re.compile(r"\bstep:(\d+)\b.*\bupdt_s:([\d.]+)")
 #: Plain LeRobot would take the depth maps for pictures, and fail on them.
@@ -140,7 +140,7 @@ def _judge(ratio: Ratio) -> str:
 
 def _flags(model: Model, vlm: Path) -> list[str]:
     return [
-        "--dataset.repo_id=local/metaworld-mini", f"--dataset.root={_DATA}", "--dataset.video_backend=pyav",
+        "--dataset.repo_id=local/metaworld-mini", f"--dataset.root={RECORDING}", "--dataset.video_backend=pyav",
         f"--batch_size={model.batch}", f"--steps={3 * model.window}", f"--log_freq={model.window}", "--num_workers=0",
         "--env_eval_freq=0", "--save_checkpoint=false", "--policy.device=cpu", "--policy.push_to_hub=false",
         f"--policy.vlm_model_name={vlm}", "--policy.load_vlm_weights=false", f"--policy.num_vlm_layers={model.blocks}",
