@@ -29,10 +29,10 @@ from sfkit.training.aligner import Aligner, leave_to_python
 from sfkit.training.attach import attach, base_of, detach, detached, handle_of, refuse_unwrappable
 from sfkit.training.gradients import GradientSums
 from sfkit.training.pair import Pair, make_plan
-from sfkit.training.state_keys import StateName
+from sfkit.training.state_keys import StateKeyProxy
 from sfkit.training.status import PairStatus, Status
 from sfkit.transforms.base import Transform
-from sfkit.utils.distributed import in_a_group
+from sfkit.utils.distributed import is_distributed
 from sfkit.views.cameras import CameraRig
 
 logger = logging.getLogger("sfkit")
@@ -237,7 +237,7 @@ class SpatialForcing(Aligner):
 
     # ---------------------------------------------------------------- saving
 
-    teachers = measured = StateName()
+    teachers = measured = StateKeyProxy()
 
     @staticmethod
     def export(policy: nn.Module, directory: str | Path) -> None:
@@ -363,7 +363,7 @@ class SpatialForcing(Aligner):
 
         Reading it waits for the device. With several processes it is what the last training step has settled.
         """
-        if self._measuring is None or not self._looking or in_a_group():
+        if self._measuring is None or not self._looking or is_distributed():
             return replace(self.monitor.last, warnings=tuple(self.monitor.warner.given.values()))
         table = self.meter.table
         empty = torch.zeros(len(self.taps), 4, device=self._device())

@@ -16,12 +16,12 @@ from sfkit.health.correspondence import SHIFTS, shift_errors
 from sfkit.health.directions import mean_norm, spread_and_rank, variation_over_samples
 from sfkit.health.drift import drift, drift_noise, moments, sample_of
 from sfkit.health.report import Health, LayerHealth, PairHealth
-from sfkit.health.rules import Warner, findings
+from sfkit.health.rules import WarningFilter, findings
 from sfkit.objectives.base import masked_mean, unit
 from sfkit.training.checks import find_trained_leaf
 from sfkit.training.gradients import GradientSums
 from sfkit.training.step import Compared
-from sfkit.utils.distributed import in_a_group
+from sfkit.utils.distributed import is_distributed
 from sfkit.views.types import FeatureMap
 
 _PAIR = ("valid", "token_norm", "projected_norm", "target_norm")
@@ -30,7 +30,7 @@ _WITNESSES = 8
 
 
 @dataclass(frozen=True)
-class Watched:
+class MonitoredPair:
     """What the monitor is told of a pair: where it is, whose layer, and whether the target is of the same pictures."""
 
     student_layer: StudentLayer
@@ -55,11 +55,11 @@ class Monitor:
     """
 
     def __init__(
-        self, options: HealthOptions, pairs: Sequence[Watched], policy: nn.Module, projectors: nn.Module
+        self, options: HealthOptions, pairs: Sequence[MonitoredPair], policy: nn.Module, projectors: nn.Module
     ) -> None:
         self.options = options
         self.pairs = tuple(pairs)
-        self.warner = Warner(options.patience)
+        self.warner = WarningFilter(options.patience)
         #: Where warnings go; a trainer with a log of its own puts them there.
         self.tell: Callable[[str], None] = _warn
         self.last = Health(None, options.every)
@@ -165,7 +165,7 @@ class Monitor:
         found = list(findings(self.last, self.options, idle_projector=idle))
         due = self.warner.hear(step, found)
         self.last = replace(self.last, warnings=tuple(self.warner.given.values()))
-        if in_a_group() and torch.distributed.get_rank():
+        if is_distributed() and torch.distributed.get_rank():
             return
         for message in due:
             self.tell(f"sfkit: {message}")
@@ -205,7 +205,7 @@ class Monitor:
         )
         return health, bool(figures.get("idle", [0.0])[0])
 
-    def _pair(self, index: int, pair: Watched, figures: Mapping[str, list[float]]) -> PairHealth:
+    def _pair(self, index: int, pair: MonitoredPair, figures: Mapping[str, list[float]]) -> PairHealth:
         shifts = figures.get(f"{index}.shifts", [float("nan")] * len(SHIFTS))
         best = min(range(1, len(SHIFTS)), key=lambda i: shifts[i])
         known = shifts[0] == shifts[0]

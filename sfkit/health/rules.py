@@ -127,7 +127,7 @@ def _shifted(pair: PairHealth, limits: HealthOptions) -> Finding | None:
     )
 
 
-class Warner:
+class WarningFilter:
     """Keeps what lasts, and gives each warning once."""
 
     def __init__(self, patience: int) -> None:

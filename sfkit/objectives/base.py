@@ -60,11 +60,11 @@ class Objective(Configurable, ABC):
         return self(student, teacher, mask)
 
     @property
-    def exchanges(self) -> bool:
+    def has_collectives(self) -> bool:
         """Whether ranks exchange tokens in a call, so that it must not be made again in the backward pass."""
         return False
 
-    def sit_out(self) -> None:
+    def participate_without_data(self) -> None:
         """Take part in what all ranks do together, for one pair that this rank does not align in this step."""
 
 

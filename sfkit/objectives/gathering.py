@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sfkit.utils.distributed import in_a_group
+from sfkit.utils.distributed import is_distributed
 
 
 @torch.no_grad()
@@ -24,10 +24,10 @@ def tokens_of_other_ranks(mine: Tensor | None) -> Tensor:
     """
     if mine is None:
         device = "cpu"
-        if in_a_group() and dist.get_backend() == "nccl":
+        if is_distributed() and dist.get_backend() == "nccl":
             device = f"cuda:{torch.cuda.current_device()}"
         mine = torch.zeros(0, 0, device=device)
-    if not in_a_group():
+    if not is_distributed():
         return mine.detach()[:0]
     shapes: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(shapes, tuple(mine.shape))

@@ -12,7 +12,7 @@ from sfkit.config import Options
 from sfkit.errors import ShapeError
 from sfkit.objectives.base import Objective, masked_mean, unit
 from sfkit.objectives.gathering import tokens_of_other_ranks
-from sfkit.utils.distributed import in_a_group
+from sfkit.utils.distributed import is_distributed
 
 
 class InfoNCEOptions(Options):
@@ -53,7 +53,7 @@ class InfoNCEObjective(Objective):
         groups = {"view": b * v, "sample": b}.get(negatives, 1)
         count = mask.numel() // groups if groups else 0
         # Other ranks may have some.
-        if count < 2 and not (negatives == "devices" and in_a_group()):
+        if count < 2 and not (negatives == "devices" and is_distributed()):
             raise ShapeError(
                 f"Objective {self.name!r} finds no negative: {count} token of {b} samples, {v} views and a grid of "
                 f"{gh} x {gw}, with negatives of the {negatives}.",
@@ -70,9 +70,9 @@ class InfoNCEObjective(Objective):
         return masked_mean((similarity.logsumexp(-1) - own).reshape(mask.shape), mask)
 
     @property
-    def exchanges(self) -> bool:
+    def has_collectives(self) -> bool:
         return self.options.negatives == "devices"
 
-    def sit_out(self) -> None:
-        if self.exchanges:
+    def participate_without_data(self) -> None:
+        if self.has_collectives:
             tokens_of_other_ranks(None)

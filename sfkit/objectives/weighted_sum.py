@@ -83,12 +83,12 @@ class SumObjective(Objective):
         return torch.stack(losses).sum(0)
 
     @property
-    def exchanges(self) -> bool:
-        return any(term.exchanges for _, term in self.terms)
+    def has_collectives(self) -> bool:
+        return any(term.has_collectives for _, term in self.terms)
 
-    def sit_out(self) -> None:
+    def participate_without_data(self) -> None:
         for _, term in self.terms:
-            term.sit_out()
+            term.participate_without_data()
 
 
 def _build(spec: ComponentSpec) -> Objective:

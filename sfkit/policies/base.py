@@ -29,8 +29,8 @@ class TapPoint:
     camera has a module of its own, ``extra_modules`` are the further ones; their inputs are joined behind the first's,
     along the first axis.
 
-    ``extract`` is for :meth:`PolicyAdapter.watched`: it replaces the input by what it returns for the module and the
-    input. It leaves random states as they are, and is a function of a module, which can be pickled.
+    ``extract`` is for :meth:`PolicyAdapter.extra_hooks`: it replaces the input by what it returns for the module and
+    the input. It leaves random states as they are, and is a function of a module, which can be pickled.
     """
 
     module: nn.Module
@@ -47,7 +47,7 @@ class ForwardCall:
     Attributes:
         arguments: The arguments by parameter name, defaults included.
         output: What the policy returned.
-        inputs: What the modules that :meth:`PolicyAdapter.watched` names were given, once for each time they ran.
+        inputs: What the modules that :meth:`PolicyAdapter.extra_hooks` names were given, once for each time they ran.
         student_layers: What is tapped.
     """
 
@@ -110,7 +110,7 @@ class PolicyAdapter(Configurable, ABC):
     def tap(self, layer: int) -> TapPoint:
         """Where to read the residual stream after ``layer`` blocks."""
 
-    def watched(self) -> Mapping[str, TapPoint]:
+    def extra_hooks(self) -> Mapping[str, TapPoint]:
         """Modules whose inputs :meth:`views` needs, under names of the adapter's choice.
 
         For pictures that exist within forward only, because the policy augments them there: their very pixels are

@@ -11,7 +11,7 @@ from sfkit.config import Options
 from sfkit.projectors.base import Projector
 from sfkit.registry.component import AnyOptions
 from sfkit.registry.marks import Harmless
-from sfkit.utils.recompute import spare
+from sfkit.utils.recompute import recompute
 
 
 class MLPOptions(Options):
@@ -43,5 +43,5 @@ class MLPProjector(Projector):
             nn.init.zeros_(layer.bias)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        inner = spare(lambda x: self.fc1(self.norm(x)), tokens)
-        return spare(lambda x: self.fc2(self.act(x)), inner)
+        inner = recompute(lambda x: self.fc1(self.norm(x)), tokens)
+        return recompute(lambda x: self.fc2(self.act(x)), inner)

@@ -11,7 +11,7 @@ from sfkit.config import Options
 from sfkit.projectors.base import Projector, xavier
 from sfkit.registry.component import AnyOptions
 from sfkit.registry.marks import Harmless
-from sfkit.utils.recompute import spare
+from sfkit.utils.recompute import recompute
 
 
 class SiLUMLPOptions(Options):
@@ -43,6 +43,6 @@ class SiLUMLPProjector(Projector):
         self.act = nn.SiLU()
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        first = spare(lambda x: self.fc1(self.norm(x)), tokens)
-        second = spare(lambda x: self.fc2(self.act(x)), first)
-        return spare(lambda x: self.fc3(self.act(x)), second)
+        first = recompute(lambda x: self.fc1(self.norm(x)), tokens)
+        second = recompute(lambda x: self.fc2(self.act(x)), first)
+        return recompute(lambda x: self.fc3(self.act(x)), second)

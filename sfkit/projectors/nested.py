@@ -13,7 +13,7 @@ from sfkit.errors import ConfigError
 from sfkit.projectors.base import Projector, xavier
 from sfkit.registry.component import AnyOptions
 from sfkit.registry.marks import Harmless
-from sfkit.utils.recompute import spare
+from sfkit.utils.recompute import recompute
 
 
 class NestedOptions(Options):
@@ -86,5 +86,5 @@ class NestedProjector(Projector):
         """
         if not 1 <= units <= self.hidden:
             raise ConfigError(f"{units} of {self.hidden} hidden units.", f"Give 1 to {self.hidden}.")
-        inner = spare(lambda x: F.linear(self.norm(x), self.fc1.weight[:units], self.fc1.bias[:units]), tokens)
-        return spare(lambda x: F.linear(F.gelu(x), self.fc2.weight[:, :units], self.fc2.bias), inner)
+        inner = recompute(lambda x: F.linear(self.norm(x), self.fc1.weight[:units], self.fc1.bias[:units]), tokens)
+        return recompute(lambda x: F.linear(F.gelu(x), self.fc2.weight[:, :units], self.fc2.bias), inner)

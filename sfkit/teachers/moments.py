@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sfkit.errors import ShapeError
-from sfkit.utils.distributed import in_a_group
+from sfkit.utils.distributed import is_distributed
 
 #: How many values, their sum, and the sum of their squares: ``(*positions, 1)``, then twice ``(*positions, d)``.
 Sums: TypeAlias = tuple[Tensor, Tensor, Tensor]
@@ -117,7 +117,7 @@ def _from_all_ranks(mine: dict[str, Sums]) -> Iterable[dict[str, Sums]]:
     Objects rather than tensors are gathered: a rank that sits out knows neither names nor shapes. It happens in the
     first few steps only.
     """
-    if not in_a_group():
+    if not is_distributed():
         return [mine]
     everybody: list[dict[str, Sums] | None] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(everybody, mine)

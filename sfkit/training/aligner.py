@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sfkit.config import Recompute, StudentLayer, balance_ratio
 from sfkit.errors import SfkitWarning
-from sfkit.health.monitor import Monitor, Watched
+from sfkit.health.monitor import Monitor, MonitoredPair
 from sfkit.policies.base import ForwardCall
 from sfkit.projectors.base import Projector
 from sfkit.training.checks import SelfCheck, check_views, is_sharded, refuse_cast, refuse_shards
@@ -22,13 +22,13 @@ from sfkit.training.loss_path import Joiner
 from sfkit.training.loss_scale import StepScale
 from sfkit.training.messages import NOTHING_VALID, left_in_eval, nothing_to_balance
 from sfkit.training.pair import Plan, featured
-from sfkit.training.reduction import tell_of_a_sum
+from sfkit.training.reduction import warn_if_sum_reduction
 from sfkit.training.step import Alignment, align
-from sfkit.training.taps import Captured, Tap, Watch, tap_at, tokens_at
+from sfkit.training.taps import Captured, InputRecorder, Tap, tap_at, tokens_at
 from sfkit.training.weighting import Balance, beside
-from sfkit.utils.distributed import in_a_group
-from sfkit.utils.log import notice
-from sfkit.utils.replay import refuse_transforms, replays
+from sfkit.utils.distributed import is_distributed
+from sfkit.utils.log import log_info
+from sfkit.utils.replay import is_recompute_forward, refuse_transforms
 from sfkit.views.types import FeatureMap, Views
 
 _LOGGED = ("action_loss", "sf_loss", "sf_cosine", "sf_effective_weight")
@@ -61,7 +61,7 @@ class Aligner(nn.Module):
         self.scale = StepScale(plan.config.grad_accumulation)
         self.joiner = Joiner(plan.adapter, plan.config.attach_loss, self.scale, self._first_trained)
         self.enabled = True
-        self.companions: list[Callable[[Any], None]] = []
+        self.save_callbacks: list[Callable[[Any], None]] = []
         self.steps = 0
         self._check = SelfCheck(enabled=plan.config.self_check)
         self._last: dict[str, Tensor] = {}
@@ -72,7 +72,7 @@ class Aligner(nn.Module):
         self.monitor = Monitor(
             plan.config.health,
             [
-                Watched(p.student_layer, self.hosts[p.host].teacher.name, p.teacher_layer, not p.future)
+                MonitoredPair(p.student_layer, self.hosts[p.host].teacher.name, p.teacher_layer, not p.future)
                 for p in featured(self.pairs, self.pairs)
             ],
             self.adapter.policy,
@@ -80,15 +80,15 @@ class Aligner(nn.Module):
         )
         self._gradients: dict[str, Tensor] = {}
         self._news: dict[str, Tensor] = {}
-        self.watches = {name: Watch(point) for name, point in self.adapter.watched().items()}
+        self.watches = {name: InputRecorder(point) for name, point in self.adapter.extra_hooks().items()}
 
-    def around(
+    def wrapped_forward(
         self, policy: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Run the policy's own forward and, in a training step, join the alignment loss to what it returns."""
         trains = policy.training and torch.is_grad_enabled()
-        if not (self.enabled or in_a_group()):
-            if trains and not replays():
+        if not (self.enabled or is_distributed()):
+            if trains and not is_recompute_forward():
                 self.joiner.begin()
                 self.steps += 1
             return forward(*args, **kwargs)
@@ -114,7 +114,7 @@ class Aligner(nn.Module):
 
     def _open_step(self) -> None:
         """Take in what the last step has measured, and decide what this one is to do; the same on all ranks."""
-        if replays():
+        if is_recompute_forward():
             return
         self.joiner.begin()
         self._news = {}
@@ -184,14 +184,14 @@ class Aligner(nn.Module):
         logs = {key: self._last[key] for key in _LOGGED if key in self._last} | self._news
         output = self.joiner.into(call.output, loss, factor * share * result.loss, logs)
         joined = self.joiner.loss_in(output)
-        if joined is not None and not replays() and self._check.first_loss():
-            tell_of_a_sum(joined, self._warn_once)
+        if joined is not None and not is_recompute_forward() and self._check.first_loss():
+            warn_if_sum_reduction(joined, self._warn_once)
         return output
 
     def _count_step(self) -> bool:
         """Count a training forward, unless it has been counted before."""
         # Also where nothing is aligned: ranks that sit out, and the steps of a schedule, must not fall behind.
-        fresh = not replays()
+        fresh = not is_recompute_forward()
         self.steps += fresh
         return fresh
 
@@ -214,19 +214,21 @@ class Aligner(nn.Module):
         self._ended = True
         for host in self.hosts:
             host.release()
-        notice(f"At step {self.step} the schedule ({self.schedule.describe()}) has ended: nothing is aligned any more.")
+        log_info(
+            f"At step {self.step} the schedule ({self.schedule.describe()}) has ended: nothing is aligned any more."
+        )
 
     def _first_trained(self) -> Tensor | None:
         return next((parameter for parameter in self.projectors.parameters() if parameter.requires_grad), None)
 
     @property
-    def hooks(self) -> tuple[Tap | Watch, ...]:
+    def hooks(self) -> tuple[Tap | InputRecorder, ...]:
         """All that was hooked onto the policy's modules."""
         return (*self.taps.values(), *self.watches.values())
 
     def forward(self, call: ForwardCall, hidden: Mapping[StudentLayer, Captured]) -> Alignment:
         """Align one batch: the sum (or mean) over pairs of ``pair weight * objective``, for each sample."""
-        first = not replays()
+        first = not is_recompute_forward()
         if first:
             self._check.before(self.projectors)
         if any(pair.reads_attention for pair in self.pairs):
@@ -294,13 +296,13 @@ class Aligner(nn.Module):
         if not (training and torch.is_grad_enabled()):
             return output
         ended = self.schedule.over(self.step)
-        if not (self._count_step() and in_a_group()):
+        if not (self._count_step() and is_distributed()):
             return output
         if not ended:
             for index, _ in dict.fromkeys((pair.host, pair.future) for pair in self.pairs):
-                self.hosts[index].sit_out()
+                self.hosts[index].participate_without_data()
             for pair in self.pairs:
-                pair.objective.sit_out()
+                pair.objective.participate_without_data()
         if is_sharded(self) or is_sharded(self.adapter.policy):
             return output  # FSDP2 minds no projector that all ranks leave out
         return self.joiner.anchor(output, self._zero)
@@ -391,7 +393,7 @@ def leave_to_python() -> None:
     Called at wrap time and not on import: it pulls in torch._dynamo, as building an optimizer does anyway.
     """
     disable: Any = torch.compiler.disable
-    disable(Aligner.around, recursive=False)
+    disable(Aligner.wrapped_forward, recursive=False)
     Aligner._open_step = disable(Aligner._open_step)  # type: ignore[method-assign]
     Aligner._join = disable(Aligner._join)  # type: ignore[method-assign]
     Aligner._count_step = disable(Aligner._count_step)  # type: ignore[method-assign]

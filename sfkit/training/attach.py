@@ -36,7 +36,7 @@ _FORCED: dict[type[nn.Module], type[nn.Module]] = {}
 class Handle(Protocol):
     """What the swapped class needs of the module at ``policy.spatial_forcing``."""
 
-    def around(
+    def wrapped_forward(
         self, policy: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Run the policy's own forward, and align."""
@@ -45,7 +45,7 @@ class Handle(Protocol):
         """Write the projector and config beside the policy's own files; whether it was this process that wrote."""
 
     @property
-    def companions(self) -> list[Callable[[Any], None]]:
+    def save_callbacks(self) -> list[Callable[[Any], None]]:
         """Called with the folder after each save, for what an integration keeps there."""
 
 
@@ -122,7 +122,7 @@ def _make_forced_class(base: type[nn.Module]) -> type[nn.Module]:
         handle = self._modules.get(HANDLE)
         if handle is None:
             return base.forward(self, *args, **kwargs)
-        return cast(Handle, handle).around(self, functools.partial(base.forward, self), args, kwargs)
+        return cast(Handle, handle).wrapped_forward(self, functools.partial(base.forward, self), args, kwargs)
 
     # Trainers read the signature to decide which columns of a batch to pass on.
     functools.update_wrapper(forward, base.forward)
@@ -168,7 +168,7 @@ def _save_pretrained(base: Any) -> Callable[..., Any]:
         with detached(self) as handle:
             result = base.save_pretrained(self, save_directory, *args, **kwargs)
         if handle.save(save_directory, given):
-            for companion in handle.companions:
+            for companion in handle.save_callbacks:
                 companion(save_directory)
         return result
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sfkit.config import StudentLayer
 from sfkit.training.taps import Captured
-from sfkit.utils.distributed import in_a_group
-from sfkit.utils.replay import replays
+from sfkit.utils.distributed import is_distributed
+from sfkit.utils.replay import is_recompute_forward
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class GradientMeter:
         try:
             yield
         finally:
-            self.live = before or not replays()
+            self.live = before or not is_recompute_forward()
 
     def add(self, index: int, sums: Tensor) -> None:
         """Add the ``(4,)`` sums of one backward at one layer."""
@@ -127,7 +127,7 @@ class GradientMeter:
         table, self.table = self.table, None
         if table is None:
             table = torch.zeros(len(self.layers), 4, device=device)
-        if in_a_group():
+        if is_distributed():
             torch.distributed.all_reduce(table)
         return table
 

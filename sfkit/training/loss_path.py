@@ -13,7 +13,7 @@ from sfkit.errors import ConfigError, LossError
 from sfkit.policies.base import PolicyAdapter
 from sfkit.policies.loss import add_per_sample
 from sfkit.training.loss_scale import StepScale
-from sfkit.training.pending_loss import Ride, carry, riders_in
+from sfkit.training.pending_loss import PendingLoss, carry, pending_losses
 from sfkit.utils.replay import trains_in_backward
 
 
@@ -50,8 +50,8 @@ class Joiner:
         self.scale = scale
         self.witness = witness
         self._forward: Literal["unaligned", "joined", "riding"] = "unaligned"
-        self._missed: Ride | None = None
-        self._rides: weakref.WeakSet[Ride] = weakref.WeakSet()
+        self._missed: PendingLoss | None = None
+        self._rides: weakref.WeakSet[PendingLoss] = weakref.WeakSet()
         self._adds = attach_loss == "manual"
 
     def __getstate__(self) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class Joiner:
         self._forward = "riding"
         return carried
 
-    def _ride(self, term: Tensor) -> Ride:
+    def _ride(self, term: Tensor) -> PendingLoss:
         """What is to become of the alignment of this forward."""
         if self._adds and trains_in_backward():
             raise LossError(
@@ -121,17 +121,17 @@ class Joiner:
         if self.attach_loss == "backward" or (self.attach_loss == "auto" and self.adapter.loss_outside):
             device = term.device
             self.scale.look_at_forward(device.type)
-            ride = Ride(gradient=lambda: self.scale.gradient(device), arrived=self._carried)
+            ride = PendingLoss(gradient=lambda: self.scale.gradient(device), arrived=self._carried)
         else:
-            ride = Ride(arrived=self._miss)
+            ride = PendingLoss(arrived=self._miss)
         self._rides.add(ride)
         return ride
 
-    def _miss(self, ride: Ride) -> None:
+    def _miss(self, ride: PendingLoss) -> None:
         if not ride.added:
             self._missed = ride
 
-    def _carried(self, ride: Ride) -> None:
+    def _carried(self, ride: PendingLoss) -> None:
         if not ride.added:
             self.scale.look_at_backward(self.witness())
 
@@ -145,7 +145,7 @@ class Joiner:
         loss = self.loss_in(output)
         if loss is not None:
             return self.adapter.with_loss(output, loss + zero(loss), {}) if loss.requires_grad else output
-        carried = carry(output, zero, Ride())
+        carried = carry(output, zero, PendingLoss())
         return output if carried is None else carried
 
     def add(self, loss: Tensor) -> Tensor:
@@ -177,13 +177,13 @@ class Joiner:
                 loss = add_per_sample(loss, passenger)
         return loss
 
-    def _rides_behind(self, loss: Tensor) -> list[tuple[Ride, Tensor]]:
+    def _rides_behind(self, loss: Tensor) -> list[tuple[PendingLoss, Tensor]]:
         """This policy's rides that ``loss`` was computed from; another policy may stand behind it as well."""
-        found = [(ride, passenger) for ride, passenger in riders_in(loss) if ride in self._rides]
+        found = [(ride, passenger) for ride, passenger in pending_losses(loss) if ride in self._rides]
         waiting = {ride for ride in self._rides if not (ride.added or ride.passed or ride.spent)}
         if waiting <= {ride for ride, _ in found}:
             return found
-        return [(ride, passenger) for ride, passenger in riders_in(loss, behind=True) if ride in self._rides]
+        return [(ride, passenger) for ride, passenger in pending_losses(loss, behind=True) if ride in self._rides]
 
     def _explain_no_ride(self) -> None:
         """Raise where the last forward was aligned, and ``add`` would silently add nothing."""

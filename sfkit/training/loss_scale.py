@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sfkit.errors import LossError, SfkitWarning
-from sfkit.utils.distributed import in_a_group
+from sfkit.utils.distributed import is_distributed
 
 _ADD = "or write `loss = policy.spatial_forcing.add(loss)` before the loss is scaled or divided: always exact."
 
@@ -106,7 +106,7 @@ class StepScale:
 
 
 def _world_size() -> int:
-    return torch.distributed.get_world_size() if in_a_group() else 1
+    return torch.distributed.get_world_size() if is_distributed() else 1
 
 
 def _autocast_dtype(device: str) -> torch.dtype | None:

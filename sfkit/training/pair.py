@@ -28,7 +28,7 @@ from sfkit.projectors.identity import Unprojected
 from sfkit.projectors.shared import SharedProjector
 from sfkit.schedules.base import Product, Schedule
 from sfkit.teachers.base import Teacher
-from sfkit.training.teacher_runner import TeacherHost
+from sfkit.training.teacher_runner import TeacherRunner
 from sfkit.transforms.base import Transform
 from sfkit.utils.rng import own_rng
 
@@ -77,7 +77,7 @@ class Plan:
     adapter: PolicyAdapter
     objective: Objective
     pairs: tuple[Pair, ...]
-    hosts: tuple[TeacherHost, ...]
+    hosts: tuple[TeacherRunner, ...]
     projectors: tuple[Projector, ...]
     schedule: Product
 
@@ -119,7 +119,7 @@ def make_plan(
     wishes = read_wishes(teacher, student_layer, teacher_layer, pairs)
     _refuse_shared_instances(wishes, projector, transforms, shared_projector)
     common, scheduled = build_objective(objective), build_schedule(schedule)
-    hosts: list[TeacherHost] = []
+    hosts: list[TeacherRunner] = []
     resolved = [_resolve(adapter, wish, hosts, common) for wish in wishes]
     projectors = _projectors(
         adapter, [hosts[pair.host].teacher for pair in resolved], wishes, resolved,
@@ -209,7 +209,7 @@ def _beside_attention(
     return tuple(found[index] for index in range(len(pairs)))
 
 
-def _resolve(adapter: PolicyAdapter, wish: Wish, hosts: list[TeacherHost], common: Objective) -> Pair:
+def _resolve(adapter: PolicyAdapter, wish: Wish, hosts: list[TeacherRunner], common: Objective) -> Pair:
     host = _host_for(wish.teacher, hosts)
     teacher_layer = _teacher_layer(hosts[host].teacher, wish.teacher_layer)
     objective = common if wish.objective is None else build_objective(wish.objective)
@@ -274,13 +274,13 @@ def _shared(
     return tuple(SharedProjector(core, index, len(pairs)) for index in range(len(pairs)))
 
 
-def _host_for(value: ComponentLike | Teacher, hosts: list[TeacherHost]) -> int:
+def _host_for(value: ComponentLike | Teacher, hosts: list[TeacherRunner]) -> int:
     """The host of this teacher: one for each distinct teacher, so that one run serves all of its pairs."""
     for index, host in enumerate(hosts):
         same_instance = isinstance(value, Teacher) and host.teacher is value
         if same_instance or (not isinstance(value, Teacher) and host.teacher.spec == _resolved_spec(value)):
             return index
-    hosts.append(TeacherHost(build_teacher(value)))
+    hosts.append(TeacherRunner(build_teacher(value)))
     return len(hosts) - 1
 
 

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfkit.utils.distributed import in_a_group
+from sfkit.utils.distributed import is_distributed
 from sfkit.utils.pytree import map_tensors, tensors_in
 
 
 @dataclass(eq=False)
-class Ride:
+class PendingLoss:
     """The alignment of one forward. Holds no tensor of the graph, so that keeping it keeps nothing alive.
 
     Attributes:
@@ -35,7 +35,7 @@ class Ride:
     """
 
     gradient: Callable[[], Tensor | float] | None = None
-    arrived: Callable[[Ride], None] | None = None
+    arrived: Callable[[PendingLoss], None] | None = None
     leaves: Callable[[], Iterable[Tensor]] = tuple
     added: bool = False
     spent: bool = False
@@ -61,12 +61,12 @@ class Ride:
         return self.gradient()
 
 
-class Carrier(torch.autograd.Function):
+class GradientInjector(torch.autograd.Function):
     """Identity over outputs of a forward, with the alignment loss as a passenger."""
 
     @staticmethod
     def forward(
-        ctx: Any, boarding: tuple[Ride, list[bool]], witness: Tensor, passenger: Tensor, *outputs: Tensor
+        ctx: Any, boarding: tuple[PendingLoss, list[bool]], witness: Tensor, passenger: Tensor, *outputs: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.ride, alone = boarding
         ctx.set_materialize_grads(False)
@@ -117,7 +117,7 @@ def _is_accumulated_into(leaf: Tensor) -> bool:
         return False
 
 
-def carry(output: Any, passenger: Tensor | Callable[[Tensor], Tensor], ride: Ride) -> Any | None:
+def carry(output: Any, passenger: Tensor | Callable[[Tensor], Tensor], ride: PendingLoss) -> Any | None:
     """``output`` with its differentiable tensors passed through the carrier; None if it holds none.
 
     Args:
@@ -134,19 +134,19 @@ def carry(output: Any, passenger: Tensor | Callable[[Tensor], Tensor], ride: Rid
     witness = torch.zeros((), requires_grad=True)
     replaced: dict[int, Tensor] = {}
     alone = _alone(found)
-    size = len(found) if in_a_group() else 1
+    size = len(found) if is_distributed() else 1
     for start in range(0, len(found), size):
         group = slice(start, start + size)
         boarding = (ride, alone[group])
-        carried: Any = Carrier.apply(boarding, witness, passenger, *found[group])  # type: ignore[no-untyped-call]
+        carried: Any = GradientInjector.apply(boarding, witness, passenger, *found[group])  # type: ignore[no-untyped-call]
         replaced.update((id(tensor), fresh) for tensor, fresh in zip(found[group], carried, strict=True))
     return map_tensors(output, lambda tensor: replaced.get(id(tensor), tensor))
 
 
-_CARRIER_NODE: Any = Carrier._backward_cls
+_CARRIER_NODE: Any = GradientInjector._backward_cls
 
 
-def riders_in(loss: Tensor, *, behind: bool = False) -> list[tuple[Ride, Tensor]]:
+def pending_losses(loss: Tensor, *, behind: bool = False) -> list[tuple[PendingLoss, Tensor]]:
     """The rides that ``loss`` was computed from, each with its alignment loss.
 
     Args:
@@ -154,7 +154,7 @@ def riders_in(loss: Tensor, *, behind: bool = False) -> list[tuple[Ride, Tensor]
         behind: Look behind carriers too, through whole policies, for a forward that was fed what an earlier one has
             returned.
     """
-    found: dict[Ride, Tensor] = {}
+    found: dict[PendingLoss, Tensor] = {}
     seen: set[Any] = set()
     stack = [loss.grad_fn]
     while stack:

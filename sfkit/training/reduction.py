@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 
-def tell_of_a_sum(loss: Tensor, tell: Callable[[str], None]) -> None:
+def warn_if_sum_reduction(loss: Tensor, tell: Callable[[str], None]) -> None:
     """Say so where a loss for each element or sample is summed: the alignment loss then counts as often.
 
     A mean hands each of ``n`` values ``1/n`` of what the whole is given, a sum hands it all. Exactly 1 everywhere is

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 
-class StateName:
+class StateKeyProxy:
     """Stands where torch looks a key of a state up as a path of attributes, which it does to gather FSDP2's parts."""
 
-    def __getattr__(self, name: str) -> StateName:
+    def __getattr__(self, name: str) -> StateKeyProxy:
         if name.startswith("_"):
             raise AttributeError(name)
         return self

@@ -13,7 +13,7 @@ from sfkit.config import Recompute
 from sfkit.errors import GradientError, ShapeError
 from sfkit.objectives.base import Objective, cosine_similarity, masked_mean
 from sfkit.projectors.base import Projector
-from sfkit.utils.recompute import again, remade, sparing, version_of
+from sfkit.utils.recompute import recompute_scope, recomputed, run_recomputed, version_of
 from sfkit.views.resample import resample
 from sfkit.views.types import FeatureMap
 
@@ -114,13 +114,14 @@ def _compare(
             )
         return loss, projected.detach(), goal
 
-    if recompute == "full" and not objective.exchanges:
+    if recompute == "full" and not objective.has_collectives:
         # The teacher's features may be inference tensors, which autograd keeps for nobody: hence no argument.
-        found: tuple[Tensor, Tensor, Tensor] = again(lambda tokens: compare(select(tokens), select(source)), values)
-        return found
+        return run_recomputed(
+            lambda tokens: compare(select(tokens), select(source)), values
+        )  # type: ignore[no-any-return]
     if recompute == "none":
         return compare(select(values), select(source))
-    with sparing(), remade(select, values, source) as maps:
+    with recompute_scope(), recomputed(select, values, source) as maps:
         return compare(*maps)
 
 

@@ -124,7 +124,7 @@ class Tap:
             other.remove()
 
 
-class Watch:
+class InputRecorder:
     """One persistent pre-hook that keeps, detached, every first input of a module while armed, or what is read of it.
 
     Like a :class:`Tap` it is gated and not registered anew, and is disarmed before backward.

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from sfkit.errors import ViewsError
 from sfkit.teachers.base import Teacher
 from sfkit.teachers.memory import explain_out_of_memory
-from sfkit.utils.log import notice
-from sfkit.utils.replay import replays
+from sfkit.utils.log import log_info
+from sfkit.utils.replay import is_recompute_forward
 from sfkit.utils.rng import own_rng
 from sfkit.views.types import FeatureMap, Views
 
 
-class TeacherHost:
+class TeacherRunner:
     """Owns a teacher's network. Deliberately no ``nn.Module``: nothing of it may enter the policy's module tree.
 
     ``deepcopy`` shares it (an EMA copy needs no second teacher); pickle drops the network, which is loaded again when
@@ -33,7 +33,7 @@ class TeacherHost:
         self._loaded = False
         self._device: torch.device | None = None
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> TeacherHost:
+    def __deepcopy__(self, memo: dict[int, Any]) -> TeacherRunner:
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -80,7 +80,7 @@ class TeacherHost:
         ):
             model = self._place(views, layers or blocks)
             # Outside inference mode: statistics are communicated and kept, which inference tensors resent.
-            if not replays():
+            if not is_recompute_forward():
                 self.teacher.observe((views, grid))
             with torch.inference_mode():
                 if not self.teacher.drops_absent:
@@ -88,7 +88,7 @@ class TeacherHost:
                 return self._encode_present(model, views, layers, blocks, grid)
 
     @torch.no_grad()
-    def sit_out(self) -> None:
+    def participate_without_data(self) -> None:
         """Take part in what all ranks do together, in a training step in which this rank does not align."""
         self.teacher.observe(None)
 
@@ -102,7 +102,7 @@ class TeacherHost:
             b, v, _, h, w = views.images.shape
             estimate = self.teacher.memory((b, v, h, w), layers, device)
             if estimate is not None:
-                notice(f"loading teacher {self.teacher.name!r}: {estimate} (for {b} samples of {v} views)")
+                log_info(f"loading teacher {self.teacher.name!r}: {estimate} (for {b} samples of {v} views)")
             # Weights that are drawn at random are the same ones in every run, and after a resume.
             with own_rng(device, seed=0):
                 self._model = self.teacher.load(device)

@@ -18,7 +18,7 @@ from sfkit.registry.component import AnyOptions
 from sfkit.registry.marks import Reaching
 from sfkit.transforms.base import Transform
 from sfkit.transforms.random_projection import check_fewer
-from sfkit.utils.distributed import in_a_group
+from sfkit.utils.distributed import is_distributed
 from sfkit.views.types import FeatureMap
 
 
@@ -78,7 +78,7 @@ class PCATransform(Transform):
             self._ready = True
         elif self.options.file is not None:
             self._read(Path(self.options.file))
-        elif in_a_group() and dist.get_world_size() > 1:
+        elif is_distributed() and dist.get_world_size() > 1:
             raise ConfigError(
                 f"Transform {self.name!r} would fit other components on each rank.",
                 "Fit them in one process (PCATransform.fit and save), and give the option file.",

@@ -5,6 +5,6 @@ from __future__ import annotations
 import torch.distributed as dist
 
 
-def in_a_group() -> bool:
+def is_distributed() -> bool:
     """True once ``torch.distributed`` runs: other ranks may then wait for what this one does."""
     return dist.is_available() and dist.is_initialized()

@@ -8,7 +8,7 @@ import sys
 logger = logging.getLogger("sfkit")
 
 
-def notice(message: str) -> None:
+def log_info(message: str) -> None:
     """Log ``message`` at level INFO, or print it where nobody has set up logging."""
     if logger.hasHandlers():
         logger.info(message)

@@ -16,8 +16,8 @@ _sparing: ContextVar[bool] = ContextVar("sfkit_sparing", default=False)
 
 
 @contextmanager
-def sparing(on: bool = True) -> Iterator[None]:
-    """Within the block, :func:`spare` keeps inputs only."""
+def recompute_scope(on: bool = True) -> Iterator[None]:
+    """Within the block, :func:`recompute` keeps inputs only."""
     token = _sparing.set(on)
     try:
         yield
@@ -25,8 +25,8 @@ def sparing(on: bool = True) -> Iterator[None]:
         _sparing.reset(token)
 
 
-def spare(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """``function(x)``; within :func:`sparing`, what it keeps for backward is ``x``, and the rest is made again there.
+def recompute(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``function(x)``; within :func:`recompute_scope` it keeps ``x`` alone for backward, which computes the rest again.
 
     What ends on a matrix product is run again up to that product and no further: torch stops as soon as it has all
     that backward needs. So a norm or an activation before a product costs itself once more, and the product nothing.
@@ -41,7 +41,7 @@ def spare(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return found
 
 
-def again(function: Callable[..., Any], *args: Any) -> Any:
+def run_recomputed(function: Callable[..., Any], *args: Any) -> Any:
     """``function(*args)``, all of which is run again in backward, with the same random numbers; only ``args`` are kept.
 
     The random state of the program is as if it had been run once.
@@ -70,7 +70,7 @@ class _Remade:
 
 
 @contextmanager
-def remade(make: Callable[[Tensor], Tensor], *sources: Tensor) -> Iterator[list[Tensor]]:
+def recomputed(make: Callable[[Tensor], Tensor], *sources: Tensor) -> Iterator[list[Tensor]]:
     """``make`` of each source; what operations in the block would keep of them for backward is made anew there.
 
     Args:

@@ -7,7 +7,7 @@ import torch
 from sfkit.errors import GradientError
 
 
-def replays() -> bool:
+def is_recompute_forward() -> bool:
     """True where a forward runs again inside a backward pass, only to make again what autograd had saved.
 
     Non-reentrant activation checkpointing around the whole policy does that. Such a run must compute what the first

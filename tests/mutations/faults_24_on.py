@@ -71,9 +71,9 @@ HIGH = (
     Mutant(27, "StillCameras.boxes", replace_call("moved", "False"),
            "test_fault_27_a_moved_camera_gets_no_depth[standin-pi0]"),
     # 28: a teacher that is trained
-    Mutant(28, "TeacherHost._place", replace_call("requires_grad_", "_self"),
+    Mutant(28, "TeacherRunner._place", replace_call("requires_grad_", "_self"),
            "test_fault_28_the_teacher_is_frozen_whatever_its_author_left"),
-    Mutant(28, "TeacherHost._place", replace_call("eval", "_self"),
+    Mutant(28, "TeacherRunner._place", replace_call("eval", "_self"),
            "test_fault_28_the_teacher_is_frozen_whatever_its_author_left",
            "test_fault_28_the_teacher_is_frozen_and_nowhere_in_the_policy"),
     # 29: weights that do not fit
@@ -91,9 +91,9 @@ HIGH = (
     Mutant(29, "_require_same", drop_raise("CheckpointError"),
            "test_fault_29_a_projector_of_another_teacher_is_an_error"),
     # 30: alignment in evaluation
-    Mutant(30, "Aligner.around", fix_condition(True, "training"),
+    Mutant(30, "Aligner.wrapped_forward", fix_condition(True, "training"),
            "test_fault_30_eval_mode_with_gradients_changes_nothing"),
-    Mutant(30, "Aligner.around", fix_condition(False, "enabled", "weight"),
+    Mutant(30, "Aligner.wrapped_forward", fix_condition(False, "enabled", "weight"),
            "test_fault_30_eval_disabled_no_grad_and_weight_zero_change_nothing",
            "test_fault_30_outside_training_nothing_changes_by_a_bit",
            "test_fault_30_evaluation_neither_runs_the_teacher_nor_counts_its_loss", ends_in="GradientError"),
@@ -143,7 +143,7 @@ HIGH = (
     Mutant(44, "_Record.see_sum", replace_argument("where", 1, "gradient.detach().float()"),
            "test_fault_44_opposed_gradients_are_named"),
     # 45, 46, 47: compiled and prepared policies
-    Mutant(45, "Aligner.around", replace_call("disarm", "_self.remove()"),
+    Mutant(45, "Aligner.wrapped_forward", replace_call("disarm", "_self.remove()"),
            "test_fault_45_every_step_of_a_compiled_policy_aligns[module]", ends_in="TapError"),
     Mutant(46, "refuse_unwrappable", fix_condition(False, "forward", "vars"),
            "test_fault_46_an_accelerate_prepared_policy_is_refused", "test_fault_46_the_real_accelerate"),
@@ -155,7 +155,7 @@ HIGH = (
     Mutant(49, "Aligner._anchored", replace_return("output", mentions="anchor"),
            "test_fault_12_and_49_gradients_are_the_mean_of_the_ranks", says="Expected to have finished reduction"),
     # 50: a policy left in eval mode
-    Mutant(50, "Aligner.around", drop_call("_warn_if_left_in_eval"),
+    Mutant(50, "Aligner.wrapped_forward", drop_call("_warn_if_left_in_eval"),
            "test_fault_50_a_policy_left_in_eval_mode_is_reported_once",
            "test_fault_50_training_in_eval_mode_warns_once",
            "test_fault_50_a_policy_from_a_checkpoint_is_in_eval_mode_and_says_so"),
@@ -168,7 +168,7 @@ HIGH = (
     Mutant(52, "Aligner._apply.keep_precision", replace_return("fn(tensor)"),
            "test_fault_52_casting_the_policy_leaves_projector_and_geometry_exact",
            "test_fault_52_smolvla_in_bfloat16_keeps_alignment_in_float32", ends_in="RuntimeError"),
-    Mutant(52, "TeacherHost.features", drop_call("autocast"),
+    Mutant(52, "TeacherRunner.features", drop_call("autocast"),
            "test_fault_52_the_teacher_sees_float32_whatever_the_student_trains_in"),
     Mutant(52, "depth_map", drop_raise("ViewsError", within="bfloat16"), "test_fault_52_depth_in_bfloat16_is_an_error"),
     Mutant(52, "sfkit_openvla.pictures._by_view", replace_call("float", "_self"),
@@ -187,11 +187,11 @@ HIGH = (
            "test_fault_54_lerobots_default_is_millimeters",
            "test_fault_54_the_unit_is_the_one_that_the_trainer_asks_the_dataset_for"),
     # 55: several forwards before one backward
-    Mutant(55, "Joiner._rides_behind", replace_constant(True, False, within="riders_in"),
+    Mutant(55, "Joiner._rides_behind", replace_constant(True, False, within="pending_losses"),
            "test_fault_55_a_forward_that_is_fed_what_an_earlier_one_returned"),
     Mutant(55, "pending_loss._accumulates", replace_return("False", mentions="leaves"),
            "test_fault_55_backward_into_some_leaves_trains_once"),
-    Mutant(55, "Joiner._ride", replace_call("Ride", "vars(self).setdefault('ride', _)", mentions="gradient"),
+    Mutant(55, "Joiner._ride", replace_call("PendingLoss", "vars(self).setdefault('ride', _)", mentions="gradient"),
            "test_fault_55_two_batches_before_one_backward[oft-l1]"),
     # 56 to 59: files that are not trusted
     Mutant(56, "_Desk._check", drop_call("_ask"),

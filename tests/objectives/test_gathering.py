@@ -37,4 +37,4 @@ def test_two_ranks_are_one_large_batch(tmp_path: Path) -> None:
 def test_a_single_process_has_no_others() -> None:
     assert tokens_of_other_ranks(torch.ones(3, 4)).shape == (0, 4)
     assert tokens_of_other_ranks(None).numel() == 0
-    InfoNCEObjective({"negatives": "devices"}).sit_out()
+    InfoNCEObjective({"negatives": "devices"}).participate_without_data()

@@ -78,7 +78,7 @@ def test_companions_are_called_with_the_folder_after_each_save(tmp_path: Path) -
     policy = Saved()
     SpatialForcing.wrap(policy, "geometry", adapter=TinyAdapter(policy))
     seen: list[tuple[Path, bool]] = []
-    policy.spatial_forcing.companions.append(  # type: ignore[union-attr,operator]
+    policy.spatial_forcing.save_callbacks.append(  # type: ignore[union-attr,operator]
         lambda folder: seen.append((folder, (folder / checkpoint.FOLDER).is_dir()))
     )
     policy.save_pretrained(tmp_path)

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sfkit.training.reduction import tell_of_a_sum
+from sfkit.training.reduction import warn_if_sum_reduction
 
 
 def told(reduce: Callable[[Tensor], Tensor], *shape: int) -> list[str]:
     found: list[str] = []
     loss = torch.rand(shape, requires_grad=True) * 2
-    tell_of_a_sum(loss, found.append)
+    warn_if_sum_reduction(loss, found.append)
     reduce(loss).backward()
     return found
 
@@ -42,4 +42,4 @@ def test_fault_15_other_reductions_are_not(reduce: Callable[[Tensor], Tensor]) -
 
 def test_a_scalar_and_a_loss_without_gradient_are_left_alone() -> None:
     assert not told(lambda loss: loss)
-    tell_of_a_sum(torch.rand(3), pytest.fail)
+    warn_if_sum_reduction(torch.rand(3), pytest.fail)

@@ -15,7 +15,7 @@ from sfkit.errors import ViewsError
 from sfkit.teachers.geometry import GeometryTeacher
 from sfkit.testing.rounding import assert_rounded
 from sfkit.testing.teachers import PatchTeacher
-from sfkit.training.teacher_runner import TeacherHost
+from sfkit.training.teacher_runner import TeacherRunner
 from sfkit.views.types import Views
 
 
@@ -27,7 +27,7 @@ def views(present: list[list[bool]], seed: int = 0) -> Views:
 
 
 def test_fault_23_an_absent_view_never_touches_a_real_one() -> None:
-    host = TeacherHost(PatchTeacher({"joint": True}))
+    host = TeacherRunner(PatchTeacher({"joint": True}))
     ragged = [[True, True, False], [True, False, False], [False, True, True], [False, False, False], [True] * 3]
     seen = views(ragged)
     (whole,) = host.features(seen, [1], (2, 2))
@@ -45,7 +45,7 @@ def test_fault_23_an_absent_view_never_touches_a_real_one() -> None:
 
 
 def test_a_batch_without_any_view_gives_masked_maps() -> None:
-    (nothing,) = TeacherHost(PatchTeacher()).features(views([[False, False]]), [2], (2, 2))
+    (nothing,) = TeacherRunner(PatchTeacher()).features(views([[False, False]]), [2], (2, 2))
     assert not nothing.mask.any()
     assert nothing.values.shape == (1, 2, 2, 2, 12)
 
@@ -55,7 +55,7 @@ def test_fault_28_the_teacher_is_frozen_whatever_its_author_left() -> None:
         def load(self, device: torch.device) -> nn.Module:
             return super().load(device).train()
 
-    host = TeacherHost(Careless())
+    host = TeacherRunner(Careless())
     (features,) = host.features(views([[True]]), [1], (2, 2))
     assert not features.values.requires_grad
     assert host._model is not None
@@ -70,7 +70,7 @@ def test_fault_51_teachers_leave_the_random_state_alone() -> None:
             return super().encode(model, *args, **kwargs)
 
     before = torch.get_rng_state()
-    TeacherHost(Noisy()).features(views([[True]]), [1], (2, 2))
+    TeacherRunner(Noisy()).features(views([[True]]), [1], (2, 2))
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -80,14 +80,14 @@ def test_a_teacher_of_random_weights_is_the_same_in_every_run() -> None:
             return nn.Linear(3, 12)
 
     seen = views([[True]])
-    first = TeacherHost(Drawn()).features(seen, [1], (2, 2))[0]
+    first = TeacherRunner(Drawn()).features(seen, [1], (2, 2))[0]
     torch.rand(3)
-    assert torch.equal(TeacherHost(Drawn()).features(seen, [1], (2, 2))[0].values, first.values)
+    assert torch.equal(TeacherRunner(Drawn()).features(seen, [1], (2, 2))[0].values, first.values)
 
 
 @pytest.mark.parametrize("layout", [[[True, True]], [[True, False]]])
 def test_fault_52_the_teacher_sees_float32_whatever_the_student_trains_in(layout: list[list[bool]]) -> None:
-    host, seen = TeacherHost(PatchTeacher()), views(layout)
+    host, seen = TeacherRunner(PatchTeacher()), views(layout)
     coarse = replace(seen, images=seen.images.bfloat16())
     (wanted,) = host.features(replace(seen, images=coarse.images.float()), [1], (2, 2))
     with torch.autocast("cpu", torch.bfloat16):
@@ -98,11 +98,11 @@ def test_fault_52_the_teacher_sees_float32_whatever_the_student_trains_in(layout
 
 def test_missing_requirements_are_named() -> None:
     with pytest.raises(ViewsError, match="'geometry' needs depth, intrinsics"):
-        TeacherHost(GeometryTeacher({"fov": None})).features(views([[True]]), [1], (2, 2))
+        TeacherRunner(GeometryTeacher({"fov": None})).features(views([[True]]), [1], (2, 2))
 
 
 def test_copies_share_the_network_and_pickles_leave_it_behind() -> None:
-    host = TeacherHost(PatchTeacher())
+    host = TeacherRunner(PatchTeacher())
     (before,) = host.features(views([[True]]), [1], (2, 2))
     assert copy.deepcopy(host) is host
     again = pickle.loads(pickle.dumps(host))

@@ -14,13 +14,13 @@ from sfkit.errors import TapError
 from sfkit.policies.base import TapPoint
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.testing.teachers import PatchTeacher
-from sfkit.training.taps import Watch
+from sfkit.training.taps import InputRecorder
 
 
 class WatchingAdapter(TinyAdapter):
     """Takes its pictures from what the embedding was given, instead of from the batch."""
 
-    def watched(self):
+    def extra_hooks(self):
         return {"embed": TapPoint(self.policy.embed, "embed")}
 
     def views(self, call):
@@ -36,7 +36,7 @@ def wrap(policy: TinyPolicy) -> TinyPolicy:
 
 def test_every_input_is_kept_in_order_and_then_forgotten() -> None:
     layer = nn.Linear(2, 2)
-    watch = Watch(TapPoint(layer, "layer"))
+    watch = InputRecorder(TapPoint(layer, "layer"))
     layer(torch.zeros(1, 2))
     watch.arm()
     inputs = [torch.full((1, 2), float(i), requires_grad=True) for i in range(3)]
@@ -54,7 +54,7 @@ def test_every_input_is_kept_in_order_and_then_forgotten() -> None:
 
 
 def test_a_module_that_does_not_run_is_an_error() -> None:
-    watch = Watch(TapPoint(nn.Identity(), "vision"))
+    watch = InputRecorder(TapPoint(nn.Identity(), "vision"))
     watch.arm()
     with pytest.raises(TapError, match="vision did not run"):
         watch.take()
@@ -62,7 +62,7 @@ def test_a_module_that_does_not_run_is_an_error() -> None:
 
 def test_fault_04_a_watch_does_not_see_the_recomputation() -> None:
     layer = nn.Linear(2, 2)
-    watch = Watch(TapPoint(layer, "layer"))
+    watch = InputRecorder(TapPoint(layer, "layer"))
     watch.arm()
     output = checkpoint(layer, torch.ones(1, 2), use_reentrant=False)
     assert len(watch.take()) == 1

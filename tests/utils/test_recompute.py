@@ -24,7 +24,8 @@ from sfkit.projectors.nested import NestedProjector
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.testing.rounding import assert_rounded
 from sfkit.training.step import align
-from sfkit.utils.recompute import remade, spare, sparing
+from sfkit.utils import recompute as scoped
+from sfkit.utils.recompute import recompute_scope, recomputed
 from sfkit.views.types import FeatureMap
 
 MODES: tuple[Recompute, ...] = ("none", "selective", "full")
@@ -118,7 +119,7 @@ def test_memory_of_ten_pairs_is_that_of_their_products_or_less() -> None:
 
 def test_a_source_that_was_changed_in_place_is_an_error_and_no_wrong_gradient() -> None:
     weight, source = torch.randn(4, 4, requires_grad=True), torch.randn(4)
-    with remade(lambda x: x * 2, source) as (doubled,):
+    with recomputed(lambda x: x * 2, source) as (doubled,):
         loss = (weight @ doubled).sum()
     source.add_(1)
     with pytest.raises(RuntimeError, match="changed in place after the forward pass"):
@@ -211,12 +212,12 @@ def test_nothing_is_made_again_outside_of_sparing_or_without_gradient() -> None:
         return x.exp().exp()
 
     x = torch.ones(3, requires_grad=True)
-    spare(function, x).sum().backward()
-    with sparing(), torch.no_grad():
-        spare(function, x)
+    scoped.recompute(function, x).sum().backward()
+    with recompute_scope(), torch.no_grad():
+        scoped.recompute(function, x)
     assert len(runs) == 2
-    with sparing():
-        spare(function, x).sum().backward()
+    with recompute_scope():
+        scoped.recompute(function, x).sum().backward()
     assert len(runs) == 4
 
 

@@ -34,8 +34,8 @@ def worker(rank: int, out: str) -> None:
     both = objective(student.requires_grad_(), *rest)
     both.sum().backward()
     # Then the second rank sits out, and afterward both.
-    alone = objective(*case(rank)) if rank == 0 else objective.sit_out()
-    objective.sit_out()
+    alone = objective(*case(rank)) if rank == 0 else objective.participate_without_data()
+    objective.participate_without_data()
     torch.save({"both": both.detach(), "gradient": student.grad, "alone": alone}, f"{out}.{rank}")
     os._exit(0)  # past gloo's end, which now and then hangs or aborts when the other rank has left
 

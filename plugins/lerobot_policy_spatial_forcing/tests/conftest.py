@@ -143,13 +143,13 @@ def _forget_accelerate() -> None:
 
 @contextlib.contextmanager
 def _watched(module: Any, result: Run) -> Iterator[None]:
-    from sfkit.training.teacher_runner import TeacherHost
+    from sfkit.training.teacher_runner import TeacherRunner
 
     patch = pytest.MonkeyPatch()
     make, reset, features = (
         module.make_optimizer_and_scheduler,
         module.MetricsTracker.reset_averages,
-        TeacherHost.features,
+        TeacherRunner.features,
     )
 
     def made(cfg: Any, policy: Any) -> Any:
@@ -174,7 +174,7 @@ def _watched(module: Any, result: Run) -> Iterator[None]:
     patch.setattr(module.logging, "info", said)
     patch.setattr(module, "make_optimizer_and_scheduler", made)
     patch.setattr(module.MetricsTracker, "reset_averages", noted)
-    patch.setattr(TeacherHost, "features", counted)
+    patch.setattr(TeacherRunner, "features", counted)
     try:
         yield
     finally:

@@ -19,7 +19,7 @@ from sfkit import SpatialForcing
 from sfkit.errors import CheckpointError, ConfigError, ShapeError, TeacherMemoryError, ViewsError
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.testing.rounding import assert_rounded
-from sfkit.training.teacher_runner import TeacherHost
+from sfkit.training.teacher_runner import TeacherRunner
 from sfkit.views.types import FeatureMap, Views
 
 CPU = torch.device("cpu")
@@ -31,7 +31,7 @@ def views(b: int = 2, v: int = 3, size: tuple[int, int] = (16, 16), seed: int = 
 
 
 def run(teacher: Any, seen: Views, layers: Sequence[int] = (2,)) -> list[FeatureMap]:
-    return TeacherHost(teacher).features(seen, layers, (4, 4))
+    return TeacherRunner(teacher).features(seen, layers, (4, 4))
 
 
 def seen_by(teacher: Any, seen: Views) -> Tensor:

@@ -17,7 +17,7 @@ from sfkit import SpatialForcing
 from sfkit.errors import CheckpointError, ViewsError
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.testing.rounding import assert_rounded
-from sfkit.training.teacher_runner import TeacherHost
+from sfkit.training.teacher_runner import TeacherRunner
 from sfkit.views.types import Views
 
 CPU = torch.device("cpu")
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 def test_fault_19_a_grid_that_is_not_square_stays_as_it_is(views_of: Callable[..., Views]) -> None:
     # 2 x 8 patches: as many as a square of 4 x 4.
-    host = TeacherHost(DA3Base({"config": "tiny", "size": 112}))
+    host = TeacherRunner(DA3Base({"config": "tiny", "size": 112}))
     (found,) = host.features(views_of([[True, True]], (28, 112)), [6], (4, 4))
     assert found.grid == (2, 8)
 
@@ -54,7 +54,7 @@ def test_fault_19_a_wide_view_reaches_the_students_own_grid() -> None:
 
 @pytest.mark.parametrize("kind", [DA3Base, DA3Giant], ids=lambda kind: kind.name)
 def test_fault_20_a_patch_moves_its_own_cell(kind: type[DA3Base], views_of: Callable[..., Views]) -> None:
-    host = TeacherHost(kind({"config": "tiny", "size": 56, "half": "local"}))
+    host = TeacherRunner(kind({"config": "tiny", "size": 56, "half": "local"}))
     views = views_of([[True, True]], (56, 42))
     (before,) = host.features(views, [1], (4, 3))
     for row, column in ((0, 2), (1, 0), (3, 1)):
@@ -85,7 +85,7 @@ def test_fault_23_an_absent_view_changes_nothing_in_real_ones(
     views_of: Callable[..., Views], present: list[list[bool]], seed: int
 ) -> None:
     """Also not which view is the reference, which is chosen among the present ones."""
-    host = TeacherHost(DA3Base({"config": "tiny", "size": 42}))
+    host = TeacherRunner(DA3Base({"config": "tiny", "size": 42}))
     views = views_of(present, (42, 42), seed)
     (whole,) = host.features(views, [6], (3, 3))
     assert torch.equal(whole.mask[..., 0, 0], torch.tensor(present))
@@ -113,12 +113,12 @@ def test_fault_23_the_reference_is_chosen_among_the_present(
 
     monkeypatch.setattr("sfkit_depth_anything.trunk.saddle_balanced", spy)
     layout = [[True] * 4, [True, False, True, True], [True, False, False, True]]
-    TeacherHost(DA3Base({"config": "tiny", "size": 42})).features(views_of(layout, (42, 42)), [6], (3, 3))
+    TeacherRunner(DA3Base({"config": "tiny", "size": 42})).features(views_of(layout, (42, 42)), [6], (3, 3))
     assert sorted(asked) == [3, 4]  # and not for the sample with two
 
 
 def test_fault_23_masked_pixels_change_nothing(views_of: Callable[..., Views]) -> None:
-    host = TeacherHost(DA3Base({"config": "tiny", "size": 56}))
+    host = TeacherRunner(DA3Base({"config": "tiny", "size": 56}))
     views = views_of([[True] * 3])
     valid = views.valid.clone()
     valid[..., :14, :] = False  # letterbox
@@ -137,7 +137,7 @@ def test_fault_26_pictures_outside_0_1_are_refused(views_of: Callable[..., Views
         "NaN": torch.where(views.images > 0.9, torch.nan, views.images),
     }[scale]
     with pytest.raises(ViewsError, match=r"expected \[0, 1\]"):
-        TeacherHost(DA3Base({"config": "tiny", "size": 56})).features(
+        TeacherRunner(DA3Base({"config": "tiny", "size": 56})).features(
             Views(images, views.valid, views.names), [1], (4, 4)
         )
 
@@ -147,7 +147,7 @@ def test_fault_26_pictures_are_normalized_exactly_once(views_of: Callable[..., V
     trunk = teacher.load(CPU)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     wanted = trunk((views.images - mean[:, None, None]) / std[:, None, None], [6])[0]
-    (found,) = TeacherHost(teacher).features(views, [6], (4, 4))
+    (found,) = TeacherRunner(teacher).features(views, [6], (4, 4))
     assert_rounded(found.values, wanted)
 
 

@@ -22,7 +22,7 @@ from sfkit.factory.components import build_teacher
 from sfkit.registry.registry import default_registry
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.testing.rounding import assert_rounded
-from sfkit.training.teacher_runner import TeacherHost
+from sfkit.training.teacher_runner import TeacherRunner
 from sfkit.views.types import Views
 
 TEACHERS = (DA3Small, DA3Base, DA3Large, DA3Giant)
@@ -102,19 +102,19 @@ def test_bad_options(options: dict[str, Any], said: str) -> None:
 @pytest.mark.parametrize("layer", [0, 7, -1])
 def test_unknown_layers(views_of: Callable[..., Views], layer: int) -> None:
     with pytest.raises(ConfigError, match="Layers are 1 to 6"):
-        TeacherHost(DA3Base(TINY)).features(views_of([[True]]), [layer], (4, 4))
+        TeacherRunner(DA3Base(TINY)).features(views_of([[True]]), [layer], (4, 4))
 
 
 def test_no_views_at_all(views_of: Callable[..., Views]) -> None:
     nothing = Views(torch.zeros(1, 0, 3, 8, 8), torch.zeros(1, 0, 8, 8, dtype=torch.bool), ())
     with pytest.raises(ShapeError, match="nothing"):
-        TeacherHost(DA3Base(TINY)).features(nothing, [1], (4, 4))
+        TeacherRunner(DA3Base(TINY)).features(nothing, [1], (4, 4))
 
 
 @settings(max_examples=12)
 @given(st.integers(20, 80), st.integers(20, 80), st.sampled_from(["keep", "pad", "crop", "stretch"]))
 def test_any_view_gets_a_map_over_itself(views_of: Callable[..., Views], h: int, w: int, fit: str) -> None:
-    (found,) = TeacherHost(DA3Base({**TINY, "fit": fit})).features(views_of([[True, True]], (h, w)), [6], (4, 4))
+    (found,) = TeacherRunner(DA3Base({**TINY, "fit": fit})).features(views_of([[True, True]], (h, w)), [6], (4, 4))
     rows, columns = found.grid
     assert abs(rows / columns - h / w) <= 0.5 * h / w + 0.5 or fit == "stretch"
     assert found.values.isfinite().all()
@@ -125,7 +125,7 @@ def test_any_view_gets_a_map_over_itself(views_of: Callable[..., Views], h: int,
 def test_micro_batches_change_nothing(views_of: Callable[..., Views], options: dict[str, Any]) -> None:
     views = views_of([[True] * 3] * 3)
     (whole,), (parts,) = (
-        TeacherHost(DA3Base(chosen)).features(views, [6], (4, 4)) for chosen in (TINY, {**TINY, **options})
+        TeacherRunner(DA3Base(chosen)).features(views, [6], (4, 4)) for chosen in (TINY, {**TINY, **options})
     )
     assert_rounded(whole.values, parts.values)
 
@@ -134,11 +134,11 @@ def test_view_order_names_the_reference_of_two(views_of: Callable[..., Views]) -
     views = views_of([[True, True]])
     turned = Views(views.images.flip(1), views.valid.flip(1), views.names[::-1])
     (asked,), (given,) = (
-        TeacherHost(DA3Base(options)).features(seen, [6], (4, 4))
+        TeacherRunner(DA3Base(options)).features(seen, [6], (4, 4))
         for options, seen in (({**TINY, "view_order": ("cam1",)}, views), (TINY, turned))
     )
     assert_rounded(asked.values, given.values.flip(1))
-    (plain,) = TeacherHost(DA3Base(TINY)).features(views, [6], (4, 4))
+    (plain,) = TeacherRunner(DA3Base(TINY)).features(views, [6], (4, 4))
     assert (plain.values - asked.values).abs().max() > 0.1
 
 
@@ -147,16 +147,16 @@ def test_view_order_has_no_say_where_the_reference_is_chosen(
 ) -> None:
     views, order = views_of([[True] * 3]), {"view_order": ("cam2",)}
     with caplog.at_level(logging.INFO, logger="sfkit"):
-        host = TeacherHost(DA3Base({**TINY, **order}))
+        host = TeacherRunner(DA3Base({**TINY, **order}))
         (asked,) = host.features(views, [6], (4, 4))
         host.features(views, [6], (4, 4))
     assert sum("view_order has no say" in record.getMessage() for record in caplog.records) == 1
-    (plain,) = TeacherHost(DA3Base(TINY)).features(views, [6], (4, 4))
+    (plain,) = TeacherRunner(DA3Base(TINY)).features(views, [6], (4, 4))
     assert_rounded(plain.values, asked.values)
     caplog.clear()
     first = {**TINY, "reference": "first"}
     (ordered,), (unordered,) = (
-        TeacherHost(DA3Base(chosen)).features(views, [6], (4, 4)) for chosen in ({**first, **order}, first)
+        TeacherRunner(DA3Base(chosen)).features(views, [6], (4, 4)) for chosen in ({**first, **order}, first)
     )
     assert (ordered.values - unordered.values).abs().max() > 0.1
     assert not any("view_order" in record.getMessage() for record in caplog.records)
@@ -164,7 +164,7 @@ def test_view_order_has_no_say_where_the_reference_is_chosen(
 
 def test_an_unknown_camera_in_view_order(views_of: Callable[..., Views]) -> None:
     with pytest.raises(ConfigError, match=r"Its views: observation\.images\.cam0"):
-        TeacherHost(DA3Base({**TINY, "view_order": ("wrist",)})).features(views_of([[True]]), [6], (4, 4))
+        TeacherRunner(DA3Base({**TINY, "view_order": ("wrist",)})).features(views_of([[True]]), [6], (4, 4))
 
 
 def peak(run: Callable[[], object]) -> int:

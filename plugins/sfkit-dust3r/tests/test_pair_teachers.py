@@ -23,7 +23,7 @@ from sfkit.factory.components import build_teacher
 from sfkit.registry.registry import default_registry
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.testing.rounding import assert_rounded
-from sfkit.training.teacher_runner import TeacherHost
+from sfkit.training.teacher_runner import TeacherRunner
 from sfkit.views.types import Views
 
 CPU = torch.device("cpu")
@@ -79,7 +79,7 @@ def test_layers_and_widths_of_the_released_models(name: str, target: str, layers
 def test_shapes_and_widths_are_as_promised(target: str, b: int, v: int, grid: tuple[int, int], micro: Any) -> None:
     teacher = tiny(target=target, size=16 * max(grid), micro_batch=micro)
     layers = list(range(1, teacher.num_layers + 1))
-    maps = TeacherHost(teacher).features(views_of(b, v, (8 * grid[0], 8 * grid[1])), layers, (2, 2))
+    maps = TeacherRunner(teacher).features(views_of(b, v, (8 * grid[0], 8 * grid[1])), layers, (2, 2))
     for layer, found in zip(layers, maps, strict=True):
         assert found.values.shape == (b, v, *grid, teacher.dim(layer))
         assert found.values.dtype == torch.float32
@@ -90,7 +90,7 @@ def test_shapes_and_widths_are_as_promised(target: str, b: int, v: int, grid: tu
 def test_an_unknown_layer_is_refused(target: str, layer: int) -> None:
     teacher = tiny(target=target)
     with pytest.raises(ConfigError, match=f"no layer {layer}(.|\n)*Layers are 1 to {teacher.num_layers}"):
-        TeacherHost(teacher).features(views_of(1, 1), [layer], (2, 2))
+        TeacherRunner(teacher).features(views_of(1, 1), [layer], (2, 2))
 
 
 @pytest.mark.parametrize(
@@ -112,18 +112,18 @@ def test_no_view_is_an_error() -> None:
 def test_the_reference_view_is_chosen_by_name() -> None:
     views = views_of(2, 3)
     chosen = tiny(view_order=("cam2",))
-    (found,) = TeacherHost(chosen).features(views, [3], (2, 2))
+    (found,) = TeacherRunner(chosen).features(views, [3], (2, 2))
     turned = replace(views, images=views.images[:, [2, 0, 1]], names=("cam2", "cam0", "cam1"))
-    (wanted,) = TeacherHost(tiny()).features(turned, [3], (2, 2))
+    (wanted,) = TeacherRunner(tiny()).features(turned, [3], (2, 2))
     assert_rounded(found.values[:, [2, 0, 1]], wanted.values)
-    (other,) = TeacherHost(tiny()).features(views, [3], (2, 2))
+    (other,) = TeacherRunner(tiny()).features(views, [3], (2, 2))
     assert (other.values - found.values).abs().max() > 0.1
 
 
 def test_the_encoder_knows_no_order() -> None:
     views = views_of(1, 3)
     plain, chosen = (
-        TeacherHost(tiny(target="encoder", view_order=order)).features(views, [2], (2, 2))[0]
+        TeacherRunner(tiny(target="encoder", view_order=order)).features(views, [2], (2, 2))[0]
         for order in ((), ("cam2",))
     )
     assert_rounded(plain.values, chosen.values)
@@ -137,7 +137,7 @@ def test_absent_views_change_nothing_in_the_real_ones(absent: list[tuple[int, in
         views.valid[sample, view] = False
     noise = torch.rand(views.images.shape, generator=torch.Generator().manual_seed(seed))
     other = replace(views, images=torch.where(views.valid.unsqueeze(2), views.images, noise))
-    host = TeacherHost(tiny())
+    host = TeacherRunner(tiny())
     (found,), (again,) = (host.features(given, [3], (2, 2)) for given in (views, other))
     there = views.present[:, :, None, None].expand(found.mask.shape)
     assert torch.equal(found.mask, there)
@@ -154,7 +154,7 @@ def test_masked_pixels_change_nothing() -> None:
     views = views_of(1, 2)
     views.valid[:, :, :, :8] = False
     other = replace(views, images=torch.where(views.valid.unsqueeze(2), views.images, 0.9))
-    host = TeacherHost(tiny())
+    host = TeacherRunner(tiny())
     (found,), (again,) = (host.features(given, [3], (2, 2)) for given in (views, other))
     assert torch.equal(found.values, again.values)
 
@@ -165,7 +165,7 @@ def test_masked_pixels_change_nothing() -> None:
 @pytest.mark.parametrize("target", ["encoder", "decoder", "both"])
 def test_bfloat16_is_near(target: str) -> None:
     exact, rounded = (
-        TeacherHost(tiny(target=target, size=64, **options)).features(views_of(2, 2), [1, 2], (2, 2))
+        TeacherRunner(tiny(target=target, size=64, **options)).features(views_of(2, 2), [1, 2], (2, 2))
         for options in ({}, {"dtype": "bfloat16", "residual": "bfloat16"})
     )
     for a, b in zip(exact, rounded, strict=True):

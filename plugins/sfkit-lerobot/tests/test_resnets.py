@@ -14,7 +14,7 @@ from sfkit.errors import AdapterError, GradientError, ViewsError
 from sfkit.policies.base import ForwardCall
 from sfkit.teachers.geometry import GeometryTeacher
 from sfkit.training.checks import check_views
-from sfkit.training.taps import Tap, Watch
+from sfkit.training.taps import InputRecorder, Tap
 
 FRONT, WRIST = CAMERAS
 SEPARATE = {"use_separate_rgb_encoder_per_camera": True}
@@ -51,7 +51,7 @@ def adapter_of(policy, **options):
 def run(adapter, batch, layer, seed=1):
     """Views, tokens, and what each backbone saw, of one training forward."""
     taps = {"tokens": Tap(layer, adapter.tap(layer))}
-    taps.update({name: Watch(point) for name, point in adapter.watched().items()})
+    taps.update({name: InputRecorder(point) for name, point in adapter.extra_hooks().items()})
     model = adapter.policy
     backbones = [model.model.backbone] if model.config.type == "act" else [e.backbone for e in adapter._encoders]
     seen = []

@@ -69,11 +69,11 @@ def wrap() -> Callable[..., Any]:
 def look() -> Callable[..., Any]:
     """``look(adapter, (observation, actions), layer=0, seed=1)``: views and visual tokens of a forward."""
     from sfkit.policies.base import ForwardCall
-    from sfkit.training.taps import Watch, tap_at, tokens_at
+    from sfkit.training.taps import InputRecorder, tap_at, tokens_at
 
     def look(adapter: Any, batch: Any, layer: Any = 0, seed: int = 1) -> Any:
         tap = tap_at(adapter, layer)
-        watches = {name: Watch(point) for name, point in adapter.watched().items()}
+        watches = {name: InputRecorder(point) for name, point in adapter.extra_hooks().items()}
         hooks = (tap, *watches.values())
         for hook in hooks:
             hook.arm()

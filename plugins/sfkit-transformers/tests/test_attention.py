@@ -18,7 +18,7 @@ from sfkit import SpatialForcing
 from sfkit.errors import ConfigError
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.testing.rounding import assert_rounded
-from sfkit.training.teacher_runner import TeacherHost
+from sfkit.training.teacher_runner import TeacherRunner
 from sfkit.views.types import Views
 
 Folders = Callable[[str], Path]
@@ -50,7 +50,7 @@ def test_their_softmax_is_the_models_own_attention(name: str, folders: Folders, 
     heads, width = teacher.attention_heads(1)
     assert (heads, width) == (2, 12)
     wanted = reported(folders(name), views)
-    host = TeacherHost(teacher)
+    host = TeacherRunner(teacher)
     maps = host.features(views, [2], (4, 4), blocks=[3, 1])
     assert host.runs == 1
     assert torch.equal(maps[0].values, host.features(views, [2], (4, 4))[0].values)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sfkit.errors import ShapeError
 from sfkit.testing.rounding import assert_rounded
-from sfkit.training.teacher_runner import TeacherHost
+from sfkit.training.teacher_runner import TeacherRunner
 from sfkit.views.types import Views
 
 Folders = Callable[[str], Path]
@@ -45,7 +45,7 @@ NORMED = [name for name in PREFIX if name != "clip"]
 
 
 def run(teacher: TransformersTeacher, views: Views, layers: list[int]) -> list[Tensor]:
-    return [found.values for found in TeacherHost(teacher).features(views, layers, (4, 4))]
+    return [found.values for found in TeacherRunner(teacher).features(views, layers, (4, 4))]
 
 
 def vision_model(folder: Path) -> Any:
@@ -128,7 +128,7 @@ def test_fault_20_a_changed_patch_moves_its_own_feature_most(
     side = SIDE.get(name, 32)
     views = pictures(1, 2, side, side * (2 if wide else 1))
     teacher = TransformersTeacher({"model": str(folders(name)), "size": views.size[1]})
-    host = TeacherHost(teacher)
+    host = TeacherRunner(teacher)
     (before,) = host.features(views, [1], (4, 4))
     rows, columns = before.grid
     step = side // rows
@@ -149,7 +149,7 @@ def test_fault_19_pictures_that_are_not_square_give_grids_that_are_not_square(
 ) -> None:
     side = SIDE.get(name, 32)
     teacher = TransformersTeacher({"model": str(folders(name)), "size": 2 * side})
-    (found,) = TeacherHost(teacher).features(pictures(2, 1, side, 2 * side), [teacher.num_layers], (4, 4))
+    (found,) = TeacherRunner(teacher).features(pictures(2, 1, side, 2 * side), [teacher.num_layers], (4, 4))
     assert found.grid == (side // teacher.patch, 2 * side // teacher.patch)
     assert bool(found.mask.all())
 

@@ -27,7 +27,7 @@ from sfkit.errors import ConfigError, ShapeError, ViewsError
 from sfkit.factory.components import build_teacher
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.testing.rounding import assert_rounded
-from sfkit.training.teacher_runner import TeacherHost
+from sfkit.training.teacher_runner import TeacherRunner
 from sfkit.utils.places import digest_of
 from sfkit.views.types import Views
 
@@ -36,7 +36,7 @@ Pictures = Callable[..., Views]
 
 
 def run(teacher: TransformersTeacher, views: Views, layers: list[int]) -> list[Tensor]:
-    return [found.values for found in TeacherHost(teacher).features(views, layers, (4, 4))]
+    return [found.values for found in TeacherRunner(teacher).features(views, layers, (4, 4))]
 
 
 # ------------------------------------------------------------------------------------------------------------ pictures
@@ -49,7 +49,7 @@ def test_fault_26_pictures_are_normalized_exactly_once_as_the_processor_does(
     views, folder = pictures(1, 1), folders(name)
     seen: dict[str, Tensor] = {}
     model = TransformersTeacher({"model": str(folder)})
-    host = TeacherHost(model)
+    host = TeacherRunner(model)
     host.features(views, [1], (4, 4))
     inner: Any = host._model
     inner.model.register_forward_pre_hook(lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True)
@@ -158,7 +158,7 @@ def test_the_size_is_that_of_the_processor_or_the_option(dinov2: Path, pictures:
 @pytest.mark.parametrize("name", ["dinov2", "dinov3_convnext"])
 def test_padding_is_taken_out_again_at_every_stride(name: str, folders: Folders, pictures: Pictures) -> None:
     teacher = TransformersTeacher({"model": str(folders(name)), "size": 128, "fit": "pad"})
-    maps = TeacherHost(teacher).features(pictures(1, 1, 64, 128), [1, teacher.num_layers], (4, 4))
+    maps = TeacherRunner(teacher).features(pictures(1, 1, 64, 128), [1, teacher.num_layers], (4, 4))
     for found in maps:
         rows, columns = found.grid
         assert columns == 2 * rows
@@ -169,7 +169,7 @@ def test_the_students_letterbox_is_painted_over(dinov2: Path, pictures: Pictures
     views = pictures(1, 1)
     valid = views.valid.clone()
     valid[:, :, :8] = False
-    host = TeacherHost(TransformersTeacher({"model": str(dinov2)}))
+    host = TeacherRunner(TransformersTeacher({"model": str(dinov2)}))
     (first,) = host.features(Views(views.images, valid, views.names), [3], (4, 4))
     other = torch.where(valid.unsqueeze(2), views.images, 0.0)
     (second,) = host.features(Views(other, valid, views.names), [3], (4, 4))
@@ -187,7 +187,7 @@ def test_absent_views_change_nothing_and_are_masked(
     views = pictures(len(present), 3)
     there = torch.tensor(present)
     valid = there[:, :, None, None].expand_as(views.valid)
-    host = TeacherHost(TransformersTeacher({"model": str(dinov2)}))
+    host = TeacherRunner(TransformersTeacher({"model": str(dinov2)}))
     (whole,) = host.features(views, [2], (4, 4))
     blank = torch.where(there[:, :, None, None, None], views.images, torch.nan)
     (part,) = host.features(Views(blank, valid, views.names), [2], (4, 4))
@@ -290,7 +290,7 @@ def test_compiled_blocks_give_the_same(dinov2: Path, pictures: Pictures, monkeyp
     compiled: list[Any] = []
     real = functools.partial(torch.compile, backend="eager")
     monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function) or real(function))
-    host = TeacherHost(TransformersTeacher({"model": str(dinov2), "compile": True}))
+    host = TeacherRunner(TransformersTeacher({"model": str(dinov2), "compile": True}))
     for layers in ([2], [1, 2], [2]):  # what is taken out may change from call to call
         found = host.features(pictures(1, 1), layers, (4, 4))[-1]
         assert_rounded(found.values, plain)
@@ -380,7 +380,7 @@ def test_importing_the_plugin_is_light() -> None:
 
 
 def test_the_teacher_leaves_global_random_numbers_alone(dinov2: Path, pictures: Pictures) -> None:
-    host = TeacherHost(TransformersTeacher({"model": str(dinov2)}))
+    host = TeacherRunner(TransformersTeacher({"model": str(dinov2)}))
     torch.manual_seed(5)
     before = torch.get_rng_state()
     host.features(pictures(1, 1), [3], (4, 4))

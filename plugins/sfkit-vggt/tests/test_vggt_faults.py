@@ -18,7 +18,7 @@ from sfkit import SpatialForcing
 from sfkit.errors import ViewsError
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.testing.rounding import assert_rounded
-from sfkit.training.teacher_runner import TeacherHost
+from sfkit.training.teacher_runner import TeacherRunner
 from sfkit.views.resample import resample
 from sfkit.views.types import FeatureMap, Views
 
@@ -27,8 +27,8 @@ STD = torch.tensor([0.229, 0.224, 0.225]).reshape(3, 1, 1)
 
 
 @pytest.fixture
-def host() -> TeacherHost:
-    return TeacherHost(Vggt({"config": "tiny"}))
+def host() -> TeacherRunner:
+    return TeacherRunner(Vggt({"config": "tiny"}))
 
 
 class SquareAdapter(TinyAdapter):
@@ -39,7 +39,7 @@ class SquareAdapter(TinyAdapter):
 
 
 def test_fault_19_a_teacher_grid_that_is_not_square_meets_a_square_student(
-    host: TeacherHost, make_views: Callable[..., Views]
+    host: TeacherRunner, make_views: Callable[..., Views]
 ) -> None:
     (found,) = host.features(make_views([[True]], (32, 64)), (4,), (4, 4))
     assert found.grid == (2, 4)
@@ -60,7 +60,7 @@ def test_fault_19_a_teacher_grid_that_is_not_square_meets_a_square_student(
 
 @pytest.mark.parametrize("cell", [(0, 0), (0, 3), (2, 0), (1, 2)])
 def test_fault_20_the_cell_that_moves_is_the_patch_that_moved(
-    host: TeacherHost, make_views: Callable[..., Views], cell: tuple[int, int]
+    host: TeacherRunner, make_views: Callable[..., Views], cell: tuple[int, int]
 ) -> None:
     views = make_views([[True, True]], (42, 56))
     row, column = cell
@@ -73,7 +73,7 @@ def test_fault_20_the_cell_that_moves_is_the_patch_that_moved(
     assert int(moved.argmax()) == 12 + row * 4 + column
 
 
-def test_fault_23_a_blank_camera_never_touches_real_ones(host: TeacherHost, make_views: Callable[..., Views]) -> None:
+def test_fault_23_a_blank_camera_never_touches_real_ones(host: TeacherRunner, make_views: Callable[..., Views]) -> None:
     ragged = [[True, True, False], [False, True, True], [True, False, False], [False] * 3, [True] * 3]
     views = make_views(ragged)
     (whole,) = host.features(views, (4,), (4, 4))
@@ -96,7 +96,7 @@ def test_fault_23_a_blank_camera_never_touches_real_ones(host: TeacherHost, make
     ids=["[-1,1]", "ImageNet", "[0,255]", "NaN"],
 )
 def test_fault_26_pictures_outside_0_1_are_an_error(
-    host: TeacherHost, make_views: Callable[..., Views], spoil: Callable[[torch.Tensor], torch.Tensor]
+    host: TeacherRunner, make_views: Callable[..., Views], spoil: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
     views = make_views([[True, True]])
     with pytest.raises(ViewsError, match=r"expected \[0, 1\]"):
@@ -163,8 +163,8 @@ def test_fault_36_rounding_is_an_option_and_off(make_views: Callable[..., Views]
     for option in (False, True):
         teacher = Vggt({"config": "tiny", "round_rope_angles": option})
         assert teacher.build().round_angles is option
-        (maps[option],) = TeacherHost(teacher).features(views, (4,), (4, 4))
-    (default,) = TeacherHost(Vggt({"config": "tiny"})).features(views, (4,), (4, 4))
+        (maps[option],) = TeacherRunner(teacher).features(views, (4,), (4, 4))
+    (default,) = TeacherRunner(Vggt({"config": "tiny"})).features(views, (4,), (4, 4))
     assert torch.equal(default.values, maps[False].values)
     assert not torch.equal(maps[False].values, maps[True].values)
 

@@ -24,7 +24,7 @@ from sfkit.factory.components import build_teacher
 from sfkit.registry.registry import default_registry
 from sfkit.testing.policies import tiny_batch
 from sfkit.testing.rounding import assert_rounded
-from sfkit.training.teacher_runner import TeacherHost
+from sfkit.training.teacher_runner import TeacherRunner
 from sfkit.views.types import FeatureMap, Views
 
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ FEW = settings(max_examples=10)
 
 
 def features(views: Views, layers: tuple[int, ...] = (4,), **options: Any) -> list[FeatureMap]:
-    return TeacherHost(Vggt({"config": "tiny", **options})).features(views, layers, (4, 4))
+    return TeacherRunner(Vggt({"config": "tiny", **options})).features(views, layers, (4, 4))
 
 
 # ---------------------------------------------------------------------------------------------------- what they are
@@ -122,7 +122,7 @@ def test_maps_have_the_promised_form(
     views = make_views([[True] * v] * b, (rows * 8, columns * 8))
     options = {"config": "tiny", "half": half, "tokens": tokens, "dtype": dtype, "residual": residual}
     teacher = Vggt(options)
-    for layer, found in zip((3, 1), TeacherHost(teacher).features(views, (3, 1), (rows, columns)), strict=True):
+    for layer, found in zip((3, 1), TeacherRunner(teacher).features(views, (3, 1), (rows, columns)), strict=True):
         canvas = teacher.placement(views.size).canvas
         grid = (canvas[0] // 14, canvas[1] // 14) if tokens == "patch" else (1, 1)
         assert found.values.shape == (b, v, *grid, teacher.dim(layer))
@@ -177,7 +177,7 @@ def test_masked_views_change_nothing_whatever_is_in_them(
 ) -> None:
     views = make_views(present, seed=seed)
     other = views.images.where(views.valid.unsqueeze(2), torch.nan)
-    host = TeacherHost(Vggt({"config": "tiny"}))
+    host = TeacherRunner(Vggt({"config": "tiny"}))
     (found,), (again,) = (host.features(seen, (4,), (4, 4)) for seen in (views, replace(views, images=other)))
     mask = torch.tensor(present)
     assert torch.equal(found.mask, mask[:, :, None, None].expand(found.mask.shape))

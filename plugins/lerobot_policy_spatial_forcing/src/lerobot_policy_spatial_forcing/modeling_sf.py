@@ -120,7 +120,7 @@ class SfPolicy(_Policy):  # type: ignore[misc]
             self._random = RandomState(source, handle) if trainer.resume else None
         cast("Any", handle.adapter).log_every(trainer.log_freq, handle.steps)
         handle.monitor.tell = logger.warning  # into LeRobot's log
-        handle.companions.append(add_to_readme)
+        handle.save_callbacks.append(add_to_readme)
 
     def get_optim_params(self) -> Any:
         """LeRobot's, and the projector in any case."""

@@ -15,7 +15,7 @@ from sfkit.config import Options
 from sfkit.errors import ConfigError, did_you_mean
 from sfkit.registry.component import AnyOptions
 from sfkit.registry.marks import Harmless, Reaching
-from sfkit.utils.log import notice
+from sfkit.utils.log import log_info
 from sfkit.utils.rng import own_rng
 from sfkit.views.types import Views
 from sfkit_backbones.blocks import cast_products
@@ -120,7 +120,7 @@ class BackboneTeacher(ImageTeacher):
     def load(self, device: torch.device) -> nn.Module:
         product = self._product_dtype(device)
         if self.random:
-            notice(f"teacher {self.name!r} has random weights (config=tiny): it shows the wiring and teaches nothing")
+            log_info(f"teacher {self.name!r} has random weights (config=tiny): it shows the wiring and teaches nothing")
             with own_rng():
                 backbone = randomize(self.build()).to(device)
             cast_products(backbone, product)

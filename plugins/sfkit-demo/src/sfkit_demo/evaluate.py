@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sfkit.factory.components import build_adapter, build_teacher
 from sfkit.policies.base import ForwardCall
-from sfkit.training.teacher_runner import TeacherHost
+from sfkit.training.teacher_runner import TeacherRunner
 from sfkit.utils.rng import own_rng
 from sfkit.views.resample import resample
 from sfkit.views.types import FeatureMap, Views
@@ -88,7 +88,7 @@ class Evaluator:
         train, held_out = (thinned(frames, rows, settings.stride) for rows in (split.train, split.held_out))
         self.glance_rows = held_out[torch.linspace(0, len(held_out) - 1, min(_GLANCE, len(held_out))).long()]
         tokens, _ = self._capture(policy, train[:1])
-        host = TeacherHost(build_teacher(settings.teacher))
+        host = TeacherRunner(build_teacher(settings.teacher))
         if hasattr(host.teacher, "fit"):
             host.teacher.fit((views, tokens.grid) for views in self._views(policy, train))
         self.train = self._truth(policy, host, train, tokens.grid)
@@ -187,7 +187,7 @@ class Evaluator:
         for batch in self._batches(rows):
             yield adapter.views(ForwardCall({"batch": batch}, None))
 
-    def _truth(self, policy: nn.Module, host: TeacherHost, rows: Tensor, grid: tuple[int, int]) -> Truth:
+    def _truth(self, policy: nn.Module, host: TeacherRunner, rows: Tensor, grid: tuple[int, int]) -> Truth:
         layer = host.teacher.default_layer
         targets, depths = [], []
         names: tuple[str, ...] = ()

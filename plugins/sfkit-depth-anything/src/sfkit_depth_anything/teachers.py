@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sfkit.config import Options
 from sfkit.registry.component import AnyOptions
-from sfkit.utils.log import notice
+from sfkit.utils.log import log_info
 from sfkit.views.imagenet import imagenet_normalized
 from sfkit.views.types import Views
 from sfkit_depth_anything import config
@@ -85,7 +85,7 @@ class DepthAnything3(BackboneTeacher):
             return
         self._told_of_order = True
         if self.options.view_order and self.options.reference == "auto" and len(batch[0].names) >= SELECT_FROM:
-            notice(
+            log_info(
                 f"teacher {self.name!r} chooses its reference view by content among {SELECT_FROM} or more: view_order "
                 "has no say there; set reference=first to make its first camera the reference"
             )

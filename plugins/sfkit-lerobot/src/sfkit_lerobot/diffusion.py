@@ -59,7 +59,7 @@ class DiffusionAdapter(ResNetAdapter):
 
     # --------------------------------------------------------------------------------------------------- views
 
-    def watched(self) -> Mapping[str, TapPoint]:
+    def extra_hooks(self) -> Mapping[str, TapPoint]:
         return {
             f"crop.{index}": TapPoint(encoder, f"diffusion.rgb_encoder.{index}", extract=origin_of_crop)
             for index, encoder in enumerate(self._encoders)

@@ -93,7 +93,7 @@ class OpenPIAdapter(PolicyAdapter):
         path = f"{_DECODER}.norm" if layer == self.num_layers else f"{_DECODER}.layers.{layer}.input_layernorm"
         return TapPoint(self.policy.get_submodule(path), path)
 
-    def watched(self) -> Mapping[str, TapPoint]:
+    def extra_hooks(self) -> Mapping[str, TapPoint]:
         return {"vision": TapPoint(self.policy.get_submodule(_TOWER), _TOWER)}
 
     def encoder_tap(self) -> TapPoint:

@@ -15,7 +15,7 @@ from sfkit.errors import ConfigError
 from sfkit.factory.components import ComponentLike, build_adapter
 from sfkit.policies.base import ForwardCall, PolicyAdapter
 from sfkit.training.attach import handle_of
-from sfkit.training.taps import Tap, Watch, tap_at, tokens_at
+from sfkit.training.taps import InputRecorder, Tap, tap_at, tokens_at
 from sfkit.utils.rng import own_rng
 from sfkit.views.cameras import CameraRig
 from sfkit.views.types import FeatureMap, Views
@@ -57,8 +57,8 @@ def capture_tokens(
     device = next((parameter.device for parameter in policy.parameters()), torch.device("cpu"))
     with _evaluating(policy), _with_cameras(found, cameras), own_rng(device), torch.no_grad():
         tap = tap_at(found, student_layer)
-        watches = {name: Watch(point) for name, point in found.watched().items()}
-        hooks: tuple[Tap | Watch, ...] = (tap, *watches.values())
+        watches = {name: InputRecorder(point) for name, point in found.extra_hooks().items()}
+        hooks: tuple[Tap | InputRecorder, ...] = (tap, *watches.values())
         try:
             for hook in hooks:
                 hook.arm()

@@ -15,8 +15,8 @@ from sfkit.factory.components import ComponentLike, build_adapter, build_teacher
 from sfkit.policies.base import ForwardCall, PolicyAdapter
 from sfkit.saving.trust import public_text
 from sfkit.teachers.base import Teacher
-from sfkit.training.taps import Tap, Watch, tap_at, tokens_at
-from sfkit.training.teacher_runner import TeacherHost
+from sfkit.training.taps import InputRecorder, Tap, tap_at, tokens_at
+from sfkit.training.teacher_runner import TeacherRunner
 from sfkit.views.cameras import CameraRig
 from sfkit.views.resample import resample
 from sfkit.views.types import FeatureMap, Views
@@ -137,7 +137,7 @@ def rank_layers(
     bound = build_adapter(policy, adapter)
     if cameras is not None:
         bound.cameras = cameras
-    host = TeacherHost(build_teacher(teacher))
+    host = TeacherRunner(build_teacher(teacher))
     students, views, call = _capture(policy, bound, batch)
     samples = len(views.images)
     if samples < _FEWEST:
@@ -234,8 +234,8 @@ def _capture(policy: nn.Module, adapter: PolicyAdapter, batch: Any) -> tuple[dic
     with undisturbed(policy), torch.no_grad(), ExitStack() as stack:
         policy.eval()
         taps: Mapping[int, Tap] = {layer: tap_at(adapter, layer) for layer in points}
-        watches = {name: Watch(point) for name, point in adapter.watched().items()}
-        hooks: Sequence[Tap | Watch] = (*taps.values(), *watches.values())
+        watches = {name: InputRecorder(point) for name, point in adapter.extra_hooks().items()}
+        hooks: Sequence[Tap | InputRecorder] = (*taps.values(), *watches.values())
         for hook in hooks:
             stack.callback(hook.remove)
             hook.arm()
