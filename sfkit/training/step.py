@@ -116,9 +116,7 @@ def _compare(
 
     if recompute == "full" and not objective.has_collectives:
         # The teacher's features may be inference tensors, which autograd keeps for nobody: hence no argument.
-        return run_recomputed(
-            lambda tokens: compare(select(tokens), select(source)), values
-        )  # type: ignore[no-any-return]
+        return run_recomputed(lambda tokens: compare(select(tokens), select(source)), values)
     if recompute == "none":
         return compare(select(values), select(source))
     with recompute_scope(), recomputed(select, values, source) as maps:

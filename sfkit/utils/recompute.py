@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+Result = TypeVar("Result")
 
 _sparing: ContextVar[bool] = ContextVar("sfkit_sparing", default=False)
 
@@ -41,14 +43,15 @@ def recompute(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return found
 
 
-def run_recomputed(function: Callable[..., Any], *args: Any) -> Any:
+def run_recomputed(function: Callable[..., Result], *args: Tensor) -> Result:
     """``function(*args)``, all of which is run again in backward, with the same random numbers; only ``args`` are kept.
 
     The random state of the program is as if it had been run once.
     """
     if not torch.is_grad_enabled():
         return function(*args)
-    return checkpoint(function, *args, use_reentrant=False)
+    result: Result = checkpoint(function, *args, use_reentrant=False)
+    return result
 
 
 @dataclass(frozen=True)
