@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from sfkit.projectors.shared import SharedProjector
 from torch import Tensor
 
 from benchmarks.pairs import interleave
@@ -17,8 +18,7 @@ from sfkit.objectives.cosine import CosineObjective
 from sfkit.projectors.base import Projector
 from sfkit.projectors.mlp import MLPProjector
 from sfkit.projectors.nested import NestedProjector, nested_widths
-from sfkit.projectors.shared import SharedProjector
-from sfkit.training.step import align
+from sfkit.training.pair import AlignmentPair
 from sfkit.views.types import FeatureMap
 
 _LIMIT, _LIMIT_OF_TEN = 1.25, 1.15
@@ -106,7 +106,7 @@ def _aligned(
 
     def step() -> None:
         for projector in projectors:
-            align(*maps, projector, objective, recompute=recompute, keep_maps=False).loss.mean().backward()
+            AlignmentPair(projector, objective, recompute=recompute, keep_maps=False)(*maps).loss.mean().backward()
         _forget(maps[0].values, *(weight for projector in projectors for weight in projector.parameters()))
 
     return step

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from sfkit.projectors.shared import SharedProjector
 
 from benchmarks.live import Live
 from benchmarks.report import Report, Row
 from sfkit.config import Recompute
 from sfkit.objectives.cosine import CosineObjective
 from sfkit.projectors.nested import NestedProjector, nested_widths
-from sfkit.projectors.shared import SharedProjector
-from sfkit.training.step import align
+from sfkit.training.pair import AlignmentPair
 from sfkit.views.types import FeatureMap
 
 _LIMIT = 1.15
@@ -91,10 +91,7 @@ def of_pairs(grid: tuple[int, ...], width: int, recompute: Recompute) -> Held:
     maps = [(torch.randn(*grid, width).requires_grad_(), torch.randn(*grid, width)) for _ in pairs]
     with Live([mask, *core.parameters(), *(tensor for pair in maps for tensor in pair)]) as live:
         losses = [
-            align(
-                FeatureMap(student, mask), FeatureMap(teacher, mask), pair, objective,
-                recompute=recompute, keep_maps=False,
-            ).loss
+            AlignmentPair(pair, objective, recompute=recompute)(FeatureMap(student, mask), FeatureMap(teacher, mask), keep_maps=False).loss
             for (student, teacher), pair in zip(maps, pairs, strict=True)
         ]  # fmt: skip
         loss = torch.stack(losses).sum(0).mean()

@@ -16,4 +16,8 @@ class CosineObjective(Objective):
     name = "cosine"
 
     def __call__(self, student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-        return masked_mean(1.0 - cosine_similarity(student, teacher), mask)
+        return self.from_cosine(cosine_similarity(student, teacher), mask)
+
+    def from_cosine(self, cosine: Tensor, mask: Tensor) -> Tensor:
+        """``(b,)`` losses from the cosine ``(b, v, gh, gw)`` of each token, for those who need it anyway."""
+        return masked_mean(1.0 - cosine, mask)

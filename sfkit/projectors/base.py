@@ -19,22 +19,14 @@ class Projector(Configurable, nn.Module, ABC):
     generator and keeps its parameters in float32 when the policy is cast.
 
     Attributes:
-        target_transforms: What turns the teacher's features into this projector's target, in order (modules of
-            ``sfkit.transforms``); filled by the core. They live here because their state belongs to the pair.
-        objective_head: What the objective trains for this pair, see :meth:`sfkit.Objective.head`; set by the core.
         shallow_first: Of the class: whether pairs that share it must come with ascending layers.
     """
 
     shallow_first: ClassVar[bool] = False
 
-    target_transforms: nn.ModuleList
-    objective_head: nn.Module | None
-
     def __init__(self, student_dim: int, teacher_dim: int, options: AnyOptions = None) -> None:
         super().__init__()
         self.student_dim, self.teacher_dim = student_dim, teacher_dim
-        self.target_transforms = nn.ModuleList()
-        self.objective_head = None
         self.configure(options)
 
     @abstractmethod

@@ -30,12 +30,3 @@ class IdentityProjector(Projector):
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         return tokens
-
-
-class Unprojected(Projector):
-    """In the place of a projector where no features are compared; student and teacher may differ in width."""
-
-    name = "none"
-
-    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        return tokens

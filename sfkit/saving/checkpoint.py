@@ -25,14 +25,14 @@ from sfkit.config import SpatialForcingConfig
 from sfkit.errors import CheckpointError, ConfigError
 from sfkit.saving.trust import Origin, Published
 from sfkit.teachers.base import Teacher, license_note
-from sfkit.training.taps import student_layer_name
+from sfkit.training.taps import site_of
 from sfkit.utils.places import read_json
 
 FOLDER = "spatial_forcing"
 _CONFIG, _PROJECTOR, _README = "config.json", "projector.safetensors", "README.md"
 #: What is fetched and read, and how many bytes of it at most.
 LIMITS = {f"{FOLDER}/{_CONFIG}": 2**20, f"{FOLDER}/{_PROJECTOR}": 2**32, f"{FOLDER}/{_README}": 2**20}
-_FORMAT = "sfkit.checkpoint/2"
+_FORMAT = "sfkit.checkpoint/3"
 #: Where the folder that is being replaced is kept meanwhile.
 _OLD = f".{FOLDER}.old-"
 
@@ -86,7 +86,7 @@ def _identity(teacher: Teacher, public: Published) -> dict[str, str]:
 def _readme(public: Published, teachers: Sequence[Teacher]) -> str:
     """What a reader of the published folder must know."""
     pairs = "\n".join(
-        f"- {student_layer_name(pair.student_layer)} of the policy with layer {pair.teacher_layer} of teacher "
+        f"- {site_of(pair.student_layer)} of the policy with layer {pair.teacher_layer} of teacher "
         f"`{pair.teacher.name}`"
         for pair in public.config.pairs
     )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sfkit.config import ENCODER
 from sfkit.errors import SfkitError
+from sfkit.training.pair import AlignmentPair
 from sfkit.wrap import SpatialForcing
 
 #: ``perturb(batch, view, (rows, columns)) -> batch``: change the picture (and depth) of one view inside a pixel box.
@@ -65,9 +66,10 @@ def _maps(policy: nn.Module, batch: Any, run: Callable[[nn.Module, Any], Any]) -
     if handle is None:
         raise CorrespondenceError("The policy is not wrapped.", "Wrap it first.")
     seen: dict[str, Tensor] = {}
-    adapter, host = handle.adapter, handle.hosts[0]
-    method = "encoder_tokens" if handle.pairs[0].student_layer == ENCODER else "visual_tokens"
-    real_tokens, real_features = getattr(adapter, method), host.features
+    pair: AlignmentPair = handle.pairs[0]
+    adapter, runner = handle.adapter, pair.runner
+    method = "encoder_tokens" if pair.site.student_layer == ENCODER else "visual_tokens"
+    real_tokens, real_features = getattr(adapter, method), runner.features
 
     def tokens(captured: Any, views: Any) -> Any:
         found = real_tokens(captured, views)
@@ -81,7 +83,7 @@ def _maps(policy: nn.Module, batch: Any, run: Callable[[nn.Module, Any], Any]) -
 
     with (
         mock.patch.object(adapter, method, tokens),
-        mock.patch.object(host, "features", features),
+        mock.patch.object(runner, "features", features),
         torch.random.fork_rng(devices=[]),
     ):
         run(policy, batch)

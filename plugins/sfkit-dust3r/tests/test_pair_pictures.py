@@ -147,7 +147,7 @@ def test_fault_20_a_patch_moves_its_own_cell_of_a_view_that_is_not_square() -> N
     batch = tiny_batch(b=1, geometry=False)
     batch["images"] = torch.rand(1, 2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
     handle = policy.spatial_forcing
-    (found,) = handle.hosts[0].features(handle.adapter.views(ForwardCall({"batch": batch}, None)), [1], (4, 6))
+    (found,) = handle.runners[0].features(handle.adapter.views(ForwardCall({"batch": batch}, None)), [1], (4, 6))
     assert found.grid == (4, 6)
     check_correspondence(policy, batch, brighten)
 

@@ -338,7 +338,7 @@ def test_wrapping_training_saving_and_resuming(folders: Folders, tmp_path: Path)
     pairs = [(1, first, 2), (2, (first, {}), 3), (2, second, 3)]
     policy = SpatialForcing.wrap(policy, pairs=pairs, adapter=TinyAdapter(policy))
     handle = policy.spatial_forcing
-    assert len(handle.hosts) == 2, "one teacher for both of its pairs"
+    assert len(handle.runners) == 2, "one teacher for both of its pairs"
     optimizer = torch.optim.AdamW(policy.parameters())
     policy.train()
     for _ in range(3):

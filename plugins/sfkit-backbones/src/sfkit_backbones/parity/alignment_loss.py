@@ -16,9 +16,9 @@ from sfkit.errors import CheckpointError
 from sfkit.policies.base import AdapterOptions, ForwardCall, PolicyAdapter, TapPoint
 from sfkit.policies.tokens import cut
 from sfkit.presets.base import Preset
-from sfkit.projectors.base import Projector
 from sfkit.registry.registry import default_registry
 from sfkit.teachers.base import Teacher
+from sfkit.training.pair import AlignmentPair
 from sfkit.views.types import FeatureMap, Views
 from sfkit_backbones.parity.base import Parity
 from sfkit_backbones.parity.fixture import Case, Fixture
@@ -80,14 +80,15 @@ def _run(case: Case) -> dict[str, Tensor]:
         **changes,
     )  # fmt: skip
     handle: Any = policy.spatial_forcing
-    projector = handle.projectors[0]
+    pair = handle.pairs[0]
+    projector = pair.projector
     start = "projector."
     recorded = {_ours(key.removeprefix(start)): x for key, x in case.inputs.items() if key.startswith(start)}
     projector.load_state_dict({**projector.state_dict(), **recorded})
     loss = policy()["loss"]
     loss.backward()
     return {
-        "target": _target(case, projector, torch.ones_like(policy.mask)).reshape(*policy.hidden.shape[:2], -1),
+        "target": _target(case, pair, torch.ones_like(policy.mask)).reshape(*policy.hidden.shape[:2], -1),
         "loss": loss.detach().reshape(1),
         "grad_hidden": _grad(policy.hidden),
         **{f"grad_{start}{_theirs(key)}": _grad(value) for key, value in projector.named_parameters()},
@@ -95,10 +96,10 @@ def _run(case: Case) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _target(case: Case, projector: Projector, wanted: Tensor) -> Tensor:
+def _target(case: Case, pair: AlignmentPair, wanted: Tensor) -> Tensor:
     """The target ``(b, v, gh, gw, d)`` of all ``wanted`` tokens; the loss alone knows the recorded mask."""
     features = _teacher_map(case)
-    for transform in projector.target_transforms:
+    for transform in pair.transforms:
         features = transform(features, wanted)
     return features.values
 
