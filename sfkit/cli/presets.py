@@ -9,7 +9,7 @@ from rich.console import Console
 
 from sfkit.cli.console import plain_console, titled
 from sfkit.cli.listing import table_of
-from sfkit.presets.base import Preset
+from sfkit.presets import Preset
 from sfkit.registry.registry import Entry, Registry
 
 

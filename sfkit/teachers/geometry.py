@@ -15,8 +15,7 @@ from sfkit.errors import ConfigError, SfkitWarning, ViewsError
 from sfkit.registry.component import AnyOptions
 from sfkit.registry.marks import Harmless
 from sfkit.teachers.base import Teacher
-from sfkit.teachers.moments import RunningMoments
-from sfkit.teachers.surfaces import assumed_intrinsics, neighbor_offsets, plane_normals, turned
+from sfkit.teachers.surfaces import RunningMoments, assumed_intrinsics, neighbor_offsets, plane_normals, turned
 from sfkit.views.geometry import to_world, unproject
 from sfkit.views.types import FeatureMap, Views
 

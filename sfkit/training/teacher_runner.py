@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sfkit.errors import ViewsError
-from sfkit.teachers.base import Teacher
-from sfkit.teachers.memory import explain_out_of_memory
+from sfkit.teachers.base import Teacher, explain_out_of_memory
 from sfkit.utils.log import log_info
 from sfkit.utils.replay import is_recompute_forward
 from sfkit.utils.rng import own_rng

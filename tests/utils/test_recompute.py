@@ -14,13 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sfkit import SpatialForcing
 from sfkit.config import Recompute
 from sfkit.errors import ConfigError, GradientError
-from sfkit.objectives.cosine import CosineObjective
-from sfkit.objectives.info_nce import InfoNCEObjective
+from sfkit.objectives.distances import CosineObjective
+from sfkit.objectives.pairwise import InfoNCEObjective
 from sfkit.objectives.weighted_sum import SumObjective
 from sfkit.projectors.base import Projector
-from sfkit.projectors.mlp import MLPProjector
-from sfkit.projectors.mlp_silu import SiLUMLPProjector
-from sfkit.projectors.nested import NestedProjector
+from sfkit.projectors.standard import MLPProjector, NestedProjector, SiLUMLPProjector
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.testing.rounding import assert_rounded
 from sfkit.training.step import align
