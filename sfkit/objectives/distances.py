@@ -1,4 +1,4 @@
-"""Objectives that compare each patch with its own target: direction, magnitude, or each channel."""
+"""Objectives that compare each patch with its own target: by direction, by magnitude, or channel by channel."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ class CosineObjective(Objective):
     name = "cosine"
 
     def __call__(self, student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+        """``(b, v, gh, gw, d)`` maps to ``(b,)``."""
         return masked_mean(1.0 - cosine_similarity(student, teacher), mask)
 
 
-class NormalisedOptions(Options):
+class NormalizedOptions(Options):
     """Options of objectives that subtract features."""
 
     normalize: Literal["layer", "length", "none"] = Field(
@@ -35,35 +36,35 @@ class NormalisedOptions(Options):
         "square of 1 (length), or as it is (none).",
     )
 
-
-def normalized(x: Tensor, how: Literal["layer", "length", "none"]) -> Tensor:
-    """``x`` ``(..., d)`` with each token normalized, in float32 or better."""
-    x = precise(x)
-    if how == "layer":
-        return F.layer_norm(x, x.shape[-1:], eps=1e-6)
-    return unit(x) * x.shape[-1] ** 0.5 if how == "length" else x
+    def apply(self, x: Tensor) -> Tensor:
+        """``(..., d)`` with each token normalized, in float32 or better."""
+        x = precise(x)
+        if self.normalize == "layer":
+            return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+        return unit(x) * x.shape[-1] ** 0.5 if self.normalize == "length" else x
 
 
 class MSEObjective(Objective):
     """``mean_c (p_c - t_c)^2`` of the normalized features, averaged over the valid tokens of each sample.
 
-    With ``normalize="length"`` it is ``2 (1 - cos)``; with ``"layer"`` twice one minus the correlation of the channels;
-    both are in [0, 4]. ``(b, v, gh, gw, d)`` twice to ``(b,)``.
+    With ``normalize="length"`` it is ``2 (1 - cos)``; with ``"layer"`` it is twice one minus the correlation of the
+    channels. Both are in [0, 4].
 
     Source: FitNets, arXiv 1412.6550, section 2.1 (hint loss); on layer-normalized features as in data2vec,
     arXiv 2202.03555, section 3.3.
     """
 
     name = "mse"
-    Options: ClassVar[type[Options]] = NormalisedOptions
-    options: NormalisedOptions
+    Options: ClassVar[type[Options]] = NormalizedOptions
+    options: NormalizedOptions
 
     def __call__(self, student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-        how = self.options.normalize
-        return masked_mean((normalized(student, how) - normalized(teacher, how)).square().mean(-1), mask)
+        """``(b, v, gh, gw, d)`` maps to ``(b,)``."""
+        difference = self.options.apply(student) - self.options.apply(teacher)
+        return masked_mean(difference.square().mean(-1), mask)
 
 
-class SmoothL1Options(NormalisedOptions):
+class SmoothL1Options(NormalizedOptions):
     """Options of :class:`SmoothL1Objective`."""
 
     beta: float = Field(default=1.0, gt=0, description="Below this difference the loss is quadratic, above it linear.")
@@ -72,8 +73,8 @@ class SmoothL1Options(NormalisedOptions):
 class SmoothL1Objective(Objective):
     """``mean_c h(p_c - t_c)``, averaged over the valid tokens of each sample.
 
-    ``h(x) = x^2 / (2 beta)`` where ``|x| < beta``, else ``|x| - beta / 2``: as ``mse``, with less weight on channels
-    that are far off. ``(b, v, gh, gw, d)`` twice to ``(b,)``.
+    ``h(x) = x^2 / (2 beta)`` where ``|x| < beta``, else ``|x| - beta / 2``: like ``mse``, with less weight on channels
+    that are far off.
 
     Source: Fast R-CNN, arXiv 1504.08083, equation 3; on layer-normalized features as in data2vec, arXiv 2202.03555,
     section 3.3.
@@ -84,11 +85,9 @@ class SmoothL1Objective(Objective):
     options: SmoothL1Options
 
     def __call__(self, student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-        how = self.options.normalize
-        distance = F.smooth_l1_loss(
-            normalized(student, how), normalized(teacher, how), reduction="none", beta=self.options.beta
-        )
-        return masked_mean(distance.mean(-1), mask)
+        """``(b, v, gh, gw, d)`` maps to ``(b,)``."""
+        both = self.options.apply(student), self.options.apply(teacher)
+        return masked_mean(F.smooth_l1_loss(*both, reduction="none", beta=self.options.beta).mean(-1), mask)
 
 
 class AngularScaleOptions(Options):
@@ -105,16 +104,16 @@ class AngularScaleOptions(Options):
 class AngularScaleObjective(Objective):
     """``mean_i [1 - cos(p_i, t_i)] + w mean_i |g(p_i / |p_i|) - t_i|^2 / mean_i |t_i|^2`` over the valid tokens.
 
-    The cosine fixes the direction alone; ``g``, a trainable linear map kept with the projector, must in addition
-    recover the un-normalized feature from the normalized projection. So the magnitude of the teacher's features, which
-    in a geometric teacher means something, has to be read from the direction of the student's. With ``relative=False``
-    the second term is the plain mean squared error over tokens and channels. ``(b, v, gh, gw, d)`` twice to ``(b,)``.
+    The cosine determines the direction alone. ``g``, a trained linear map beside the projector, must recover the
+    un-normalized feature from the normalized projection. So the direction of the student's token must encode the
+    magnitude of the teacher's feature, which carries meaning in a geometric teacher. With ``relative=False`` the second
+    term is the plain mean squared error over tokens and channels.
 
     Source: Geometry Forcing, arXiv 2507.07982 (angular alignment and scale alignment). The linear head, and the
     division by the features' mean square, are choices of this library.
 
     Raises:
-        ConfigError: Called without its head; :func:`sfkit.training.step.align` passes it.
+        ConfigError: It is called without its head, which the core passes to ``with_head``.
     """
 
     name = "angular-scale"
@@ -128,9 +127,11 @@ class AngularScaleObjective(Objective):
         return head
 
     def __call__(self, student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+        """``(b, v, gh, gw, d)`` maps to ``(b,)``; raises, because the head is missing."""
         return self.with_head(student, teacher, mask, None)
 
     def with_head(self, student: Tensor, teacher: Tensor, mask: Tensor, head: nn.Module | None) -> Tensor:
+        """``(b, v, gh, gw, d)`` maps to ``(b,)``."""
         if head is None:
             raise ConfigError(
                 f"Objective {self.name!r} was called without the head that it trains.",

@@ -1,8 +1,8 @@
-"""Objectives over pairs of patches: contrastive, relational, and attention maps."""
+"""Objectives over pairs of patches: contrastive, relational, and on attention maps."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.distributed as dist
@@ -20,31 +20,35 @@ def tokens_of_other_ranks(mine: Tensor | None) -> Tensor:
     """The tokens of all other ranks, without gradient; every rank must call this equally often.
 
     Args:
-        mine: ``(n, d)`` of this rank, ``n`` may differ between ranks; None where this rank has nothing to give and
-            needs nothing.
+        mine: ``(n, d)`` of this rank, ``n`` may differ between ranks; None where this rank neither has nor needs any.
 
     Returns:
         ``(m, d)`` in the order of ranks; empty without ``torch.distributed``.
     """
     if mine is None:
-        device = "cpu"
-        if is_distributed() and dist.get_backend() == "nccl":
-            device = f"cuda:{torch.cuda.current_device()}"
-        mine = torch.zeros(0, 0, device=device)
+        nccl = is_distributed() and dist.get_backend() == "nccl"
+        mine = torch.zeros(0, 0, device=f"cuda:{torch.cuda.current_device()}" if nccl else "cpu")
     if not is_distributed():
         return mine.detach()[:0]
-    shapes: list[Any] = [None] * dist.get_world_size()
+    shapes = [(0, 0)] * dist.get_world_size()
     dist.all_gather_object(shapes, tuple(mine.shape))
-    longest, width = max(n for n, _ in shapes), max(d for _, d in shapes)
-    # Collectives want equal shapes.
-    padded = mine.new_zeros(longest, width)
+    # all_gather needs equal shapes, so each rank pads to the largest.
+    padded = mine.new_zeros(max(n for n, _ in shapes), max(d for _, d in shapes))
     if mine.numel():
         padded[: mine.shape[0]] = mine.detach()
     everybody = [torch.empty_like(padded) for _ in shapes]
     if padded.numel():
         dist.all_gather(everybody, padded)
-    found = [tokens[:n] for tokens, (n, _) in zip(everybody, shapes, strict=True)]
-    return torch.cat([padded[:0], *(tokens for rank, tokens in enumerate(found) if rank != dist.get_rank())])
+    del everybody[dist.get_rank()], shapes[dist.get_rank()]
+    return torch.cat([padded[:0], *(tokens[:n] for tokens, (n, _) in zip(everybody, shapes, strict=True))])
+
+
+def _exclude(logits: Tensor, excluded: Tensor) -> Tensor:
+    """``(..., n)`` logits with the lowest number where ``excluded`` ``(..., n)`` is True.
+
+    The lowest finite number and not -inf: the gradient of a sample without a valid token would pass through NaN.
+    """
+    return logits.masked_fill(excluded, torch.finfo(logits.dtype).min)
 
 
 class InfoNCEOptions(Options):
@@ -62,9 +66,9 @@ class InfoNCEObjective(Objective):
     """``-log( exp(cos(p_i, t_i) / tau) / sum_j exp(cos(p_i, t_j) / tau) )``, averaged over the valid tokens ``i``.
 
     ``j`` runs over the valid teacher patches of ``negatives``, ``i`` among them; a token without a negative contributes
-    0. Each patch must be told from all others: the teacher's near-identical neighbors (table, wall) count as negatives
-    too, so prefer few and distinct patches. With ``batch`` and ``devices`` a sample's loss depends on the others.
-    Memory goes with the square of the tokens among which negatives are sought. ``(b, v, gh, gw, d)`` twice to ``(b,)``.
+    0. The loss separates each patch from all others. The teacher's near-identical neighbors (table, wall) count as
+    negatives too, so few and distinct patches work best. With ``batch`` and ``devices`` the loss of a sample depends on
+    the other samples. Memory grows with the square of the number of tokens in the set of negatives.
 
     With ``devices``, ranks exchange the teacher's tokens, which carry no gradient; a rank that does not align in a
     training step takes part with none.
@@ -80,6 +84,7 @@ class InfoNCEObjective(Objective):
     options: InfoNCEOptions
 
     def __call__(self, student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+        """``(b, v, gh, gw, d)`` maps to ``(b,)``."""
         b, v, gh, gw, _ = student.shape
         negatives = self.options.negatives
         groups = {"view": b * v, "sample": b}.get(negatives, 1)
@@ -92,13 +97,12 @@ class InfoNCEObjective(Objective):
                 'Choose negatives="batch" with several samples, or another objective.',
             )
         p, t = (unit(x).reshape(groups, count, -1) for x in (student, teacher))
-        others = ~mask.reshape(groups, 1, count)
-        # The lowest finite number, not -inf: the gradient of a sample without a valid token would pass through NaN.
-        similarity = (p @ t.transpose(1, 2) / self.options.temperature).masked_fill(others, torch.finfo(p.dtype).min)
+        invalid = ~mask.reshape(groups, 1, count)
+        similarity = _exclude(p @ t.transpose(1, 2) / self.options.temperature, invalid)
         own = (p * t).sum(-1) / self.options.temperature
         if negatives == "devices":
-            far = tokens_of_other_ranks(t[~others.squeeze(1)])
-            similarity = torch.cat([similarity, p @ far.t() / self.options.temperature], -1)
+            others = tokens_of_other_ranks(t[~invalid.squeeze(1)])
+            similarity = torch.cat([similarity, p @ others.t() / self.options.temperature], -1)
         return masked_mean((similarity.logsumexp(-1) - own).reshape(mask.shape), mask)
 
     @property
@@ -125,8 +129,8 @@ class RelationalObjective(Objective):
 
     The mean runs over the ordered pairs ``i != j`` of valid patches of a sample, within views, across them or both; a
     sample without such a pair contributes 0. ``d`` is the square, or the absolute value, of what exceeds ``margin``.
-    It asks for the same arrangement, not for the same features: turning all tokens alike changes nothing, so it says
-    least about where a feature *is* and is best summed with ``cosine``. ``(b, v, gh, gw, d)`` twice to ``(b,)``.
+    It compares the arrangement of the features, not the features: a rotation of all tokens changes nothing. So it says
+    least about where a feature *is*, and works best in a sum with ``cosine``.
 
     Source: Gram anchoring of DINOv3, arXiv 2508.10104, section 4.2 (``within``, ``mse``; there the sum over pairs);
     with ``l1`` and a margin as in VideoREPA, arXiv 2505.23656 (relations within and across frames).
@@ -140,6 +144,7 @@ class RelationalObjective(Objective):
     options: RelationalOptions
 
     def __call__(self, student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+        """``(b, v, gh, gw, d)`` maps to ``(b,)``."""
         b, v, gh, gw, _ = student.shape
         scope, patches = self.options.scope, gh * gw
         if (v if scope == "across" else patches if scope == "within" else v * patches) < 2:
@@ -151,11 +156,11 @@ class RelationalObjective(Objective):
         groups = (b * v, patches) if scope == "within" else (b, v * patches)
         p, t = (unit(x).reshape(*groups, -1) for x in (student, teacher))
         valid = mask.reshape(groups)
-        wanted = torch.ones(groups[1], groups[1], dtype=torch.bool, device=mask.device)
+        in_scope = torch.ones(groups[1], groups[1], dtype=torch.bool, device=mask.device)
         if scope == "across":
             view = torch.arange(v, device=mask.device).repeat_interleave(patches)
-            wanted = view[:, None] != view
-        pairs = valid[:, :, None] & valid[:, None] & wanted.fill_diagonal_(False)
+            in_scope = view[:, None] != view
+        pairs = valid[:, :, None] & valid[:, None] & in_scope.fill_diagonal_(False)
         difference = (p @ p.transpose(1, 2) - t @ t.transpose(1, 2)).abs()
         if self.options.margin:
             difference = (difference - self.options.margin).clamp(min=0)
@@ -173,12 +178,12 @@ class AttentionOptions(Options):
 
 
 class Heads(nn.Module):
-    """How queries and keys of the two sides split into heads. Nothing of it is trained.
+    """How queries and keys of both sides split into heads. It has no parameters.
 
     Args:
-        student: Heads, and channels of each.
-        teacher: Likewise.
-        count: Heads that are compared, the first ones of either.
+        student: Number of heads, and channels of each.
+        teacher: The same two numbers.
+        count: Number of heads that are compared, the first ones of each side.
     """
 
     def __init__(self, student: tuple[int, int], teacher: tuple[int, int], count: int) -> None:
@@ -186,7 +191,7 @@ class Heads(nn.Module):
         self.student, self.teacher, self.count = student, teacher, count
 
     def logits(self, tokens: Tensor, shape: tuple[int, int]) -> Tensor:
-        """``(n, tokens, 2 * heads * width)``, queries before keys, to ``(n, count, tokens, tokens)``."""
+        """``(n, tokens, 2 * heads * channels)``, queries before keys, to ``(n, count, tokens, tokens)``."""
         split = precise(tokens).reshape(*tokens.shape[:2], 2, *shape)[..., : self.count, :]
         queries, keys = split.transpose(1, 3).unbind(2)
         logits: Tensor = queries @ keys.transpose(-1, -2)
@@ -197,21 +202,21 @@ class AttentionObjective(Objective):
     """``mean_h mean_i sum_j A_hij log(A_hij / a_hij)``: how the student's attention ``a`` differs from ``A``.
 
     ``a`` and ``A`` are softmaxes over the valid patches ``j`` of the view of patch ``i``, of the products of scaled
-    queries and keys: what a block's heads would do if the patches of that view were all there is. The ``h``-th head of
-    the student is held against the ``h``-th of the teacher, and ``i`` runs over the valid patches of a sample. Maps of
-    queries and keys are brought to one grid as all maps are; as that is linear in both, the logits are those of the
-    teacher, resampled bilinearly on both sides.
+    queries and keys: what a block's heads would do if the patches of that view were all there is. Head ``h`` of the
+    student is compared with head ``h`` of the teacher, and ``i`` runs over the valid patches of a sample. Maps of
+    queries and keys are resampled to one grid as all maps are. The logits are linear in both, so they are the teacher's
+    logits, resampled bilinearly along both axes.
 
-    It compares no features, so it has neither projector nor transforms; it trains the blocks *up to and including* the
-    queries and keys of the student's block. ``(b, v, gh, gw, 2 heads width)`` of either width to ``(b,)``; 0 at
-    equality, and for a patch that is the only valid one of its view.
+    It compares no features, so it has neither projector nor transforms. It trains the blocks *up to and including* the
+    queries and keys of the student's block. Maps are ``(b, v, gh, gw, 2 * heads * channels)``, of either width. The
+    loss is 0 at equality, and for a patch that is the only valid one of its view.
 
     Source: the attention term of HASTE, arXiv 2505.16792 (section on holistic alignment): cross-entropy of the two
-    attentions, which is the same up to the teacher's entropy and has the same gradient.
+    attentions, which differs by the teacher's entropy alone and has the same gradient.
 
     Raises:
-        ConfigError: Called without the split into heads, which :func:`sfkit.training.step.align` passes; or more heads
-            are asked for than there are.
+        ConfigError: It is called without the split into heads, which the core passes to ``with_head``; or there are
+            fewer heads than requested.
         ShapeError: There is a single patch in each view, hence nothing to attend to.
     """
 
@@ -222,7 +227,7 @@ class AttentionObjective(Objective):
 
     def attention_head(self, student: tuple[int, int], teacher: tuple[int, int]) -> nn.Module:
         most = min(student[0], teacher[0])
-        count = most if self.options.heads is None else self.options.heads
+        count = self.options.heads or most
         if count > most:
             raise ConfigError(
                 f"Objective {self.name!r} was asked for {count} heads; the student has {student[0]} and the teacher "
@@ -232,9 +237,11 @@ class AttentionObjective(Objective):
         return Heads(student, teacher, count)
 
     def __call__(self, student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+        """``(b, v, gh, gw, 2 * heads * channels)`` maps to ``(b,)``; raises, because the head is missing."""
         return self.with_head(student, teacher, mask, None)
 
     def with_head(self, student: Tensor, teacher: Tensor, mask: Tensor, head: nn.Module | None) -> Tensor:
+        """``(b, v, gh, gw, 2 * heads * channels)`` maps, of either side's width, to ``(b,)``."""
         if not isinstance(head, Heads):
             raise ConfigError(
                 f"Objective {self.name!r} was called without knowing the heads.",
@@ -246,13 +253,9 @@ class AttentionObjective(Objective):
                 f"Objective {self.name!r} finds nothing to attend to in a grid of {gh} x {gw}.",
                 "Choose another objective.",
             )
-        others = ~mask.reshape(b * v, 1, 1, gh * gw)
-
-        def attention(tokens: Tensor, shape: tuple[int, int]) -> Tensor:
-            logits = head.logits(tokens.reshape(b * v, gh * gw, -1), shape)
-            # The lowest finite number, not -inf: the gradient of a view without a valid token would pass through NaN.
-            return logits.masked_fill(others, torch.finfo(logits.dtype).min).log_softmax(-1)
-
-        own, wanted = attention(student, head.student), attention(teacher, head.teacher)
-        distance = (wanted.exp() * (wanted - own)).masked_fill(others, 0.0).sum(-1).mean(1)
-        return masked_mean(distance.reshape(mask.shape), mask)
+        invalid = ~mask.reshape(b * v, 1, 1, gh * gw)
+        sides = ((student, head.student), (teacher, head.teacher))
+        logits = (head.logits(tokens.reshape(b * v, gh * gw, -1), shape) for tokens, shape in sides)
+        log_a, log_target = (_exclude(each, invalid).log_softmax(-1) for each in logits)
+        divergence = (log_target.exp() * (log_target - log_a)).masked_fill(invalid, 0.0).sum(-1).mean(1)
+        return masked_mean(divergence.reshape(mask.shape), mask)

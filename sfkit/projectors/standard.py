@@ -17,8 +17,12 @@ from sfkit.registry.marks import Harmless
 from sfkit.utils.recompute import recompute
 
 
+def _norm(dim: int, on: bool) -> nn.Module:
+    return nn.LayerNorm(dim) if on else nn.Identity()
+
+
 class IdentityProjector(Projector):
-    """The tokens as they are, ``(b, v, gh, gw, d)``: the policy itself must speak the teacher's language.
+    """The tokens as they are, so the policy itself must produce features like the teacher's.
 
     Raises:
         ConfigError: Student and teacher differ in width.
@@ -32,11 +36,11 @@ class IdentityProjector(Projector):
             raise ConfigError(
                 f"Projector {self.name!r} changes no width, but the student has {student_dim} channels and the target "
                 f"{teacher_dim}.",
-                'Choose another projector, such as "linear", or bring the target to that width with the transform '
-                '"pca" or "random-projection".',
+                'Choose another projector, such as "linear", or the transform "pca" or "random-projection".',
             )
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """``(b, v, gh, gw, d)`` tokens, unchanged."""
         return tokens
 
 
@@ -48,7 +52,7 @@ class LinearOptions(Options):
 
 
 class LinearProjector(Projector):
-    """``W h + b``, ``(b, v, gh, gw, d_student)`` to ``(..., d_teacher)``; Xavier-uniform weights, zero bias.
+    """``W h + b``; Xavier-uniform weights, zero bias.
 
     What it cannot map must be in the tokens themselves, which makes it the stricter test of the policy: compare the
     linear probes of Alain and Bengio, arXiv 1610.01644.
@@ -60,10 +64,11 @@ class LinearProjector(Projector):
 
     def __init__(self, student_dim: int, teacher_dim: int, options: AnyOptions = None) -> None:
         super().__init__(student_dim, teacher_dim, options)
-        self.norm = nn.LayerNorm(student_dim) if self.options.norm else nn.Identity()
+        self.norm = _norm(student_dim, self.options.norm)
         self.fc = xavier(nn.Linear(student_dim, teacher_dim, bias=self.options.bias))
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """``(b, v, gh, gw, student_dim)`` to ``(..., teacher_dim)``."""
         projected: Tensor = self.fc(self.norm(tokens))
         return projected
 
@@ -88,15 +93,15 @@ class MLPProjector(Projector):
     def __init__(self, student_dim: int, teacher_dim: int, options: AnyOptions = None) -> None:
         super().__init__(student_dim, teacher_dim, options)
         hidden = self.options.hidden or teacher_dim
-        self.norm = nn.LayerNorm(student_dim) if self.options.norm else nn.Identity()
-        self.fc1 = nn.Linear(student_dim, hidden)
+        self.norm = _norm(student_dim, self.options.norm)
+        # Both layers exist before the first is initialized: another order would draw other weights from the seed.
+        self.fc1, self.fc2 = nn.Linear(student_dim, hidden), nn.Linear(hidden, teacher_dim)
         self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden, teacher_dim)
-        for layer in (self.fc1, self.fc2):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        xavier(self.fc1)
+        xavier(self.fc2)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """``(b, v, gh, gw, student_dim)`` to ``(..., teacher_dim)``."""
         inner = recompute(lambda x: self.fc1(self.norm(x)), tokens)
         return recompute(lambda x: self.fc2(self.act(x)), inner)
 
@@ -109,9 +114,7 @@ class SiLUMLPOptions(Options):
 
 
 class SiLUMLPProjector(Projector):
-    """``Linear -> SiLU -> Linear -> SiLU -> Linear``, ``(b, v, gh, gw, d_student)`` to ``(..., d_teacher)``.
-
-    Xavier-uniform weights, zero biases.
+    """``Linear -> SiLU -> Linear -> SiLU -> Linear``, Xavier-uniform weights, zero biases.
 
     Source: REPA, arXiv 2410.06940, section 3.3, and the repository sihyun-yu/REPA: hidden width 2048, no norm.
     """
@@ -123,13 +126,14 @@ class SiLUMLPProjector(Projector):
     def __init__(self, student_dim: int, teacher_dim: int, options: AnyOptions = None) -> None:
         super().__init__(student_dim, teacher_dim, options)
         hidden = self.options.hidden
-        self.norm = nn.LayerNorm(student_dim) if self.options.norm else nn.Identity()
+        self.norm = _norm(student_dim, self.options.norm)
         self.fc1 = xavier(nn.Linear(student_dim, hidden))
         self.fc2 = xavier(nn.Linear(hidden, hidden))
         self.fc3 = xavier(nn.Linear(hidden, teacher_dim))
         self.act = nn.SiLU()
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """``(b, v, gh, gw, student_dim)`` to ``(..., teacher_dim)``."""
         first = recompute(lambda x: self.fc1(self.norm(x)), tokens)
         second = recompute(lambda x: self.fc2(self.act(x)), first)
         return recompute(lambda x: self.fc3(self.act(x)), second)
@@ -150,10 +154,9 @@ class ConvOptions(Options):
 
 
 class ConvProjector(Projector):
-    """One convolution with zero padding, view by view: ``(b, v, gh, gw, d_student)`` to ``(..., d_teacher)``.
+    """One convolution with zero padding, view by view; Xavier-uniform weights, zero bias.
 
-    A masked token counts as what lies beyond the border, as zeros: nothing of it reaches its neighbors. Xavier-uniform
-    weights, zero bias.
+    A masked token counts as zeros, like what lies beyond the border: nothing of it reaches its neighbors.
 
     Source: iREPA, arXiv 2512.10794 (3 x 3, padding 1, no norm).
     """
@@ -165,14 +168,14 @@ class ConvProjector(Projector):
     def __init__(self, student_dim: int, teacher_dim: int, options: AnyOptions = None) -> None:
         super().__init__(student_dim, teacher_dim, options)
         kernel = self.options.kernel
-        self.norm = nn.LayerNorm(student_dim) if self.options.norm else nn.Identity()
+        self.norm = _norm(student_dim, self.options.norm)
         self.conv = xavier(nn.Conv2d(student_dim, teacher_dim, kernel, padding=kernel // 2))
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        # Here again, after the norm, whose bias would be seen by the neighbors of a masked token.
+        """``(b, v, gh, gw, student_dim)`` to ``(..., teacher_dim)``."""
+        # Masked once more after the norm, whose bias would otherwise leak from a masked token to its neighbors.
         clean = torch.where(mask.unsqueeze(-1), self.norm(tokens), 0.0)
-        pictures = clean.flatten(0, 1).permute(0, 3, 1, 2)
-        projected: Tensor = self.conv(pictures).permute(0, 2, 3, 1)
+        projected: Tensor = self.conv(clean.flatten(0, 1).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return projected.reshape(*tokens.shape[:-1], self.teacher_dim)
 
 
@@ -180,12 +183,8 @@ class NestedOptions(Options):
     """Options of :class:`NestedProjector`."""
 
     hidden: int | None = Field(default=None, ge=1, description="All hidden units; the teacher's width by default.")
-    share: float = Field(
-        default=1.0, gt=0, le=1, description="Share of the hidden units that is used where each pair has its own."
-    )
-    smallest: float = Field(
-        default=0.2, gt=0, le=1, description="Share that the first of several pairs uses where they share one."
-    )
+    share: float = Field(default=1.0, gt=0, le=1, description="Share of the hidden units of a pair's own projector.")
+    smallest: float = Field(default=0.2, gt=0, le=1, description="Share for the first of several pairs that share one.")
     norm: Harmless[bool] = Field(default=True, description="LayerNorm on the student tokens first.")
 
 
@@ -193,7 +192,7 @@ def nested_widths(pairs: int, hidden: int, smallest: float = 0.2) -> tuple[int, 
     """How many hidden units each pair uses, shallow to deep: evenly from ``smallest`` of them to all.
 
     Ten pairs of 2048 units: 409, 591, 773, 955, 1137, 1319, 1501, 1683, 1865, 2048. A single pair uses them all (the
-    released ROCKET code gives it the smallest width, and so cripples the baseline that it is compared with).
+    released ROCKET code gives it the smallest width, which cripples the baseline that ROCKET is compared with).
 
     Raises:
         ConfigError: No pair, or ``smallest`` outside (0, 1].
@@ -211,10 +210,9 @@ def nested_widths(pairs: int, hidden: int, smallest: float = 0.2) -> tuple[int, 
 class NestedProjector(Projector):
     """``LayerNorm -> Linear -> GELU -> Linear`` on the first ``m`` of its hidden units.
 
-    ``(b, v, gh, gw, d_student)`` to ``(..., d_teacher)``. It uses rows ``[:m]`` of the first weight and bias and
-    columns ``[:m]`` of the second weight; norm and last bias are always whole. Xavier-uniform weights, zero biases.
-    With ``share=1``, the default, it is ``mlp``. Shared by several pairs, shallow first, it gives each of them the
-    width of :func:`nested_widths`; :meth:`project` takes any.
+    It uses rows ``[:m]`` of the first weight and bias and columns ``[:m]`` of the second weight; norm and last bias are
+    always whole. Xavier-uniform weights, zero biases. With ``share=1``, the default, it is ``mlp``. Where several pairs
+    share it, shallow first, each gets its width from :func:`nested_widths`; :meth:`project` takes any.
 
     Source: ROCKET, arXiv 2602.17951 (Matryoshka-style activation), after Matryoshka representations,
     arXiv 2205.13147; the widths are in :func:`nested_widths`.
@@ -228,18 +226,20 @@ class NestedProjector(Projector):
     def __init__(self, student_dim: int, teacher_dim: int, options: AnyOptions = None) -> None:
         super().__init__(student_dim, teacher_dim, options)
         self.hidden = self.options.hidden or teacher_dim
-        self.norm = nn.LayerNorm(student_dim) if self.options.norm else nn.Identity()
+        self.norm = _norm(student_dim, self.options.norm)
         self.fc1 = xavier(nn.Linear(student_dim, self.hidden))
         self.fc2 = xavier(nn.Linear(self.hidden, teacher_dim))
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """``(b, v, gh, gw, student_dim)`` to ``(..., teacher_dim)``."""
         return self.project(tokens, max(1, int(self.options.share * self.hidden)))
 
     def forward_shared(self, tokens: Tensor, mask: Tensor, index: int, count: int) -> Tensor:
+        """``(b, v, gh, gw, student_dim)`` to ``(..., teacher_dim)``, with the hidden units of this pair."""
         return self.project(tokens, nested_widths(count, self.hidden, self.options.smallest)[index])
 
     def project(self, tokens: Tensor, units: int) -> Tensor:
-        """Project with the first ``units`` hidden units.
+        """``(..., student_dim)`` to ``(..., teacher_dim)`` with the first ``units`` hidden units.
 
         Raises:
             ConfigError: There are not that many.

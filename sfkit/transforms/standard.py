@@ -22,16 +22,16 @@ from sfkit.views.types import FeatureMap
 class SpatialNormOptions(Options):
     """Options of :class:`SpatialNorm`."""
 
-    gamma: float = Field(default=0.6, ge=0, le=1, description="How much of the mean is taken away.")
+    gamma: float = Field(default=0.6, ge=0, le=1, description="The share of the mean that is subtracted.")
     eps: float = Field(default=1e-6, gt=0, description="Added to the deviation.")
 
 
 class SpatialNorm(Transform):
     """``(t - gamma * mean(t)) / (std(t) + eps)`` for each channel, over the valid patches of each view.
 
-    It takes from the target what all patches share, which a student can match without looking at any. A channel that is
-    constant over a view has no deviation: with ``gamma`` below 1 it becomes very large, as published; ``gamma=1`` turns
-    it to 0. The deviation is the unbiased one. ``(b, v, gh, gw, d)`` to the same shape.
+    It removes what all patches share, which a student can match without looking at any. A channel that is constant over
+    a view has deviation 0: with ``gamma`` below 1 it becomes very large, as published; with ``gamma=1`` it becomes 0.
+    The deviation is the unbiased one.
 
     Source: iREPA, arXiv 2512.10794 (gamma 0.6 in its latent, 0.8 in its pixel experiments).
 
@@ -44,6 +44,7 @@ class SpatialNorm(Transform):
     options: SpatialNormOptions
 
     def forward(self, features: FeatureMap, wanted: Tensor) -> FeatureMap:
+        """``(b, v, gh, gw, d)`` to the same shape."""
         if math.prod(features.grid) < 2:
             raise ShapeError(
                 f"Transform {self.name!r} standardizes over the patches of a view, and there is one.",
@@ -55,8 +56,8 @@ class SpatialNorm(Transform):
         mean = values.sum((2, 3), keepdim=True) / count.clamp(min=1)
         centered = torch.where(mask, values - mean, 0.0)
         deviation = (centered.square().sum((2, 3), keepdim=True) / (count - 1).clamp(min=1)).sqrt()
-        found = (values - self.options.gamma * mean) / (deviation + self.options.eps)
-        return FeatureMap(found, clean.mask).sanitized()
+        normalized = (values - self.options.gamma * mean) / (deviation + self.options.eps)
+        return FeatureMap(normalized, clean.mask).sanitized()
 
 
 class LayerNormOptions(Options):
@@ -66,9 +67,9 @@ class LayerNormOptions(Options):
 
 
 class LayerNormTransform(Transform):
-    """Each patch to mean 0 and variance 1 over its channels, nothing learned; the same shape.
+    """Each patch to mean 0 and variance 1 over its channels, without learned parameters.
 
-    Takes away what single channels of huge magnitude do to a cosine. Source: layer normalization, arXiv 1607.06450, as
+    Without it, single channels of huge magnitude dominate a cosine. Source: layer normalization, arXiv 1607.06450, as
     on the targets of data2vec, arXiv 2202.03555, section 3.3.
     """
 
@@ -77,6 +78,7 @@ class LayerNormTransform(Transform):
     options: LayerNormOptions
 
     def forward(self, features: FeatureMap, wanted: Tensor) -> FeatureMap:
+        """``(b, v, gh, gw, d)`` to the same shape."""
         values = F.layer_norm(features.sanitized().values.float(), (self.dim,), eps=self.options.eps)
         return FeatureMap(values, features.mask).sanitized()
 
@@ -96,9 +98,9 @@ class PositionCodeOptions(Options):
 def position_code(rows: int, columns: int, dim: int) -> Tensor:
     """Sines and cosines of a patch's place: ``(rows, columns, dim)`` float32, of norm ``sqrt(dim / 2)`` everywhere.
 
-    With ``a = columns / rows``, x runs from ``-s (columns - 1) / columns`` to its negative, ``s = a / sqrt(a^2 + 1)``,
-    and y likewise with ``s = 1 / sqrt(a^2 + 1)``. Half of the channels code x, then half y: each the sines and then the
-    cosines of ``coordinate / 100^(k / (dim / 4))``, ``k = 0 ... dim / 4 - 1``.
+    With ``a = columns / rows``, x runs from ``-s (columns - 1) / columns`` to its negative, ``s = a / sqrt(a^2 + 1)``.
+    y runs over the rows in the same way, with ``s = 1 / sqrt(a^2 + 1)``. Half of the channels code x, then half y: each
+    the sines and then the cosines of ``coordinate / 100^(k / (dim / 4))``, ``k = 0 ... dim / 4 - 1``.
     """
     aspect = columns / rows
     diagonal = (aspect**2 + 1) ** 0.5
@@ -115,7 +117,7 @@ def position_code(rows: int, columns: int, dim: int) -> Tensor:
 
 
 class PositionCode(Transform):
-    """``t + ratio * code(row, column)``, the same in every view; ``(b, v, gh, gw, d)`` to the same shape.
+    """``t + ratio * code(row, column)``, the same in every view.
 
     Source: the repository OpenHelix-Team/Spatial-Forcing (there ratio 0.1, ``absolute``, before resampling); the code
     itself is :func:`position_code`.
@@ -138,19 +140,17 @@ class PositionCode(Transform):
         self._code = torch.empty(0, 0, 0)
 
     def forward(self, features: FeatureMap, wanted: Tensor) -> FeatureMap:
+        """``(b, v, gh, gw, d)`` to the same shape."""
         clean = features.sanitized()
         values = clean.values.float()
-        code = self.options.ratio * self._code_for(clean.grid, values.device)
+        if self._code.shape[:2] != clean.grid or self._code.device != values.device:
+            self._code = position_code(*clean.grid, self.dim).to(values.device)
+        code = self.options.ratio * self._code
         if self.options.scale == "relative":
             count = clean.mask.flatten(1).sum(1).clamp(min=1)
             norm = values.norm(dim=-1).flatten(1).sum(1) / count
             code = code * (norm / (self.dim / 2) ** 0.5).reshape(-1, 1, 1, 1, 1)
         return FeatureMap(values + code, clean.mask).sanitized()
-
-    def _code_for(self, grid: tuple[int, int], device: torch.device) -> Tensor:
-        if self._code.shape[:2] != grid or self._code.device != device:
-            self._code = position_code(*grid, self.dim).to(device)
-        return self._code
 
 
 class ResampleOptions(Options):
@@ -163,16 +163,15 @@ class ResampleOptions(Options):
     )
     scale_factor: Harmless[bool] = Field(
         default=False,
-        description="Work the size out from one ratio and cut off what is behind the point, as the released Spatial "
-        "Forcing code does: some grids come out one too small, and are refused.",
+        description="Compute the size from one ratio and round it down, as the released Spatial Forcing code does: "
+        "some grids come out one too small, and are refused.",
     )
 
 
 class ResampleTransform(Transform):
-    """To the student's grid, bilinear, leaving masked tokens out: ``(b, v, *, *, d)`` to ``(b, v, gh, gw, d)``.
+    """To the student's grid, bilinear, without masked tokens; see :func:`sfkit.views.resample.resample`.
 
-    See :func:`sfkit.views.resample.resample`. With ``align_corners`` and a mask, a target is valid if valid tokens
-    carry at least half of its weight, as there.
+    With ``align_corners``, too, a target is valid if valid tokens carry at least half of its weight.
 
     With ``scale_factor`` the size is ``int(side * r)``, ``r = 1 / sqrt(teacher tokens / student tokens)``: 37 patches
     cannot be brought to 6, 12, 13, 15, 24, 26, 30 or 33 in this way, nor a grid to one of another aspect.
@@ -189,22 +188,19 @@ class ResampleTransform(Transform):
     options: ResampleOptions
 
     def forward(self, features: FeatureMap, wanted: Tensor) -> FeatureMap:
-        grid = (wanted.shape[2], wanted.shape[3])
+        """``(b, v, *, *, d)`` to ``(b, v, gh, gw, d)``, the grid of ``wanted``."""
+        own, grid = features.grid, (wanted.shape[2], wanted.shape[3])
         if self.options.scale_factor:
-            _require_reachable(features.grid, grid)
-        found = _corners_aligned(features, grid) if self.options.align_corners else resample(features, grid)
-        return FeatureMap(found.values, found.mask & wanted).sanitized()
-
-
-def _require_reachable(own: tuple[int, int], grid: tuple[int, int]) -> None:
-    ratio = 1 / math.sqrt((own[0] * own[1]) / (grid[0] * grid[1]))
-    found = (int(own[0] * ratio), int(own[1] * ratio))
-    if found != grid:
-        raise ShapeError(
-            f"With scale_factor a teacher's grid of {own[0]} x {own[1]} becomes {found[0]} x {found[1]}, and the "
-            f"student has {grid[0]} x {grid[1]}.",
-            "The released code stops here too. Leave scale_factor out: the target then has the student's grid.",
-        )
+            ratio = 1 / math.sqrt((own[0] * own[1]) / (grid[0] * grid[1]))
+            reached = (int(own[0] * ratio), int(own[1] * ratio))
+            if reached != grid:
+                raise ShapeError(
+                    f"With scale_factor a teacher's grid of {own[0]} x {own[1]} becomes {reached[0]} x {reached[1]}, "
+                    f"and the student has {grid[0]} x {grid[1]}.",
+                    "The released code stops here too. Leave scale_factor out: the target then has the student's grid.",
+                )
+        resampled = _corners_aligned(features, grid) if self.options.align_corners else resample(features, grid)
+        return FeatureMap(resampled.values, resampled.mask & wanted).sanitized()
 
 
 def _corners_aligned(features: FeatureMap, grid: tuple[int, int]) -> FeatureMap:
@@ -212,7 +208,7 @@ def _corners_aligned(features: FeatureMap, grid: tuple[int, int]) -> FeatureMap:
     b, v, gh, gw, d = clean.values.shape
     weight = clean.mask.unsqueeze(-1).float()
     stacked = torch.cat([clean.values.float(), weight], -1).permute(0, 1, 4, 2, 3).reshape(b * v, d + 1, gh, gw)
-    found = F.interpolate(stacked, size=grid, mode="bilinear", align_corners=True)
-    found = found.reshape(b, v, d + 1, *grid).permute(0, 1, 3, 4, 2)
-    coverage = found[..., d]
-    return FeatureMap(found[..., :d] / coverage.clamp(min=1e-6).unsqueeze(-1), coverage >= 0.5)
+    stacked = F.interpolate(stacked, size=grid, mode="bilinear", align_corners=True)
+    stacked = stacked.reshape(b, v, d + 1, *grid).permute(0, 1, 3, 4, 2)
+    coverage = stacked[..., d]
+    return FeatureMap(stacked[..., :d] / coverage.clamp(min=1e-6).unsqueeze(-1), coverage >= 0.5)
