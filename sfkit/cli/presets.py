@@ -29,7 +29,7 @@ def print_preset(entry: Entry) -> None:
     """
     preset: Preset = entry.load()
     console = plain_console(highlight=False)
-    console.print(titled(preset.name, f" ({entry.distribution}): {preset.summary}. Source: {preset.source}"))
+    console.print(titled(preset.name, f" ({entry.distribution}): {entry.summary}. Source: {preset.source}"))
     table = table_of("argument", "value")
     for blocks, arguments in [(0, preset.arguments), *preset.by_blocks.items()]:
         where = f", policies of {blocks} blocks" if blocks else ""
