@@ -22,8 +22,8 @@ def register_policies(register: Register) -> None:
     register(
         "sfkit.policies.generic:GenericAdapter",
         name="generic",
-        summary="any policy, told where its blocks, visual tokens and pictures are",
-        aligned="the tokens that it is told of (`adapter=GenericAdapter(...)`)",
+        summary="any policy, by the paths of its blocks, visual tokens and images",
+        aligned="the tokens of its option `tokens` (`adapter=GenericAdapter(...)`)",
         trains="what the policy's own loop trains",
         verified="tiny PaliGemma, LLaVA, SmolVLM and Qwen2.5-VL of transformers with a regression head: "
         "spatial correspondence, gradients, training",
@@ -50,7 +50,7 @@ def register_objectives(register: Register) -> None:
     register(
         "sfkit.objectives.pairwise:InfoNCEObjective",
         name="info-nce",
-        summary="each patch told from the others of its view, sample, batch, or of all ranks",
+        summary="contrasts each patch with the others of its view, sample, batch, or of all ranks",
     )
     register(
         "sfkit.objectives.distances:MSEObjective",
