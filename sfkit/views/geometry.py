@@ -31,7 +31,7 @@ def resize_matrix(source: tuple[int, int], target: tuple[int, int], offset: tupl
 
 
 def on_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """``(...)`` on ``device``; from the host it is sent without waiting for the device, as an ordinary copy would.
+    """``(b, ...)`` on ``device``; from the host it is sent without waiting for the device, as an ordinary copy would.
 
     The call returns after the host's memory is read, so ``tensor`` may change afterward.
     """
