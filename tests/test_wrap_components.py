@@ -13,12 +13,12 @@ import torch
 from sfkit import SpatialForcing
 from sfkit.cli.listing import plugins_json
 from sfkit.errors import ConfigError
-from sfkit.objectives.cosine import CosineObjective
+from sfkit.objectives.distances import CosineObjective
 from sfkit.registry import builtin
 from sfkit.registry.registry import Registry
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.testing.teachers import PatchTeacher
-from sfkit.transforms.position import PositionCode
+from sfkit.transforms.standard import PositionCode
 
 TERMS = [("cosine", 1.0), ("angular-scale", 0.5), ("info-nce", 0.1)]
 

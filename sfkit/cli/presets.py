@@ -9,7 +9,7 @@ from rich.console import Console
 
 from sfkit.cli.console import plain_console, titled
 from sfkit.cli.listing import table_of
-from sfkit.presets.base import Preset
+from sfkit.presets import Preset
 from sfkit.registry.registry import Entry, Registry
 
 
@@ -29,7 +29,7 @@ def print_preset(entry: Entry) -> None:
     """
     preset: Preset = entry.load()
     console = plain_console(highlight=False)
-    console.print(titled(preset.name, f" ({entry.distribution}): {preset.summary}. Source: {preset.source}"))
+    console.print(titled(preset.name, f" ({entry.distribution}): {entry.summary}. Source: {preset.source}"))
     table = table_of("argument", "value")
     for blocks, arguments in [(0, preset.arguments), *preset.by_blocks.items()]:
         where = f", policies of {blocks} blocks" if blocks else ""

@@ -238,7 +238,7 @@ def _warn(message: str) -> None:
 
 
 def _pair_figures(tokens: Tensor, maps: Compared) -> dict[str, Tensor]:
-    """Figures ``()`` of a pair, and its cosine ``(v,)``, from ``(b, v, gh, gw, d)`` tokens of the student and the maps."""
+    """Figures ``()`` of a pair, and its cosine ``(v,)``, from the tokens ``(b, v, gh, gw, d)`` and the maps."""
     mask = maps.mask
     agreement = (unit(maps.projected) * unit(maps.target)).sum(-1)
     by_view = masked_mean(agreement.transpose(0, 1), mask.transpose(0, 1))

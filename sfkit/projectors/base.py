@@ -13,10 +13,10 @@ Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 
 class Projector(Configurable, nn.Module, ABC):
-    """A trainable map from ``student_dim`` to ``teacher_dim`` channels over grids.
+    """A trained map from ``student_dim`` to ``teacher_dim`` channels over grids.
 
-    It is given grids, so that convolutional projectors work view by view. The core builds it under its own random
-    generator and keeps its parameters in float32 when the policy is cast.
+    Its input has the shape of the grid, so that a convolution can work view by view. The core builds it under a random
+    generator of its own, and keeps its parameters in float32 when the policy is cast.
 
     Attributes:
         shallow_first: Of the class: whether pairs that share it must come with ascending layers.
@@ -42,7 +42,14 @@ class Projector(Configurable, nn.Module, ABC):
         """
 
     def forward_shared(self, tokens: Tensor, mask: Tensor, index: int, count: int) -> Tensor:
-        """Project for one of ``count`` pairs that share this projector, ``index`` from 0; by default like any other."""
+        """As :meth:`forward`, ``(b, v, gh, gw, student_dim)`` to ``(..., teacher_dim)``, for one of several pairs.
+
+        Args:
+            tokens: As in :meth:`forward`.
+            mask: ``(b, v, gh, gw)`` bool.
+            index: The number of the pair, from 0.
+            count: How many pairs share this projector.
+        """
         projected: Tensor = self(tokens, mask)
         return projected
 

@@ -76,8 +76,8 @@ class LossScale:
         if self.scaler is None and _autocast_dtype(device) == torch.float16:
             self._warn(
                 "The alignment loss is injected through the outputs of a forward under float16 autocast, and no "
-                "GradScaler is set: if the loop scales its loss, alignment is far too weak. Set policy.spatial_forcing.scaler = "
-                f"scaler, {_ADD}"
+                "GradScaler is set: if the loop scales its loss, alignment is far too weak. Set "
+                f"policy.spatial_forcing.scaler = scaler, {_ADD}"
             )
 
     def check_backward(self, parameter: Tensor | None) -> None:

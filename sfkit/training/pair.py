@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sfkit.config import ComponentSpec, Recompute
 from sfkit.errors import GradientError, ShapeError
 from sfkit.objectives.base import Objective, cosine_similarity, masked_mean
-from sfkit.objectives.cosine import CosineObjective
+from sfkit.objectives.distances import CosineObjective
 from sfkit.projectors.base import Projector
 from sfkit.training.taps import Residual, TapSite
 from sfkit.training.teacher_runner import TeacherRunner

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from sfkit.errors import ViewsError
 from sfkit.policies.base import ForwardCall, PolicyAdapter
-from sfkit.teachers.base import Teacher
-from sfkit.teachers.memory import explain_out_of_memory
+from sfkit.teachers.base import Teacher, explain_out_of_memory
 from sfkit.training.taps import TapSite
 from sfkit.utils.log import log_info
 from sfkit.utils.replay import is_recompute_forward

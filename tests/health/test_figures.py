@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
+from sfkit.health.correspondence import SHIFTS, shift_errors
 from sfkit.health.figures import (
     drift,
     drift_noise,
@@ -17,8 +19,6 @@ from sfkit.health.figures import (
     spread_and_rank,
     variation_over_samples,
 )
-
-from sfkit.health.correspondence import SHIFTS, shift_errors
 
 FULL = torch.ones(4, 2, 5, 6, dtype=torch.bool)
 

@@ -13,8 +13,8 @@ from sfkit import SpatialForcing
 from sfkit.cli import main
 from sfkit.config import ComponentSpec, Options, SpatialForcingConfig
 from sfkit.errors import ConfigError, SfkitWarning, UnknownNameError
-from sfkit.presets.base import Preset
-from sfkit.projectors.nested import nested_widths
+from sfkit.presets import Preset
+from sfkit.projectors.standard import nested_widths
 from sfkit.registry.component import AnyOptions
 from sfkit.registry.registry import CORE, Entry, default_registry
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
@@ -292,7 +292,6 @@ def test_a_run_of_a_preset_is_saved_and_resumed_without_it(tiny: Make, tmp_path:
 def test_a_preset_of_ones_own(tiny: Make) -> None:
     mine = Preset(
         name="mine",
-        summary="ours",
         source="here",
         arguments={"teacher": "geometry", "student_layer": 1, "weight": 0.125},
     )
@@ -325,6 +324,6 @@ def test_the_registry_says_of_each_preset_what_it_says_itself() -> None:
     for name, entry in entries.items():
         preset = entry.load()
         assert isinstance(preset, Preset)
-        assert (preset.name, preset.summary) == (name, entry.summary)
+        assert preset.name == name
         assert preset.released
         assert preset.missing

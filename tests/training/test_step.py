@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sfkit.errors import ShapeError
-from sfkit.objectives.cosine import CosineObjective
-from sfkit.projectors.mlp import MLPProjector
+from sfkit.objectives.distances import CosineObjective
+from sfkit.projectors.standard import MLPProjector
 from sfkit.testing.rounding import assert_rounded
 from sfkit.training.pair import AlignmentPair
 from sfkit.views.types import FeatureMap

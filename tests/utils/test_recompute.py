@@ -14,13 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sfkit import SpatialForcing
 from sfkit.config import Recompute
 from sfkit.errors import ConfigError, GradientError
-from sfkit.objectives.cosine import CosineObjective
-from sfkit.objectives.info_nce import InfoNCEObjective
-from sfkit.objectives.weighted_sum import SumObjective
+from sfkit.factory.components import build_objective
+from sfkit.objectives.distances import CosineObjective
+from sfkit.objectives.pairwise import InfoNCEObjective
 from sfkit.projectors.base import Projector
-from sfkit.projectors.mlp import MLPProjector
-from sfkit.projectors.mlp_silu import SiLUMLPProjector
-from sfkit.projectors.nested import NestedProjector
+from sfkit.projectors.standard import MLPProjector, NestedProjector, SiLUMLPProjector
 from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.testing.rounding import assert_rounded
 from sfkit.training.pair import AlignmentPair
@@ -173,8 +171,9 @@ def test_what_is_changed_in_place_is_an_error(recompute: Recompute, whole: bool)
     student, teacher = torch.randn(1, 1, 2, 2, 8, requires_grad=True), torch.randn(1, 1, 2, 2, 6)
     mask = torch.ones(1, 1, 2, 2, dtype=torch.bool)
     mask[0, 0, 0, 0] = whole
-    with pytest.raises(GradientError, match="'in-place' or objective 'cosine' changed in place"):
-        AlignmentPair(InPlace(8, 6), CosineObjective(), recompute=recompute)(FeatureMap(student * 1, mask), FeatureMap(teacher, mask))  # fmt: skip
+    with pytest.raises(GradientError, match="'in-place' or objective 'cosine' changed its input"):
+        pair = AlignmentPair(InPlace(8, 6), CosineObjective(), recompute=recompute)
+        pair(FeatureMap(student * 1, mask), FeatureMap(teacher, mask))
 
 
 @pytest.mark.parametrize("recompute", MODES)
@@ -198,7 +197,8 @@ def test_an_objective_that_talks_to_other_ranks_is_not_called_twice(monkeypatch:
     projector = MLPProjector(8, 6)
     for negatives in ("sample", "devices"):
         gradients(projector, "full", InfoNCEObjective({"negatives": negatives}))
-        gradients(projector, "full", SumObjective({"terms": [(("info-nce", {"negatives": negatives}), 1.0)]}))
+        terms = [(("info-nce", {"negatives": negatives}), 1.0)]
+        gradients(projector, "full", build_objective(("sum", {"terms": terms})))
     assert calls.count("sample") == 4
     assert calls.count("devices") == 2
 

@@ -203,7 +203,7 @@ def test_the_sequence_must_be_that_of_the_ids(make_text: Callable[..., Any]) -> 
         ({"blocks": "blocks.0.out"}, AdapterError, "holds no module"),
         ({"norm": "norm"}, AdapterError, "has no module 'norm'"),
         ({"grid": (2, 4)}, ConfigError, "grid"),
-        ({"grid": (0, 4, 4)}, ConfigError, "at least 1"),
+        ({"grid": (0, 4, 4)}, ConfigError, "greater than 0"),
         ({"pixel": "[0,1]"}, ConfigError, "Did you mean 'pixels'"),
         ({"depth": "depth"}, ConfigError, "unit of the depth"),
         ({"names": ("wrist",)}, ConfigError, "names has 1 entries for 2 views"),
@@ -275,7 +275,7 @@ def test_geometry_comes_from_the_batch(tiny: Callable[..., Any]) -> None:
     assert policy.spatial_forcing.metrics()["sf_valid_token_fraction"] == 1.0
     with pytest.raises(ViewsError, match="bfloat16"):
         policy({**batch, "depth": batch["depth"].bfloat16()})
-    with pytest.raises(ViewsError, match="was not told where depth is"):
+    with pytest.raises(ViewsError, match="has no option depth"):
         wrap(tiny(), "geometry")(batch)
 
 
