@@ -32,7 +32,7 @@ from sfkit.training.pair import Pair, make_plan
 from sfkit.training.state_keys import StateKeyProxy
 from sfkit.training.status import PairStatus, Status
 from sfkit.transforms.base import Transform
-from sfkit.utils.distributed import is_distributed
+from sfkit.utils.runtime import is_distributed
 from sfkit.views.cameras import CameraRig
 
 logger = logging.getLogger("sfkit")

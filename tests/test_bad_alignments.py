@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from sfkit.errors import ConfigError, ShapeError
-from sfkit.testing.policies import TinyPolicy, tiny_batch
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.tiny import PatchTeacher, TinyPolicy, tiny_batch
 
 Make = Callable[..., TinyPolicy]
 TEACHER = PatchTeacher()

@@ -11,7 +11,7 @@ import torch
 
 from sfkit import SpatialForcing
 from sfkit.errors import TapError
-from sfkit.testing.policies import TinyPolicy, tiny_batch
+from sfkit.testing.tiny import TinyPolicy, tiny_batch
 
 pytestmark = pytest.mark.filterwarnings("default")  # dynamo warns about its own business while tracing
 

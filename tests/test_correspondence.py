@@ -12,9 +12,8 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
 from sfkit import SpatialForcing
 from sfkit.errors import SfkitError
-from sfkit.testing.correspondence import check_correspondence
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.teachers import PatchTeacher, PatchTeacherOptions
+from sfkit.testing.checks import check_correspondence
+from sfkit.testing.tiny import PatchTeacher, PatchTeacherOptions, TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.views.types import FeatureMap
 
 

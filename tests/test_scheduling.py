@@ -15,7 +15,7 @@ import torch
 from sfkit import SpatialForcing
 from sfkit.errors import ConfigError
 from sfkit.schedules.every import EverySchedule
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
 
 Make = Callable[..., TinyPolicy]
 

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from sfkit import SpatialForcing
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
 
 WORKER = Path(__file__).parent / "workers" / "sharded_ranks.py"
 SCHEDULES = ("constant", "every:2")

@@ -14,9 +14,8 @@ from sfkit import SpatialForcing
 from sfkit.errors import ConfigError, GradientError, LossError
 from sfkit.policies.base import TapPoint
 from sfkit.projectors.mlp import MLPProjector
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.rounding import assert_rounded
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.checks import assert_rounded
+from sfkit.testing.tiny import PatchTeacher, TinyAdapter, TinyPolicy, tiny_batch
 
 Make = Callable[..., TinyPolicy]
 

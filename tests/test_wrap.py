@@ -13,9 +13,8 @@ from torch import nn
 
 from sfkit import SfkitWarning, SpatialForcing
 from sfkit.errors import AdapterError, ConfigError, GradientError, LossError, TapError, UnknownNameError, WrapError
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.rounding import assert_rounded, float64
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.checks import assert_rounded, float64
+from sfkit.testing.tiny import PatchTeacher, TinyAdapter, TinyPolicy, tiny_batch
 
 
 def hooks(module: nn.Module) -> int:

@@ -16,8 +16,7 @@ from sfkit.errors import ConfigError
 from sfkit.objectives.cosine import CosineObjective
 from sfkit.registry import builtin
 from sfkit.registry.registry import Registry
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.tiny import PatchTeacher, TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.transforms.position import PositionCode
 
 TERMS = [("cosine", 1.0), ("angular-scale", 0.5), ("info-nce", 0.1)]

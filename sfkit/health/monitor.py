@@ -21,7 +21,7 @@ from sfkit.objectives.base import masked_mean, unit
 from sfkit.training.checks import find_trained_leaf
 from sfkit.training.gradients import GradientSums
 from sfkit.training.step import Compared
-from sfkit.utils.distributed import is_distributed
+from sfkit.utils.runtime import is_distributed
 from sfkit.views.types import FeatureMap
 
 _PAIR = ("valid", "token_norm", "projected_norm", "target_norm")

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sfkit.utils.distributed import is_distributed
+from sfkit.utils.runtime import is_distributed
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from sfkit.config import Options
 from sfkit.errors import ShapeError
 from sfkit.objectives.base import Objective, masked_mean, unit
 from sfkit.objectives.gathering import tokens_of_other_ranks
-from sfkit.utils.distributed import is_distributed
+from sfkit.utils.runtime import is_distributed
 
 
 class InfoNCEOptions(Options):

@@ -1,12 +1,88 @@
-"""What teachers, adapters, objectives and projectors have in common: a name and validated options."""
+"""Components: a name, validated options, and who may set each option."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, TypeAlias
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from sfkit.config import ComponentSpec, Options
 from sfkit.errors import ConfigError
+
+T = TypeVar("T")
+
+
+class SetBy(IntEnum):
+    """Who may set an option, from the least trusted."""
+
+    ANY_FILE = 0
+    LOCAL_FILE = 1
+    CALL = 2
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What :data:`Harmless` and :data:`Reaching` add to an annotation."""
+
+    by: SetBy
+
+
+#: ``Harmless[bool]``: any file may set the option. It permits no code, and names nothing outside the file.
+Harmless = Annotated[T, Mark(SetBy.ANY_FILE)]
+
+#: ``Reaching[str]``: the option names a file, a folder, a repository or its revision. A local file may set it, which is
+#: logged; what comes from the Hub may not.
+Reaching = Annotated[T, Mark(SetBy.LOCAL_FILE)]
+
+_NUMBERS = (int, float, types.NoneType)
+_COLLECTIONS = (tuple, list, dict, set, frozenset, Sequence, Mapping, Iterable)
+
+
+def is_data(annotation: Any) -> bool:
+    """Whether an annotation admits numbers and fixed words alone, apart from what is marked harmless."""
+    if annotation in _NUMBERS or annotation is Ellipsis:
+        return True
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return Mark(SetBy.ANY_FILE) in inner[1:] or is_data(inner[0])
+    if origin is Literal:
+        return True
+    return origin in (Union, types.UnionType, *_COLLECTIONS) and bool(inner) and all(map(is_data, inner))
+
+
+def set_by(field: FieldInfo) -> SetBy:
+    """Who may set an option that holds no further component."""
+    marks = [item.by for item in field.metadata if isinstance(item, Mark)]
+    if marks:
+        return max(marks)
+    return SetBy.ANY_FILE if is_data(field.annotation) else SetBy.CALL
+
+
+def settings_of(options: BaseModel) -> list[tuple[str, FieldInfo, Any]]:
+    """Name, field and value of each option that is not left at its default."""
+    found = []
+    for name, field in type(options).model_fields.items():
+        value = getattr(options, name)
+        if field.is_required() or value != field.get_default(call_default_factory=True):
+            found.append((name, field, value))
+    return found
+
+
+def parts_of(value: Any) -> list[BaseModel]:
+    """The models that a value is or holds, however deep in lists and mappings."""
+    if isinstance(value, BaseModel):
+        return [value]
+    if isinstance(value, Mapping):
+        return [part for item in value.values() for part in parts_of(item)]
+    if isinstance(value, (tuple, list, set, frozenset)):
+        return [part for item in value for part in parts_of(item)]
+    return []
+
 
 #: What constructors take; inside the classes below ``Options`` names the class's own options.
 AnyOptions: TypeAlias = Options | Mapping[str, Any] | None

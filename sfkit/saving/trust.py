@@ -1,4 +1,4 @@
-"""What was read from a file is checked before anything is built from it; see :mod:`sfkit.registry.marks`."""
+"""What was read from a file is checked before anything is built from it; see :mod:`sfkit.registry.component`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from sfkit.config import ComponentSpec, Options, PairConfig, SpatialForcingConfig, one_or_several
 from sfkit.errors import ConfigError, PluginError, TrustError, did_you_mean
-from sfkit.registry.marks import SetBy, parts_of, set_by, settings_of
+from sfkit.registry.component import SetBy, parts_of, set_by, settings_of
 from sfkit.registry.registry import Kind, default_registry, split_name
 from sfkit.utils.places import (
     digest_in,

@@ -7,7 +7,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from sfkit.config import Options
-from sfkit.registry.marks import Harmless
+from sfkit.registry.component import Harmless
 from sfkit.schedules.base import Schedule
 
 

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from sfkit.config import Options
 from sfkit.errors import ConfigError, SfkitWarning, ViewsError
-from sfkit.registry.component import AnyOptions
-from sfkit.registry.marks import Harmless
+from sfkit.registry.component import AnyOptions, Harmless
 from sfkit.teachers.base import Teacher
 from sfkit.teachers.moments import RunningMoments
 from sfkit.teachers.surfaces import assumed_intrinsics, neighbor_offsets, plane_normals, turned

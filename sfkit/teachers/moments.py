@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sfkit.errors import ShapeError
-from sfkit.utils.distributed import is_distributed
+from sfkit.utils.runtime import is_distributed
 
 #: How many values, their sum, and the sum of their squares: ``(*positions, 1)``, then twice ``(*positions, d)``.
 Sums: TypeAlias = tuple[Tensor, Tensor, Tensor]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sfkit.config import Recompute, StudentLayer, balance_ratio
-from sfkit.errors import SfkitWarning
+from sfkit.errors import SfkitWarning, log_info
 from sfkit.health.monitor import Monitor, MonitoredPair
 from sfkit.policies.base import ForwardCall
 from sfkit.projectors.base import Projector
@@ -26,9 +26,7 @@ from sfkit.training.reduction import warn_if_sum_reduction
 from sfkit.training.step import Alignment, align
 from sfkit.training.taps import Captured, InputRecorder, Tap, tap_at, tokens_at
 from sfkit.training.weighting import Balance, beside
-from sfkit.utils.distributed import is_distributed
-from sfkit.utils.log import log_info
-from sfkit.utils.replay import is_recompute_forward, refuse_transforms
+from sfkit.utils.runtime import is_distributed, is_recompute_forward, refuse_transforms
 from sfkit.views.types import FeatureMap, Views
 
 _LOGGED = ("action_loss", "sf_loss", "sf_cosine", "sf_effective_weight")

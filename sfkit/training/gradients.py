@@ -11,8 +11,7 @@ from torch import Tensor
 
 from sfkit.config import StudentLayer
 from sfkit.training.taps import Captured
-from sfkit.utils.distributed import is_distributed
-from sfkit.utils.replay import is_recompute_forward
+from sfkit.utils.runtime import is_distributed, is_recompute_forward
 
 
 @dataclass(frozen=True)

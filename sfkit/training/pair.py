@@ -30,7 +30,7 @@ from sfkit.schedules.base import Product, Schedule
 from sfkit.teachers.base import Teacher
 from sfkit.training.teacher_runner import TeacherRunner
 from sfkit.transforms.base import Transform
-from sfkit.utils.rng import own_rng
+from sfkit.utils.runtime import own_rng
 
 _T = TypeVar("_T")
 

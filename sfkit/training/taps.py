@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from sfkit.config import ENCODER, StudentLayer, block_of
 from sfkit.errors import TapError
 from sfkit.policies.base import PolicyAdapter, TapPoint
-from sfkit.utils.rng import own_rng
+from sfkit.utils.runtime import own_rng
 from sfkit.views.types import FeatureMap, Views
 
 #: What a tap hands over: one tensor, or every one of a forward, where the point says so.

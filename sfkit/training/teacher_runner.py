@@ -10,12 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfkit.errors import ViewsError
+from sfkit.errors import ViewsError, log_info
 from sfkit.teachers.base import Teacher
 from sfkit.teachers.memory import explain_out_of_memory
-from sfkit.utils.log import log_info
-from sfkit.utils.replay import is_recompute_forward
-from sfkit.utils.rng import own_rng
+from sfkit.utils.runtime import is_recompute_forward, own_rng
 from sfkit.views.types import FeatureMap, Views
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sfkit.config import Options
 from sfkit.errors import ShapeError
-from sfkit.registry.marks import Harmless
+from sfkit.registry.component import Harmless
 from sfkit.transforms.base import Transform
 from sfkit.views.resample import resample
 from sfkit.views.types import FeatureMap

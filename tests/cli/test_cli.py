@@ -23,7 +23,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Registry:
     """A registry of our own in the place of what is installed."""
     registry = Registry()
     registry.add_plugin(builtin, "sfkit")
-    monkeypatch.setattr("sfkit.cli.app.default_registry", lambda: registry)
+    monkeypatch.setattr("sfkit.cli.default_registry", lambda: registry)
     return registry
 
 
@@ -160,7 +160,7 @@ def test_a_broken_plugin_is_named_by_the_command_that_it_would_bring(
 def test_a_teacher_that_takes_an_argument_is_listed_with_its_form(
     installed: Registry, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from sfkit.testing.teachers import PatchTeacher
+    from sfkit.testing.tiny import PatchTeacher
 
     installed.entries.append(Entry("teacher", "hf", PatchTeacher, "acme", argument="model", placeholder="repo"))
     for arguments in (("teachers",), ("plugins",), ("teachers", "hf"), ("teachers", "hf:owner/model")):

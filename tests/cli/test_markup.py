@@ -64,7 +64,7 @@ def hostile(monkeypatch: pytest.MonkeyPatch) -> None:
         ],
         [BrokenPlugin(HOSTILE, "odd", ImportError(HOSTILE))],
     )
-    monkeypatch.setattr("sfkit.cli.app.default_registry", lambda: registry)
+    monkeypatch.setattr("sfkit.cli.default_registry", lambda: registry)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 from sfkit.cli import main
-from sfkit.cli.support import support_tables
+from sfkit.cli.listing import support_tables
 from sfkit.errors import AdapterError, PluginError, UnknownNameError
 from sfkit.factory.components import build_adapter
 from sfkit.registry.registry import Entry, Registry, default_registry
@@ -49,7 +49,7 @@ def test_the_tables_have_a_line_for_each_policy_and_one_for_each_reason(registry
 def test_the_terminal_shows_them_too(
     registry: Registry, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sfkit.cli.app.default_registry", lambda: registry)
+    monkeypatch.setattr("sfkit.cli.default_registry", lambda: registry)
     for flags, told in (([], "unfit (two): no adapter: it has no pictures"), (["--markdown"], "| `unfit` |")):
         with pytest.raises(SystemExit):
             main(["policies", *flags])

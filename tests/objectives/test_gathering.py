@@ -12,7 +12,7 @@ import torch
 
 from sfkit.objectives.gathering import tokens_of_other_ranks
 from sfkit.objectives.info_nce import InfoNCEObjective
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded
 
 WORKER = Path(__file__).parents[1] / "workers" / "gathering_ranks.py"
 

@@ -16,9 +16,8 @@ from sfkit.errors import ConfigError, ShapeError, TapError, ViewsError
 from sfkit.policies.base import ForwardCall
 from sfkit.projectors.mlp import MLPProjector
 from sfkit.projectors.nested import NestedProjector, nested_widths
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.rounding import assert_rounded
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.checks import assert_rounded
+from sfkit.testing.tiny import PatchTeacher, TinyAdapter, TinyPolicy, tiny_batch
 
 Make = Callable[..., TinyPolicy]
 TEACHER = PatchTeacher()

@@ -17,7 +17,7 @@ from sfkit.projectors.base import Projector
 from sfkit.projectors.conv import ConvProjector
 from sfkit.projectors.nested import NestedProjector, nested_widths
 from sfkit.registry.registry import default_registry
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded
 from sfkit.training.step import align
 from sfkit.views.types import FeatureMap
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from sfkit import SfkitWarning, SpatialForcing
 from sfkit.errors import CheckpointError, ConfigError, WrapError
 from sfkit.saving import checkpoint
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
 
 
 class Saving(TinyPolicy):

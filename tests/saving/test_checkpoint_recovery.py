@@ -12,13 +12,13 @@ import torch
 
 from sfkit import SpatialForcing
 from sfkit.saving import checkpoint
-from sfkit.testing.policies import TinyAdapter, TinyPolicy
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy
 
 PROGRAM = """
 import os, signal, sys
 from sfkit import SpatialForcing
 from sfkit.saving import checkpoint
-from sfkit.testing.policies import TinyAdapter, TinyPolicy
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy
 
 policy = TinyPolicy()
 handle = SpatialForcing.wrap(policy, "geometry", adapter=TinyAdapter(policy)).spatial_forcing

@@ -17,12 +17,11 @@ from sfkit import SpatialForcing
 from sfkit.config import Options
 from sfkit.errors import CheckpointError, ConfigError, TrustError
 from sfkit.objectives.mse import MSEObjective
-from sfkit.registry.marks import Harmless, Reaching
+from sfkit.registry.component import Harmless, Reaching
 from sfkit.registry.registry import Entry, default_registry
 from sfkit.saving import checkpoint
 from sfkit.saving.trust import public_text
-from sfkit.testing.policies import TinyAdapter, TinyPolicy
-from sfkit.testing.teachers import PatchTeacher, PatchTeacherOptions
+from sfkit.testing.tiny import PatchTeacher, PatchTeacherOptions, TinyAdapter, TinyPolicy
 from sfkit.utils.places import digest_of
 
 MADE: list[dict[str, Any]] = []
@@ -337,7 +336,7 @@ def test_a_folders_digest_is_that_of_its_models_and_settings(alice: Path) -> Non
 
 def test_fault_57_a_ranking_names_no_local_path(alice: Path, tmp_path: Path) -> None:
     tools = pytest.importorskip("sfkit_tools")
-    from sfkit.testing.policies import tiny_batch
+    from sfkit.testing.tiny import tiny_batch
 
     plain = policy()
     ranking = tools.rank_layers(

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sfkit.teachers.moments import RunningMoments
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded
 
 
 @given(st.integers(1, 5), st.integers(0, 1000))

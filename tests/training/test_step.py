@@ -8,7 +8,7 @@ import torch
 from sfkit.errors import ShapeError
 from sfkit.objectives.cosine import CosineObjective
 from sfkit.projectors.mlp import MLPProjector
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded
 from sfkit.training.step import align
 from sfkit.views.types import FeatureMap
 

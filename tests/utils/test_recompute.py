@@ -21,8 +21,8 @@ from sfkit.projectors.base import Projector
 from sfkit.projectors.mlp import MLPProjector
 from sfkit.projectors.mlp_silu import SiLUMLPProjector
 from sfkit.projectors.nested import NestedProjector
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.training.step import align
 from sfkit.utils import recompute as scoped
 from sfkit.utils.recompute import recompute_scope, recomputed

@@ -25,9 +25,8 @@ from sfkit.errors import (
 from sfkit.policies.base import ForwardCall
 from sfkit.policies.generic import Span
 from sfkit.policies.generic.blocks import first_tap
-from sfkit.testing.correspondence import CorrespondenceError, check_correspondence
-from sfkit.testing.policies import TinyPolicy, tiny_batch
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.checks import CorrespondenceError, check_correspondence
+from sfkit.testing.tiny import PatchTeacher, TinyPolicy, tiny_batch
 
 TINY: dict[str, Any] = {
     "blocks": "blocks", "tokens": Span(0, 32), "grid": (2, 4, 4), "images": "images", "pixels": "[0,1]",

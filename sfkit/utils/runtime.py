@@ -1,10 +1,19 @@
-"""In what kind of forward we are: one that runs again inside backward, or one that ``torch.func`` transforms."""
+"""What torch does around a forward: other processes, a backward pass, a transform, random states."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
+import torch.distributed as dist
 
 from sfkit.errors import GradientError
+
+
+def is_distributed() -> bool:
+    """True once ``torch.distributed`` runs: other ranks may then wait for what this one does."""
+    return dist.is_available() and dist.is_initialized()
 
 
 def is_recompute_forward() -> bool:
@@ -43,3 +52,18 @@ def refuse_transforms(policy: str) -> None:
             "Train with loss.backward() or torch.autograd.grad (torch.func.functional_call is fine), or make this call "
             "under SpatialForcing.disabled(policy).",
         )
+
+
+@contextmanager
+def own_rng(device: torch.device | None = None, seed: int | None = None) -> Iterator[None]:
+    """Run a block whose random draws leave torch's global generators as they were.
+
+    Args:
+        device: Also guard this device's generator.
+        seed: Start the block from this seed.
+    """
+    devices = [device] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
