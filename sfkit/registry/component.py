@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from sfkit.config import ComponentSpec, Options
@@ -61,27 +60,6 @@ def set_by(field: FieldInfo) -> SetBy:
     if marks:
         return max(marks)
     return SetBy.ANY_FILE if is_data(field.annotation) else SetBy.CALL
-
-
-def settings_of(options: BaseModel) -> list[tuple[str, FieldInfo, Any]]:
-    """Name, field and value of each option that is not left at its default."""
-    found = []
-    for name, field in type(options).model_fields.items():
-        value = getattr(options, name)
-        if field.is_required() or value != field.get_default(call_default_factory=True):
-            found.append((name, field, value))
-    return found
-
-
-def parts_of(value: Any) -> list[BaseModel]:
-    """The models that a value is or holds, however deep in lists and mappings."""
-    if isinstance(value, BaseModel):
-        return [value]
-    if isinstance(value, Mapping):
-        return [part for item in value.values() for part in parts_of(item)]
-    if isinstance(value, (tuple, list, set, frozenset)):
-        return [part for item in value for part in parts_of(item)]
-    return []
 
 
 #: What constructors take; inside the classes below ``Options`` names the class's own options.

@@ -1,4 +1,4 @@
-"""What torch does around a forward: other processes, a backward pass, a transform, random states."""
+"""The state of torch around a forward: other processes, a backward pass, a transform, random numbers."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from sfkit.errors import GradientError
 
 
 def is_distributed() -> bool:
-    """True once ``torch.distributed`` runs: other ranks may then wait for what this one does."""
+    """True once ``torch.distributed`` runs: other ranks may then wait for a collective of this one."""
     return dist.is_available() and dist.is_initialized()
 
 
 def is_recompute_forward() -> bool:
-    """True where a forward runs again inside a backward pass, only to make again what autograd had saved.
+    """True where a forward runs again inside a backward pass, only to recompute tensors that autograd needs.
 
-    Non-reentrant activation checkpointing around the whole policy does that. Such a run must compute what the first
-    one did, and leave no other trace. The reentrant kind is another matter: there, the first run was without gradient,
-    and the one inside backward is the one that trains.
+    Non-reentrant activation checkpointing of the whole policy does that. The second run must compute the same as the
+    first one and have no other effect. In reentrant checkpointing the first run has no gradient, and the second one
+    trains: see :func:`trains_in_backward`.
     """
     return _in_backward() and not _in_reentrant_checkpoint()
 
 
 def trains_in_backward() -> bool:
-    """True where a forward runs inside a backward pass as the one that trains: in a reentrant activation checkpoint."""
+    """True where the forward that trains runs inside a backward pass: in reentrant activation checkpointing."""
     return _in_backward() and _in_reentrant_checkpoint()
 
 
@@ -40,10 +40,13 @@ def _in_reentrant_checkpoint() -> bool:
 
 
 def refuse_transforms(policy: str) -> None:
-    """Stop where a training forward is differentiated or vectorized by ``torch.func``.
+    """Refuse a training forward inside a transform of ``torch.func``.
+
+    Args:
+        policy: The policy's name, for the error.
 
     Raises:
-        GradientError: It is.
+        GradientError: A transform differentiates or vectorizes the forward.
     """
     if torch._C._functorch.peek_interpreter_stack() is not None:
         raise GradientError(
@@ -58,9 +61,11 @@ def refuse_transforms(policy: str) -> None:
 def own_rng(device: torch.device | None = None, seed: int | None = None) -> Iterator[None]:
     """Run a block whose random draws leave torch's global generators as they were.
 
+    A plain and a wrapped run from one seed thus draw the same numbers.
+
     Args:
-        device: Also guard this device's generator.
-        seed: Start the block from this seed.
+        device: A CUDA device whose generator is guarded too.
+        seed: The block's own seed; without one it goes on from the global state.
     """
     devices = [device] if device is not None and device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
