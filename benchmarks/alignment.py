@@ -13,11 +13,9 @@ from benchmarks.pairs import interleave
 from benchmarks.report import Report, Row
 from benchmarks.timed import at_most, row
 from sfkit.config import Recompute
-from sfkit.objectives.cosine import CosineObjective
-from sfkit.projectors.base import Projector
-from sfkit.projectors.mlp import MLPProjector
-from sfkit.projectors.nested import NestedProjector, nested_widths
-from sfkit.projectors.shared import SharedProjector
+from sfkit.objectives.distances import CosineObjective
+from sfkit.projectors.base import Projector, SharedProjector
+from sfkit.projectors.standard import MLPProjector, NestedProjector, nested_widths
 from sfkit.training.step import align
 from sfkit.views.types import FeatureMap
 

@@ -11,9 +11,9 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from benchmarks.live import Live
 from benchmarks.report import Report, Row
 from sfkit.config import Recompute
-from sfkit.objectives.cosine import CosineObjective
-from sfkit.projectors.nested import NestedProjector, nested_widths
-from sfkit.projectors.shared import SharedProjector
+from sfkit.objectives.distances import CosineObjective
+from sfkit.projectors.base import SharedProjector
+from sfkit.projectors.standard import NestedProjector, nested_widths
 from sfkit.training.step import align
 from sfkit.views.types import FeatureMap
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sfkit.objectives.base import Objective
     from sfkit.policies.base import AdapterOptions, ForwardCall, PolicyAdapter, TapPoint
     from sfkit.policies.generic import GenericAdapter, ImageTokens, Span
-    from sfkit.presets.base import Preset
+    from sfkit.presets import Preset
     from sfkit.projectors.base import Projector
     from sfkit.registry.hookspecs import hookimpl
     from sfkit.schedules.base import Schedule
@@ -64,7 +64,7 @@ _MODULES = (
     "errors",
     "registry.hookspecs",
     "config",
-    "presets.base",
+    "presets",
     "views.cameras",
     "views.types",
     "objectives.base",

@@ -19,7 +19,7 @@ from sfkit.factory.preset_defaults import adapter_for, fill_in, find_preset
 from sfkit.health.report import Health
 from sfkit.objectives.base import Objective
 from sfkit.policies.base import PolicyAdapter
-from sfkit.presets.base import Preset
+from sfkit.presets import Preset
 from sfkit.projectors.base import Projector
 from sfkit.saving import checkpoint
 from sfkit.saving.trust import admit

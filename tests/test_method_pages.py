@@ -60,7 +60,7 @@ def test_all_kinds_of_methods_are_looked_at() -> None:
 
 
 def test_a_method_without_a_page_is_noticed() -> None:
-    new = Entry("objective", "hinge", "sfkit.objectives.mse:MSEObjective", "sfkit")
+    new = Entry("objective", "hinge", "sfkit.objectives.distances:MSEObjective", "sfkit")
     assert lacks(new) == ["the page"]
 
 

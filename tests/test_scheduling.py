@@ -14,7 +14,7 @@ import torch
 
 from sfkit import SpatialForcing
 from sfkit.errors import ConfigError
-from sfkit.schedules.every import EverySchedule
+from sfkit.schedules.standard import EverySchedule
 from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
 
 Make = Callable[..., TinyPolicy]

@@ -13,7 +13,7 @@ import torch
 from sfkit import SpatialForcing
 from sfkit.errors import ConfigError, GradientError, LossError
 from sfkit.policies.base import TapPoint
-from sfkit.projectors.mlp import MLPProjector
+from sfkit.projectors.standard import MLPProjector
 from sfkit.testing.checks import assert_rounded
 from sfkit.testing.tiny import PatchTeacher, TinyAdapter, TinyPolicy, tiny_batch
 

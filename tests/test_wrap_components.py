@@ -13,11 +13,11 @@ import torch
 from sfkit import SpatialForcing
 from sfkit.cli.listing import plugins_json
 from sfkit.errors import ConfigError
-from sfkit.objectives.cosine import CosineObjective
+from sfkit.objectives.distances import CosineObjective
 from sfkit.registry import builtin
 from sfkit.registry.registry import Registry
 from sfkit.testing.tiny import PatchTeacher, TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.transforms.position import PositionCode
+from sfkit.transforms.standard import PositionCode
 
 TERMS = [("cosine", 1.0), ("angular-scale", 0.5), ("info-nce", 0.1)]
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from sfkit.cli.console import plain_console, titled
 from sfkit.config import Options
 from sfkit.errors import PluginError
-from sfkit.presets.base import Preset
+from sfkit.presets import Preset
 from sfkit.registry.registry import Entry, Kind, Registry
 
 _JSON_FIELDS = ("kind", "name", "distribution", "summary", "license")

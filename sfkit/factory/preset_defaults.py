@@ -12,7 +12,7 @@ from sfkit.config import ComponentSpec, SpatialForcingConfig
 from sfkit.errors import ConfigError, SfkitWarning
 from sfkit.factory.components import ComponentLike, build_adapter
 from sfkit.policies.base import PolicyAdapter
-from sfkit.presets.base import Preset
+from sfkit.presets import Preset
 from sfkit.registry.registry import default_registry
 from sfkit.teachers.base import Teacher
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from sfkit.presets.base import Preset
+from sfkit.presets import Preset
 
 _SF = "arXiv 2510.12276; repository OpenHelix-Team/Spatial-Forcing"
 

@@ -33,37 +33,37 @@ def register_policies(register: Register) -> None:
 @hookimpl
 def register_objectives(register: Register) -> None:
     register(
-        "sfkit.objectives.angular_scale:AngularScaleObjective",
+        "sfkit.objectives.distances:AngularScaleObjective",
         name="angular-scale",
         summary="cosine, and the error in the feature regressed from the normalized projection (Geometry Forcing)",
     )
     register(
-        "sfkit.objectives.attention:AttentionObjective",
+        "sfkit.objectives.pairwise:AttentionObjective",
         name="attention",
         summary="attention maps of blocks, student's and teacher's (HASTE)",
     )
     register(
-        "sfkit.objectives.cosine:CosineObjective",
+        "sfkit.objectives.distances:CosineObjective",
         name="cosine",
         summary="one minus the cosine similarity, averaged over the valid tokens of each sample",
     )
     register(
-        "sfkit.objectives.info_nce:InfoNCEObjective",
+        "sfkit.objectives.pairwise:InfoNCEObjective",
         name="info-nce",
         summary="each patch told from the others of its view, sample, batch, or of all ranks",
     )
     register(
-        "sfkit.objectives.mse:MSEObjective",
+        "sfkit.objectives.distances:MSEObjective",
         name="mse",
         summary="mean squared error between normalized features",
     )
     register(
-        "sfkit.objectives.relational:RelationalObjective",
+        "sfkit.objectives.pairwise:RelationalObjective",
         name="relational",
         summary="difference of the Gram matrices of patch similarities, within views or across them",
     )
     register(
-        "sfkit.objectives.smooth_l1:SmoothL1Objective",
+        "sfkit.objectives.distances:SmoothL1Objective",
         name="smooth-l1",
         summary="smooth L1 distance between normalized features",
     )
@@ -77,32 +77,32 @@ def register_objectives(register: Register) -> None:
 @hookimpl
 def register_projectors(register: Register) -> None:
     register(
-        "sfkit.projectors.conv:ConvProjector",
+        "sfkit.projectors.standard:ConvProjector",
         name="conv",
         summary="3 x 3 convolution over the grid of each view (iREPA)",
     )
     register(
-        "sfkit.projectors.identity:IdentityProjector",
+        "sfkit.projectors.standard:IdentityProjector",
         name="identity",
         summary="none: student and target have one width",
     )
     register(
-        "sfkit.projectors.linear:LinearProjector",
+        "sfkit.projectors.standard:LinearProjector",
         name="linear",
         summary="one linear map, token by token",
     )
     register(
-        "sfkit.projectors.mlp:MLPProjector",
+        "sfkit.projectors.standard:MLPProjector",
         name="mlp",
         summary="LayerNorm, linear, GELU, linear, token by token (Spatial Forcing)",
     )
     register(
-        "sfkit.projectors.mlp_silu:SiLUMLPProjector",
+        "sfkit.projectors.standard:SiLUMLPProjector",
         name="mlp-silu",
         summary="three linear layers with SiLU, token by token (REPA)",
     )
     register(
-        "sfkit.projectors.nested:NestedProjector",
+        "sfkit.projectors.standard:NestedProjector",
         name="nested",
         summary="as mlp, on a share of the hidden units (ROCKET)",
     )
@@ -111,32 +111,32 @@ def register_projectors(register: Register) -> None:
 @hookimpl
 def register_transforms(register: Register) -> None:
     register(
-        "sfkit.transforms.normalizing:LayerNormTransform",
+        "sfkit.transforms.standard:LayerNormTransform",
         name="layer-norm",
         summary="each patch to mean 0 and variance 1 over its channels",
     )
     register(
-        "sfkit.transforms.pca:PCATransform",
+        "sfkit.transforms.projection:PCATransform",
         name="pca",
         summary="the first principal components",
     )
     register(
-        "sfkit.transforms.position:PositionCode",
+        "sfkit.transforms.standard:PositionCode",
         name="position-code",
         summary="add sines and cosines of each patch's place (Spatial Forcing)",
     )
     register(
-        "sfkit.transforms.random_projection:RandomProjection",
+        "sfkit.transforms.projection:RandomProjection",
         name="random-projection",
         summary="fewer channels, by a fixed random matrix",
     )
     register(
-        "sfkit.transforms.resample:ResampleTransform",
+        "sfkit.transforms.standard:ResampleTransform",
         name="resample",
         summary="to the student's grid, where in the sequence it stands",
     )
     register(
-        "sfkit.transforms.normalizing:SpatialNorm",
+        "sfkit.transforms.standard:SpatialNorm",
         name="spatial-norm",
         summary="each channel standardized over the patches of a view (iREPA)",
     )
@@ -145,42 +145,42 @@ def register_transforms(register: Register) -> None:
 @hookimpl
 def register_schedules(register: Register) -> None:
     register(
-        "sfkit.schedules.constant:ConstantSchedule",
+        "sfkit.schedules.standard:ConstantSchedule",
         name="constant",
         summary="the same weight throughout (Spatial Forcing)",
     )
     register(
-        "sfkit.schedules.conflict:ConflictSchedule",
+        "sfkit.schedules.standard:ConflictSchedule",
         name="conflict",
         summary="ends when the alignment gradient has opposed the action gradient for a while",
     )
     register(
-        "sfkit.schedules.cosine:CosineSchedule",
+        "sfkit.schedules.standard:CosineSchedule",
         name="cosine",
         summary="falls along half a cosine",
         argument="steps",
     )
     register(
-        "sfkit.schedules.every:EverySchedule",
+        "sfkit.schedules.standard:EverySchedule",
         name="every",
         summary="align at one step of n; the teacher rests in between",
         argument="n",
     )
     register(
-        "sfkit.schedules.linear:LinearSchedule",
+        "sfkit.schedules.standard:LinearSchedule",
         name="linear",
         summary="falls linearly",
         argument="steps",
     )
     register(
-        "sfkit.schedules.stop:StopSchedule",
+        "sfkit.schedules.standard:StopSchedule",
         name="stop",
         summary="full weight until a step, none from there on (HASTE)",
         argument="at",
         placeholder="step",
     )
     register(
-        "sfkit.schedules.warm_up:WarmUpSchedule",
+        "sfkit.schedules.standard:WarmUpSchedule",
         name="warm-up",
         summary="rises linearly from the first step",
         argument="steps",

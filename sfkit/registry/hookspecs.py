@@ -57,7 +57,7 @@ def register_schedules(register: Register) -> None:
 
 @hookspec
 def register_presets(register: Register) -> None:
-    """Register presets (:class:`sfkit.presets.base.Preset` objects, ``"package.module:NAME"``)."""
+    """Register presets (:class:`sfkit.presets.Preset` objects, ``"package.module:NAME"``)."""
 
 
 @hookspec

@@ -23,9 +23,7 @@ from sfkit.factory.components import (
 from sfkit.factory.resolve import Wish, read_wishes
 from sfkit.objectives.base import Objective
 from sfkit.policies.base import PolicyAdapter
-from sfkit.projectors.base import Projector
-from sfkit.projectors.identity import Unprojected
-from sfkit.projectors.shared import SharedProjector
+from sfkit.projectors.base import Projector, SharedProjector, Unprojected
 from sfkit.schedules.base import Product, Schedule
 from sfkit.teachers.base import Teacher
 from sfkit.training.teacher_runner import TeacherRunner

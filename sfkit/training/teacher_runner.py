@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sfkit.errors import ViewsError, log_info
-from sfkit.teachers.base import Teacher
-from sfkit.teachers.memory import explain_out_of_memory
+from sfkit.teachers.base import Teacher, explain_out_of_memory
 from sfkit.utils.runtime import is_recompute_forward, own_rng
 from sfkit.views.types import FeatureMap, Views
 

@@ -1,11 +1,20 @@
-"""Camera maths. OpenCV axes (x right, y down, z forward); integer pixel coordinates are pixel centers; meters."""
+"""Camera geometry: from the pixels of an image to those of its view, and to points in meters.
+
+Camera axes are OpenCV's (x right, y down, z forward); integer pixel coordinates are pixel centers.
+"""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from sfkit.errors import ViewsError
+from sfkit.views.cameras import CameraRig
 
 
 def resize_matrix(source: tuple[int, int], target: tuple[int, int], offset: tuple[int, int] = (0, 0)) -> Tensor:
@@ -96,3 +105,167 @@ def to_world(points: Tensor, world_from_camera: Tensor) -> Tensor:
     pose = world_from_camera.to(points.dtype)
     rotation, translation = pose[..., None, :3, :3], pose[..., None, None, :3, 3]
     return points @ rotation.transpose(-1, -2) + translation
+
+
+Size = tuple[int, int]
+
+
+class Placement(Protocol):
+    """Where the pixels of a picture are in the view. Sizes are height and width."""
+
+    @property
+    def source(self) -> Size:
+        """Size of the picture in the batch."""
+
+    @property
+    def view(self) -> Size:
+        """Size of the view."""
+
+    @property
+    def matrix(self) -> Tensor:
+        """``(3, 3)`` float32: pixel of the picture to pixel of the view."""
+
+    @property
+    def valid(self) -> Tensor:
+        """``(h, w)`` bool: False where the view shows nothing of the picture."""
+
+
+@dataclass(frozen=True)
+class Letterbox:
+    """Where the pixels of a picture are in the view. Sizes are height and width.
+
+    Attributes:
+        source: Size of the picture in the batch.
+        resized: Its size within the view.
+        view: Size of the view.
+        offset: Rows of padding above it, and columns to its left.
+    """
+
+    source: Size
+    resized: Size
+    view: Size
+    offset: Size = (0, 0)
+
+    @property
+    def matrix(self) -> Tensor:
+        """``(3, 3)`` float32: pixel of the picture to pixel of the view."""
+        return resize_matrix(self.source, self.resized, self.offset)
+
+    @property
+    def valid(self) -> Tensor:
+        """``(h, w)`` bool: False where the view is padding."""
+        inside = torch.zeros(self.view, dtype=torch.bool)
+        (top, left), (h, w) = self.offset, self.resized
+        inside[top : top + h, left : left + w] = True
+        return inside
+
+
+def unchanged(size: Size) -> Letterbox:
+    """A view that is the picture itself."""
+    return Letterbox(size, size, size)
+
+
+def fitted(source: Size, view: Size) -> Size:
+    """Size of a picture within a view, rounded as the ``resize_with_pad`` functions of LeRobot 0.6.1 and openpi round.
+
+    The quotient of floats is part of the contract: another order of operations is a pixel off for some sizes.
+    """
+    ratio = max(source[1] / view[1], source[0] / view[0])
+    return int(source[0] / ratio), int(source[1] / ratio)
+
+
+def pad_around(source: Size, view: Size) -> Letterbox:
+    """The picture is in the middle; of an odd number of lines the smaller half comes first (pi0 everywhere)."""
+    if source == view:
+        return unchanged(source)
+    resized = fitted(source, view)
+    return Letterbox(source, resized, view, ((view[0] - resized[0]) // 2, (view[1] - resized[1]) // 2))
+
+
+@dataclass(frozen=True)
+class ViewGeometry:
+    """Optional fields of :class:`sfkit.Views`. A field is None when no view has it.
+
+    Otherwise views without it hold what every teacher masks: depth 0, the identity as intrinsics, poses of NaN.
+    Intrinsics of NaN are those of a camera whose calibration is unknown.
+    """
+
+    depth: Tensor | None
+    intrinsics: Tensor | None
+    world_from_camera: Tensor | None
+
+
+def view_geometry(
+    rig: CameraRig | None,
+    batch: Mapping[str, Any],
+    boxes: Mapping[str, Placement | None],
+    like: Tensor,
+    frame: int = -1,
+) -> ViewGeometry:
+    """Depth, intrinsics and poses of the views.
+
+    Args:
+        rig: Calibration; None where there is none.
+        batch: What holds depth maps by ``depth_key``, and the frames' ``index`` for poses: the batch of forward.
+        boxes: How each camera's picture became a view, in the order of the views; None for a camera that is missing.
+        like: ``(b, v, 3, h, w)`` pictures, for sizes and device.
+        frame: Which of several time steps of a depth map is the present one.
+    """
+    if rig is None:
+        return ViewGeometry(None, None, None)
+    calibrated = {key: box for key, box in boxes.items() if box is not None and key in rig.cameras}
+    b, (h, w) = like.shape[0], like.shape[-2:]
+    depth = {
+        key: found for key, box in calibrated.items() if (found := _depth(rig, batch, key, box, frame)) is not None
+    }
+    intrinsics = {
+        key: on_device(warp_intrinsics(rig.intrinsics(key, box.source), box.matrix), like.device).expand(b, 3, 3)
+        for key, box in calibrated.items()
+    }
+    index = batch.get("index")
+    index = on_device(index.reshape(-1), like.device) if isinstance(index, Tensor) else None
+    poses = {key: on_device(found, like.device) for key in calibrated if (found := rig.pose(key, index, b)) is not None}
+    eye = torch.eye(3, device=like.device).expand(b, 3, 3)
+    return ViewGeometry(
+        _stack(boxes, depth, like.new_zeros(b, h, w, dtype=torch.float32)),
+        _stack(boxes, intrinsics, eye),
+        _stack(boxes, poses, like.new_full((b, 4, 4), torch.nan, dtype=torch.float32)),
+    )
+
+
+def _stack(boxes: Mapping[str, Any], found: Mapping[str, Tensor], otherwise: Tensor) -> Tensor | None:
+    return torch.stack([found.get(key, otherwise) for key in boxes], 1) if found else None
+
+
+def _depth(rig: CameraRig, batch: Mapping[str, Any], key: str, box: Placement, frame: int) -> Tensor | None:
+    """``(b, h, w)`` meters in the view, or None where the batch has no map for this camera."""
+    depth_key = rig.cameras[key].depth_key
+    if depth_key is None or depth_key not in batch:
+        return None
+    depth = depth_map(batch[depth_key], depth_key, frame)
+    # The map may be of another size than the picture, of the same field of view.
+    to_view = box.matrix @ resize_matrix((depth.shape[-2], depth.shape[-1]), box.source)
+    return warp_nearest(depth, to_view, box.view).float() * rig.depth_scale(key)
+
+
+def depth_map(value: Tensor, key: str, frame: int = -1) -> Tensor:
+    """``(b, h, w)`` from what a batch holds: with or without a channel, the present one of several time steps.
+
+    Raises:
+        ViewsError: Another shape, or a precision in which depth is too coarse.
+    """
+    if value.dtype == torch.bfloat16:
+        raise ViewsError(
+            f"{key} arrives as bfloat16: 998.9 mm has become 1000 mm.",
+            "Keep the batch in float32: cast the model, not its inputs (FSDP2: cast_forward_inputs=False).",
+        )
+    if value.ndim == 5 and value.shape[2] == 1:
+        return value[:, frame, 0]
+    if value.ndim == 4 and value.shape[1] == 1:
+        return value[:, 0]
+    if value.ndim == 3:
+        return value
+    raise ViewsError(
+        f"{key} has shape {tuple(value.shape)}, which is no depth map.",
+        "Expected (b, h, w), (b, 1, h, w) or (b, time, 1, h, w).",
+    )

@@ -14,7 +14,7 @@ from rich.console import Console
 from sfkit.cli import main
 from sfkit.cli.console import plain_console
 from sfkit.config import Options
-from sfkit.presets.base import Preset
+from sfkit.presets import Preset
 from sfkit.registry.registry import BrokenPlugin, Entry, Registry
 
 #: An end without a beginning is an error in rich's markup, and a word in brackets is swallowed.

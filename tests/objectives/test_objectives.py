@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sfkit.errors import ConfigError, ShapeError
 from sfkit.factory.components import build_objective
 from sfkit.objectives.base import Objective, cosine_similarity
-from sfkit.projectors.mlp import MLPProjector
+from sfkit.projectors.standard import MLPProjector
 from sfkit.registry.registry import default_registry
 from sfkit.training.step import align
 from sfkit.views.resample import resample

@@ -14,8 +14,7 @@ import torch
 from sfkit import SpatialForcing
 from sfkit.errors import ConfigError, ShapeError, TapError, ViewsError
 from sfkit.policies.base import ForwardCall
-from sfkit.projectors.mlp import MLPProjector
-from sfkit.projectors.nested import NestedProjector, nested_widths
+from sfkit.projectors.standard import MLPProjector, NestedProjector, nested_widths
 from sfkit.testing.checks import assert_rounded
 from sfkit.testing.tiny import PatchTeacher, TinyAdapter, TinyPolicy, tiny_batch
 

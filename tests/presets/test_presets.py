@@ -13,8 +13,8 @@ from sfkit import SpatialForcing
 from sfkit.cli import main
 from sfkit.config import ComponentSpec, Options, SpatialForcingConfig
 from sfkit.errors import ConfigError, SfkitWarning, UnknownNameError
-from sfkit.presets.base import Preset
-from sfkit.projectors.nested import nested_widths
+from sfkit.presets import Preset
+from sfkit.projectors.standard import nested_widths
 from sfkit.registry.component import AnyOptions
 from sfkit.registry.registry import CORE, Entry, default_registry
 from sfkit.testing.tiny import PatchTeacher, TinyAdapter, TinyPolicy, tiny_batch

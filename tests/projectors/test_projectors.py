@@ -14,8 +14,7 @@ from torch import Tensor
 from sfkit.errors import ConfigError
 from sfkit.factory.components import build_objective, build_projector
 from sfkit.projectors.base import Projector
-from sfkit.projectors.conv import ConvProjector
-from sfkit.projectors.nested import NestedProjector, nested_widths
+from sfkit.projectors.standard import ConvProjector, NestedProjector, nested_widths
 from sfkit.registry.registry import default_registry
 from sfkit.testing.checks import assert_rounded
 from sfkit.training.step import align

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from sfkit import SpatialForcing
 from sfkit.config import Options
 from sfkit.errors import CheckpointError, ConfigError, TrustError
-from sfkit.objectives.mse import MSEObjective
+from sfkit.objectives.distances import MSEObjective
 from sfkit.registry.component import Harmless, Reaching
 from sfkit.registry.registry import Entry, default_registry
 from sfkit.saving import checkpoint

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sfkit.errors import ShapeError
-from sfkit.objectives.cosine import CosineObjective
-from sfkit.projectors.mlp import MLPProjector
+from sfkit.objectives.distances import CosineObjective
+from sfkit.projectors.standard import MLPProjector
 from sfkit.testing.checks import assert_rounded
 from sfkit.training.step import align
 from sfkit.views.types import FeatureMap

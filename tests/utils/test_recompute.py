@@ -14,13 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sfkit import SpatialForcing
 from sfkit.config import Recompute
 from sfkit.errors import ConfigError, GradientError
-from sfkit.objectives.cosine import CosineObjective
-from sfkit.objectives.info_nce import InfoNCEObjective
-from sfkit.objectives.weighted_sum import SumObjective
+from sfkit.factory.components import build_objective
+from sfkit.objectives.distances import CosineObjective
+from sfkit.objectives.pairwise import InfoNCEObjective
 from sfkit.projectors.base import Projector
-from sfkit.projectors.mlp import MLPProjector
-from sfkit.projectors.mlp_silu import SiLUMLPProjector
-from sfkit.projectors.nested import NestedProjector
+from sfkit.projectors.standard import MLPProjector, NestedProjector, SiLUMLPProjector
 from sfkit.testing.checks import assert_rounded
 from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.training.step import align
@@ -199,7 +197,8 @@ def test_an_objective_that_talks_to_other_ranks_is_not_called_twice(monkeypatch:
     projector = MLPProjector(8, 6)
     for negatives in ("sample", "devices"):
         gradients(projector, "full", InfoNCEObjective({"negatives": negatives}))
-        gradients(projector, "full", SumObjective({"terms": [(("info-nce", {"negatives": negatives}), 1.0)]}))
+        terms = [(("info-nce", {"negatives": negatives}), 1.0)]
+        gradients(projector, "full", build_objective(("sum", {"terms": terms})))
     assert calls.count("sample") == 4
     assert calls.count("devices") == 2
 

@@ -13,8 +13,7 @@ from sfkit.errors import AdapterError, ConfigError, LossError, ShapeError, Views
 from sfkit.policies.base import ForwardCall, PolicyAdapter, TapPoint
 from sfkit.policies.generic.blocks import Stack
 from sfkit.policies.generic.options import GenericOptions
-from sfkit.policies.generic.output import loss_at, with_loss_at
-from sfkit.policies.generic.paths import describe, find_module, find_value
+from sfkit.policies.generic.paths import describe, find_module, find_value, loss_at, with_loss_at
 from sfkit.policies.generic.pixels import check_pixels, to_views, undo
 from sfkit.policies.generic.tokens import batch_positions, cut
 from sfkit.policies.loss import find_loss, replace_loss

@@ -1,13 +1,14 @@
-"""Finding things by a dotted path: modules inside a policy, and tensors inside what its forward was given."""
+"""Modules, batch entries and losses at dotted paths."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from sfkit.errors import AdapterError, ViewsError, did_you_mean
+from sfkit.errors import AdapterError, LossError, ViewsError, did_you_mean
+from sfkit.policies.loss import find_loss
 
 _SHOWN = 12
 
@@ -111,3 +112,56 @@ def describe(value: Any) -> str:
         size = f" of {len(value)}" if isinstance(value, list | tuple | dict) else ""
         return type(value).__name__ + size
     return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+
+
+#: What users write where the loss is the output itself, or the first of a tuple.
+ITSELF = "output"
+
+
+def loss_at(output: Any, path: str) -> Tensor:
+    """The loss at a dotted path of keys, attributes and tuple indices; ``"output"`` is the output itself.
+
+    Raises:
+        LossError: There is no tensor.
+    """
+    if path == ITSELF:
+        found = find_loss(output)
+    else:
+        holder, name = _holder(output, path)
+        found = _get(holder, name)
+    if not isinstance(found, Tensor):
+        keys = f" with {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
+        raise LossError(
+            f"loss={path!r} leads to {describe(found)} in the {type(output).__name__}{keys} that forward returned.",
+            "Correct the path, or leave it out if forward returns its loss.",
+        )
+    return found
+
+
+def with_loss_at(output: Any, path: str, loss: Tensor) -> Any:
+    """``output`` with the loss at a path replaced; tuples on the way are rebuilt, everything else changed in place."""
+    name, _, rest = path.partition(".")
+    value = with_loss_at(_get(output, name), rest, loss) if rest else loss
+    if isinstance(output, MutableMapping):
+        output[name] = value
+        return output
+    if isinstance(output, tuple | list) and name.isdigit():
+        items = [*output[: int(name)], value, *output[int(name) + 1 :]]
+        return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
+    setattr(output, name, value)
+    return output
+
+
+def _holder(output: Any, path: str) -> tuple[Any, str]:
+    *before, name = path.split(".")
+    for step in before:
+        output = _get(output, step)
+    return output, name
+
+
+def _get(value: Any, name: str) -> Any:
+    if isinstance(value, Mapping):
+        return value.get(name)
+    if isinstance(value, tuple | list) and name.isdigit():
+        return value[int(name)] if int(name) < len(value) else None
+    return getattr(value, name, None)

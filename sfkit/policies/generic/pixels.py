@@ -13,7 +13,7 @@ from torch import Tensor
 from sfkit.errors import ViewsError
 from sfkit.policies.generic.options import GenericOptions, MeanStd
 from sfkit.policies.generic.paths import describe
-from sfkit.views.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from sfkit.views.resample import IMAGENET_MEAN, IMAGENET_STD
 
 _HALF = (0.5, 0.5, 0.5)
 #: The normalizations in use. For each: mean and deviation of ``(x - mean) / std``.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sfkit.config import Options
 from sfkit.errors import log_info
 from sfkit.registry.component import AnyOptions
-from sfkit.views.imagenet import imagenet_normalized
+from sfkit.views.resample import imagenet_normalized
 from sfkit.views.types import Views
 from sfkit_depth_anything import config
 from sfkit_depth_anything.config import TrunkConfig

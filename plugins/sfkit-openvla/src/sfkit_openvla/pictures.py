@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sfkit.errors import ShapeError, ViewsError
-from sfkit.views.imagenet import imagenet_normalized
+from sfkit.views.resample import imagenet_normalized
 
 #: Mean difference of the two halves of a picture above which they cannot show the same. Their constants are rounded
 #: to bfloat16 in the released processors (0.002), and so are pixels in the released loop (0.001).

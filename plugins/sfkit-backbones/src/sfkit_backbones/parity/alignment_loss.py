@@ -15,7 +15,7 @@ from sfkit.config import ComponentSpec, Options
 from sfkit.errors import CheckpointError
 from sfkit.policies.base import AdapterOptions, ForwardCall, PolicyAdapter, TapPoint
 from sfkit.policies.tokens import cut
-from sfkit.presets.base import Preset
+from sfkit.presets import Preset
 from sfkit.projectors.base import Projector
 from sfkit.registry.registry import default_registry
 from sfkit.teachers.base import Teacher

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sfkit.errors import TeacherMemoryError
-from sfkit.teachers.memory import Memory, explain_out_of_memory, is_out_of_memory
+from sfkit.teachers.base import Memory, explain_out_of_memory, is_out_of_memory
 
 
 def test_an_estimate_is_said_in_units_that_can_be_read() -> None:

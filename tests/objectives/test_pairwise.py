@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sfkit.objectives.gathering import tokens_of_other_ranks
-from sfkit.objectives.info_nce import InfoNCEObjective
+from sfkit.objectives.pairwise import InfoNCEObjective, tokens_of_other_ranks
 from sfkit.testing.checks import assert_rounded
 
 WORKER = Path(__file__).parents[1] / "workers" / "gathering_ranks.py"
