@@ -1,10 +1,13 @@
-"""The ``sfkit`` command. Parsing and printing only: the work is done elsewhere."""
+"""The ``sfkit`` command: parsing and printing alone.
+
+``sfkit --help`` imports neither torch nor pydantic; each command imports what it needs when it is called.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -21,12 +24,12 @@ _KNOWN = {
     "parity": ("sfkit-backbones", "backbones", "compare with the recorded outputs of a reference, case by case"),
 }
 
-#: All that follows the name of a plugin's command is its own business, ``--help`` included.
-_PASS_ON: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
+#: A plugin's command parses its own arguments, ``--help`` included.
+_PASS_ON: dict[str, bool] = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 def build_app() -> typer.Typer:
-    """The application. Plugins are asked which commands they have; none is imported before it is called."""
+    """The application. A command of a plugin is imported when it is called."""
     app = typer.Typer(
         help="Align vision-language-action policies with frozen 3D teachers, at training time only.",
         add_completion=False,
@@ -34,12 +37,11 @@ def build_app() -> typer.Typer:
         rich_markup_mode="rich",
     )
     app.callback(invoke_without_command=True)(_root)
-    app.command("plugins")(plugins)
-    app.command("teachers")(teachers)
-    app.command("policies")(policies)
-    app.command("presets")(presets)
-    own = {"plugins", "teachers", "policies", "presets"}
-    offered = {entry.name: entry for entry in default_registry().of_kind("command") if entry.name not in own}
+    own = (plugins, teachers, policies, presets)
+    for command in own:
+        app.command()(command)
+    names = {command.__name__ for command in own}
+    offered = {entry.name: entry for entry in default_registry().of_kind("command") if entry.name not in names}
     for name in sorted(offered):
         _add_plugin_command(app, offered[name])
     for name in sorted(_KNOWN.keys() - offered.keys()):
@@ -58,7 +60,7 @@ def _root(
 
 
 def plugins(json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False) -> None:
-    """What is installed, what it offers, and what is broken."""
+    """List the installed components and the broken plugins."""
     from sfkit.cli.listing import plugins_json, print_plugins
 
     if json:
@@ -70,7 +72,7 @@ def plugins(json: Annotated[bool, typer.Option("--json", help="As JSON, for prog
 def teachers(
     name: Annotated[str | None, typer.Argument(help="Show the options of this teacher.")] = None,
 ) -> None:
-    """Installed teachers with their licenses; with NAME, the options of one."""
+    """List the installed teachers with their licenses; with NAME, the options of one."""
     from sfkit.cli.listing import print_teacher, print_teachers
 
     if name is None:
@@ -82,7 +84,7 @@ def teachers(
 def policies(
     markdown: Annotated[bool, typer.Option("--markdown", help="As the table of the documentation.")] = False,
 ) -> None:
-    """Which policies can be aligned, what of them, and which cannot."""
+    """List the policies that can be aligned, and those that cannot."""
     from sfkit.cli.listing import print_policies, support_tables
 
     if markdown:
@@ -92,9 +94,9 @@ def policies(
 
 
 def presets(
-    name: Annotated[str | None, typer.Argument(help="Show what this preset stands for.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Show the arguments of this preset.")] = None,
 ) -> None:
-    """Published methods that are one word in wrap; with NAME, what it stands for and what it does not reproduce."""
+    """List the published methods that wrap has presets for; with NAME, the arguments and the differences of one."""
     from sfkit.cli.listing import print_preset, print_presets
 
     if name is None:
@@ -130,10 +132,10 @@ def _add_missing_command(app: typer.Typer, name: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 on success, 1 on an error of ours (told without a traceback), 2 on wrong usage.
+    """Run the command line and exit: 0 on success, 1 on an error of sfkit (without a traceback), 2 on wrong usage.
 
     Args:
-        arguments: Instead of those of the process.
+        arguments: The arguments; by default those of the process.
     """
     try:
         build_app()(args=None if arguments is None else list(arguments), prog_name="sfkit")

@@ -1,9 +1,8 @@
-"""What is printed on the terminal, and options that are read from one word of a command line."""
+"""The terminal: text without markup, and options of components as one word of a command line."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -21,32 +20,28 @@ def titled(title: str, rest: str = "", style: str = "bold") -> Text:
     return Text.assemble((title, style), rest)
 
 
-def parse_options(text: str) -> dict[str, Any]:
-    """Read ``key=value,key=value``; values are JSON where they can be read as such, else text.
+def parse_options(text: str) -> dict[str, object]:
+    """Read ``key=value,key=value``; a value that is not JSON is a text.
 
     ``"size=224,compile=true,config=tiny"`` gives ``{"size": 224, "compile": True, "config": "tiny"}``. A text that
     begins with ``{`` is one JSON object, for values that hold commas.
 
     Raises:
-        ConfigError: It cannot be read.
+        ConfigError: The text cannot be read.
     """
+    options: dict[str, object] = {}
     if text.lstrip().startswith("{"):
         try:
-            options: dict[str, Any] = json.loads(text)
+            options = json.loads(text)
         except ValueError as error:
             raise ConfigError(f"{text!r} is no JSON object: {error}.", "Check its quotes and brackets.") from error
         return options
-    options = {}
     for part in filter(None, (piece.strip() for piece in text.split(","))):
-        key, equals, value = part.partition("=")
-        if not equals or not key.strip():
+        key, equals, value = map(str.strip, part.partition("="))
+        if not equals or not key:
             raise ConfigError(f"Cannot read an option from {part!r}.", "Write key=value,key=value, or a JSON object.")
-        options[key.strip()] = _value(value.strip())
+        try:
+            options[key] = json.loads(value)
+        except ValueError:
+            options[key] = value
     return options
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
