@@ -1,4 +1,8 @@
-"""Components: a name, validated options, and who may set each option."""
+"""Components: a name, validated options, and who may set each option.
+
+A file (a checkpoint's configuration, a training configuration) may set numbers and fixed words. Any other option needs
+a mark; without one it is set in the call alone. An option that its author forgot to mark is thus safe.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ T = TypeVar("T")
 
 
 class SetBy(IntEnum):
-    """Who may set an option, from the least trusted."""
+    """Who may set an option, the least trusted first."""
 
     ANY_FILE = 0
     LOCAL_FILE = 1
@@ -26,16 +30,16 @@ class SetBy(IntEnum):
 
 @dataclass(frozen=True)
 class Mark:
-    """What :data:`Harmless` and :data:`Reaching` add to an annotation."""
+    """The mark that :data:`Harmless` and :data:`Reaching` add to an annotation."""
 
     by: SetBy
 
 
-#: ``Harmless[bool]``: any file may set the option. It permits no code, and names nothing outside the file.
+#: ``Harmless[bool]``: any file may set the option. It permits no code and names nothing outside the file.
 Harmless = Annotated[T, Mark(SetBy.ANY_FILE)]
 
 #: ``Reaching[str]``: the option names a file, a folder, a repository or its revision. A local file may set it, which is
-#: logged; what comes from the Hub may not.
+#: logged; a file of the Hub may not.
 Reaching = Annotated[T, Mark(SetBy.LOCAL_FILE)]
 
 _NUMBERS = (int, float, types.NoneType)
@@ -43,7 +47,7 @@ _COLLECTIONS = (tuple, list, dict, set, frozenset, Sequence, Mapping, Iterable)
 
 
 def is_data(annotation: Any) -> bool:
-    """Whether an annotation admits numbers and fixed words alone, apart from what is marked harmless."""
+    """Whether an annotation admits numbers, fixed words and parts that are marked harmless, and nothing else."""
     if annotation in _NUMBERS or annotation is Ellipsis:
         return True
     origin, inner = get_origin(annotation), get_args(annotation)
@@ -55,14 +59,12 @@ def is_data(annotation: Any) -> bool:
 
 
 def set_by(field: FieldInfo) -> SetBy:
-    """Who may set an option that holds no further component."""
-    marks = [item.by for item in field.metadata if isinstance(item, Mark)]
-    if marks:
-        return max(marks)
-    return SetBy.ANY_FILE if is_data(field.annotation) else SetBy.CALL
+    """Who may set an option that holds no component."""
+    unmarked = SetBy.ANY_FILE if is_data(field.annotation) else SetBy.CALL
+    return max((item.by for item in field.metadata if isinstance(item, Mark)), default=unmarked)
 
 
-#: What constructors take; inside the classes below ``Options`` names the class's own options.
+#: The options that constructors take. Inside a component's class, ``Options`` names its own options.
 AnyOptions: TypeAlias = Options | Mapping[str, Any] | None
 
 

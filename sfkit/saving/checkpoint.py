@@ -69,20 +69,19 @@ def save(
 
 
 def is_scattered(state: Mapping[str, Tensor]) -> bool:
-    """Whether each process holds a part of these tensors (FSDP2); told by what they can do, not by a class of torch."""
+    """Whether each process holds a part of these tensors, as under FSDP2. Their class depends on torch's version."""
     return any(hasattr(value, "full_tensor") for value in state.values())
 
 
 def gather(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Scattered tensors in one piece. All processes must call this."""
-    gathers = {key: getattr(value, "full_tensor", None) for key, value in state.items()}
-    return {key: state[key] if gather is None else gather() for key, gather in gathers.items()}
+    return {key: getattr(value, "full_tensor", lambda value=value: value)() for key, value in state.items()}
 
 
 def part_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What of a policy's state is the handle's, under the handle's own names."""
+    """The handle's part of a policy's state, under the handle's own names."""
     prefix = f"{FOLDER}."
-    return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def _readme(config: SpatialForcingConfig, identities: Sequence[Mapping[str, str]], notes: Sequence[str]) -> str:

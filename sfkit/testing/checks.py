@@ -112,7 +112,7 @@ def _corners_and_center(mask: Tensor) -> list[tuple[int, int]]:
 
 
 def _expect_most(name: str, change: Tensor, patch: tuple[int, int, int], grid: tuple[int, int]) -> None:
-    """Check that ``change (v, gh, gw)`` is largest in a cell that overlaps with ``patch``, a cell of ``grid``."""
+    """Check that a change ``(v, gh, gw)`` is largest in a cell that overlaps with ``patch``, a cell of ``grid``."""
     view, row, column = patch
     if not bool(change.max() > 0):
         raise CorrespondenceError(
