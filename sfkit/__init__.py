@@ -55,9 +55,9 @@ __all__ = [
     "hookimpl",
 ]
 __version__ = "0.1.0"
-
-#: Version of the plugin interface. A plugin module states the one it was written for as ``SFKIT_API = 1``.
+"""Version of the distribution ``spatial-forcing``."""
 SFKIT_API = 1
+"""Version of the plugin interface. A plugin module says for which one it was written: ``SFKIT_API = 1``."""
 
 #: Where public names are looked up, one module after the other: those that import least stand first.
 _MODULES = (
