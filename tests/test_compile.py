@@ -55,7 +55,7 @@ def test_fault_45_every_step_of_a_compiled_policy_aligns(wrapped: Callable[..., 
     assert [fired for _, _, fired in got] == [1, 0, 1, 1]
 
 
-def test_fault_45_layers_compiled_one_by_one_are_never_silently_untapped(wrapped: Callable[..., TinyPolicy]) -> None:
+def test_fault_45_layers_compiled_one_by_one_are_tapped(wrapped: Callable[..., TinyPolicy]) -> None:
     # torch reuses one block's graph for the next unless hooks are guarded: either it works, or it is a clear error.
     policy = wrapped()
     for block in policy.blocks:

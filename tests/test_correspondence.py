@@ -113,7 +113,7 @@ def test_fault_24_a_wrong_letterbox_is_found(adapter: type[BarsAreOnBothSides]) 
 
 
 @pytest.mark.parametrize("side", [3, 4, 7, 16])
-def test_fault_20_a_teacher_with_a_grid_of_its_own_corresponds_too(side: int, tiny: Callable[..., Any]) -> None:
+def test_fault_20_a_teacher_with_its_own_grid_corresponds(side: int, tiny: Callable[..., Any]) -> None:
     plain = tiny()
     policy = SpatialForcing.wrap(
         plain, PatchTeacher(PatchTeacherOptions(grid=side)), student_layer=0, adapter=TinyAdapter(plain)

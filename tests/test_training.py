@@ -55,7 +55,7 @@ def test_fault_03_reentrant_checkpointing_changes_no_gradient(wrapped: Make, lay
     assert_rounded(grads(policy), grads(other))
 
 
-def test_fault_03_a_tap_inside_a_reentrant_checkpoint_is_an_error(tiny: Make) -> None:
+def test_fault_03_a_tap_in_a_reentrant_checkpoint_is_an_error(tiny: Make) -> None:
     class Inside(TinyAdapter):
         def tap(self, layer: int) -> TapPoint:
             return TapPoint(self.policy.blocks[layer].post_layernorm, "post_layernorm")
@@ -76,7 +76,7 @@ def test_fault_52_autocast_keeps_the_alignment_in_float32(wrapped: Make) -> None
     assert dtypes == [torch.float32]
 
 
-def test_fault_52_casting_the_policy_leaves_projector_and_geometry_exact(wrapped: Make) -> None:
+def test_fault_52_casting_leaves_projector_and_geometry_exact(wrapped: Make) -> None:
     policy = wrapped("geometry").bfloat16()
     assert {p.dtype for p in policy.spatial_forcing.parameters()} == {torch.float32}
     assert policy.embed.weight.dtype == torch.bfloat16

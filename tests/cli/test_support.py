@@ -33,7 +33,7 @@ def registry() -> Registry:
     )
 
 
-def test_the_tables_have_a_line_for_each_policy_and_one_for_each_reason(registry: Registry) -> None:
+def test_the_support_tables_list_each_policy_and_each_reason(registry: Registry) -> None:
     assert support_tables(registry).splitlines() == [
         "| policy | from | aligned | trained by default | verified on |",
         "| --- | --- | --- | --- | --- |",
@@ -56,9 +56,7 @@ def test_the_terminal_shows_them_too(
         assert told in capsys.readouterr().out
 
 
-def test_a_policy_that_cannot_be_aligned_is_refused_with_the_reason(
-    registry: Registry, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unsupported_policy_is_refused_with_the_reason(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sfkit.factory.components.default_registry", lambda: registry)
     with pytest.raises(AdapterError, match=r"unfit \(.*Unfit\) cannot be aligned: it has no pictures\."):
         build_adapter(Unfit(), None)

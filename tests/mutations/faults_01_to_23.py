@@ -48,7 +48,7 @@ LOW = (
            says="_loss"),
     # 3, 4: activation checkpoints
     Mutant(3, "SelfCheck.first_batch", replace_return("False"),
-           "test_fault_03_a_tap_inside_a_reentrant_checkpoint_is_an_error"),
+           "test_fault_03_a_tap_in_a_reentrant_checkpoint_is_an_error"),
     Mutant(3, "Tap.__init__", _OUTPUT, f"{_OPENVLA_SUM}[openvla-reentrant]", ends_in="GradientError"),
     Mutant(3, "Aligner.wrapped_forward", drop_call("disarm"),
            "test_fault_03_and_04_checkpointing_evo1_changes_no_gradient"),

@@ -1,4 +1,4 @@
-"""Which options a file may set: told by their types and marks, and safe where nothing is said."""
+"""Which options a file may set, by their types and marks. Without a mark the call alone sets a text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Paths of this machine are told from repositories, and JSON from a stranger is read within bounds."""
+"""A path of this machine is distinguished from a repository, and JSON from a stranger is read within bounds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sfkit.utils.places import digest_of_text, is_local, read_json, scrubbed, wi
 
 
 @pytest.mark.parametrize("text", ["/data/x", "~/x", "~alice/x", "./x", "../x", ".", "C:\\x", "C:/x", "\\\\host\\x"])
-def test_fault_57_a_path_is_told_by_its_beginning(text: str) -> None:
+def test_fault_57_a_path_is_recognized_by_its_beginning(text: str) -> None:
     assert is_local(text)
 
 
