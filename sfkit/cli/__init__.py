@@ -81,16 +81,11 @@ def teachers(
         print_teacher(default_registry().get("teacher", name))
 
 
-def policies(
-    markdown: Annotated[bool, typer.Option("--markdown", help="As the table of the documentation.")] = False,
-) -> None:
+def policies() -> None:
     """List the policies that can be aligned, and those that cannot."""
-    from sfkit.cli.listing import print_policies, support_tables
+    from sfkit.cli.listing import print_policies
 
-    if markdown:
-        typer.echo(support_tables(default_registry()), nl=False)
-    else:
-        print_policies(default_registry())
+    print_policies(default_registry())
 
 
 def presets(

@@ -1,4 +1,4 @@
-"""Listings of what is installed, for the terminal, for programs and for the documentation."""
+"""Listings of the installed components, for the terminal and for programs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from sfkit.presets import Preset
 from sfkit.registry.registry import Entry, Kind, Registry
 
 _JSON_FIELDS = ("kind", "name", "distribution", "summary", "license")
-_SUPPORTED = ("policy", "from", "aligned", "trained by default", "verified on")
-_UNSUPPORTED = ("policy", "from", "why there is no adapter")
 
 
 def plugins_json(registry: Registry) -> str:
@@ -96,33 +94,15 @@ def print_preset(entry: Entry) -> None:
             console.print("\n", titled(title), "\n", "\n".join(f"- {line}" for line in lines), sep="")
 
 
-def support_tables(registry: Registry) -> str:
-    """Two tables in Markdown: policies with an adapter, then those without."""
-    tables = [_markdown(_SUPPORTED, map(_support_row, _sorted(registry.of_kind("policy"))))]
-    if without := _sorted(registry.unsupported()):
-        tables.append(_markdown(_UNSUPPORTED, ((f"`{e.name}`", f"`{e.distribution}`", e.reason) for e in without)))
-    return "\n".join(tables)
-
-
 def print_policies(registry: Registry) -> None:
     """Print a table of the policies with an adapter; those without stand below it."""
     rows = (
         (entry.name, entry.distribution, entry.aligned or entry.summary, entry.trains, entry.verified)
         for entry in _sorted(registry.of_kind("policy"))
     )
-    _print_table(_SUPPORTED, rows)
+    _print_table(("policy", "from", "aligned", "trained by default", "verified on"), rows)
     for entry in _sorted(registry.unsupported()):
         plain_console().print(titled(entry.name, f" ({entry.distribution}): no adapter: {entry.reason}"))
-
-
-def _support_row(entry: Entry) -> tuple[str, ...]:
-    return (
-        f"`{entry.name}`",
-        f"`{entry.distribution}`",
-        entry.aligned or entry.summary,
-        entry.trains or "not known",
-        entry.verified or "not said",
-    )
 
 
 def _sorted(entries: Iterable[Entry]) -> list[Entry]:
@@ -137,11 +117,6 @@ def _print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, highl
     for row in rows:
         table.add_row(*row)
     plain_console(highlight=highlight).print(table)
-
-
-def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _shortened(value: object) -> str:

@@ -12,7 +12,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from fnmatch import fnmatchcase
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pluggy
 
@@ -22,17 +22,8 @@ from sfkit.registry import hookspecs
 
 Kind = Literal["teacher", "policy", "objective", "projector", "transform", "schedule", "preset", "parity", "command"]
 
-_HOOKS: Mapping[Kind, str] = {
-    "teacher": "register_teachers",
-    "policy": "register_policies",
-    "objective": "register_objectives",
-    "projector": "register_projectors",
-    "transform": "register_transforms",
-    "schedule": "register_schedules",
-    "preset": "register_presets",
-    "parity": "register_parity",
-    "command": "register_commands",
-}
+_PLURALS = {"policy": "policies", "parity": "parity"}
+_HOOKS: Mapping[Kind, str] = {kind: f"register_{_PLURALS.get(kind, f'{kind}s')}" for kind in get_args(Kind)}
 #: The distribution of the core, whose components are always there.
 CORE = "spatial-forcing"
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._+ -]*[A-Za-z0-9])?")
@@ -75,28 +66,27 @@ class Entry:
     reason: str = ""
 
     def __post_init__(self) -> None:
-        # By hand: pydantic would take longer to import than all of `sfkit --help`. The texts are printed and sorted.
+        # By hand: pydantic would take longer to import than all of `sfkit --help`.
+        target, handles = self.target, self.handles
         texts = {key: value for key, value in vars(self).items() if key not in ("kind", "target", "handles")}
-        faults = [
-            f"{key} is {value!r}, no text of one line"
+        faults = {
+            key: f"{value!r}, no text of one line"  # listings print and sort the texts
             for key, value in texts.items()
             if not (isinstance(value, str) and value.isprintable())
-        ]
+        }
         if not faults and not _NAME.fullmatch(self.name):
-            faults.append(f"name is {self.name!r}; a name has letters, digits, and . _ - + or blanks between them")
-        if isinstance(self.target, str):
-            valid = _TARGET.fullmatch(self.target) is not None
-        else:
-            valid = self.target is None or callable(self.target) or self.kind == "preset"
-        if not valid:
-            faults.append(f'target is {self.target!r}, and neither "package.module:Class" nor a class')
-        if (self.target is None) != bool(self.reason):
-            faults.append("it needs either a target, or None and the reason why there is none")
-        if not isinstance(self.handles, tuple) or not all(isinstance(item, str) and item for item in self.handles):
-            faults.append(f"handles is {self.handles!r}, and not a tuple of patterns")
+            faults["name"] = f"{self.name!r}, and not of letters, digits, and . _ - + or blanks between them"
+        is_object = target is None or callable(target) or self.kind == "preset"
+        if not (_TARGET.fullmatch(target) if isinstance(target, str) else is_object):
+            faults["target"] = f'{target!r}, and neither "package.module:Class" nor a class'
+        if (target is None) != bool(self.reason):
+            faults["reason"] = f"{self.reason!r}; it stands in the place of a target, and only there"
+        if not isinstance(handles, tuple) or not all(isinstance(item, str) and item for item in handles):
+            faults["handles"] = f"{handles!r}, and not a tuple of patterns"
         if faults:
             raise PluginError(
-                f"{self.distribution} registers {self.kind} {self.name!r} wrongly: {'; '.join(faults)}.",
+                f"{self.distribution} registers {self.kind} {self.name!r} wrongly: "
+                f"{'; '.join(f'{key} is {fault}' for key, fault in faults.items())}.",
                 "Correct the plugin; sfkit.registry.registry.Entry documents each field.",
             )
 
@@ -277,7 +267,7 @@ class Registry:
 def _matching(cls: type, entries: list[Entry]) -> list[Entry]:
     names = [f"{base.__module__}.{base.__qualname__}" for base in cls.__mro__]
     found = [entry for name in names for entry in entries if any(fnmatchcase(name, item) for item in entry.handles)]
-    return list(dict.fromkeys(found))
+    return [entry for index, entry in enumerate(found) if entry not in found[:index]]
 
 
 def _collect(into: list[Entry], kind: Kind, distribution: str, target: object, *, name: str, **metadata: Any) -> None:

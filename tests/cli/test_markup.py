@@ -71,7 +71,7 @@ def hostile(monkeypatch: pytest.MonkeyPatch) -> None:
     "arguments",
     [
         ("plugins",), ("plugins", "--json"), ("teachers",), ("teachers", "odd"), ("policies",),
-        ("policies", "--markdown"), ("presets",), ("presets", "odd"), ("--help",), ("odd", "--help"),
+        ("presets",), ("presets", "odd"), ("--help",), ("odd", "--help"),
     ],
     ids=" ".join,
 )  # fmt: skip
