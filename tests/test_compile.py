@@ -11,7 +11,7 @@ import torch
 
 from sfkit import SpatialForcing
 from sfkit.errors import TapError
-from sfkit.testing.policies import TinyPolicy, tiny_batch
+from sfkit.testing.tiny import TinyPolicy, tiny_batch
 from sfkit.training.taps import Residual
 
 pytestmark = pytest.mark.filterwarnings("default")  # dynamo warns about its own business while tracing
@@ -58,7 +58,7 @@ def test_fault_45_every_step_of_a_compiled_policy_aligns(wrapped: Callable[..., 
     assert [fired for _, _, fired in got] == [1, 0, 1, 1]
 
 
-def test_fault_45_layers_compiled_one_by_one_are_never_silently_untapped(wrapped: Callable[..., TinyPolicy]) -> None:
+def test_fault_45_layers_compiled_one_by_one_are_tapped(wrapped: Callable[..., TinyPolicy]) -> None:
     # torch reuses one block's graph for the next unless hooks are guarded: either it works, or it is a clear error.
     policy = wrapped()
     for block in policy.blocks:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from sfkit import SpatialForcing
-from sfkit.testing.policies import TinyPolicy, tiny_batch
+from sfkit.testing.tiny import TinyPolicy, tiny_batch
 from sfkit.training.taps import Residual
 
 Make = Callable[..., TinyPolicy]

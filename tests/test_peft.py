@@ -11,9 +11,8 @@ import torch
 
 from sfkit import SpatialForcing
 from sfkit.errors import GradientError
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.rounding import assert_rounded
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.checks import assert_rounded
+from sfkit.testing.tiny import PatchTeacher, TinyAdapter, TinyPolicy, tiny_batch
 
 peft = pytest.importorskip("peft")
 

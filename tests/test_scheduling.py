@@ -15,7 +15,7 @@ import torch
 from sfkit import SpatialForcing
 from sfkit.errors import ConfigError
 from sfkit.schedules.standard import EverySchedule
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
 
 Make = Callable[..., TinyPolicy]
 
@@ -24,7 +24,7 @@ def weights(policy: TinyPolicy, steps: int) -> list[float]:
     return [policy(tiny_batch(seed=step))[1]["sf_effective_weight"] for step in range(steps)]
 
 
-def test_the_weight_follows_the_schedule_and_the_teacher_rests_at_zero(wrapped: Make) -> None:
+def test_the_weight_follows_the_schedule(wrapped: Make) -> None:
     policy = wrapped(weight=0.4, schedule=["every:2", "stop:5"])
     assert weights(policy, 7) == pytest.approx([0.4, 0, 0.4, 0, 0.4, 0, 0])
     assert policy.spatial_forcing.runners[0].num_forwards == 3
@@ -107,7 +107,7 @@ def test_an_instance_is_taken_and_saved(wrapped: Make) -> None:
     assert "0.5 × every(n=2) × cosine(" in policy.spatial_forcing.describe()
 
 
-def test_figures_of_resting_steps_are_those_of_the_last_aligned_one(wrapped: Make) -> None:
+def test_a_resting_step_logs_the_last_aligned_figures(wrapped: Make) -> None:
     policy = wrapped(schedule="every:2")
     policy(tiny_batch())
     before = policy.spatial_forcing.metrics()

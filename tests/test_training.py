@@ -14,9 +14,8 @@ from sfkit import SpatialForcing
 from sfkit.errors import ConfigError, GradientError, LossError
 from sfkit.policies.base import TapPoint
 from sfkit.projectors.standard import MLPProjector
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.rounding import assert_rounded
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.checks import assert_rounded
+from sfkit.testing.tiny import PatchTeacher, TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.training.taps import Residual
 
 Make = Callable[..., TinyPolicy]
@@ -57,7 +56,7 @@ def test_fault_03_reentrant_checkpointing_changes_no_gradient(wrapped: Make, lay
     assert_rounded(grads(policy), grads(other))
 
 
-def test_fault_03_a_tap_inside_a_reentrant_checkpoint_is_an_error(tiny: Make) -> None:
+def test_fault_03_a_tap_in_a_reentrant_checkpoint_is_an_error(tiny: Make) -> None:
     class Inside(TinyAdapter):
         def tap(self, layer: int) -> TapPoint:
             return TapPoint(self.policy.blocks[layer].post_layernorm, "post_layernorm")
@@ -78,7 +77,7 @@ def test_fault_52_autocast_keeps_the_alignment_in_float32(wrapped: Make) -> None
     assert dtypes == [torch.float32]
 
 
-def test_fault_52_casting_the_policy_leaves_projector_and_geometry_exact(wrapped: Make) -> None:
+def test_fault_52_casting_leaves_projector_and_geometry_exact(wrapped: Make) -> None:
     policy = wrapped("geometry").bfloat16()
     assert {p.dtype for p in policy.spatial_forcing.parameters()} == {torch.float32}
     assert policy.embed.weight.dtype == torch.bfloat16

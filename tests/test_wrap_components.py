@@ -16,8 +16,7 @@ from sfkit.errors import ConfigError
 from sfkit.objectives.distances import CosineObjective
 from sfkit.registry import builtin
 from sfkit.registry.registry import Registry
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.tiny import PatchTeacher, TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.transforms.standard import PositionCode
 
 TERMS = [("cosine", 1.0), ("angular-scale", 0.5), ("info-nce", 0.1)]
@@ -92,7 +91,7 @@ def test_all_of_it_is_saved_and_resumed(wrapped: Callable[..., TinyPolicy], tmp_
     assert resumed.spatial_forcing.config == policy.spatial_forcing.config
 
 
-def test_heads_and_transforms_leave_the_projectors_first_weights_alone(wrapped: Callable[..., TinyPolicy]) -> None:
+def test_heads_and_transforms_leave_initial_projectors_as_is(wrapped: Callable[..., TinyPolicy]) -> None:
     before = torch.get_rng_state()
     plain, more = wrapped(), wrapped(objective="angular-scale", transforms=["layer-norm"])
     assert torch.equal(torch.get_rng_state(), before)
@@ -123,7 +122,7 @@ def test_instances_are_taken_as_they_are(wrapped: Callable[..., TinyPolicy]) -> 
             wrapped(PatchTeacher(), transforms=unreadable)
 
 
-def test_what_is_built_in_bears_the_name_under_which_it_is_listed() -> None:
+def test_built_in_components_have_their_registered_names() -> None:
     registry = Registry()
     registry.add_plugin(builtin, "sfkit")
     found = {kind: [entry.name for entry in registry.of_kind(kind)] for kind in ("objective", "projector", "transform")}

@@ -32,7 +32,7 @@ from sfkit.training.observer import StepObserver
 from sfkit.training.pair import Alignment, AlignmentPair, Compared
 from sfkit.training.step import Aligner
 from sfkit.training.taps import TapSite
-from sfkit.utils.distributed import is_distributed
+from sfkit.utils.runtime import is_distributed
 from sfkit.views.types import FeatureMap, Views
 
 _PAIR = ("valid", "token_norm", "projected_norm", "target_norm")

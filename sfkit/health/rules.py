@@ -122,7 +122,7 @@ def _shifted(pair: PairHealth, limits: HealthOptions) -> Finding | None:
         f"The tokens of {pair.name} are spatially shifted: the token {down:+d} rows and {right:+d} columns "
         f"away predicts the target of a patch better (error {pair.shifted_error:.2f}) than its own "
         f"({pair.aligned_error:.2f}).",
-        "Look at the adapter's token span and grid (sfkit.testing.correspondence.check_correspondence names the "
+        "Look at the adapter's token span and grid (sfkit.testing.checks.check_correspondence names the "
         "patch), at token_shift of a preset, and at augmentations that move the student's images alone.",
     )
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sfkit.config import Options
 from sfkit.errors import ConfigError
 from sfkit.objectives.base import Objective, cosine_similarity, masked_mean, precise, unit
-from sfkit.registry.marks import Harmless
+from sfkit.registry.component import Harmless
 
 
 class CosineObjective(Objective):

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from sfkit.config import Options
 from sfkit.errors import ConfigError, SfkitWarning, ViewsError
-from sfkit.registry.component import AnyOptions
-from sfkit.registry.marks import Harmless
+from sfkit.registry.component import AnyOptions, Harmless
 from sfkit.teachers.base import Teacher
 from sfkit.teachers.surfaces import RunningMoments, assumed_intrinsics, blocks, neighbor_offsets, plane_normals, rotated
 from sfkit.views.geometry import to_world, unproject

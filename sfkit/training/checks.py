@@ -16,7 +16,7 @@ from sfkit.policies.base import PolicyAdapter
 from sfkit.training.observer import StepObserver
 from sfkit.training.pair import Alignment
 from sfkit.training.taps import Taps, TapSite
-from sfkit.utils.distributed import is_sharded
+from sfkit.utils.runtime import is_sharded
 from sfkit.views.types import FeatureMap, Views
 
 _NEAREST = 16

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from sfkit.training.taps import Captured, TapSite
-from sfkit.utils.distributed import is_distributed
-from sfkit.utils.replay import is_recompute_forward
+from sfkit.utils.runtime import is_distributed, is_recompute_forward
 
 
 @dataclass(frozen=True)

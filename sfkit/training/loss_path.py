@@ -16,7 +16,7 @@ from sfkit.policies.base import PolicyAdapter
 from sfkit.policies.loss import add_per_sample
 from sfkit.training.loss_scale import LossScale
 from sfkit.training.pending_loss import PendingLoss, inject, pending_losses
-from sfkit.utils.replay import trains_in_backward
+from sfkit.utils.runtime import trains_in_backward
 
 
 class LossPath(Protocol):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sfkit.errors import LossError, SfkitWarning
-from sfkit.utils.distributed import is_distributed
+from sfkit.utils.runtime import is_distributed
 
 _ADD = "or write `loss = policy.spatial_forcing.add(loss)` before the loss is scaled or divided: always exact."
 

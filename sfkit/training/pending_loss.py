@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfkit.utils.distributed import is_distributed
 from sfkit.utils.pytree import map_tensors, tensors_in
+from sfkit.utils.runtime import is_distributed
 
 
 @dataclass(eq=False)

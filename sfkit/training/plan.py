@@ -27,7 +27,7 @@ from sfkit.training.pair import AlignmentPair
 from sfkit.training.taps import Attention, TapSite, site_of
 from sfkit.training.teacher_runner import TeacherRunner
 from sfkit.transforms.base import Transform
-from sfkit.utils.rng import own_rng
+from sfkit.utils.runtime import own_rng
 
 #: Keeps the first weights of an objective's head apart from those of the projectors, which count up from the seed.
 _HEAD_SEEDS = 1 << 20

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfkit.errors import SfkitWarning
+from sfkit.errors import SfkitWarning, log_info
 from sfkit.policies.base import ForwardCall
 from sfkit.training import state
 from sfkit.training.checks import SelfCheck
@@ -23,9 +23,7 @@ from sfkit.training.plan import Plan
 from sfkit.training.taps import Captured, Taps, TapSite
 from sfkit.training.teacher_runner import encode
 from sfkit.training.weighting import StepPlan, Weighting
-from sfkit.utils.distributed import is_distributed, is_sharded
-from sfkit.utils.log import log_info
-from sfkit.utils.replay import is_recompute_forward, refuse_transforms
+from sfkit.utils.runtime import is_distributed, is_recompute_forward, is_sharded, refuse_transforms
 
 #: Whether any token is valid is looked at every this many steps: looking costs a device synchronization.
 _LOOK_EVERY = 50

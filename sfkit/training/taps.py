@@ -14,8 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from sfkit.config import ENCODER, StudentLayer
 from sfkit.errors import ConfigError, TapError
 from sfkit.policies.base import PolicyAdapter, TapPoint
-from sfkit.utils.distributed import is_sharded
-from sfkit.utils.rng import own_rng
+from sfkit.utils.runtime import is_sharded, own_rng
 from sfkit.views.types import FeatureMap, Views
 
 #: What one tap read in one forward: one tensor for each module, or for each call.

@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from sfkit.errors import ViewsError
+from sfkit.errors import ViewsError, log_info
 from sfkit.policies.base import ForwardCall, PolicyAdapter
 from sfkit.teachers.base import Teacher, explain_out_of_memory
 from sfkit.training.taps import TapSite
-from sfkit.utils.log import log_info
-from sfkit.utils.replay import is_recompute_forward
-from sfkit.utils.rng import own_rng
+from sfkit.utils.runtime import is_recompute_forward, own_rng
 from sfkit.views.types import FeatureMap, Views
 
 if TYPE_CHECKING:

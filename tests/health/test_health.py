@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from sfkit import SpatialForcing
 from sfkit.config import HealthOptions
 from sfkit.errors import ConfigError, SfkitWarning
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.rounding import assert_rounded
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.checks import assert_rounded
+from sfkit.testing.tiny import PatchTeacher, TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.views.types import FeatureMap, Views
 
 Make = Callable[..., TinyPolicy]

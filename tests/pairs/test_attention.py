@@ -15,9 +15,8 @@ from torch import Tensor
 from sfkit import SpatialForcing
 from sfkit.errors import ConfigError
 from sfkit.policies.base import PolicyAdapter
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.rounding import assert_rounded
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.checks import assert_rounded
+from sfkit.testing.tiny import PatchTeacher, TinyAdapter, TinyPolicy, tiny_batch
 
 Make = Callable[..., TinyPolicy]
 

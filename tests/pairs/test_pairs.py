@@ -15,9 +15,8 @@ from sfkit import SpatialForcing
 from sfkit.errors import ConfigError, ShapeError, TapError, ViewsError
 from sfkit.policies.base import ForwardCall
 from sfkit.projectors.standard import MLPProjector, NestedProjector, nested_widths
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.rounding import assert_rounded
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.checks import assert_rounded
+from sfkit.testing.tiny import PatchTeacher, TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.training.taps import Encoder, Residual
 from sfkit.training.teacher_runner import encode
 

@@ -17,8 +17,7 @@ from sfkit.presets import Preset
 from sfkit.projectors.standard import nested_widths
 from sfkit.registry.component import AnyOptions
 from sfkit.registry.registry import CORE, Entry, default_registry
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.tiny import PatchTeacher, TinyAdapter, TinyPolicy, tiny_batch
 
 Make = Callable[..., TinyPolicy]
 NAMES = ("haste", "irepa", "repa", "rocket", "spatial-forcing-openvla", "spatial-forcing-pi0", "vega")

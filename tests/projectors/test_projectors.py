@@ -16,7 +16,7 @@ from sfkit.factory.components import build_objective, build_projector
 from sfkit.projectors.base import Projector
 from sfkit.projectors.standard import ConvProjector, NestedProjector, nested_widths
 from sfkit.registry.registry import default_registry
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded
 from sfkit.training.pair import AlignmentPair
 from sfkit.views.types import FeatureMap
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from sfkit import SfkitWarning, SpatialForcing
 from sfkit.errors import CheckpointError, ConfigError, WrapError
 from sfkit.saving import checkpoint
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
 
 
 class Saving(TinyPolicy):
@@ -173,7 +173,7 @@ def test_missing_or_foreign_folders_are_explained(tmp_path: Path, monkeypatch: A
         SpatialForcing.from_pretrained(fresh, tmp_path)
 
 
-def test_a_plain_checkpoint_loads_into_a_wrapped_policy_with_one_warning() -> None:
+def test_a_plain_checkpoint_loads_with_one_warning() -> None:
     plain, policy = make(wrap=False), make()
     torch.nn.init.zeros_(plain.head.weight)
     before = policy.spatial_forcing.pairs[0].projector.fc1.weight.clone()
@@ -201,7 +201,7 @@ def test_only_wrapped_policies_are_exported(tmp_path: Path) -> None:
         SpatialForcing.export(make(wrap=False), tmp_path)
 
 
-def test_fault_31_32_what_the_loop_does_with_its_loss_is_saved_with_the_run(tmp_path: Path) -> None:
+def test_fault_31_32_loss_path_and_accumulation_are_saved(tmp_path: Path) -> None:
     """Without it the schedule, which counts groups of batches, would jump ahead at the resumption."""
     policy = make(attach_loss="return", schedule="stop:5")
     policy.spatial_forcing.grad_accumulation = 4  # as a trainer's callback does

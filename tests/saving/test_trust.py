@@ -17,12 +17,11 @@ from sfkit import SpatialForcing
 from sfkit.config import Options
 from sfkit.errors import CheckpointError, ConfigError, TrustError
 from sfkit.objectives.distances import MSEObjective
-from sfkit.registry.marks import Harmless, Reaching
+from sfkit.registry.component import Harmless, Reaching
 from sfkit.registry.registry import Entry, default_registry
 from sfkit.saving import checkpoint
 from sfkit.saving.trust import public_text
-from sfkit.testing.policies import TinyAdapter, TinyPolicy
-from sfkit.testing.teachers import PatchTeacher, PatchTeacherOptions
+from sfkit.testing.tiny import PatchTeacher, PatchTeacherOptions, TinyAdapter, TinyPolicy
 from sfkit.utils.places import digest_of
 
 MADE: list[dict[str, Any]] = []
@@ -188,7 +187,7 @@ def test_fault_56_who_permits_code_names_whose(tmp_path: Path) -> None:
     assert load(folder, options=given).runners[0].teacher.options.run_code
 
 
-def test_what_is_marked_harmless_comes_from_any_file(tmp_path: Path, on_the_hub: Any) -> None:
+def test_any_file_sets_harmless_options(tmp_path: Path, on_the_hub: Any) -> None:
     options = {"label": "/not/a/path", "dim": 8, "joint": True}
     teacher = load(on_the_hub(saved(tmp_path / "run", ("risky", options)))).runners[0].teacher
     assert teacher.options.model_dump(exclude_defaults=True) == options
@@ -245,7 +244,7 @@ def test_what_the_caller_replaces_is_not_asked_for(tmp_path: Path) -> None:
     assert not handle.runners[0].teacher.options.run_code
 
 
-def test_options_for_what_is_not_there_are_an_error(tmp_path: Path) -> None:
+def test_options_of_an_unknown_component_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"'riski', and nothing in .* has that name\. Did you mean 'risky'"):
         load(saved(tmp_path, "risky"), options={"riski": {"dim": 3}})
 
@@ -294,7 +293,7 @@ def test_fault_57_texts_about_a_teacher_name_no_local_path(alice: Path) -> None:
     assert public_text("teacher", teacher.spec, "3D points / offsets") == "3D points / offsets"
 
 
-def test_fault_57_two_local_folders_are_told_apart(alice: Path, tmp_path: Path) -> None:
+def test_fault_57_two_local_folders_have_two_digests(alice: Path, tmp_path: Path) -> None:
     other = tmp_path / "home" / "bob"
     other.mkdir()
     (other / "model.safetensors").write_bytes(b"other weights")
@@ -337,7 +336,7 @@ def test_a_folders_digest_is_that_of_its_models_and_settings(alice: Path) -> Non
 
 def test_fault_57_a_ranking_names_no_local_path(alice: Path, tmp_path: Path) -> None:
     tools = pytest.importorskip("sfkit_tools")
-    from sfkit.testing.policies import tiny_batch
+    from sfkit.testing.tiny import tiny_batch
 
     plain = policy()
     ranking = tools.rank_layers(
@@ -415,7 +414,7 @@ def test_a_hostile_calibration_file_is_an_error_of_ours(tmp_path: Path) -> None:
         CameraRig.load(tmp_path / "cameras.json")
 
 
-def test_pca_components_named_by_a_local_file_are_published_by_digest(tmp_path: Path) -> None:
+def test_local_pca_components_are_published_by_digest(tmp_path: Path) -> None:
     file = tmp_path / "components.safetensors"
     save_file({"mean": torch.zeros(12), "components": torch.zeros(4, 12)}, file)
     folder = saved(tmp_path / "run", "risky", transforms=[("pca", {"dim": 4, "file": str(file)})])

@@ -13,8 +13,8 @@ import torch
 
 from sfkit import SpatialForcing
 from sfkit.errors import ConfigError, SfkitWarning
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.training.gradients import GradientMeter, GradientSums
 from sfkit.training.taps import Residual
 from sfkit.training.weighting import Balance

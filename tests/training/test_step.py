@@ -8,7 +8,7 @@ import torch
 from sfkit.errors import ShapeError
 from sfkit.objectives.distances import CosineObjective
 from sfkit.projectors.standard import MLPProjector
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded
 from sfkit.training.pair import AlignmentPair
 from sfkit.views.types import FeatureMap
 

@@ -12,8 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from sfkit import SpatialForcing
 from sfkit.errors import TapError
 from sfkit.policies.base import TapPoint
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.tiny import PatchTeacher, TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.training.taps import InputRecorder
 
 

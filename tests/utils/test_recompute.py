@@ -19,8 +19,8 @@ from sfkit.objectives.distances import CosineObjective
 from sfkit.objectives.pairwise import InfoNCEObjective
 from sfkit.projectors.base import Projector
 from sfkit.projectors.standard import MLPProjector, NestedProjector, SiLUMLPProjector
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.training.pair import AlignmentPair
 from sfkit.utils import recompute as scoped
 from sfkit.utils.recompute import recompute_scope, recomputed
@@ -76,7 +76,7 @@ def test_loss_and_gradients_are_the_same_to_the_last_bit(kind: type[Projector], 
     assert all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True))
 
 
-def test_random_numbers_are_drawn_again_as_they_were_and_the_random_state_is_left_alone() -> None:
+def test_recomputing_draws_the_same_numbers_and_keeps_the_state() -> None:
     projector = DroppingProjector(8, 6)
     states = []
     for recompute in MODES:
@@ -115,7 +115,7 @@ def test_memory_of_ten_pairs_is_that_of_their_products_or_less() -> None:
     assert held["full"].peak < held["selective"].peak
 
 
-def test_a_source_that_was_changed_in_place_is_an_error_and_no_wrong_gradient() -> None:
+def test_a_source_changed_in_place_is_an_error() -> None:
     weight, source = torch.randn(4, 4, requires_grad=True), torch.randn(4)
     with recomputed(lambda x: x * 2, source) as (doubled,):
         loss = (weight @ doubled).sum()
@@ -140,7 +140,7 @@ def test_features_of_inference_mode_serve_as_well() -> None:
 
 @pytest.mark.parametrize("recompute", MODES)
 @pytest.mark.parametrize("inference", [True, False])
-def test_where_nothing_is_masked_nothing_is_copied_and_all_is_the_same(recompute: Recompute, inference: bool) -> None:
+def test_unmasked_maps_are_not_copied(recompute: Recompute, inference: bool) -> None:
     """Compared with the same batch where the last sample is masked, so that copies are made."""
     projector, found = MLPProjector(8, 6), {}
     student, teacher = torch.randn(3, 2, 4, 4, 8), torch.randn(3, 2, 4, 4, 6)
@@ -171,8 +171,8 @@ def test_what_is_changed_in_place_is_an_error(recompute: Recompute, whole: bool)
     student, teacher = torch.randn(1, 1, 2, 2, 8, requires_grad=True), torch.randn(1, 1, 2, 2, 6)
     mask = torch.ones(1, 1, 2, 2, dtype=torch.bool)
     mask[0, 0, 0, 0] = whole
+    pair = AlignmentPair(InPlace(8, 6), CosineObjective(), recompute=recompute)
     with pytest.raises(GradientError, match="'in-place' or objective 'cosine' changed its input"):
-        pair = AlignmentPair(InPlace(8, 6), CosineObjective(), recompute=recompute)
         pair(FeatureMap(student * 1, mask), FeatureMap(teacher, mask))
 
 
@@ -185,7 +185,7 @@ def test_a_loss_alone_may_be_computed_in_inference_mode(recompute: Recompute) ->
     assert result.loss.isfinite().all()
 
 
-def test_an_objective_that_talks_to_other_ranks_is_not_called_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_objective_with_collectives_is_called_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     plain = InfoNCEObjective.__call__
 
@@ -203,7 +203,7 @@ def test_an_objective_that_talks_to_other_ranks_is_not_called_twice(monkeypatch:
     assert calls.count("devices") == 2
 
 
-def test_nothing_is_made_again_outside_of_sparing_or_without_gradient() -> None:
+def test_nothing_is_recomputed_out_of_scope_or_without_gradient() -> None:
     runs = []
 
     def function(x: Tensor) -> Tensor:

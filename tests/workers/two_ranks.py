@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sfkit import SpatialForcing
 from sfkit.errors import WrapError
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
 
 
 def batch_of(rank: int, step: int, scenario: str) -> dict[str, torch.Tensor]:

@@ -15,7 +15,7 @@ import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from sfkit import SpatialForcing
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
 
 
 def train(rank: int, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from sfkit_depth_anything.teachers import DA3Base, DA3Giant
 
 from sfkit import SpatialForcing
 from sfkit.errors import CheckpointError, ViewsError
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.training.teacher_runner import TeacherRunner
 from sfkit.views.types import Views
 

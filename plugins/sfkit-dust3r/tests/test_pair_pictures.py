@@ -18,9 +18,8 @@ from sfkit_dust3r.teacher import DUSt3RTeacher
 from sfkit import SpatialForcing
 from sfkit.errors import ConfigError, ViewsError
 from sfkit.policies.base import ForwardCall
-from sfkit.testing.correspondence import check_correspondence
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded, check_correspondence
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.views.types import Views
 
 CPU = torch.device("cpu")

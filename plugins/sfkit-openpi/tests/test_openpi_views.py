@@ -10,7 +10,7 @@ from sfkit_openpi import OpenPIAdapter
 from tiny_openpi import CAMERAS
 
 from sfkit.errors import SfkitWarning, ViewsError
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.tiny import PatchTeacher
 
 BASE, LEFT, RIGHT = CAMERAS
 

@@ -9,7 +9,7 @@ import torch
 from prismatic_loop import perturbed
 
 from sfkit.errors import AdapterError, ConfigError, ShapeError
-from sfkit.testing.correspondence import CorrespondenceError, check_correspondence
+from sfkit.testing.checks import CorrespondenceError, check_correspondence
 from sfkit.training.taps import Tap
 
 

@@ -25,8 +25,8 @@ from torch import Tensor
 from sfkit import SpatialForcing
 from sfkit.errors import ConfigError, ShapeError, ViewsError
 from sfkit.factory.components import build_teacher
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.training.teacher_runner import TeacherRunner
 from sfkit.utils.places import digest_of
 from sfkit.views.types import Views

@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 from sfkit import SpatialForcing
 from sfkit.errors import LossError, WrapError
 from sfkit.policies.base import ForwardCall, PolicyAdapter, TapPoint
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.tiny import PatchTeacher
 from sfkit.views.types import FeatureMap, Views
 
 PATCH, SIDE, WORDS = 8, 32, 6

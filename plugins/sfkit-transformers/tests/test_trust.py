@@ -14,7 +14,7 @@ from sfkit_transformers.teacher import TransformersTeacher
 
 from sfkit import SpatialForcing
 from sfkit.errors import CheckpointError, TrustError
-from sfkit.testing.policies import TinyAdapter, TinyPolicy
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy
 from sfkit.utils.places import digest_of
 
 _CODE = """

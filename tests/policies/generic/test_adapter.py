@@ -25,9 +25,8 @@ from sfkit.errors import (
 from sfkit.policies.base import ForwardCall
 from sfkit.policies.generic import Span
 from sfkit.policies.generic.blocks import first_tap
-from sfkit.testing.correspondence import CorrespondenceError, check_correspondence
-from sfkit.testing.policies import TinyPolicy, tiny_batch
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.checks import CorrespondenceError, check_correspondence
+from sfkit.testing.tiny import PatchTeacher, TinyPolicy, tiny_batch
 from sfkit.training.taps import Residual
 
 TINY: dict[str, Any] = {

@@ -11,8 +11,8 @@ import torch
 from sfkit import SpatialForcing
 from sfkit.policies.generic import GenericOptions
 from sfkit.policies.generic.pixels import to_views
-from sfkit.testing.correspondence import check_correspondence
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.checks import check_correspondence
+from sfkit.testing.tiny import PatchTeacher
 
 FAMILIES = ["paligemma", "llava", "smolvlm", "qwen"]
 

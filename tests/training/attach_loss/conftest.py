@@ -12,10 +12,8 @@ from torch import Tensor
 
 from sfkit import SpatialForcing
 from sfkit.policies.base import ForwardCall
-from sfkit.testing.outside import OutsideAdapter, OutsidePolicy
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.rounding import assert_rounded
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.checks import assert_rounded
+from sfkit.testing.tiny import OutsideAdapter, OutsidePolicy, PatchTeacher, TinyAdapter, TinyPolicy, tiny_batch
 
 WEIGHT, LAYER = 0.5, 2
 

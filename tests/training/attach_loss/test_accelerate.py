@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from sfkit.testing.outside import OutsideAdapter, OutsidePolicy, loop_loss
-from sfkit.testing.policies import TinyAdapter, TinyPolicy
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded
+from sfkit.testing.tiny import OutsideAdapter, OutsidePolicy, TinyAdapter, TinyPolicy, loop_loss
 
 accelerate = pytest.importorskip("accelerate")
 

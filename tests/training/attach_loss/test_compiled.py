@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from sfkit.testing.outside import OutsideAdapter, OutsidePolicy, loop_loss
-from sfkit.testing.policies import TinyAdapter, TinyPolicy
+from sfkit.testing.tiny import OutsideAdapter, OutsidePolicy, TinyAdapter, TinyPolicy, loop_loss
 
 pytestmark = pytest.mark.filterwarnings(
     # torch._dynamo asks tensors for their gradient before it knows whether they are leaves.

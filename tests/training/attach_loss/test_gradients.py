@@ -10,8 +10,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from sfkit import SpatialForcing
-from sfkit.testing.outside import OutsidePolicy, loop_loss
-from sfkit.testing.policies import TinyAdapter, TinyPolicy
+from sfkit.testing.tiny import OutsidePolicy, TinyAdapter, TinyPolicy, loop_loss
 
 Make, Batch = Callable[..., OutsidePolicy], Callable[..., dict[str, torch.Tensor]]
 Gradients, Same = Callable[..., dict[str, torch.Tensor]], Callable[..., None]

@@ -11,9 +11,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
 from sfkit import SpatialForcing
 from sfkit.policies.base import ForwardCall
-from sfkit.testing.outside import OutsideAdapter, OutsidePolicy, loop_loss
-from sfkit.testing.policies import TinyAdapter, TinyPolicy
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.tiny import OutsideAdapter, OutsidePolicy, PatchTeacher, TinyAdapter, TinyPolicy, loop_loss
 
 peft = pytest.importorskip("peft")
 

@@ -14,8 +14,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
 
 from sfkit.errors import GradientError, LossError
-from sfkit.testing.outside import OutsidePolicy, loop_loss
-from sfkit.testing.policies import TinyAdapter, TinyPolicy
+from sfkit.testing.tiny import OutsidePolicy, TinyAdapter, TinyPolicy, loop_loss
 
 Make, Batch = Callable[..., Any], Callable[..., dict[str, Tensor]]
 Gradients, Same, ByHand = Callable[..., dict[str, Tensor]], Callable[..., None], Callable[..., Any]

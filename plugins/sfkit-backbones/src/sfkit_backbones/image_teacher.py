@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sfkit.config import Options
 from sfkit.errors import ConfigError, ShapeError, ViewsError
-from sfkit.registry.marks import Harmless
+from sfkit.registry.component import Harmless
 from sfkit.teachers.base import Memory, Teacher
 from sfkit.views.types import FeatureMap, Views
 from sfkit_backbones.memory import weight_bytes

@@ -35,12 +35,12 @@ def parse_policy(name: str) -> str:
 
 
 def parse_teacher(name: str, options: str) -> tuple[str, dict[str, Any]]:
-    """A teacher with its options from one word of the command line (see :func:`sfkit.cli.options.parse_options`).
+    """A teacher with its options from one word of the command line (see :func:`sfkit.cli.console.parse_options`).
 
     Raises:
         ConfigError: An unknown teacher or option, a bad value, or text that is not ``k=v``.
     """
-    from sfkit.cli.options import parse_options
+    from sfkit.cli.console import parse_options
     from sfkit.registry.registry import default_registry
 
     model = default_registry().get("teacher", name).load().Options

@@ -16,7 +16,7 @@ from sfkit.factory.components import ComponentLike, build_adapter
 from sfkit.policies.base import ForwardCall, PolicyAdapter
 from sfkit.training.attach import handle_of
 from sfkit.training.taps import Taps, site_of
-from sfkit.utils.rng import own_rng
+from sfkit.utils.runtime import own_rng
 from sfkit.views.cameras import CameraRig
 from sfkit.views.types import FeatureMap, Views
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sfkit.registry.registry import default_registry
-from sfkit.testing.rounding import ROUNDING, float64, relative_difference, widened
+from sfkit.testing.checks import ROUNDING, float64, relative_difference, widened
 from sfkit_backbones.parity.base import Parity
 from sfkit_backbones.parity.fixture import Fixture
 
@@ -57,7 +57,7 @@ def compare(fixture: Fixture, seen: Callable[[Difference], None] = lambda differ
     """Feed what the fixture describes its inputs and compare every output, on the CPU.
 
     What is compared is computed in float64: only the record's own rounding is left, and every processor finds the same
-    difference. The same in float32, as it is used, is held against float64: see :mod:`sfkit.testing.rounding`.
+    difference. The same in float32, as it is used, is held against float64: see :mod:`sfkit.testing.checks`.
 
     Args:
         fixture: The fixture.
