@@ -203,16 +203,16 @@ def test_memory_is_estimated_from_above_and_not_by_far(
     }
     monkeypatch.setattr(DA3Base, "configs", {**DA3Base.configs, **extra})
     teacher = DA3Base({"config": "tiny", "size": 224, **options})
-    trunk = teacher.build().eval()
-    cast_products(trunk, torch.bfloat16 if teacher.options.dtype == "bfloat16" else torch.float32)
+    backbone = teacher.build().eval()
+    cast_products(backbone, torch.bfloat16 if teacher.options.dtype == "bfloat16" else torch.float32)
     images = torch.rand(2, 2, 3, 224, 224)
 
     def run() -> object:
         with torch.inference_mode():
-            return teacher.features(trunk, images, layers)
+            return teacher.features(backbone, images, layers)
 
     run()
-    measured = peak(run) + images.numel() * 4  # and the pictures as painted
+    measured = peak(run) + images.numel() * 4  # and the images as painted
     estimate = teacher.memory((2, 2, 224, 224), layers, torch.device("cpu")).working
     assert 0.95 * measured <= estimate <= 1.5 * measured
 

@@ -1,4 +1,4 @@
-"""Depth and calibration fit a picture whose pixels stay in place, and no other."""
+"""Depth and calibration fit an image whose pixels stay in place, and no other."""
 
 from __future__ import annotations
 

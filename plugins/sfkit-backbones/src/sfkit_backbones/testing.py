@@ -49,7 +49,7 @@ class SmallTeacher(BackboneTeacher):
     name = "small"
     license = "CC-BY-NC-4.0"
     source = Source("owner/small", gate="Accept")
-    prefix = "trunk."
+    prefix = "backbone."
     ignored = ("head.*",)
     configs: ClassVar = {"full": SmallConfig(dim=16), "tiny": SmallConfig()}
     patch = 4

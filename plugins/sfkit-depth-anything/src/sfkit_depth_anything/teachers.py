@@ -19,9 +19,9 @@ from sfkit.utils.log import log_info
 from sfkit.views.imagenet import imagenet_normalized
 from sfkit.views.types import Views
 from sfkit_depth_anything import config
-from sfkit_depth_anything.config import TrunkConfig
+from sfkit_depth_anything.backbone import DepthAnythingBackbone, Half, Reference
+from sfkit_depth_anything.config import DepthAnythingConfig
 from sfkit_depth_anything.reference import SELECT_FROM
-from sfkit_depth_anything.trunk import DepthAnythingTrunk, Half, Reference
 from sfkit_depth_anything.weights import IGNORED, PREFIXES, find_prefix
 
 
@@ -40,9 +40,9 @@ class DepthAnythingOptions(BackboneOptions):
 
 
 class DepthAnything3(BackboneTeacher):
-    """Features of Depth Anything 3's trunk: base of the registered sizes.
+    """Features of Depth Anything 3's backbone: base of the registered sizes.
 
-    Pictures are resized so that the longer side is ``size`` (504, its API's default) and ImageNet-normalized once, in
+    Images are resized so that the longer side is ``size`` (504, its API's default) and ImageNet-normalized once, in
     :meth:`features`. Layers count from 1; its heads read the last one and three before.
     """
 
@@ -62,8 +62,8 @@ class DepthAnything3(BackboneTeacher):
         self._told_of_order = False
 
     @property
-    def backbone_config(self) -> TrunkConfig:
-        found: TrunkConfig = super().backbone_config
+    def backbone_config(self) -> DepthAnythingConfig:
+        found: DepthAnythingConfig = super().backbone_config
         return found
 
     @property
@@ -74,7 +74,7 @@ class DepthAnything3(BackboneTeacher):
         return self.backbone_config.dim * (2 if self.options.half == "both" else 1)
 
     def build(self) -> nn.Module:
-        return DepthAnythingTrunk(self.backbone_config)
+        return DepthAnythingBackbone(self.backbone_config)
 
     def prefix_in(self, path: Path) -> str:
         return find_prefix(path)
@@ -104,20 +104,20 @@ class DepthAnything3(BackboneTeacher):
     def working_bytes(self, backbone: nn.Module, shape: tuple[int, int, int, int], layers: Sequence[int]) -> int:
         b, v, h, w = shape
         dim, patches = self.backbone_config.dim, b * v * (h // self.patch) * (w // self.patch)
-        product = cast("DepthAnythingTrunk", backbone).patch_embed.proj.weight.element_size()
+        product = cast("DepthAnythingBackbone", backbone).patch_embed.proj.weight.element_size()
         residual = 2 if self.options.residual == "bfloat16" else 4
         hidden = self.backbone_config.hidden * (2 if self.backbone_config.swiglu else 1)  # both gates, SiLU and product
         tokens = patches + b * v
         block = block_bytes(tokens, dim, hidden, product=product, residual=residual)
         feature = patches * self.dim(layers[0]) * 4
-        # Pictures stay to the end as painted and as normalized, and are there thrice while they are normalized.
-        pictures = b * v * 3 * h * w * 4
+        # Images stay to the end as painted and as normalized, and are there thrice while they are normalized.
+        image_bytes = b * v * 3 * h * w * 4
         # The last feature is made when its block is through.
         last = max(block, tokens * dim * (2 * residual + 4) + feature)
-        return max(3 * pictures, 2 * pictures + last + (len(set(layers)) - 1) * feature)
+        return max(3 * image_bytes, 2 * image_bytes + last + (len(set(layers)) - 1) * feature)
 
 
-def _configs(full: TrunkConfig, tiny: TrunkConfig = config.TINY) -> dict[str, Any]:
+def _configs(full: DepthAnythingConfig, tiny: DepthAnythingConfig = config.TINY) -> dict[str, Any]:
     return {"full": full, "tiny": tiny}
 
 

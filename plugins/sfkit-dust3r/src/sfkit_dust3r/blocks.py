@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of one view's tokens to another's, each rotated by its own place in its own picture.
+    """Multi-head attention of one view's tokens to another's, each rotated by its own place in its own image.
 
     Args:
         dim: Width.

@@ -1,4 +1,4 @@
-"""Sizes of the trunk, and the options of the teachers."""
+"""Sizes of the backbone, and the options of the teachers."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from sfkit.registry.marks import Harmless
 Target = Literal["encoder", "decoder", "both"]
 
 
-class TrunkConfig(Options):
-    """Sizes of a trunk; by default those of every released checkpoint."""
+class DUSt3RConfig(Options):
+    """Sizes of a backbone; by default those of every released checkpoint."""
 
     patch: int = Field(default=16, ge=1, description="Side of a patch in pixels.")
     enc_dim: int = Field(default=1024, ge=1, description="Width of the encoder.")
@@ -33,12 +33,12 @@ class TrunkConfig(Options):
         return self.model_copy(update={"dec_layers": 0})
 
     def with_shared_decoder(self) -> Self:
-        """The same trunk with one stack of decoder layers for both views."""
+        """The same backbone with one stack of decoder layers for both views."""
         return self.model_copy(update={"shared_decoder": True})
 
 
-FULL = TrunkConfig()
-TINY = TrunkConfig(
+FULL = DUSt3RConfig()
+TINY = DUSt3RConfig(
     enc_dim=32, enc_layers=2, enc_heads=2, enc_hidden=128, dec_dim=24, dec_layers=3, dec_heads=2, dec_hidden=96
 )
 

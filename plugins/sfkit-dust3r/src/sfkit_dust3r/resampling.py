@@ -1,4 +1,4 @@
-"""Pillow's resampling as a product with two matrices, on pictures that never were 8-bit files."""
+"""Pillow's resampling as a product with two matrices, on images that never were 8-bit files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def resize(images: Tensor, size: tuple[int, int], kernel: Kernel) -> Tensor:
         kernel: ``bicubic`` (a = -0.5) or ``lanczos`` (three lobes).
 
     Returns:
-        ``(..., *size)`` in [0, 1]. Overshoot is cut off after each of the two steps, where 8-bit pictures lose it.
+        ``(..., *size)`` in [0, 1]. Overshoot is cut off after each of the two steps, where 8-bit images lose it.
     """
     (h, w), (rows, columns) = images.shape[-2:], size
     if w != columns:
@@ -35,7 +35,7 @@ def resampling_matrix(old: int, new: int, kernel: Kernel, device: torch.device) 
     """Weights ``(new, old)`` float32 of each old sample in each new one; rows sum to one.
 
     A new sample's center lies at ``(i + 1/2) * old / new - 1/2``. The kernel is stretched by ``old / new`` when that is
-    above one, cut off at the picture's border, and normalized.
+    above one, cut off at the image's border, and normalized.
     """
     # Ordinary tensors also when first met under inference mode: they are kept.
     with torch.inference_mode(False):

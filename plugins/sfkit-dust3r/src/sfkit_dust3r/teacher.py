@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from sfkit.config import Options
 from sfkit.errors import CheckpointError, ConfigError
 from sfkit.registry.component import AnyOptions
-from sfkit_dust3r.config import FULL, TINY, DUSt3ROptions, PairOptions, TrunkConfig
+from sfkit_dust3r.backbone import PairBackbone
+from sfkit_dust3r.config import FULL, TINY, DUSt3RConfig, DUSt3ROptions, PairOptions
 from sfkit_dust3r.image_geometry import official_placement
 from sfkit_dust3r.memory import working_bytes
 from sfkit_dust3r.resampling import Kernel, resize
-from sfkit_dust3r.trunk import PairTrunk
 
 _HEADS = ("downstream_head1.*", "downstream_head2.*")
 _DECODER = ("decoder_embed.*", "dec_blocks.*", "dec_blocks2.*", "dec_norm.*")
@@ -66,8 +66,8 @@ class PairTeacher(BackboneTeacher):
         return self.ignored if self._decodes else (*self.ignored, *_DECODER)
 
     @property
-    def backbone_config(self) -> TrunkConfig:
-        sizes: TrunkConfig = self.configs[self.options.config]
+    def backbone_config(self) -> DUSt3RConfig:
+        sizes: DUSt3RConfig = self.configs[self.options.config]
         if not self._decodes:
             return sizes.encoder_only()
         return sizes.with_shared_decoder() if self.options.decoders == "shared" else sizes
@@ -96,8 +96,8 @@ class PairTeacher(BackboneTeacher):
 
     # --------------------------------------------------------------------------------------------------------- network
 
-    def build(self) -> PairTrunk:
-        return PairTrunk(self.backbone_config)
+    def build(self) -> PairBackbone:
+        return PairBackbone(self.backbone_config)
 
     def load(self, device: torch.device) -> nn.Module:
         try:
@@ -122,7 +122,7 @@ class PairTeacher(BackboneTeacher):
             self.backbone_config, self.options.target, shape, layers, product=product, residual=self._residual.itemsize
         )
 
-    # -------------------------------------------------------------------------------------------------------- pictures
+    # -------------------------------------------------------------------------------------------------------- images
 
     def placement(self, view: Size) -> Placement:
         if self.options.image_geometry == "official":

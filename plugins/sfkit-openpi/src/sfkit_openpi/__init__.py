@@ -20,7 +20,7 @@ def register_policies(register: Register) -> None:
         "sfkit_openpi.adapter:OpenPIAdapter",
         name="openpi",
         summary="pi0 and pi0.5 of openpi (PyTorch)",
-        aligned="pictures' tokens in PaliGemma's language model, or its vision tower's output",
+        aligned="images' tokens in PaliGemma's language model, or its vision tower's output",
         trains="everything",
         verified="training steps of tiny models of openpi's own classes",
         handles=("openpi.models_pytorch.pi0_pytorch.PI0Pytorch",),

@@ -39,14 +39,14 @@ class OpenPIOptions(AdapterOptions):
     )
     bars: Harmless[bool] = Field(
         default=True,
-        description="Leave out the black bars of letterboxed pictures, and with them what is as dark and reaches the "
-        "border; false where dark borders are part of the scene and no picture is letterboxed.",
+        description="Leave out the black bars of letterboxed images, and with them what is as dark and reaches the "
+        "border; false where dark borders are part of the scene and no image is letterboxed.",
     )
     black: float = Field(
         default=0.0,
         ge=0,
         lt=0.5,
-        description="How bright a bar may be, of 1, before augmentation: above 0 for pictures that were letterboxed "
+        description="How bright a bar may be, of 1, before augmentation: above 0 for images that were letterboxed "
         "before they were compressed.",
     )
 
@@ -54,7 +54,7 @@ class OpenPIOptions(AdapterOptions):
 class OpenPIAdapter(PolicyAdapter):
     """Sequence: every camera's tokens, present or not, then the prompt's. State and actions are a stream apart.
 
-    Augmentation happens inside forward, at random. So the views are not the batch's pictures but the very pixels that
+    Augmentation happens inside forward, at random. So the views are not the batch's images but the very pixels that
     the vision tower was given; which of them are bars, and whether they were moved, is seen from the pixels too.
     """
 
@@ -122,18 +122,18 @@ class OpenPIAdapter(PolicyAdapter):
     def views(self, call: ForwardCall) -> Views:
         observation = call.arguments["observation"]
         seen = self._seen(call.inputs["vision"])
-        pictures = self._pictures(observation)
+        images = self._images(observation)
         if not self._range_is_checked:
-            _check_range(pictures)
+            _check_range(images)
             self._range_is_checked = True
         self._prompt_length = int(observation.tokenized_prompt.shape[1])
         present = self._present(observation, seen)
-        bars = torch.stack([self._has_bars(picture, seen) for picture in pictures.values()], 1)
+        bars = torch.stack([self._has_bars(image, seen) for image in images.values()], 1)
         valid = present[:, :, None, None].expand(*seen.shape[:2], *seen.shape[-2:])
         if self.options.bars:
             flat = inside_bars(seen.flatten(0, 1), self.options.black)
             valid = valid & (flat.reshape(valid.shape) | ~bars[:, :, None, None])
-        boxes = self._still.boxes(self.cameras, pictures, seen, present, bars)
+        boxes = self._still.boxes(self.cameras, images, seen, present, bars)
         maps = {} if self.cameras is None else depth_maps(observation.images, self.cameras)
         index = getattr(observation, "index", None)
         geometry = view_geometry(self.cameras, {**maps, "index": index}, boxes, seen)
@@ -142,7 +142,7 @@ class OpenPIAdapter(PolicyAdapter):
         return Views(
             images=seen,
             valid=valid,
-            names=tuple(pictures),
+            names=tuple(images),
             depth=geometry.depth,
             intrinsics=geometry.intrinsics,
             world_from_camera=geometry.world_from_camera,
@@ -162,12 +162,12 @@ class OpenPIAdapter(PolicyAdapter):
             )
         return torch.stack(inputs, 1).float() * 0.5 + 0.5
 
-    def _pictures(self, observation: Any) -> dict[str, Tensor]:
+    def _images(self, observation: Any) -> dict[str, Tensor]:
         """``(b, 3, h, w)`` in [-1, 1] by camera, before augmentation."""
         absent = [name for name in self.names if name not in observation.images]
         if absent:
             raise ViewsError(
-                f"The observation has no picture of {', '.join(absent)}; it has {', '.join(observation.images)}.",
+                f"The observation has no image of {', '.join(absent)}; it has {', '.join(observation.images)}.",
                 'Name the cameras in the order of their tokens: adapter=("openpi", {"cameras": [...]}).',
             )
         return {name: observation.images[name] for name in self.names}
@@ -178,10 +178,10 @@ class OpenPIAdapter(PolicyAdapter):
         masks = [observation.image_masks.get(name, everywhere) for name in self.names]
         return torch.stack([mask.to(seen.device, torch.bool) for mask in masks], 1)
 
-    def _has_bars(self, picture: Tensor, seen: Tensor) -> Tensor:
-        if picture.shape[-2] * seen.shape[-1] != picture.shape[-1] * seen.shape[-2]:
-            return torch.ones(len(picture), dtype=torch.bool, device=seen.device)  # forward letterboxes it itself
-        return has_bars(picture, self.options.black).to(seen.device)
+    def _has_bars(self, image: Tensor, seen: Tensor) -> Tensor:
+        if image.shape[-2] * seen.shape[-1] != image.shape[-1] * seen.shape[-2]:
+            return torch.ones(len(image), dtype=torch.bool, device=seen.device)  # forward letterboxes it itself
+        return has_bars(image, self.options.black).to(seen.device)
 
     def _warn_of_left_out(self) -> None:
         message = self._still.warning()
@@ -211,21 +211,21 @@ class OpenPIAdapter(PolicyAdapter):
         return views.size[0] // patch, views.size[1] // patch
 
 
-def _check_range(pictures: Mapping[str, Tensor]) -> None:
-    """Look at the pictures before openpi clamps them: afterward the core's check cannot see what is wrong."""
-    remedy = "openpi's Observation holds float pictures in [-1, 1]: make it with Observation.from_dict, from uint8."
-    for name, picture in pictures.items():
-        if not picture.is_floating_point():
-            raise ViewsError(f"{name} is of type {picture.dtype}, expected float in [-1, 1].", remedy)
-        low, high = float(picture.min()), float(picture.max())
+def _check_range(images: Mapping[str, Tensor]) -> None:
+    """Look at the images before openpi clamps them: afterward the core's check cannot see what is wrong."""
+    remedy = "openpi's Observation holds float images in [-1, 1]: make it with Observation.from_dict, from uint8."
+    for name, image in images.items():
+        if not image.is_floating_point():
+            raise ViewsError(f"{name} is of type {image.dtype}, expected float in [-1, 1].", remedy)
+        low, high = float(image.min()), float(image.max())
         if low < -1 - _TOLERANCE or high > 1 + _TOLERANCE:
             raise ViewsError(
                 f"{name} ranges from {low:.3g} to {high:.3g}, expected [-1, 1]; openpi would clamp it without a word.",
                 remedy,
             )
-    if min(float(picture.min()) for picture in pictures.values()) >= 0:
+    if min(float(image.min()) for image in images.values()) >= 0:
         warnings.warn(
-            "sfkit: no pixel of the first batch is below 0, so that its pictures seem to be in [0, 1] and not in "
+            "sfkit: no pixel of the first batch is below 0, so that its images seem to be in [0, 1] and not in "
             f"[-1, 1]: policy and teacher would see them pale. {remedy}",
             SfkitWarning,
             stacklevel=2,

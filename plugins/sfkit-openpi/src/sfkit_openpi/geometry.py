@@ -16,7 +16,7 @@ from sfkit_openpi.pixels import moved
 _KEEP_STILL = (
     "openpi crops and turns every camera without 'wrist' in its name at random, inside forward (the branch "
     '`if "wrist" not in key` of models_pytorch/preprocessing_pytorch.py). Switch that off there, or use a teacher that '
-    "works from pictures."
+    "works from images."
 )
 
 
@@ -32,32 +32,32 @@ class StillCameras:
         return tuple(key for key, yes in self._moved.items() if yes)
 
     def boxes(
-        self, rig: CameraRig | None, pictures: Mapping[str, Tensor], seen: Tensor, present: Tensor, bars: Tensor
+        self, rig: CameraRig | None, images: Mapping[str, Tensor], seen: Tensor, present: Tensor, bars: Tensor
     ) -> dict[str, Letterbox | None]:
-        """For each camera how its picture became a view; None where that is unknown, or changes from step to step.
+        """For each camera how its image became a view; None where that is unknown, or changes from step to step.
 
         Args:
-            rig: Calibration, with the size of the dataset's pictures.
-            pictures: ``(b, 3, h, w)`` in [-1, 1], before augmentation.
+            rig: Calibration, with the size of the dataset's images.
+            images: ``(b, 3, h, w)`` in [-1, 1], before augmentation.
             seen: ``(b, v, 3, h, w)`` in [0, 1].
             present: ``(b, v)`` bool.
-            bars: ``(b, v)`` bool: pictures with black borders.
+            bars: ``(b, v)`` bool: images with black borders.
 
         Raises:
             ViewsError: The calibration is of a shape that should have been letterboxed, and was not.
         """
-        boxes: dict[str, Letterbox | None] = dict.fromkeys(pictures)
+        boxes: dict[str, Letterbox | None] = dict.fromkeys(images)
         if rig is None:
             return boxes
         view: Size = (seen.shape[-2], seen.shape[-1])
-        for column, (key, picture) in enumerate(pictures.items()):
+        for column, (key, image) in enumerate(images.items()):
             if key not in rig.cameras:
                 continue
             camera = rig.cameras[key]
             box = pad_around((camera.height, camera.width), view)
             if key not in self._moved:
                 there = present[:, column]
-                verdict = moved(picture[there], seen[there, column]) if bool(there.any()) else None
+                verdict = moved(image[there], seen[there, column]) if bool(there.any()) else None
                 if verdict is None:
                     continue
                 self._moved[key] = verdict
@@ -65,7 +65,7 @@ class StillCameras:
                     raise ViewsError(
                         f"{key} is calibrated for {camera.height}x{camera.width} pixels, so its view of {view[0]}x"
                         f"{view[1]} should have black bars, and has none.",
-                        "Calibrate for the pictures as ResizeImages gets them.",
+                        "Calibrate for the images as ResizeImages gets them.",
                     )
             if not self._moved[key]:
                 boxes[key] = box
@@ -78,7 +78,7 @@ class StillCameras:
         if self.moved and self.moved == tuple(self._moved):
             return f"{', '.join(self.moved)}: the pixels do not stay where they were. {_KEEP_STILL}"
         if not self._moved:
-            return f"The cameras given are {', '.join(rig.cameras)}; no picture of them is in the batch."
+            return f"The cameras given are {', '.join(rig.cameras)}; no image of them is in the batch."
         wanted = ", ".join(str(camera.depth_key) for camera in rig.cameras.values())
         return f"Depth was looked for under {wanted} in observation.images." if field == "depth" else ""
 

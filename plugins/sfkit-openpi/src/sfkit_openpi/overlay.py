@@ -21,7 +21,7 @@ def refuse_stale_overlay(paligemma: Any) -> None:
     """Check what openpi's files of Gemma and PaliGemma do otherwise than those of transformers.
 
     openpi itself asks only for the version of transformers and for one file: an overlay that is partly there, or was
-    overwritten by an update, passes, and scales the pictures' tokens by the square root of the width.
+    overwritten by an update, passes, and scales the images' tokens by the square root of the width.
 
     Raises:
         AdapterError: The replaced files are missing, or are not these.
@@ -39,16 +39,16 @@ def refuse_stale_overlay(paligemma: Any) -> None:
             "and not openpi's.",
             _REMEDY,
         )
-    scale = _picture_scale(paligemma.model)
+    scale = _image_scale(paligemma.model)
     if scale is not None and abs(scale - 1) > 1e-3:
         raise AdapterError(
-            f"PaliGemma multiplies the tokens of pictures by {scale:.3g}: transformers' own file is installed, and not "
+            f"PaliGemma multiplies the tokens of images by {scale:.3g}: transformers' own file is installed, and not "
             "openpi's, which leaves them as they are.",
             _REMEDY,
         )
 
 
-def _picture_scale(model: Any) -> float | None:
+def _image_scale(model: Any) -> float | None:
     """What ``get_image_features`` multiplies the projected tokens by; None where it cannot be told.
 
     The method runs on an object that stands in for the model and projects nothing, so that no network runs.

@@ -20,7 +20,7 @@ def register_policies(register: Register) -> None:
         "sfkit_openvla.adapter:OpenVLAAdapter",
         name="openvla",
         summary="OpenVLA and OpenVLA-OFT, from the Hub's code or from their repositories",
-        aligned="pictures' tokens in the Llama language model, or the vision backbone's output",
+        aligned="images' tokens in the Llama language model, or the vision backbone's output",
         trains="everything, or what LoRA is put on",
         verified="training steps of tiny models of both repositories' own classes",
         handles=(

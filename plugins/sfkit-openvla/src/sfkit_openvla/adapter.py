@@ -17,7 +17,7 @@ from sfkit.policies.tokens import cut, tower_tokens
 from sfkit.registry.component import AnyOptions
 from sfkit.registry.marks import Harmless
 from sfkit.views.types import FeatureMap, Views
-from sfkit_openvla.pictures import Half, check_halves, inside_bars, pictures
+from sfkit_openvla.images import Half, check_halves, inside_bars, to_images
 
 #: As OFT's loop loads them (``prismatic/vla/datasets/datasets.py``): one outer view, then wrists.
 _NAMES = {1: ("primary",), 2: ("primary", "wrist"), 3: ("primary", "left_wrist", "right_wrist")}
@@ -33,7 +33,7 @@ class OpenVLAOptions(AdapterOptions):
         default=None, description="Names of the views, in the order of the channels; by default those of OFT's loop."
     )
     verify_images: Harmless[bool] = Field(
-        default=True, description="On the first batch, check that both halves of the channels show one picture."
+        default=True, description="On the first batch, check that both halves of the channels show one image."
     )
 
 
@@ -100,7 +100,7 @@ class OpenVLAAdapter(PolicyAdapter):
 
     @property
     def num_views(self) -> int:
-        """Pictures of a sample: OpenVLA takes one, OFT as many as it was set to."""
+        """Images of a sample: OpenVLA takes one, OFT as many as it was set to."""
         return int(getattr(self.vision, "num_images_in_input", 1))
 
     @property
@@ -112,7 +112,7 @@ class OpenVLAAdapter(PolicyAdapter):
     def views(self, call: ForwardCall) -> Views:
         pixel_values = call.arguments["pixel_values"]
         fused, count = bool(self.vision.use_fused_vision_backbone), self.num_views
-        images = pictures(pixel_values, count, fused=fused, half=self.options.teacher_images)
+        images = to_images(pixel_values, count, fused=fused, half=self.options.teacher_images)
         if fused and not self._verified:
             check_halves(pixel_values, count)
         self._verified = True
@@ -138,8 +138,8 @@ class OpenVLAAdapter(PolicyAdapter):
 
     def explain_missing(self, field: str, call: ForwardCall) -> str:
         return (
-            f"{type(self.policy).__name__}.forward is handed pictures (pixel_values) and no {field}; take a teacher "
-            "that needs pictures alone, such as vggt."
+            f"{type(self.policy).__name__}.forward is handed images (pixel_values) and no {field}; take a teacher "
+            "that needs images alone, such as vggt."
         )
 
     # -------------------------------------------------------------------------------------------------- tokens

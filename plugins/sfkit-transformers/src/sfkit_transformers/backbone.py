@@ -31,7 +31,7 @@ class Backbone(nn.Module):
         model: A vision model of transformers. It is changed: parts that patch tokens do not need are taken out.
         family: What is known of it.
         shape: Its sizes.
-        mean: Of the model's normalization, for pictures in [0, 1].
+        mean: Of the model's normalization, for images in [0, 1].
         std: Likewise.
         norms: Where the model's final norm is applied: to its last layer, to all, or nowhere.
         prefix: Tokens before the patches.
@@ -73,11 +73,11 @@ class Backbone(nn.Module):
             # Outside of what torch.compile sees: only a block's forward is compiled.
             block.register_forward_hook(functools.partial(self._take, number))
 
-    def forward(self, pictures: Tensor, layers: Sequence[int], blocks: Sequence[int] = ()) -> list[Tensor]:
+    def forward(self, images: Tensor, layers: Sequence[int], blocks: Sequence[int] = ()) -> list[Tensor]:
         """Patch tokens.
 
         Args:
-            pictures: ``(n, 3, h, w)`` in [0, 1], sides multiples of the patch.
+            images: ``(n, 3, h, w)`` in [0, 1], sides multiples of the patch.
             layers: Layers wanted, from 1.
             blocks: Blocks whose queries and keys are wanted.
 
@@ -87,20 +87,20 @@ class Backbone(nn.Module):
         Raises:
             ShapeError: The model gives another number of tokens than patches and prefix, or takes no such grid.
         """
-        rows, columns = (side // self.shape.patch for side in pictures.shape[-2:])
+        rows, columns = (side // self.shape.patch for side in images.shape[-2:])
         self._wanted, self._wanted_blocks = frozenset(layers), frozenset(blocks)
         self._found, self._entered = {}, {}
         try:
-            self.model(**self._inputs((pictures - self.mean) / self.std, rows, columns))
+            self.model(**self._inputs((images - self.mean) / self.std, rows, columns))
         except _EnoughError:
             maps = [self._grid(self._found[layer], layer, rows, columns) for layer in layers]
             return maps + [self._queries_and_keys(block, rows, columns) for block in blocks]
         except (RuntimeError, ValueError) as error:
             own = getattr(self.model.config, "image_size", None)
-            if tuple(pictures.shape[-2:]) in ((own, own), own) or is_out_of_memory(error):
+            if tuple(images.shape[-2:]) in ((own, own), own) or is_out_of_memory(error):
                 raise
             raise ShapeError(
-                f"{type(self.model).__name__} takes no pictures of {tuple(pictures.shape[-2:])} pixels: {error}",
+                f"{type(self.model).__name__} takes no images of {tuple(images.shape[-2:])} pixels: {error}",
                 f"It is made for {own}: set size={own} and fit=pad or fit=stretch.",
             ) from error
         finally:
@@ -117,25 +117,25 @@ class Backbone(nn.Module):
 
     # ------------------------------------------------------------------------------------------------------------ in
 
-    def _inputs(self, pictures: Tensor, rows: int, columns: int) -> dict[str, Any]:
+    def _inputs(self, images: Tensor, rows: int, columns: int) -> dict[str, Any]:
         if self.feed == "clip":
             self._set_positions(rows, columns)
             frames = int(self.model.config.tubelet_size)  # type: ignore[union-attr, arg-type]
-            return {"pixel_values_videos": pictures.unsqueeze(1).expand(-1, frames, -1, -1, -1), "skip_predictor": True}
+            return {"pixel_values_videos": images.unsqueeze(1).expand(-1, frames, -1, -1, -1), "skip_predictor": True}
         if self.feed == "patches":
             side = self.shape.patch
-            cut = pictures.reshape(len(pictures), 3, rows, side, columns, side)
+            cut = images.reshape(len(images), 3, rows, side, columns, side)
             # Where the model reads them, on the CPU, it need not wait for the device.
-            sizes = torch.tensor([[rows, columns]]).expand(len(pictures), 2)
+            sizes = torch.tensor([[rows, columns]]).expand(len(images), 2)
             flat = cut.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
             return {"pixel_values": flat, "pixel_attention_mask": None, "spatial_shapes": sizes}
-        return {"pixel_values": pictures, **({"interpolate_pos_encoding": True} if self._flexible else {})}
+        return {"pixel_values": images, **({"interpolate_pos_encoding": True} if self._flexible else {})}
 
     def _set_positions(self, rows: int, columns: int) -> None:
-        """Tell V-JEPA 2's rotary attention the grid; by itself it takes that of its configuration for any picture."""
+        """Tell V-JEPA 2's rotary attention the grid; by itself it takes that of its configuration for any image."""
         if rows > columns:
             raise ShapeError(
-                f"{type(self.model).__name__} cannot look at a picture of {rows}x{columns} patches: "
+                f"{type(self.model).__name__} cannot look at an image of {rows}x{columns} patches: "
                 "its position of a patch wraps at a square.",
                 "Set fit=pad or fit=stretch.",
             )
@@ -172,7 +172,7 @@ class Backbone(nn.Module):
         before = tokens.shape[1] - rows * columns
         if before != self.prefix:
             raise ShapeError(
-                f"{type(self.model).__name__} gives {tokens.shape[1]} tokens for a picture of {rows}x{columns} patches,"
+                f"{type(self.model).__name__} gives {tokens.shape[1]} tokens for an image of {rows}x{columns} patches,"
                 f" that is {before} more, where {self.prefix} were expected before the first patch.",
                 f"If they do stand before the patches, set prefix_tokens={before}."
                 if before >= 0

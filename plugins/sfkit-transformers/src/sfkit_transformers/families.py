@@ -20,14 +20,14 @@ class Family:
     Attributes:
         norm: Name of the module that the model itself applies to its patch tokens at the end; None where there is none.
         prefix: From a configuration to the number of tokens before the first patch; None where that is not known.
-        feed: What the model takes: a picture, a clip of equal frames, or the flattened patches of a picture.
+        feed: What the model takes: an image, a clip of equal frames, or the flattened patches of an image.
         attention: Names, inside a block, of the norm before its attention and of the linear maps to queries and keys,
             where attention is the softmax of their products and of nothing else; None where that is not known.
     """
 
     norm: str | None = "layernorm"
     prefix: Callable[[Any], int] | None = lambda config: 0
-    feed: Literal["picture", "clip", "patches"] = "picture"
+    feed: Literal["image", "clip", "patches"] = "image"
     attention: tuple[str, str, str] | None = None
 
 

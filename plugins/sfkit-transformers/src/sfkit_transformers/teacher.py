@@ -37,10 +37,10 @@ class TransformersOptions(ImageOptions):
         default=None, description="License of the weights, if the model's card does not say."
     )
     mean: tuple[float, float, float] | None = Field(
-        default=None, description="Mean of pictures in [0, 1], instead of the image processor's."
+        default=None, description="Mean of images in [0, 1], instead of the image processor's."
     )
     std: tuple[float, float, float] | None = Field(
-        default=None, description="Deviation of pictures in [0, 1], instead of the image processor's."
+        default=None, description="Deviation of images in [0, 1], instead of the image processor's."
     )
     prefix_tokens: int | None = Field(
         default=None, ge=0, description="Tokens before the patches, for a kind of model that sfkit does not know."
@@ -58,7 +58,7 @@ class TransformersTeacher(ImageTeacher):
     model), without class and register tokens. The last layer, which is the default, passes the model's final norm as
     well, so that it is ``last_hidden_state``; the option ``norm`` changes that.
 
-    Views are looked at one by one. Pictures are resized to the option ``size`` (by default what the model's image
+    Views are looked at one by one. Images are resized to the option ``size`` (by default what the model's image
     processor gives), never cropped unless ``fit`` says so, and normalized as the image processor says.
     """
 
@@ -183,14 +183,14 @@ class TransformersTeacher(ImageTeacher):
     def working_bytes(self, backbone: nn.Module, shape: tuple[int, int, int, int], layers: Sequence[int]) -> int:
         b, v, h, w = shape
         product = 2 if any(p.dtype == torch.bfloat16 for p in backbone.parameters()) else 4
-        pictures = b * v * 3 * h * w * 4
+        image_bytes = b * v * 3 * h * w * 4
         # A convolutional model is at its largest in its first stage.
         stages = len(set(self._shape.widths)) > 1
         stride, dim = (4, self._shape.widths[0]) if stages else (self.patch, self._shape.widths[0])
         tokens = b * v * ((h // stride) * (w // stride) + (self._prefix or 0))
         kept = len(layers) * tokens * dim * 4
         hidden = 4 * dim if stages else self._shape.hidden
-        return 2 * pictures + kept + block_bytes(tokens, dim, hidden, product=product)
+        return 2 * image_bytes + kept + block_bytes(tokens, dim, hidden, product=product)
 
 
 def _cast_linear(module: nn.Module, dtype: torch.dtype) -> None:

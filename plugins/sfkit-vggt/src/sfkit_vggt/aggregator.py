@@ -1,4 +1,4 @@
-"""The trunk of VGGT: pictures to patch tokens, then blocks that look within a frame and across frames by turns.
+"""The backbone of VGGT: images to patch tokens, then blocks that look within a frame and across frames by turns.
 
 Source: J. Wang et al., "VGGT: Visual Geometry Grounded Transformer", CVPR 2025 (arXiv:2503.11651), section 3.2. Where
 its figure and the released weights differ, this follows the weights: the frame block comes first.

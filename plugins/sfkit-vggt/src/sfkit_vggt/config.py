@@ -1,4 +1,4 @@
-"""Sizes of the trunk."""
+"""Sizes of the backbone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sfkit.config import Options
 
 
 class VggtConfig(Options):
-    """Sizes of VGGT's trunk; the defaults are those of VGGT-1B."""
+    """Sizes of VGGT's backbone; the defaults are those of VGGT-1B."""
 
     dim: int = Field(default=1024, ge=4, description="Width of the embedder and of the alternating blocks.")
     heads: int = Field(default=16, ge=1, description="Heads of the alternating blocks.")

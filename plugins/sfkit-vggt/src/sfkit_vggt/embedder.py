@@ -14,7 +14,7 @@ _EPS = 1e-6
 
 
 class Embedder(nn.Module):
-    """A vision transformer over single pictures.
+    """A vision transformer over single images.
 
     Keys are those of the checkpoint under ``aggregator.patch_embed.``; ``mask_token`` is among them and has no use.
 
@@ -38,7 +38,7 @@ class Embedder(nn.Module):
         self._resized_from: tuple[Tensor, int] | None = None
 
     def forward(self, images: Tensor, residual: torch.dtype = torch.float32) -> Tensor:
-        """Embed pictures.
+        """Embed images.
 
         Args:
             images: ``(n, 3, h, w)`` float32, normalized, sides multiples of the patch.

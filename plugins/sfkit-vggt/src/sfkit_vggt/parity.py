@@ -1,4 +1,4 @@
-"""Fixtures of VGGT's trunk: what their config says, and which layers they ask for."""
+"""Fixtures of VGGT's backbone: what their config says, and which layers they ask for."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sfkit_vggt.config import VggtConfig
 from sfkit_vggt.teacher import VggtTeacher
 
 _EMBEDDER = f"{VggtTeacher.prefix}patch_embed."
-#: In the name of a case: the option of the trunk that it was recorded with.
+#: In the name of a case: the option of the backbone that it was recorded with.
 ROUNDED = "bf16_rounded_rope_angles"
 
 

@@ -33,7 +33,7 @@ class VggtOptions(BackboneOptions):
 
 
 class VggtTeacher(BackboneTeacher):
-    """What both have in common: the trunk and how its features become maps.
+    """What both have in common: the backbone and how its features become maps.
 
     All views of a sample are seen together, and the first one (see ``view_order``) is the reference. ``camera`` and
     ``register`` give a 1 x 1 grid for each view: the camera token, or the registers side by side.
@@ -89,8 +89,8 @@ class VggtTeacher(BackboneTeacher):
         )
         cells = patches if self.options.tokens == "patch" else 1
         handed_out = sum(b * v * cells * self.dim(layer) * residual for layer in set(layers))
-        pictures = b * v * 3 * h * w * 4
-        return pictures + max(embedder, alternating + handed_out)
+        image_bytes = b * v * 3 * h * w * 4
+        return image_bytes + max(embedder, alternating + handed_out)
 
 
 class Vggt(VggtTeacher):

@@ -1,4 +1,4 @@
-"""From OpenVLA's ``pixel_values`` back to the pictures that the student saw."""
+"""From OpenVLA's ``pixel_values`` back to the images that the student saw."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from sfkit.errors import ShapeError, ViewsError
 from sfkit.views.imagenet import imagenet_normalized
 
-#: Mean difference of the two halves of a picture above which they cannot show the same. Their constants are rounded
+#: Mean difference of the two halves of an image above which they cannot show the same. Their constants are rounded
 #: to bfloat16 in the released processors (0.002), and so are pixels in the released loop (0.001).
 _SAME = 0.02
 #: What the processor pads a letterbox with: ``int(0.5 * 255)``, for both halves alike.
@@ -21,7 +21,7 @@ _REMEDY = "Pass what the policy's own image processor makes, the views one after
 Half = Literal["siglip", "dino"]
 
 
-def pictures(pixel_values: Any, views: int, *, fused: bool, half: Half) -> Tensor:
+def to_images(pixel_values: Any, views: int, *, fused: bool, half: Half) -> Tensor:
     """Undo the processor: ``(b, v, 3, h, w)`` float32 in [0, 1].
 
     Of a fused backbone each view has six channels: three normalized with ImageNet's mean and deviation for DINOv2, then
@@ -30,7 +30,7 @@ def pictures(pixel_values: Any, views: int, *, fused: bool, half: Half) -> Tenso
 
     Args:
         pixel_values: ``(b, 6 v, h, w)``, or ``(b, 3 v, h, w)`` if not fused (SigLIP's half alone).
-        views: Pictures of a sample.
+        views: Images of a sample.
         fused: Whether the backbone has two featurizers.
         half: Which one to read.
 
@@ -41,8 +41,8 @@ def pictures(pixel_values: Any, views: int, *, fused: bool, half: Half) -> Tenso
     each = 6 if fused else 3
     if pixel_values is None:
         raise ViewsError(
-            "This batch has no pictures: pixel_values is None.",
-            "Train on batches with pictures, or call the policy inside SpatialForcing.disabled(policy) for this one.",
+            "This batch has no images: pixel_values is None.",
+            "Train on batches with images, or call the policy inside SpatialForcing.disabled(policy) for this one.",
         )
     if not isinstance(pixel_values, Tensor):
         raise ViewsError(f"pixel_values is a {type(pixel_values).__name__}, expected a tensor.", _REMEDY)
@@ -61,22 +61,22 @@ def pictures(pixel_values: Any, views: int, *, fused: bool, half: Half) -> Tenso
 
 
 def check_halves(pixel_values: Tensor, views: int) -> None:
-    """Both halves of each view of a fused backbone must show one picture.
+    """Both halves of each view of a fused backbone must show one image.
 
     A permuted layout (views interleaved, SigLIP first, raw pixels) is a valid tensor of the right shape, and gives a
-    teacher pictures that mean nothing.
+    teacher images that mean nothing.
 
     Raises:
         ViewsError: They do not.
     """
-    dino, siglip = (pictures(pixel_values, views, fused=True, half=half) for half in ("dino", "siglip"))
+    dino, siglip = (to_images(pixel_values, views, fused=True, half=half) for half in ("dino", "siglip"))
     apart = (dino - siglip).abs().mean((0, 2, 3, 4))
     for view, difference in enumerate(apart.tolist()):
         if not difference <= _SAME:
             own = _by_view(pixel_values, views)[:, view]
             ranges = [f"{part.min():.3g} to {part.max():.3g}" for part in (own[:, :3], own[:, 3:])]
             raise ViewsError(
-                f"The two halves of view {view} of pixel_values do not show one picture: after undoing ImageNet's "
+                f"The two halves of view {view} of pixel_values do not show one image: after undoing ImageNet's "
                 f"normalization of channels 0-2 (found {ranges[0]}) and SigLIP's of channels 3-5 (found {ranges[1]}) "
                 f"they differ by {difference:.3g} on average.",
                 f"{_REMEDY} Another processor than the released ones: option verify_images=false.",
@@ -84,9 +84,9 @@ def check_halves(pixel_values: Tensor, views: int) -> None:
 
 
 def inside_bars(images: Tensor) -> Tensor:
-    """Where a picture is, in a view that upstream's processor has padded to a square: ``(b, v, h, w)`` bool.
+    """Where an image is, in a view that upstream's processor has padded to a square: ``(b, v, h, w)`` bool.
 
-    Bars are the lines along opposite borders that are of the processor's gray throughout. Each picture has its own.
+    Bars are the lines along opposite borders that are of the processor's gray throughout. Each image has its own.
 
     Args:
         images: ``(b, v, 3, h, w)`` in [0, 1].

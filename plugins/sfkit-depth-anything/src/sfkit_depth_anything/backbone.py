@@ -1,4 +1,4 @@
-"""Depth Anything 3's trunk: a DINOv2 whose later blocks turn by turn look within each view and over all views.
+"""Depth Anything 3's backbone: a DINOv2 whose later blocks turn by turn look within each view and over all views.
 
 Architecture: "Depth Anything 3: Recovering the Visual Space from Any Views" (arXiv 2511.10647) and its released models.
 """
@@ -16,7 +16,7 @@ from sfkit_backbones.rope import Rope
 from sfkit_backbones.tables import Tables
 from torch import Tensor, nn
 
-from sfkit_depth_anything.config import TrunkConfig
+from sfkit_depth_anything.config import DepthAnythingConfig
 from sfkit_depth_anything.reference import SELECT_FROM, saddle_balanced
 from sfkit_depth_anything.tables import joint_rotation, scaled_positions, view_rotation
 
@@ -37,14 +37,14 @@ class SwiGlu(nn.Module):
         return self.w3(F.silu(gate) * value)  # type: ignore[no-any-return]
 
 
-class DepthAnythingTrunk(nn.Module):
-    """The trunk, with the checkpoint's keys.
+class DepthAnythingBackbone(nn.Module):
+    """The backbone, with the checkpoint's keys.
 
     Args:
         config: Its size.
     """
 
-    def __init__(self, config: TrunkConfig) -> None:
+    def __init__(self, config: DepthAnythingConfig) -> None:
         super().__init__()
         self.config = config
         self.patch_embed = PatchEmbed(config.patch, config.dim)
@@ -155,7 +155,7 @@ class DepthAnythingTrunk(nn.Module):
         )
 
 
-def _block(config: TrunkConfig, index: int) -> Block:
+def _block(config: DepthAnythingConfig, index: int) -> Block:
     return Block(
         config.dim,
         config.heads,

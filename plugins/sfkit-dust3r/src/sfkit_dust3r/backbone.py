@@ -1,4 +1,4 @@
-"""The trunk of DUSt3R and MASt3R without heads, with the keys of their checkpoints.
+"""The backbone of DUSt3R and MASt3R without heads, with the keys of their checkpoints.
 
 Source: Wang et al., "DUSt3R: Geometric 3D Vision Made Easy", 2024 (arXiv 2312.14132); Weinzaepfel et al., "CroCo v2",
 2023 (arXiv 2211.10408), whose encoder and decoder these are.
@@ -18,7 +18,7 @@ from sfkit_backbones.tables import Tables
 from torch import Tensor, nn
 
 from sfkit_dust3r.blocks import DecoderBlock
-from sfkit_dust3r.config import Target, TrunkConfig
+from sfkit_dust3r.config import DUSt3RConfig, Target
 
 _EPS = 1e-6
 
@@ -26,14 +26,14 @@ _EPS = 1e-6
 Grid: TypeAlias = "tuple[int, int]"
 
 
-class PairTrunk(nn.Module):
-    """An encoder that sees each picture alone, and a decoder that sees two.
+class PairBackbone(nn.Module):
+    """An encoder that sees each image alone, and a decoder that sees two.
 
     Args:
         config: Its sizes.
     """
 
-    def __init__(self, config: TrunkConfig) -> None:
+    def __init__(self, config: DUSt3RConfig) -> None:
         super().__init__()
         self.config = config
         self._ropes: Tables[Rope] = Tables()
@@ -61,7 +61,7 @@ class PairTrunk(nn.Module):
     ) -> list[Tensor]:
         """Features of views of one size, the first of which is the reference.
 
-        Each picture is encoded once. The decoder then sees each view paired with the first; a single view is paired
+        Each image is encoded once. The decoder then sees each view paired with the first; a single view is paired
         with itself. The first view has an output for each of its partners, and their mean is taken: it does not
         depend on the order of the others.
 
@@ -94,7 +94,7 @@ class PairTrunk(nn.Module):
     def encode(
         self, images: Tensor, layers: Collection[int], residual: torch.dtype = torch.float32
     ) -> dict[int, Tensor]:
-        """Encoder features of pictures, each on its own.
+        """Encoder features of images, each on its own.
 
         Args:
             images: ``(n, 3, h, w)`` in [-1, 1].
