@@ -105,7 +105,7 @@ def test_images_are_verified_once(script, adapter_of, views_of) -> None:
 def test_a_teacher_that_needs_depth_is_told_that_there_is_none(script, wrap) -> None:
     openvla = script("openvla")
     policy = wrap(openvla.policy(), "geometry")
-    with pytest.raises(ViewsError, match=r"handed images \(pixel_values\) and no"):
+    with pytest.raises(ViewsError, match=r"gets images \(pixel_values\) and no"):
         openvla.loss(policy, openvla.batch())
 
 

@@ -1,4 +1,4 @@
-"""DUSt3R and MASt3R for sfkit: frozen teachers that look at views in pairs.
+"""DUSt3R and MASt3R for sfkit: frozen teachers that decode views in pairs.
 
 Importing this package imports no torch: it is the plugin module that sfkit's registry loads.
 """

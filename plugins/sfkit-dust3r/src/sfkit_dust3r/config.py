@@ -15,7 +15,7 @@ Target = Literal["encoder", "decoder", "both"]
 
 
 class DUSt3RConfig(Options):
-    """Sizes of a backbone; by default those of every released checkpoint."""
+    """Sizes of the backbone; the defaults are those of all released checkpoints."""
 
     patch: int = Field(default=16, ge=1, description="Side of a patch in pixels.")
     enc_dim: int = Field(default=1024, ge=1, description="Width of the encoder.")
@@ -49,12 +49,12 @@ class PairOptions(BackboneOptions):
     target: Target = Field(
         default="decoder",
         description="Features of the encoder (layers 1 to 24), of the decoder (1 to 12), or both: the encoder's last "
-        "beside the decoder's layer.",
+        "layer concatenated with the decoder's layer.",
     )
     image_geometry: Literal["whole", "official"] = Field(
         default="whole",
-        description="whole: all of the view, as `fit` says. official: crop as the released loader does; what is "
-        "cropped away is masked.",
+        description="whole: the whole view, as `fit` says. official: crop as the released loader does, and mask the "
+        "cropped cells.",
     )
     square_ok: Harmless[bool] = Field(
         default=False, description="With the official image geometry of the 512 models: do not crop a square to 4:3."
@@ -69,5 +69,5 @@ class DUSt3ROptions(PairOptions):
 
     config: Harmless[str] = Field(
         default="512-dpt",
-        description="Checkpoint: '512-dpt', '512-linear' or '224-linear'; 'tiny' has random weights, for trying out.",
+        description="Checkpoint: '512-dpt', '512-linear' or '224-linear'; 'tiny' has random weights, for dry runs.",
     )

@@ -1,4 +1,4 @@
-"""How much memory a run of the backbone takes beside the weights."""
+"""Estimate of the memory of a forward pass beside the weights."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def working_bytes(
     product: int,
     residual: int,
 ) -> int:
-    """Peak of :meth:`PairBackbone.forward`, with its input (and what that is made from) and what it hands out.
+    """Peak bytes of :meth:`PairBackbone.forward`, with its input, the images before resizing, and its output.
 
     Args:
-        sizes: Of the backbone.
+        sizes: Sizes of the backbone.
         target: As in the backbone's forward.
         shape: ``(b, v, h, w)`` of the images.
         layers: As in the backbone's forward.
@@ -37,11 +37,11 @@ def working_bytes(
     block = block_bytes(tokens, sizes.enc_dim, sizes.enc_hidden, product=product, residual=residual)
     if target == "encoder":
         return image_bytes + max(image_bytes, block + count * tokens * sizes.enc_dim * _FLOAT)
-    # Of each of the two sides, as many tokens as views beside the first (or of the one that is its own partner).
+    # Tokens of one side of the pairs: all views but the first, or the only view, which is its own partner.
     side = tokens // v * max(v - 1, 1)
     stream = side * sizes.dec_dim * residual
     layer = block_bytes(side, sizes.dec_dim, sizes.dec_hidden, product=product, residual=residual)
-    # The other side's stream as it was and as it becomes, beside the layer at work; and the memory's keys and values.
+    # The running layer, the other side's stream before and after it, and the keys and values of the cross-attention.
     working = layer + 2 * stream + 2 * side * sizes.dec_dim * _FLOAT
     encoded = tokens * sizes.enc_dim * _FLOAT
     handed = count * tokens * (sizes.dec_dim + (sizes.enc_dim if target == "both" else 0)) * _FLOAT

@@ -1,13 +1,13 @@
-"""How fixtures of the backbone are read and run."""
+"""Parity fixtures of the backbone of DUSt3R and MASt3R."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
-from sfkit_backbones.parity import BackboneParity
+from sfkit_backbones.parity.base import BackboneParity, Examples
+from sfkit_backbones.parity.fixture import JsonObject
 from torch import Tensor, nn
 
 from sfkit.errors import CheckpointError
@@ -17,20 +17,20 @@ from sfkit_dust3r.config import DUSt3RConfig
 _OUTPUT = re.compile(r"view([12])\.(\d+)")
 
 
-class PairParity(BackboneParity):
-    """Reader of ``DUSt3R trunk`` fixtures.
+class PairParity(BackboneParity[DUSt3RConfig]):
+    """Reader of ``DUSt3R trunk`` fixtures (the name in recorded files).
 
-    Config: ``enc_heads``, ``dec_heads`` and ``patch``; everything else is in the shapes. Inputs: ``img1`` and ``img2``,
-    ``(b, 3, h, w)`` in [-1, 1], not always of one size. Outputs: ``view1.k`` and ``view2.k``, where 0 is the encoder's
-    normed output, and k the decoder's stream after k layers, normed at the last.
+    Config: ``enc_heads``, ``dec_heads`` and ``patch``; the other sizes follow from the shapes. Inputs: ``img1`` and
+    ``img2``, ``(b, 3, h, w)`` in [-1, 1], which may differ in size. Outputs: ``view1.k`` and ``view2.k``, where 0 is
+    the encoder's normed output, and k the decoder's stream after k layers, normed at the last.
     """
 
     ignored = ("downstream_head1.*", "downstream_head2.*", "mask_token")
 
-    def build(self, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> PairBackbone:
+    def build(self, config: JsonObject, shapes: Mapping[str, tuple[int, ...]]) -> PairBackbone:
         dec_layers = _blocks(shapes, "dec_blocks")
         try:
-            sizes: dict[str, Any] = {
+            sizes: dict[str, object] = {
                 "patch": config.get("patch", shapes["patch_embed.proj.weight"][-1]),
                 "enc_dim": shapes["enc_norm.weight"][0],
                 "enc_layers": _blocks(shapes, "enc_blocks"),
@@ -59,16 +59,16 @@ class PairParity(BackboneParity):
         sizes = backbone.config
         pair = [inputs["img1"], inputs.get("img2", inputs["img1"])]
         encoded = [backbone.encode(images, [sizes.enc_layers])[sizes.enc_layers] for images in pair]
-        asked = {name: (int(found[1]), int(found[2])) for name in wanted if (found := _OUTPUT.fullmatch(name))}
-        layers = [layer for _, layer in asked.values() if 0 < layer <= sizes.dec_layers]
+        requested = {name: (int(found[1]), int(found[2])) for name in wanted if (found := _OUTPUT.fullmatch(name))}
+        layers = [layer for _, layer in requested.values() if 0 < layer <= sizes.dec_layers]
         by_layer: dict[int, tuple[Tensor, ...]] = {0: tuple(encoded)}
         if layers:
             rows, columns = ([images.shape[axis] // sizes.patch for images in pair] for axis in (-2, -1))
             grids = (rows[0], columns[0]), (rows[1], columns[1])
             by_layer |= backbone.decode(backbone.embed(encoded[0]), backbone.embed(encoded[1]), grids, layers)
-        return {name: by_layer[layer][view - 1] for name, (view, layer) in asked.items() if layer in by_layer}
+        return {name: by_layer[layer][view - 1] for name, (view, layer) in requested.items() if layer in by_layer}
 
-    def describe(self, config: DUSt3RConfig) -> dict[str, Any]:
+    def describe(self, config: DUSt3RConfig) -> JsonObject:
         heads = {"enc_heads": config.enc_heads, "dec_heads": config.dec_heads, "patch": config.patch}
         return {
             **heads,
@@ -76,7 +76,7 @@ class PairParity(BackboneParity):
             "outputs": "view{1,2}.{0=encoder, normed; 1..L-1=decoder layers; L=last, normed}",
         }
 
-    def examples(self, config: DUSt3RConfig) -> dict[str, tuple[dict[str, Tensor], list[str]]]:
+    def examples(self, config: DUSt3RConfig) -> Examples:
         sizes = {
             "square": (2, (3, 3), (3, 3)),
             "landscape": (1, (2, 4), (2, 4)),

@@ -5,9 +5,13 @@ Importing this package imports neither torch nor openpi: it is the plugin module
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sfkit.registry.hookspecs import Register, hookimpl
+
+if TYPE_CHECKING:
+    from sfkit_openpi.adapter import OpenPIAdapter as OpenPIAdapter
+    from sfkit_openpi.checkpoint import export_checkpoint as export_checkpoint
 
 SFKIT_API = 1
 
@@ -36,8 +40,8 @@ def register_commands(register: Register) -> None:
     )
 
 
-# No __dir__ beside it: pluggy before 1.6 gets every name that dir() lists, and would load torch for `sfkit --help`.
-def __getattr__(name: str) -> Any:
+# Without a __dir__: pluggy before 1.6 gets every name of dir(), which would load torch for `sfkit --help`.
+def __getattr__(name: str) -> object:
     if name == "OpenPIAdapter":
         from sfkit_openpi.adapter import OpenPIAdapter
 
