@@ -90,7 +90,7 @@ class Standin:
 
 
 def standins(*, quick: bool) -> list[Standin]:
-    """OpenVLA with one picture, and OpenVLA-OFT with two, of real token counts and few, narrow blocks."""
+    """OpenVLA with one image, and OpenVLA-OFT with two, of real token counts and few, narrow blocks."""
     size, samples, width, blocks = (56, 1, 32, 2) if quick else (224, 2, 512, 4)
     side, settings = size // 14, {"image_size": size, "hidden_size": width, "num_hidden_layers": blocks}
     one, two = tiny_openvla(**settings), tiny_oft(images=2, **settings)

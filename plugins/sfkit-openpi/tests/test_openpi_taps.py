@@ -1,4 +1,4 @@
-"""Where hidden states and pictures are read."""
+"""Where hidden states and images are read."""
 
 from __future__ import annotations
 

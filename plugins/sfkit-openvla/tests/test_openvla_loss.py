@@ -101,7 +101,7 @@ def test_fault_14_accumulated_batches_count_as_one(loop, script, wrap, record_pr
 @pytest.mark.parametrize("images", [1, 3])
 def test_fault_14_what_is_added_follows_every_factor(loop, images, script, wrap, record_property) -> None:
     if loop == "openvla" and images > 1:
-        pytest.skip("OpenVLA takes one picture")
+        pytest.skip("OpenVLA takes one image")
     it = script(loop, images=images, film=loop != "openvla")
     policy, heads = wrap(it.policy(), weight=WEIGHT, student_layer=LAYER), it.heads()
     loss = it.loss(policy, it.batch(), heads)
@@ -164,7 +164,7 @@ def test_evaluation_is_bit_identical(loop, script, wrap) -> None:
     assert policy.spatial_forcing.status().teacher_runs == 0
 
 
-def test_fault_52_a_policy_in_bfloat16_keeps_its_projector_and_pictures(loop, script, wrap) -> None:
+def test_fault_52_a_policy_in_bfloat16_keeps_its_projector_and_images(loop, script, wrap) -> None:
     it = script(loop)
     policy, heads, seen = wrap(it.policy(), weight=WEIGHT), it.heads(), []
     policy.to(torch.bfloat16)
