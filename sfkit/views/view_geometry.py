@@ -82,7 +82,7 @@ def _depth(rig: CameraRig, batch: Mapping[str, Any], key: str, box: Placement, f
     _require_same_aspect(depth, depth_key, box.source, key)
     # The map may be of another size than the picture, of the same field of view.
     to_view = box.matrix @ resize_matrix((depth.shape[-2], depth.shape[-1]), box.source)
-    return warp_nearest(depth, to_view, box.view) * rig.depth_scale(key)
+    return rig.known_depth(key, warp_nearest(depth, to_view, box.view) * rig.depth_scale(key))
 
 
 def _require_same_aspect(depth: Tensor, depth_key: str, source: tuple[int, int], key: str) -> None:

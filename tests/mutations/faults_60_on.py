@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from mutant import Mutant
-from operators import drop_raise
+from operators import drop_raise, replace_return
 
 # fmt: off
 NEWEST = (
     Mutant(60, "_require_same_aspect", drop_raise("ViewsError"),
            "test_fault_60_depth_of_another_aspect_ratio_is_refused"),
+    Mutant(61, "CameraRig.known_depth", replace_return("depth", mentions="where"),
+           "test_fault_61_the_clipped_ends_of_a_video_are_unknown"),
+    Mutant(61, "_recorded_range", replace_return("camera.depth_range", mentions="depth_max"),
+           "test_fault_61_the_clipped_ends_of_a_video_are_unknown",
+           "test_fault_61_a_range_narrows_what_the_dataset_records"),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ import torch
 
 from sfkit.errors import ConfigError
 from sfkit.views.cameras import Camera, CameraRig, PoseTable
+
+#: Meters beyond which LeRobot returns no millimeters: it clips them to 16 bits.
+_LARGEST = 65.535
 
 #: Transforms of torchvision that move pixels. Depth, calibration and poses would not move with them.
 _MOVING_TRANSFORMS = frozenset(
@@ -143,7 +147,19 @@ def _with_unit(key: str, camera: Camera, dataset: Any) -> Camera:
             f"{camera.depth_unit}.",
             "Leave depth_unit out of cameras.json: LeRobot converts the maps, and knows.",
         )
-    return camera.model_copy(update={"depth_unit": unit or camera.depth_unit})
+    ends = _recorded_range(feature, camera)
+    return camera.model_copy(update={"depth_unit": unit or camera.depth_unit, "depth_range": ends})
+
+
+def _recorded_range(feature: Mapping[str, Any], camera: Camera) -> tuple[float, float] | None:
+    """Meters between which a depth map was recorded: LeRobot's video clips to them, and knows no missing depth."""
+    if feature["dtype"] != "video":
+        return camera.depth_range
+    from lerobot.configs.video import DepthEncoderConfig
+
+    encoder = DepthEncoderConfig.from_video_info(feature.get("info"))
+    near, far = camera.depth_range or (0.0, math.inf)
+    return max(near, encoder.depth_min), min(far, encoder.depth_max, _LARGEST)
 
 
 def _unit_from_lerobot(depth_key: str, feature: Mapping[str, Any], dataset: Any) -> str | None:
