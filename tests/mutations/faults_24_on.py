@@ -65,7 +65,7 @@ HIGH = (
     Mutant(26, "sfkit_openvla.pictures.pictures", replace_return("_ * 2 - 1"),
            "test_fault_26_teachers_see_the_cameras_pixels[siglip-1]", ends_in="ViewsError"),
     # 27: the student's pictures are moved, and depth is not
-    Mutant(27, "_refuse_moving_transforms", drop_raise("ConfigError"),
+    Mutant(27, "_refuse_moving_transforms", drop_call("refuse_moving"),
            "test_fault_27_geometric_augmentation_is_refused"),
     Mutant(27, "origin_of_crop", fix_condition(False, "get_params"), "test_fault_27_depth_moves_with_the_random_crop"),
     Mutant(27, "StillCameras.boxes", replace_call("moved", "False"),

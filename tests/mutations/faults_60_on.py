@@ -14,4 +14,6 @@ NEWEST = (
     Mutant(61, "_recorded_range", replace_return("camera.depth_range", mentions="depth_max"),
            "test_fault_61_the_clipped_ends_of_a_video_are_unknown",
            "test_fault_61_a_range_narrows_what_the_dataset_records"),
+    Mutant(62, "refuse_moving", drop_raise("ConfigError", mentions="_DRAWS"),
+           "test_fault_62_what_moves_pixels_is_refused_in_any_form"),
 )
