@@ -185,7 +185,7 @@ HIGH = (
            "test_fault_54_invalid_depth_is_masked_and_never_a_target[0.01]"),
     Mutant(54, "_unit_from_lerobot", replace_return("'m'", mentions="depth_output_unit"),
            "test_fault_54_lerobots_default_is_millimeters",
-           "test_fault_54_the_unit_is_the_one_that_the_trainer_asks_the_dataset_for"),
+           "test_fault_54_the_unit_is_that_of_the_open_dataset"),
     # 55: several forwards before one backward
     Mutant(55, "Joiner._rides_behind", replace_constant(True, False, within="pending_losses"),
            "test_fault_55_a_forward_that_is_fed_what_an_earlier_one_returned"),

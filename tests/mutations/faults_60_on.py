@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mutant import Mutant
-from operators import drop_raise, replace_return
+from operators import drop_raise, fix_condition, replace_return
 
 # fmt: off
 NEWEST = (
@@ -16,4 +16,8 @@ NEWEST = (
            "test_fault_61_a_range_narrows_what_the_dataset_records"),
     Mutant(62, "refuse_moving", drop_raise("ConfigError", mentions="_DRAWS"),
            "test_fault_62_what_moves_pixels_is_refused_in_any_form"),
+    Mutant(63, "read_trainer", replace_return("Trainer()", mentions="log_freq"),
+           "test_fault_63_settings_of_a_program_are_used", ends_in="ConfigError"),
+    Mutant(64, "Trainer.refuse_unknown_depth", fix_condition(False, "streams"),
+           "test_fault_64_depth_of_a_streamed_dataset_is_refused"),
 )
