@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from sfkit.config import ComponentSpec, Recompute
 from sfkit.errors import GradientError, ShapeError
 from sfkit.objectives.base import Objective, cosine_similarity, masked_mean
-from sfkit.objectives.distances import CosineObjective
 from sfkit.projectors.base import Projector
 from sfkit.training.taps import Residual, TapSite
 from sfkit.training.teacher_runner import TeacherRunner
@@ -264,9 +263,10 @@ class AlignmentPair(nn.Module):
 
     def _objective(self, projected: Tensor, goal: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Loss ``(b,)``, and cosine ``(b, v, gh, gw)`` of the maps ``(b, v, gh, gw, d)``, which is computed once."""
-        if type(self.objective) is CosineObjective:  # a subclass may compute something else
+        from_cosine = vars(type(self.objective)).get("from_cosine")  # a subclass may compute something else
+        if from_cosine is not None:
             cosine = cosine_similarity(projected, goal)
-            return self.objective.from_cosine(cosine, mask), cosine.detach()
+            return from_cosine(self.objective, cosine, mask), cosine.detach()
         loss = self.objective.with_head(projected, goal, mask, self.head)
         if self.reads_attention:
             return loss, loss.detach()

@@ -65,7 +65,7 @@ HIGH = (
     Mutant(26, "sfkit_openvla.images.to_images", replace_return("_ * 2 - 1"),
            "test_fault_26_teachers_see_the_cameras_pixels[siglip-1]", ends_in="ViewsError"),
     # 27: the student's images are moved, and depth is not
-    Mutant(27, "_refuse_moving_transforms", drop_raise("ConfigError"),
+    Mutant(27, "_refuse_moving_transforms", drop_call("refuse_moving"),
            "test_fault_27_geometric_augmentation_is_refused"),
     Mutant(27, "origin_of_crop", fix_condition(False, "get_params"), "test_fault_27_depth_moves_with_the_random_crop"),
     Mutant(27, "StillCameras.boxes", replace_call("moved", "False"),
@@ -185,7 +185,7 @@ HIGH = (
            "test_fault_54_invalid_depth_is_masked_and_never_a_target[0.01]"),
     Mutant(54, "_unit_from_lerobot", replace_return("'m'", mentions="depth_output_unit"),
            "test_fault_54_lerobots_default_is_millimeters",
-           "test_fault_54_the_unit_is_the_one_that_the_trainer_asks_the_dataset_for"),
+           "test_fault_54_the_unit_is_that_of_the_open_dataset"),
     # 55: several forwards before one backward
     Mutant(55, "Joiner._rides_behind", replace_constant(True, False, within="pending_losses"),
            "test_fault_55_a_forward_that_is_fed_what_an_earlier_one_returned"),

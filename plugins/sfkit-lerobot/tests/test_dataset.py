@@ -178,9 +178,9 @@ def test_fault_27_geometric_augmentation_is_refused(root) -> None:
     from lerobot.transforms import ImageTransforms, ImageTransformsConfig
     from torchvision.transforms import v2
 
-    with pytest.raises(ConfigError, match="RandomAffine"):
+    with pytest.raises(ConfigError, match="move pixels"):
         camera_rig(_open(root, image_transforms=ImageTransforms(ImageTransformsConfig(enable=True))))
-    with pytest.raises(ConfigError, match="RandomHorizontalFlip"):
+    with pytest.raises(ConfigError, match="move pixels"):
         camera_rig(_open(root, image_transforms=v2.Compose([v2.RandomHorizontalFlip()])))
     color = ImageTransformsConfig(enable=True)
     del color.tfs["affine"]

@@ -18,6 +18,7 @@ from sfkit.policies.tokens import cut
 from sfkit.presets import Preset
 from sfkit.registry.registry import default_registry
 from sfkit.teachers.base import Teacher
+from sfkit.training.pair import AlignmentPair
 from sfkit.views.types import FeatureMap, Views
 from sfkit_backbones.parity.base import Parity
 from sfkit_backbones.parity.fixture import Case, Fixture
