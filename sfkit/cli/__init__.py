@@ -37,6 +37,7 @@ def build_app() -> typer.Typer:
         rich_markup_mode="rich",
     )
     app.callback(invoke_without_command=True)(_root)
+    # A plugin cannot replace these.
     own = (plugins, teachers, policies, presets)
     for command in own:
         app.command()(command)

@@ -94,6 +94,7 @@ def _capture(policy: nn.Module, batch: Batch, run: Callable[[nn.Module, Batch], 
         seen["teacher"] = torch.where(result[0].mask.unsqueeze(-1), result[0].values, 0.0).clone()
         return result
 
+    # Tokens and features exist within the forward alone. The fork repeats the policy's own noise in each run.
     with (
         mock.patch.object(adapter, method, tokens),
         mock.patch.object(host, "features", features),
@@ -151,6 +152,7 @@ class _Float64(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: object, args: Iterable[object] = (), kwargs: Any = None) -> object:
         kwargs = kwargs or {}
+        # torch.get_default_dtype alone does not do: models name float32, and call .float().
         if func in _READING:
             return func(*args, **kwargs)
         if func is Tensor.float:
