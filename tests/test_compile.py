@@ -12,6 +12,7 @@ import torch
 from sfkit import SpatialForcing
 from sfkit.errors import TapError
 from sfkit.testing.tiny import TinyPolicy, tiny_batch
+from sfkit.training.taps import Residual
 
 pytestmark = pytest.mark.filterwarnings("default")  # dynamo warns about its own business while tracing
 
@@ -29,13 +30,15 @@ def run(policy: TinyPolicy, call: Any) -> list[tuple[float, float, int]]:
     seen = []
     for seed in range(4):
         torch.manual_seed(seed)
-        policy.spatial_forcing.taps[2].fired = 0
+        policy.spatial_forcing.taps.at[Residual(2)].fired = 0
         with SpatialForcing.disabled(policy) if seed == 1 else contextlib.nullcontext():
             loss, info = call(tiny_batch(seed=seed))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        seen.append((loss.item(), info["sf_loss"] if seed != 1 else 0.0, policy.spatial_forcing.taps[2].fired))
+        seen.append(
+            (loss.item(), info["sf_loss"] if seed != 1 else 0.0, policy.spatial_forcing.taps.at[Residual(2)].fired)
+        )
     return seen
 
 

@@ -27,7 +27,7 @@ def weights(policy: TinyPolicy, steps: int) -> list[float]:
 def test_the_weight_follows_the_schedule(wrapped: Make) -> None:
     policy = wrapped(weight=0.4, schedule=["every:2", "stop:5"])
     assert weights(policy, 7) == pytest.approx([0.4, 0, 0.4, 0, 0.4, 0, 0])
-    assert policy.spatial_forcing.hosts[0].runs == 3
+    assert policy.spatial_forcing.runners[0].num_forwards == 3
     assert policy.spatial_forcing.steps == 7
 
 
@@ -44,7 +44,7 @@ def test_a_resting_step_is_that_of_the_plain_policy(tiny: Make, wrapped: Make) -
 
 def test_a_hard_stop_frees_the_teacher_and_keeps_the_projector(wrapped: Make, caplog: Any) -> None:
     policy = wrapped(schedule="stop:2")
-    handle, host = policy.spatial_forcing, policy.spatial_forcing.hosts[0]
+    handle, host = policy.spatial_forcing, policy.spatial_forcing.runners[0]
     weights(policy, 2)
     network = weakref.ref(host._model)
     assert network() is not None
@@ -55,7 +55,7 @@ def test_a_hard_stop_frees_the_teacher_and_keeps_the_projector(wrapped: Make, ca
     assert [r.message for r in caplog.records] == [
         "At step 2 the schedule (stop(at=2)) has ended: nothing is aligned any more."
     ]
-    assert any(name.startswith("projectors.0") for name, _ in handle.named_parameters())
+    assert any(name.startswith("pairs.0.projector") for name, _ in handle.named_parameters())
     assert "idle (the schedule rests), 5 steps so far" in str(handle.status())
     handle.steps = 0  # as a fine-tuning run does that starts from such a checkpoint
     assert weights(policy, 3) == [0.5, 0.5, 0]
@@ -65,9 +65,9 @@ def test_a_hard_stop_frees_the_teacher_and_keeps_the_projector(wrapped: Make, ca
 def test_steps_between_do_not_free_the_teacher(wrapped: Make) -> None:
     policy = wrapped(schedule="every:3")
     weights(policy, 1)
-    model = policy.spatial_forcing.hosts[0]._model
+    model = policy.spatial_forcing.runners[0]._model
     weights(policy, 4)
-    assert policy.spatial_forcing.hosts[0]._model is model
+    assert policy.spatial_forcing.runners[0]._model is model
 
 
 def test_fault_32_every_training_forward_counts_aligned_or_not(wrapped: Make) -> None:

@@ -75,7 +75,7 @@ def print_preset(entry: Entry) -> None:
     """
     preset: Preset = entry.load()
     console = plain_console(highlight=False)
-    console.print(titled(preset.name, f" ({entry.distribution}): {preset.summary}. Source: {preset.source}"))
+    console.print(titled(preset.name, f" ({entry.distribution}): {entry.summary}. Source: {preset.source}"))
     rows = [
         (f"{name}, policies of {blocks} blocks" if blocks else name, _shortened(value))
         for blocks, arguments in [(0, preset.arguments), *preset.by_blocks.items()]

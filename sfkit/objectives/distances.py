@@ -24,7 +24,11 @@ class CosineObjective(Objective):
 
     def __call__(self, student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
         """``(b, v, gh, gw, d)`` maps to ``(b,)``."""
-        return masked_mean(1.0 - cosine_similarity(student, teacher), mask)
+        return self.from_cosine(cosine_similarity(student, teacher), mask)
+
+    def from_cosine(self, cosine: Tensor, mask: Tensor) -> Tensor:
+        """``(b,)`` losses from the cosine ``(b, v, gh, gw)`` of each token, for a caller that logs it too."""
+        return masked_mean(1.0 - cosine, mask)
 
 
 class NormalizedOptions(Options):

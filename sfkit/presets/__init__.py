@@ -11,27 +11,24 @@ from sfkit.config import Options
 
 
 class Preset(Options):
-    """A published method: arguments of :meth:`sfkit.SpatialForcing.wrap`, and what is to be known about them.
+    """A published method: arguments of :meth:`sfkit.SpatialForcing.wrap`, and what differs from the publication.
 
-    An argument that the user gives takes the place of the preset's. ``pairs`` hold no teacher: they are aligned with
-    ``teacher``. ``adapter`` holds options for whichever adapter handles the policy.
+    The user's arguments override the preset's. ``pairs`` name no teacher: they are aligned with ``teacher``.
+    ``adapter`` holds options for the adapter of the policy, whichever it is.
     """
 
-    name: str = Field(description="What users write.")
-    summary: str = Field(description="One line for listings.")
+    name: str = Field(description="The name that users write.")
     source: str = Field(description="Paper and repository.")
-    arguments: dict[str, Any] = Field(description="Of wrap.")
+    arguments: dict[str, Any] = Field(description="Arguments of wrap.")
     by_blocks: dict[int, dict[str, Any]] = Field(
-        default_factory=dict, description="Further arguments, by the number of the policy's decoder blocks."
+        default={}, description="Further arguments, by the number of the policy's decoder blocks."
     )
-    teacher_hint: str = Field(default="", description="Which teacher to give, where the preset can name none.")
-    same_scale: tuple[str, ...] = Field(
-        default=(), description="Further teachers whose features have the size of the preset's own teacher's."
-    )
-    released: tuple[str, ...] = Field(default=(), description="What the released code does, and the preset with it.")
+    teacher_hint: str = Field(default="", description="Which teacher to give, where the preset names none.")
+    same_scale: tuple[str, ...] = Field(default=(), description="Teachers whose features are as large as its own's.")
+    released: tuple[str, ...] = Field(default=(), description="What the released code does, and the preset too.")
     paper: tuple[str, ...] = Field(default=(), description="Where the paper says something else.")
     missing: tuple[str, ...] = Field(default=(), description="What the released code does and the preset does not.")
 
     def arguments_for(self, blocks: int) -> Mapping[str, Any]:
-        """The arguments for a policy of so many decoder blocks."""
+        """The arguments for a policy with this number of decoder blocks."""
         return {**self.arguments, **self.by_blocks.get(blocks, {})}

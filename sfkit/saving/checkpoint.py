@@ -25,14 +25,14 @@ from sfkit.config import SpatialForcingConfig
 from sfkit.errors import CheckpointError, ConfigError
 from sfkit.saving.trust import Origin, Published
 from sfkit.teachers.base import Teacher, license_note
-from sfkit.training.taps import student_layer_name
+from sfkit.training.taps import site_of
 from sfkit.utils.places import read_json
 
 FOLDER = "spatial_forcing"
 _CONFIG, _PROJECTOR, _README = "config.json", "projector.safetensors", "README.md"
 #: The files that are fetched and read, and their largest sizes in bytes.
 LIMITS = {f"{FOLDER}/{_CONFIG}": 2**20, f"{FOLDER}/{_PROJECTOR}": 2**32, f"{FOLDER}/{_README}": 2**20}
-_FORMAT = "sfkit.checkpoint/2"
+_FORMAT = "sfkit.checkpoint/3"
 #: The folder that is being replaced, within the temporary one.
 _EARLIER = "earlier"
 
@@ -90,7 +90,7 @@ def part_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _readme(config: SpatialForcingConfig, identities: Sequence[Mapping[str, str]], notes: Sequence[str]) -> str:
     """The page of the published folder."""
     pairs = "\n".join(
-        f"- {student_layer_name(pair.student_layer)} of the policy with layer {pair.teacher_layer} of teacher "
+        f"- {site_of(pair.student_layer)} of the policy with layer {pair.teacher_layer} of teacher "
         f"`{pair.teacher.name}`"
         for pair in config.pairs
     )

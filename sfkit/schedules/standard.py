@@ -27,10 +27,10 @@ class ConstantSchedule(Schedule):
 
 
 class DecayOptions(Options):
-    """Options of the schedules that fall."""
+    """Options of the schedules that decay."""
 
-    steps: int = Field(ge=1, description="Steps from the factor 1 to the last.")
-    delay: int = Field(default=0, ge=0, description="Steps before that, at the factor 1.")
+    steps: int = Field(ge=1, description="Number of steps from the factor 1 to the last factor.")
+    delay: int = Field(default=0, ge=0, description="Number of steps before that, at the factor 1.")
     to: float = Field(default=0.0, ge=0, description="The last factor; at 0 the teacher is freed.")
 
 
@@ -96,9 +96,7 @@ class EveryOptions(Options):
     """Options of :class:`EverySchedule`."""
 
     n: int = Field(ge=1, description="Align at one step of so many.")
-    compensate: Harmless[bool] = Field(
-        default=False, description="Make those steps n times as heavy: the same weight on average."
-    )
+    compensate: Harmless[bool] = Field(default=False, description="Multiply the weight at those steps by n.")
 
 
 class EverySchedule(Schedule):
@@ -123,7 +121,7 @@ class StopOptions(Options):
 class StopSchedule(Schedule):
     """``f(s) = 1`` before step ``at``, 0 from there on.
 
-    Source: HASTE, arXiv 2505.16792: early alignment helps, and past some point it holds the student back.
+    Source: HASTE, arXiv 2505.16792: early alignment helps, and after some point it hinders the student.
     """
 
     name = "stop"
@@ -152,7 +150,7 @@ class ConflictSchedule(Schedule):
     ``m <- m + (c - m) / min(k, patience)`` at the ``k``-th measurement.
 
     Source: that the two gradients agree early, and oppose each other late, is observed in HASTE (arXiv 2505.16792);
-    judging an auxiliary loss by that cosine is due to Du et al. (arXiv 1812.02224). The rule of the mean is sfkit's.
+    judging an auxiliary loss by that cosine is due to Du et al. (arXiv 1812.02224). The mean is sfkit's own rule.
     """
 
     name = "conflict"

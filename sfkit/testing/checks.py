@@ -12,14 +12,13 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeAlias, TypeVar
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from sfkit.config import ENCODER
 from sfkit.errors import SfkitError
+from sfkit.training.observer import StepObserver
 from sfkit.views.types import FeatureMap, Views
 from sfkit.wrap import SpatialForcing
 
@@ -80,27 +79,24 @@ def _capture(policy: nn.Module, batch: Batch, run: Callable[[nn.Module, Batch], 
     if handle is None:
         raise CorrespondenceError("The policy is not wrapped.", "Wrap it first.")
     seen: dict[str, Tensor] = {}
-    adapter, host = handle.adapter, handle.hosts[0]
-    method = "encoder_tokens" if handle.pairs[0].student_layer == ENCODER else "visual_tokens"
-    real_tokens, real_features = getattr(adapter, method), host.features
 
-    def tokens(captured: object, views: Views) -> FeatureMap:
-        result: FeatureMap = real_tokens(captured, views)
-        seen.update(student=result.values.detach().clone(), mask=result.mask, size=torch.tensor(views.size))
-        return result
+    class Size(StepObserver):
+        def captured(self, views: Views, students: object) -> None:
+            seen["size"] = torch.tensor(views.size)
 
-    def features(*args: Any) -> list[FeatureMap]:
-        result = real_features(*args)
-        seen["teacher"] = torch.where(result[0].mask.unsqueeze(-1), result[0].values, 0.0).clone()
-        return result
+    def keep(pair: nn.Module, maps: tuple[FeatureMap, FeatureMap]) -> None:
+        student, teacher = maps[:2]
+        seen.update(student=student.values.detach().clone(), mask=student.mask)
+        seen["teacher"] = torch.where(teacher.mask.unsqueeze(-1), teacher.values, 0.0).clone()
 
-    # Tokens and features exist within the forward alone. The fork repeats the policy's own noise in each run.
-    with (
-        mock.patch.object(adapter, method, tokens),
-        mock.patch.object(host, "features", features),
-        torch.random.fork_rng(devices=[]),
-    ):
-        run(policy, batch)
+    hook = handle.pairs[0].register_forward_pre_hook(keep)
+    handle.observers.append(Size())
+    try:
+        with torch.random.fork_rng(devices=[]):  # the policy draws the same noise in each run
+            run(policy, batch)
+    finally:
+        hook.remove()
+        handle.observers.pop()
     return seen
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from sfkit.errors import GradientError
 
@@ -74,3 +75,8 @@ def own_rng(device: torch.device | None = None, seed: int | None = None) -> Iter
         if seed is not None:
             torch.manual_seed(seed)
         yield
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether FSDP2's ``fully_shard`` was applied; recognized by name, as older torch has no such class."""
+    return any(cls.__name__ == "FSDPModule" for cls in type(module).__mro__)

@@ -6,7 +6,7 @@ Camera axes are OpenCV's (x right, y down, z forward); integer pixel coordinates
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,9 +16,12 @@ from torch import Tensor
 from sfkit.errors import ViewsError
 from sfkit.views.cameras import CameraRig
 
+#: Relative difference of aspect ratios up to which a depth map and its image may be aligned: sizes round.
+_ASPECT_TOLERANCE = 0.02
+
 
 def resize_matrix(source: tuple[int, int], target: tuple[int, int], offset: tuple[int, int] = (0, 0)) -> Tensor:
-    """``(3, 3)`` float32: pixel of a ``source`` (h, w) picture to its pixel after resizing to ``target`` and shifting.
+    """``(3, 3)`` float32: pixel of a ``source`` (h, w) image to its pixel after resizing to ``target`` and shifting.
 
     Args:
         source: Height and width before.
@@ -31,33 +34,33 @@ def resize_matrix(source: tuple[int, int], target: tuple[int, int], offset: tupl
 
 
 def on_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """``tensor`` on ``device``; from the host it is sent without waiting for what the device is doing.
+    """``(b, ...)`` on ``device``; from the host it is sent without waiting for the device, as an ordinary copy would.
 
-    An ordinary copy does wait, and at every step. What is sent is read before the call returns, so that it may change.
+    The call returns after the host's memory is read, so ``tensor`` may change afterward.
     """
     from_host = tensor.device.type == "cpu" and device.type != "mps"
     return tensor.to(device, non_blocking=from_host)
 
 
 def warp_intrinsics(intrinsics: Tensor, source_to_view: Tensor) -> Tensor:
-    """Intrinsics ``(..., 3, 3)`` of the view from those of the source picture."""
+    """Intrinsics ``(..., 3, 3)`` of the view from those of the source image."""
     return source_to_view @ intrinsics
 
 
-def warp_nearest(picture: Tensor, source_to_view: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bring a picture into the view without mixing values (depth must not be averaged across edges).
+def warp_nearest(image: Tensor, source_to_view: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bring a image into the view without mixing values (depth must not be averaged across edges).
 
     Args:
-        picture: ``(b, hs, ws)``.
+        image: ``(b, hs, ws)``.
         source_to_view: ``(3, 3)`` affine, the same for the batch.
         size: Height and width of the view.
 
     Returns:
-        ``(b, h, w)``; 0 where the view looks beyond the picture (letterbox).
+        ``(b, h, w)``; 0 where the view looks beyond the image (letterbox).
     """
     matrix = tuple(source_to_view.flatten().tolist())
-    index, inside = _lookup(matrix, (picture.shape[-2], picture.shape[-1]), size, picture.device)
-    warped = picture.flatten(1)[:, index].reshape(-1, *size)
+    index, inside = _lookup(matrix, (image.shape[-2], image.shape[-1]), size, image.device)
+    warped = image.flatten(1)[:, index].reshape(-1, *size)
     return torch.where(inside, warped, torch.zeros((), dtype=warped.dtype, device=warped.device))
 
 
@@ -101,7 +104,7 @@ def unproject(depth: Tensor, intrinsics: Tensor) -> Tensor:
 
 
 def to_world(points: Tensor, world_from_camera: Tensor) -> Tensor:
-    """Rigidly move ``(..., h, w, 3)`` camera points with ``(..., 4, 4)`` poses."""
+    """Camera points ``(..., h, w, 3)`` in the world frame, by ``(..., 4, 4)`` poses."""
     pose = world_from_camera.to(points.dtype)
     rotation, translation = pose[..., None, :3, :3], pose[..., None, None, :3, 3]
     return points @ rotation.transpose(-1, -2) + translation
@@ -111,11 +114,11 @@ Size = tuple[int, int]
 
 
 class Placement(Protocol):
-    """Where the pixels of a picture are in the view. Sizes are height and width."""
+    """Where the pixels of a image are in the view. Sizes are height and width."""
 
     @property
     def source(self) -> Size:
-        """Size of the picture in the batch."""
+        """Size of the image in the batch."""
 
     @property
     def view(self) -> Size:
@@ -123,19 +126,19 @@ class Placement(Protocol):
 
     @property
     def matrix(self) -> Tensor:
-        """``(3, 3)`` float32: pixel of the picture to pixel of the view."""
+        """``(3, 3)`` float32: pixel of the image to pixel of the view."""
 
     @property
     def valid(self) -> Tensor:
-        """``(h, w)`` bool: False where the view shows nothing of the picture."""
+        """``(h, w)`` bool: False where the view shows nothing of the image."""
 
 
 @dataclass(frozen=True)
 class Letterbox:
-    """Where the pixels of a picture are in the view. Sizes are height and width.
+    """Where the pixels of a image are in the view. Sizes are height and width.
 
     Attributes:
-        source: Size of the picture in the batch.
+        source: Size of the image in the batch.
         resized: Its size within the view.
         view: Size of the view.
         offset: Rows of padding above it, and columns to its left.
@@ -148,7 +151,7 @@ class Letterbox:
 
     @property
     def matrix(self) -> Tensor:
-        """``(3, 3)`` float32: pixel of the picture to pixel of the view."""
+        """``(3, 3)`` float32: pixel of the image to pixel of the view."""
         return resize_matrix(self.source, self.resized, self.offset)
 
     @property
@@ -161,12 +164,12 @@ class Letterbox:
 
 
 def unchanged(size: Size) -> Letterbox:
-    """A view that is the picture itself."""
+    """A view that is the image itself."""
     return Letterbox(size, size, size)
 
 
 def fitted(source: Size, view: Size) -> Size:
-    """Size of a picture within a view, rounded as the ``resize_with_pad`` functions of LeRobot 0.6.1 and openpi round.
+    """Size of a image within a view, rounded as the ``resize_with_pad`` functions of LeRobot 0.6.1 and openpi round.
 
     The quotient of floats is part of the contract: another order of operations is a pixel off for some sizes.
     """
@@ -175,7 +178,7 @@ def fitted(source: Size, view: Size) -> Size:
 
 
 def pad_around(source: Size, view: Size) -> Letterbox:
-    """The picture is in the middle; of an odd number of lines the smaller half comes first (pi0 everywhere)."""
+    """The image is in the middle; of an odd number of lines the smaller half comes first (pi0 everywhere)."""
     if source == view:
         return unchanged(source)
     resized = fitted(source, view)
@@ -186,13 +189,13 @@ def pad_around(source: Size, view: Size) -> Letterbox:
 class ViewGeometry:
     """Optional fields of :class:`sfkit.Views`. A field is None when no view has it.
 
-    Otherwise views without it hold what every teacher masks: depth 0, the identity as intrinsics, poses of NaN.
-    Intrinsics of NaN are those of a camera whose calibration is unknown.
+    Otherwise views without it hold values that every teacher masks: depth 0, the identity as intrinsics, poses of NaN.
+    Intrinsics of NaN belong to a camera whose calibration is unknown.
     """
 
-    depth: Tensor | None
-    intrinsics: Tensor | None
-    world_from_camera: Tensor | None
+    depth: Tensor | None = None
+    intrinsics: Tensor | None = None
+    world_from_camera: Tensor | None = None
 
 
 def view_geometry(
@@ -206,13 +209,13 @@ def view_geometry(
 
     Args:
         rig: Calibration; None where there is none.
-        batch: What holds depth maps by ``depth_key``, and the frames' ``index`` for poses: the batch of forward.
-        boxes: How each camera's picture became a view, in the order of the views; None for a camera that is missing.
-        like: ``(b, v, 3, h, w)`` pictures, for sizes and device.
-        frame: Which of several time steps of a depth map is the present one.
+        batch: The batch of forward, with depth maps by ``depth_key``, and the frames' ``index`` for poses.
+        boxes: How each camera's image became a view, in the order of the views; None for a camera that is missing.
+        like: ``(b, v, 3, h, w)`` images, for sizes and device.
+        frame: Which of several time steps of a depth map is the current one.
     """
     if rig is None:
-        return ViewGeometry(None, None, None)
+        return ViewGeometry()
     calibrated = {key: box for key, box in boxes.items() if box is not None and key in rig.cameras}
     b, (h, w) = like.shape[0], like.shape[-2:]
     depth = {
@@ -233,7 +236,8 @@ def view_geometry(
     )
 
 
-def _stack(boxes: Mapping[str, Any], found: Mapping[str, Tensor], otherwise: Tensor) -> Tensor | None:
+def _stack(boxes: Iterable[str], found: Mapping[str, Tensor], otherwise: Tensor) -> Tensor | None:
+    """``(b, v, ...)`` from ``(b, ...)`` for each camera; None where no camera has one."""
     return torch.stack([found.get(key, otherwise) for key in boxes], 1) if found else None
 
 
@@ -243,13 +247,25 @@ def _depth(rig: CameraRig, batch: Mapping[str, Any], key: str, box: Placement, f
     if depth_key is None or depth_key not in batch:
         return None
     depth = depth_map(batch[depth_key], depth_key, frame)
-    # The map may be of another size than the picture, of the same field of view.
+    _require_same_aspect(depth, depth_key, box.source, key)
+    # The map may be of another size than the image, of the same field of view.
     to_view = box.matrix @ resize_matrix((depth.shape[-2], depth.shape[-1]), box.source)
-    return warp_nearest(depth, to_view, box.view).float() * rig.depth_scale(key)
+    return rig.known_depth(key, warp_nearest(depth, to_view, box.view) * rig.depth_scale(key))
+
+
+def _require_same_aspect(depth: Tensor, depth_key: str, source: tuple[int, int], key: str) -> None:
+    """Refuse a map ``(b, h, w)`` of another shape than its image: it is not aligned to color."""
+    h, w = depth.shape[-2:]
+    if abs((w * source[0]) / (h * source[1]) - 1) > _ASPECT_TOLERANCE:
+        raise ViewsError(
+            f"{depth_key} is {h}x{w}, and its image {key} is {source[0]}x{source[1]}: another aspect ratio, so the "
+            "pixels of the two do not correspond.",
+            "Align depth to color when you record (RealSense: rs.align), or crop both in the same way.",
+        )
 
 
 def depth_map(value: Tensor, key: str, frame: int = -1) -> Tensor:
-    """``(b, h, w)`` from what a batch holds: with or without a channel, the present one of several time steps.
+    """``(b, h, w)`` float32 from a map of a batch: ``(b, h, w)``, ``(b, 1, h, w)`` or ``(b, time, 1, h, w)``.
 
     Raises:
         ViewsError: Another shape, or a precision in which depth is too coarse.
@@ -260,11 +276,12 @@ def depth_map(value: Tensor, key: str, frame: int = -1) -> Tensor:
             "Keep the batch in float32: cast the model, not its inputs (FSDP2: cast_forward_inputs=False).",
         )
     if value.ndim == 5 and value.shape[2] == 1:
-        return value[:, frame, 0]
+        return value[:, frame, 0].float()
     if value.ndim == 4 and value.shape[1] == 1:
-        return value[:, 0]
+        return value[:, 0].float()
     if value.ndim == 3:
-        return value
+        # Sensors give uint16, for which torch has almost no operation.
+        return value.float()
     raise ViewsError(
         f"{key} has shape {tuple(value.shape)}, which is no depth map.",
         "Expected (b, h, w), (b, 1, h, w) or (b, time, 1, h, w).",

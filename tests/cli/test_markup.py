@@ -31,7 +31,6 @@ class Thing:
 
 PRESET = Preset(
     name="odd",
-    summary=HOSTILE,
     source=HOSTILE,
     arguments={"depth": HOSTILE},
     teacher_hint=HOSTILE,

@@ -21,7 +21,7 @@ from sfkit.projectors.base import Projector
 from sfkit.projectors.standard import MLPProjector, NestedProjector, SiLUMLPProjector
 from sfkit.testing.checks import assert_rounded
 from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.training.step import align
+from sfkit.training.pair import AlignmentPair
 from sfkit.utils import recompute as scoped
 from sfkit.utils.recompute import recompute_scope, recomputed
 from sfkit.views.types import FeatureMap
@@ -63,7 +63,7 @@ def maps() -> tuple[FeatureMap, FeatureMap]:
 def gradients(projector: Projector, recompute: Recompute, objective: Any = None) -> list[Tensor]:
     student, teacher = maps()
     torch.manual_seed(5)
-    result = align(student, teacher, projector, objective or CosineObjective(), recompute=recompute)
+    result = AlignmentPair(projector, objective or CosineObjective(), recompute=recompute)(student, teacher)
     return [result.loss, *torch.autograd.grad(result.loss.sum(), [student.values, *projector.parameters()])]
 
 
@@ -94,7 +94,7 @@ def test_each_kind_of_operation_runs_as_often_as_it_is_said_to() -> None:
     for recompute in MODES:
         student, teacher = maps()
         projector = MLPProjector(8, 6)
-        loss = align(student, teacher, projector, CosineObjective(), recompute=recompute).loss.sum()
+        loss = AlignmentPair(projector, CosineObjective(), recompute=recompute)(student, teacher).loss.sum()
         with Names() as run:
             loss.backward()
         counts[recompute] = {name: run.names.count(f"aten::{name}") for name in ("addmm", "gelu", "native_layer_norm")}
@@ -131,7 +131,9 @@ def test_features_of_inference_mode_serve_as_well() -> None:
         student, teacher = maps()
         with torch.inference_mode():
             features = teacher.values.clone()
-        result = align(student, FeatureMap(features, teacher.mask), projector, CosineObjective(), recompute=recompute)
+        result = AlignmentPair(projector, CosineObjective(), recompute=recompute)(
+            student, FeatureMap(features, teacher.mask)
+        )
         found = torch.autograd.grad(result.loss.sum(), [student.values, *projector.parameters()])
         assert all(torch.equal(a, b) for a, b in zip(wanted[1:], found, strict=True))
 
@@ -148,8 +150,8 @@ def test_unmasked_maps_are_not_copied(recompute: Recompute, inference: bool) -> 
         tokens = student.clone().requires_grad_()
         mask = torch.ones(3, 2, 4, 4, dtype=torch.bool)
         mask[2] = not masked
-        result = align(
-            FeatureMap(tokens, mask), FeatureMap(features, mask), projector, CosineObjective(), recompute=recompute
+        result = AlignmentPair(projector, CosineObjective(), recompute=recompute)(
+            FeatureMap(tokens, mask), FeatureMap(features, mask)
         )
         gradients = torch.autograd.grad(result.loss[:2].sum(), [tokens, *projector.parameters()])
         found[masked] = [result.loss[:2], gradients[0][:2], *gradients[1:]]
@@ -169,11 +171,9 @@ def test_what_is_changed_in_place_is_an_error(recompute: Recompute, whole: bool)
     student, teacher = torch.randn(1, 1, 2, 2, 8, requires_grad=True), torch.randn(1, 1, 2, 2, 6)
     mask = torch.ones(1, 1, 2, 2, dtype=torch.bool)
     mask[0, 0, 0, 0] = whole
-    with pytest.raises(GradientError, match="'in-place' or objective 'cosine' changed in place"):
-        align(
-            FeatureMap(student * 1, mask), FeatureMap(teacher, mask), InPlace(8, 6), CosineObjective(),
-            recompute=recompute,
-        )  # fmt: skip
+    pair = AlignmentPair(InPlace(8, 6), CosineObjective(), recompute=recompute)
+    with pytest.raises(GradientError, match="'in-place' or objective 'cosine' changed its input"):
+        pair(FeatureMap(student * 1, mask), FeatureMap(teacher, mask))
 
 
 @pytest.mark.parametrize("recompute", MODES)
@@ -181,7 +181,7 @@ def test_a_loss_alone_may_be_computed_in_inference_mode(recompute: Recompute) ->
     with torch.inference_mode():
         mask = torch.ones(1, 1, 2, 2, dtype=torch.bool)
         maps = FeatureMap(torch.randn(1, 1, 2, 2, 8), mask), FeatureMap(torch.randn(1, 1, 2, 2, 6), mask)
-        result = align(*maps, MLPProjector(8, 6), CosineObjective(), recompute=recompute)
+        result = AlignmentPair(MLPProjector(8, 6), CosineObjective(), recompute=recompute)(*maps)
     assert result.loss.isfinite().all()
 
 

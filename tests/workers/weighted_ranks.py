@@ -45,7 +45,7 @@ def train(rank: int, arguments: dict[str, Any]) -> dict[str, Any]:
         "state": {key: value for key, value in handle.state_dict().items() if key.startswith(("balance", "schedule"))},
         "parameters": {name: parameter.detach() for name, parameter in policy.named_parameters()},
         "health": handle.health().as_dict(),
-        "loaded": [host._model is not None or host._loaded for host in handle.hosts],
+        "loaded": [host._model is not None or host._loaded for host in handle.runners],
     }
 
 

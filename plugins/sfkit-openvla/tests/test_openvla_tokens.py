@@ -133,4 +133,4 @@ def test_the_encoders_tokens_are_the_vision_backbones_output(loop, images, film,
     adapter.encoder_tokens = lambda states, views: found.append(real(states, views)) or found[-1]
     it.loss(policy, it.batch())
     assert torch.equal(found[0].values, given[0].reshape(2, images, 4, 4, -1))
-    assert found[0].dim == adapter.encoder_dim() == policy.spatial_forcing.projectors[0].student_dim
+    assert found[0].dim == adapter.encoder_dim() == policy.spatial_forcing.pairs[0].projector.student_dim

@@ -35,7 +35,7 @@ def test_fault_14_accumulation_and_mixed_precision(
 
     one, two = run("auto", grad_accumulation=2), run("manual")
     assert_rounded(one, two)
-    assert two["spatial_forcing.projectors.0.fc1.weight"].abs().sum() > 0
+    assert two["spatial_forcing.pairs.0.projector.fc1.weight"].abs().sum() > 0
 
 
 @pytest.mark.parametrize("attach_loss", ["return", "backward", "manual"])
@@ -64,7 +64,7 @@ def test_fault_14_accelerate_trains_the_explicit_sum(
 
     one, two = run(explicit=False), run(explicit=True)
     assert one.keys() == two.keys()
-    assert any("projectors" in name for name in one)
+    assert any("projector" in name for name in one)
     if precision == "no":
         assert_rounded(one, two)
         return

@@ -53,7 +53,7 @@ def parse_weight(weight: float | None, preset: str | None, default: float = 0.5)
     Raises:
         ConfigError: An unknown preset, or one that does not align tokens at one student layer, where the demo measures.
     """
-    from sfkit.factory.preset_defaults import find_preset
+    from sfkit.factory.resolve import find_preset
 
     found = find_preset(preset)
     if found is not None and (
