@@ -39,16 +39,27 @@ def digest_of(text: str) -> str | None:
 
     A folder's is that of the lines ``"<sha256>  <name>"`` of its files, by name; folders inside it do not count.
     """
-    path = Path(text).expanduser()
+    path = _expanded(text)
     try:
         if path.is_file():
-            state = path.stat()
-            return _hashed(path.resolve(), state.st_size, state.st_mtime_ns)
+            return _file_digest(path)
         files = sorted(item for item in path.iterdir() if item.suffix in _SUFFIXES and item.is_file())
-        lines = "".join(f"{digest_of(str(item))}  {item.name}\n" for item in files)
-    except (OSError, ValueError, RuntimeError):  # RuntimeError: "~name" of an unknown user
+        lines = "".join(f"{_file_digest(item)}  {item.name}\n" for item in files)
+    except (OSError, ValueError):
         return None
     return hashlib.sha256(lines.encode()).hexdigest() if files else None
+
+
+def _expanded(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # "~name" of an unknown user
+        return Path(text)
+
+
+def _file_digest(path: Path) -> str:
+    state = path.stat()
+    return _hashed(path.resolve(), state.st_size, state.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=256)
@@ -76,7 +87,7 @@ def digest_in(value: object) -> str | None:
 def without_places(value: object, replaced: dict[str, str]) -> object:
     """``value`` (JSON) with a digest in the place of each local path; ``replaced`` gets the text that replaces each."""
     if isinstance(value, str) and is_local(value):
-        digest, path = digest_of(value), Path(value).expanduser()
+        digest, path = digest_of(value), _expanded(value)
         for form in (value, str(path), str(path.absolute()), str(path.resolve())):
             if len(form) > _SHORT:
                 replaced[form] = f"sha256:{digest}" if digest else _UNNAMED

@@ -49,4 +49,5 @@ def test_fault_57_paths_inside_options_become_digests(tmp_path: Path) -> None:
     assert digest_in({"sha256": None}) == digest_in("sha256:unknown") == "unknown"
     assert digest_in("owner/model") is digest_in({"n": [3]}) is None
     assert scrubbed(f"from {tmp_path / 'w.pt'}", replaced) == f"from sha256:{digest['sha256']}"
+    assert without_places("~nobody-of-this-name/w.pt", replaced) == {"sha256": None}
     assert scrubbed("/home/alice/other", replaced) == "a local file or folder"
