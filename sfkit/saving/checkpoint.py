@@ -245,13 +245,11 @@ def load_into(handle: nn.Module, folder: Path) -> None:
     """
     path = folder / _PROJECTOR
     try:
-        state = load_file(path)
+        handle.load_state_dict(load_file(path), strict=True)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{path} could not be read: {error}", "It may be truncated; restore or retrain."
         ) from error
-    try:
-        handle.load_state_dict(state, strict=True)
     except (RuntimeError, KeyError, ValueError) as error:
         raise CheckpointError(
             f"{path} does not fit: {error}",
