@@ -256,7 +256,7 @@ def test_unwrapping_something_else_is_refused(tiny: Any) -> None:
 
 
 def test_unknown_policies_list_the_installed_adapters(tiny: Any) -> None:
-    with pytest.raises(AdapterError, match=r"No adapter handles sfkit\.testing\.policies\.TinyPolicy"):
+    with pytest.raises(AdapterError, match=r"No adapter handles sfkit\.testing\.tiny\.TinyPolicy"):
         SpatialForcing.wrap(tiny(), PatchTeacher())
 
 

@@ -238,7 +238,7 @@ def test_policies_train_alike_and_what_was_chosen_is_saved(
         recompute: wrapped(pairs=PAIRS, projector="nested", shared_projector=shared, recompute=recompute)
         for recompute in (*MODES, "auto")
     }
-    assert {name: policy.spatial_forcing.recompute for name, policy in made.items()} == {
+    assert {name: policy.spatial_forcing.pairs[0].recompute for name, policy in made.items()} == {
         "none": "none", "selective": "selective", "full": "full", "auto": "selective",
     }  # fmt: skip
     results = {name: trained(policy) for name, policy in made.items()}
@@ -247,10 +247,10 @@ def test_policies_train_alike_and_what_was_chosen_is_saved(
     made["full"].spatial_forcing.save(tmp_path)
     plain = tiny()
     resumed = SpatialForcing.from_pretrained(plain, tmp_path, adapter=TinyAdapter(plain))
-    assert resumed.spatial_forcing.recompute == "full"
+    assert resumed.spatial_forcing.pairs[0].recompute == "full"
 
 
 def test_a_single_pair_keeps_everything_by_default(wrapped: Callable[..., TinyPolicy]) -> None:
-    assert wrapped().spatial_forcing.recompute == "none"
+    assert wrapped().spatial_forcing.pairs[0].recompute == "none"
     with pytest.raises(ConfigError, match="recompute"):
         wrapped(recompute="some")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,7 +18,7 @@ from sfkit.policies.tokens import cut
 from sfkit.presets import Preset
 from sfkit.registry.registry import default_registry
 from sfkit.teachers.base import Teacher
-from sfkit.training.pair import AlignmentPair
+from sfkit.transforms.base import Transform
 from sfkit.views.types import FeatureMap, Views
 from sfkit_backbones.parity.base import Parity
 from sfkit_backbones.parity.fixture import Case, Fixture
@@ -81,16 +81,15 @@ def _run(case: Case) -> dict[str, Tensor]:
     )  # fmt: skip
     handle = SpatialForcing.of(policy)
     assert handle is not None
-    pair: AlignmentPair = handle.pairs[0]
+    pair = handle.pairs[0]
     projector = pair.projector
-    assert projector is not None
     start = "projector."
     recorded = {_ours(key.removeprefix(start)): x for key, x in case.inputs.items() if key.startswith(start)}
     projector.load_state_dict({**projector.state_dict(), **recorded})
     loss = policy()["loss"]
     loss.backward()
     return {
-        "target": _target(case, pair, torch.ones_like(policy.mask)).reshape(*policy.hidden.shape[:2], -1),
+        "target": _target(case, pair.transforms, torch.ones_like(policy.mask)).reshape(*policy.hidden.shape[:2], -1),
         "loss": loss.detach().reshape(1),
         "grad_hidden": _grad(policy.hidden),
         **{f"grad_{start}{_theirs(key)}": _grad(value) for key, value in projector.named_parameters()},
@@ -98,10 +97,10 @@ def _run(case: Case) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _target(case: Case, pair: AlignmentPair, wanted: Tensor) -> Tensor:
+def _target(case: Case, transforms: Iterable[Transform], wanted: Tensor) -> Tensor:
     """The target ``(b, v, gh, gw, d)`` of the tokens ``wanted``, ``(b, v, gh, gw)`` bool."""
     features = _teacher_map(case)
-    for transform in pair.transforms:
+    for transform in transforms:
         features = transform(features, wanted)
     return features.values
 
