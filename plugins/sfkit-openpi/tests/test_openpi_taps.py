@@ -24,9 +24,9 @@ def test_fault_01_taps_fire_once_where_hooks_on_blocks_are_silent(setup) -> None
     assert losses.shape == (2, 3, 4)
     assert [tap.fired for tap in taps] == [1] * len(taps)
     assert not fired
-    for tap in taps:
+    for layer, tap in enumerate(taps):
         assert policy.get_submodule(tap.path) is not None
-        assert tap.take()[0].shape[-1] == adapter.dim(tap.name)
+        assert tap.take()[0].shape[-1] == adapter.dim(layer)
 
 
 def test_fault_04_the_policy_checkpoints_twice_and_nothing_is_caught_twice(setup, wrap) -> None:

@@ -49,8 +49,8 @@ def compare(it, batches, policy, heads, scale, record):
     handle = policy.spatial_forcing
     assert all(p.grad is not None for p in handle.pairs.parameters()), "alignment joined nothing that was read"
     mine = gradients(policy, heads)
-    own = {name: p.grad.clone() for name, p in handle.projectors.named_parameters()}
-    handle.projectors.zero_grad()
+    own = {name: p.grad.clone() for name, p in handle.pairs.named_parameters()}
+    handle.pairs.zero_grad()
     plain, without, wanted = None, {}, {}
     for batch in batches:
         plain, others, loss, aux = explicit(it, batch, handle)
@@ -67,7 +67,7 @@ def compare(it, batches, policy, heads, scale, record):
     figures = {
         "effect": error(without, wanted),
         "error": error(mine, wanted),
-        "projector": error(own, {name: p.grad for name, p in handle.projectors.named_parameters()}),
+        "projector": error(own, {name: p.grad for name, p in handle.pairs.named_parameters()}),
     }
     for name, value in figures.items():
         record(name, value)

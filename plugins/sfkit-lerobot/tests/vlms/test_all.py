@@ -283,7 +283,7 @@ def test_a_wrapped_policy_saves_its_own_files_and_one_folder_more(kind, build, w
     assert loaded.state_dict().keys() == expected.keys()
     assert all(torch.equal(value, expected[key]) for key, value in loaded.state_dict().items())
     resumed = SpatialForcing.from_pretrained(loaded, tmp_path / "wrapped")
-    assert resumed.spatial_forcing.pairs[0].student_layer == 2
+    assert resumed.spatial_forcing.config.pairs[0].student_layer == 2
     assert resumed.spatial_forcing.adapter.name == kind
 
 
