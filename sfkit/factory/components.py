@@ -16,7 +16,6 @@ from sfkit.registry.registry import default_registry
 from sfkit.schedules.base import Product, Schedule
 from sfkit.teachers.base import Teacher
 from sfkit.transforms.base import Transform
-from sfkit.transforms.standard import ResampleTransform
 from sfkit.utils.rng import own_rng
 
 Kind = TypeVar("Kind")
@@ -81,7 +80,7 @@ def build_transforms(values: Sequence[ComponentLike | Transform], teacher_dim: i
         width = built[-1].out_dim if built else teacher_dim
         built.append(_build_transform(value, width))
     if built and not any(transform.resamples for transform in built):
-        built.insert(0, ResampleTransform(teacher_dim))
+        built.insert(0, _build_transform("resample", teacher_dim))
     return built
 
 

@@ -60,13 +60,15 @@ class ForwardCall:
 
 
 class AdapterOptions(Options):
-    """Options of adapters that cut visual tokens out of a longer sequence (:func:`sfkit.policies.tokens.cut`)."""
+    """Options of adapters that cut visual tokens out of a longer sequence (:func:`sfkit.policies.tokens.cut`).
+
+    A ``token_shift`` aligns every patch with its neighbor's feature. It serves to reproduce the released recipe alone.
+    """
 
     token_shift: int = Field(
         default=0,
         ge=0,
-        description="Cut the visual tokens so many places too late, as the released OpenVLA recipe of Spatial Forcing "
-        "does (1): every patch is then aligned with its neighbor's feature. Only to reproduce it.",
+        description="Cut the visual tokens so many places too late, as released for OpenVLA (1).",
     )
 
 

@@ -38,10 +38,7 @@ def replace_loss(output: Any, loss: Tensor) -> Any:
                 return output
     if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
         return with_item(output, 0, loss)
-    raise LossError(
-        f"No loss found in the {type(output).__name__} that forward returned.",
-        "The adapter must override `loss` and `with_loss` for this policy.",
-    )
+    raise LossError(f"No loss found in the {type(output).__name__} that forward returned.", "Write loss and with_loss.")
 
 
 def with_item(values: Sequence[object], index: int, value: object) -> object:
@@ -64,8 +61,5 @@ def add_per_sample(loss: Tensor, extra: Tensor) -> Tensor:
     if loss.ndim == 0:
         return loss + extra.mean().to(torch.promote_types(loss.dtype, torch.float32))
     if loss.shape[0] != extra.shape[0]:
-        raise LossError(
-            f"There is a loss of shape {tuple(loss.shape)} for a batch of {extra.shape[0]}.",
-            "Reduce it to a scalar, or to one value for each sample.",
-        )
+        raise LossError(f"A loss has shape {tuple(loss.shape)} for a batch of {extra.shape[0]}.", "Reduce it to (b,).")
     return loss + extra.reshape(-1, *[1] * (loss.ndim - 1))

@@ -34,8 +34,7 @@ class IdentityProjector(Projector):
         super().__init__(student_dim, teacher_dim, options)
         if student_dim != teacher_dim:
             raise ConfigError(
-                f"Projector {self.name!r} changes no width, but the student has {student_dim} channels and the target "
-                f"{teacher_dim}.",
+                f"Projector {self.name!r}: the student has {student_dim} channels and the target {teacher_dim}.",
                 'Choose another projector, such as "linear", or the transform "pca" or "random-projection".',
             )
 

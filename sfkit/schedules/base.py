@@ -77,10 +77,7 @@ class Product(tuple[Schedule, ...]):
         for schedule in self:
             factor = schedule.factor(step)
             if not (math.isfinite(factor) and factor >= 0):
-                raise ConfigError(
-                    f"Schedule {schedule.name!r} gave the factor {factor} at step {step}.",
-                    "Factors are finite and not negative.",
-                )
+                raise ConfigError(f"Schedule {schedule.name!r} gave the factor {factor} at step {step}.", "Give >= 0.")
             product *= factor
         return product
 

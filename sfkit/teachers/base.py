@@ -138,12 +138,7 @@ class Teacher(Configurable, ABC):
         )
 
     def encode_with_attention(
-        self,
-        model: nn.Module | None,
-        views: Views,
-        layers: Sequence[int],
-        blocks: Sequence[int],
-        grid: tuple[int, int],
+        self, model: nn.Module | None, views: Views, layers: Sequence[int], blocks: Sequence[int], grid: tuple[int, int]
     ) -> list[FeatureMap]:
         """As :meth:`encode`, together with the queries and keys of some blocks in the same forward.
 

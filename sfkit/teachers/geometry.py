@@ -40,9 +40,7 @@ class GeometryOptions(Options):
     reach: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         default=(1,), min_length=1, description="Offsets go to the patches so many columns right, and rows below."
     )
-    position_mean: Harmless[bool] = Field(
-        default=False, description="Remove the mean of each patch position, so that a constant map earns nothing."
-    )
+    position_mean: Harmless[bool] = Field(default=False, description="Subtract a mean for each position of a patch.")
     calibration_steps: int = Field(default=32, ge=0, description="Training steps that gather statistics without fit.")
 
     @field_validator("features", "reach", mode="before")
@@ -166,8 +164,7 @@ class GeometryTeacher(Teacher):
         rows, columns = (side * options.cells for side in grid)
         if views.size[0] % rows or views.size[1] % columns:
             raise ConfigError(
-                f"geometry: a view of {views.size[0]}x{views.size[1]} pixels does not divide into {grid[0]}x{grid[1]} "
-                f"tokens of {options.cells}x{options.cells} sub-cells.",
+                f"geometry: a view of {views.size} pixels does not divide into {(rows, columns)} sub-cells.",
                 "Choose `cells` so that each sub-cell is a whole number of pixels.",
             )
         points, valid = self._points(views, intrinsics)
@@ -183,9 +180,7 @@ class GeometryTeacher(Teacher):
             else:
                 if max(options.reach) >= min(grid):
                     raise ConfigError(
-                        f"geometry: no patch of a grid of {grid[0]}x{grid[1]} has another one {max(options.reach)} "
-                        "away in both directions.",
-                        "Choose a smaller `reach`.",
+                        f"geometry: a grid of {grid} has no patches {max(options.reach)} away.", "Lower `reach`."
                     )
                 middle = _gather_cells(fine, options.cells).reshape(*mask.shape, -1, 3).mean(-2)
                 offsets = [neighbor_offsets(middle, mask, reach) for reach in options.reach]
@@ -237,10 +232,7 @@ class GeometryTeacher(Teacher):
         """``(b, v, rows, columns, 3)`` normals of the sub-cells, and ``(b, v, rows, columns)`` bool: where defined."""
         tall, wide = views.size[0] // cells[0], views.size[1] // cells[1]
         if min(tall, wide) < 2:
-            raise ConfigError(
-                f"geometry: sub-cells of {tall}x{wide} pixels are too small for a normal.",
-                "Choose fewer `cells`: a plane needs two pixels in each direction, and more where depth is noisy.",
-            )
+            raise ConfigError(f"geometry: sub-cells of {tall}x{wide} pixels are too small for normals.", "Lower cells.")
         depth, limits = _require(views.depth, "depth"), (self.options.min_valid, self.options.flatness)
         normals, known = plane_normals(depth, valid, intrinsics, cells, min_valid=limits[0], flatness=limits[1])
         if self.options.frame == "world":

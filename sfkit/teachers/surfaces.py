@@ -248,10 +248,7 @@ def _added(name: str, old: Sums | None, new: Sums) -> Sums:
     if old is None:
         return new
     if old[1].shape != new[1].shape:
-        raise ShapeError(
-            f"Target statistics of {name} are for (rows, columns, channels) {tuple(old[1].shape)}, "
-            f"this batch has {tuple(new[1].shape)}."
-        )
+        raise ShapeError(f"Target statistics of {name} have shape {tuple(old[1].shape)}, not {tuple(new[1].shape)}.")
     count, total, square = (a.to(b.device) + b for a, b in zip(old, new, strict=True))
     return count, total, square
 

@@ -39,10 +39,7 @@ class _Reduction(Transform):
     def __init__(self, dim: int, options: AnyOptions = None) -> None:
         super().__init__(dim, options)
         if self.out_dim > dim:
-            raise ConfigError(
-                f"Transform {self.name!r} was asked for {self.out_dim} channels, the features have {dim}.",
-                f"Give 1 to {dim}.",
-            )
+            raise ConfigError(f"Transform {self.name!r} has dim={self.out_dim}, the features have {dim}.", "Lower dim.")
 
     @property
     def out_dim(self) -> int:
@@ -80,11 +77,7 @@ class RandomProjection(_Reduction):
 class PCAOptions(DimOptions):
     """Options of :class:`PCATransform`."""
 
-    file: Reaching[str | None] = Field(
-        default=None,
-        description="Safetensors file with mean (d) and components (k, d), as PCATransform.save writes it; without "
-        "one, they are fitted on the first batch with valid tokens and saved with the projector.",
-    )
+    file: Reaching[str | None] = Field(default=None, description="By PCATransform.save; default: fit the first batch.")
 
 
 class PCATransform(_Reduction):
@@ -130,8 +123,7 @@ class PCATransform(_Reduction):
             self._read(Path(self.options.file))
         elif is_distributed() and dist.get_world_size() > 1:
             raise ConfigError(
-                f"Transform {self.name!r} would fit other components on each rank.",
-                "Fit them in one process (PCATransform.fit and save), and give the option file.",
+                f"Transform {self.name!r} would differ between ranks.", "Fit and save it in one process, and give file."
             )
         elif bool(features.mask.any()):
             self.fit(features)

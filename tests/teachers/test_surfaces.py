@@ -230,7 +230,7 @@ def test_bad_options_are_explained(options: dict[str, object], says: str) -> Non
 def test_what_the_grid_does_not_hold_is_explained() -> None:
     with pytest.raises(ConfigError, match="4 away"):
         raw(scene(), features="offsets", reach=4)
-    with pytest.raises(ConfigError, match="too small for a normal"):
+    with pytest.raises(ConfigError, match="too small for normals"):
         raw(scene(), features="normals", cells=8)
 
 

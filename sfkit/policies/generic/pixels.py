@@ -83,10 +83,7 @@ def _from_lists(given: Sequence[object]) -> Tensor:
 
 def _color_views(given: object, options: GenericOptions, views: int) -> Tensor:
     if not isinstance(given, Tensor):
-        raise ViewsError(
-            f"The images are a {describe(given)}, not a tensor.",
-            "Point images at a tensor, or pass a function that returns (b, v, 3, h, w).",
-        )
+        raise ViewsError(f"The images are a {describe(given)}, not a tensor.", "Pass a function that returns one.")
     layout = options.layout or _plain_layout(given, views)
     images = _patches(given, options) if layout == "patches" else _arranged(given, layout, views)
     channels = options.channels or ((0, 1, 2) if images.shape[2] == 3 else None)
@@ -105,20 +102,14 @@ def _plain_layout(given: Tensor, views: int) -> str:
         return "b v c h w" if shape[2] == 3 else "b v h w c"
     if len(shape) == 4 and views == 1 and (shape[1] == 3) != (shape[3] == 3):
         return "b c h w" if shape[1] == 3 else "b h w c"
-    raise ViewsError(
-        f"The axes of images {describe(given)} for {views} views are not clear.",
-        "Set layout, for instance layout='(b v) c h w', or 'b (v c) h w'.",
-    )
+    raise ViewsError(f"The axes of images {describe(given)} for {views} views are not clear.", "Set layout.")
 
 
 def _arranged(given: Tensor, layout: str, views: int) -> Tensor:
     """``(b, v, c, h, w)`` from a declared layout."""
     axes, arrange = _ARRANGED[layout]
     if given.ndim != axes or (layout in _JOINED and given.shape[_JOINED[layout]] % views):
-        raise ViewsError(
-            f"Images {describe(given)} do not have the layout {layout!r} with {views} views.",
-            "Set layout to the one of the policy's images.",
-        )
+        raise ViewsError(f"Images {describe(given)} do not have layout {layout!r} with {views} views.", "Set layout.")
     return arrange(given, views)
 
 

@@ -79,10 +79,9 @@ def cut(hidden: Tensor, options: GenericOptions, positions: Tensor | None, views
     else:
         if len(positions) != len(hidden) or int(positions.max()) >= hidden.shape[1]:
             raise ShapeError(
-                f"Visual tokens were located up to position {int(positions.max())} of {len(positions)} samples, but "
-                f"the tapped sequence is {tuple(hidden.shape)}.",
-                "The tapped decoder reads another sequence than the token ids (a model that replaces one image token "
-                "by many, or another stream): use Span, or a function that returns positions.",
+                f"{len(positions)} samples have visual tokens up to position {int(positions.max())}, but the tapped "
+                f"sequence is {tuple(hidden.shape)}.",
+                "The decoder reads another sequence than the token ids: use Span, or a function of positions.",
             )
         index = positions.clamp(min=0).to(hidden.device)
         tokens = hidden.gather(1, index.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))

@@ -72,9 +72,9 @@ def test_the_half_of_each_view_that_is_meant_is_taken() -> None:
     [
         ((4, 3, 8, 8), {}, r"axes of images \(4, 3, 8, 8\) float32 for 2 views are not clear"),
         ((2, 12, 8, 8), {"layout": "b (v c) h w"}, "6 channels in a view"),
-        ((2, 7, 8, 8), {"layout": "b (v c) h w"}, "do not have the layout"),
+        ((2, 7, 8, 8), {"layout": "b (v c) h w"}, "do not have layout"),
         ((2, 3, 3, 8, 8), {"layout": "b v c h w"}, "holds 3 images for each sample"),
-        ((2, 8, 8), {"layout": "b c h w"}, "do not have the layout"),
+        ((2, 8, 8), {"layout": "b c h w"}, "do not have layout"),
         ((48, 96), {"layout": "patches"}, "do not make up 2 views"),
     ],
 )
