@@ -15,7 +15,7 @@ from sfkit.errors import ConfigError, SfkitWarning, ViewsError
 from sfkit.registry.component import AnyOptions
 from sfkit.registry.marks import Harmless
 from sfkit.teachers.base import Teacher
-from sfkit.teachers.surfaces import RunningMoments, assumed_intrinsics, blocks, neighbor_offsets, plane_normals, rotated
+from sfkit.teachers.surfaces import RunningMoments, assumed_intrinsics, neighbor_offsets, plane_normals, rotated
 from sfkit.views.geometry import to_world, unproject
 from sfkit.views.types import FeatureMap, Views
 
@@ -161,10 +161,10 @@ class GeometryTeacher(Teacher):
     def _features(self, views: Views, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Raw features ``(b, v, gh, gw, d)`` and mask ``(b, v, gh, gw)``."""
         options, intrinsics = self.options, self._intrinsics(views)
-        rows, columns = (side * options.cells for side in grid)
-        if views.size[0] % rows or views.size[1] % columns:
+        (h, w), (rows, columns) = views.images.shape[-2:], (grid[0] * options.cells, grid[1] * options.cells)
+        if h % rows or w % columns:
             raise ConfigError(
-                f"geometry: a view of {views.size} pixels does not divide into {(rows, columns)} sub-cells.",
+                f"geometry: a view of {h} x {w} pixels does not divide into {rows} x {columns} sub-cells.",
                 "Choose `cells` so that each sub-cell is a whole number of pixels.",
             )
         points, valid = self._points(views, intrinsics)
@@ -254,19 +254,24 @@ def _require(value: Tensor | None, what: str) -> Tensor:
     return value.float()
 
 
+def _blocks(x: Tensor, tall: int, wide: int) -> Tensor:
+    """``(b, v, rows * tall, columns * wide, ...)`` to ``(b, v, rows, tall, columns, wide, ...)``."""
+    return x.reshape(*x.shape[:2], x.shape[2] // tall, tall, x.shape[3] // wide, wide, *x.shape[4:])
+
+
 def _pool(points: Tensor, valid: Tensor, cells: tuple[int, int], min_valid: float) -> tuple[Tensor, Tensor]:
     """Mean of the valid points ``(b, v, h, w, 3)`` of each sub-cell, and which sub-cells have enough of them."""
     tall, wide = points.shape[2] // cells[0], points.shape[3] // cells[1]
-    kept = blocks(torch.where(valid.unsqueeze(-1), points, 0.0), tall, wide).sum((3, 5))
-    count = blocks(valid, tall, wide).sum((3, 5))
+    kept = _blocks(torch.where(valid.unsqueeze(-1), points, 0.0), tall, wide).sum((3, 5))
+    count = _blocks(valid, tall, wide).sum((3, 5))
     return kept / count.clamp(min=1).unsqueeze(-1), count / (tall * wide) >= min_valid
 
 
 def _gather_cells(features: Tensor, cells: int) -> Tensor:
     """``(b, v, rows * cells, columns * cells, d)`` to ``(b, v, rows, columns, cells * cells * d)``."""
-    return blocks(features, cells, cells).permute(0, 1, 2, 4, 3, 5, 6).flatten(4)
+    return _blocks(features, cells, cells).permute(0, 1, 2, 4, 3, 5, 6).flatten(4)
 
 
 def _all_cells(valid: Tensor, cells: int) -> Tensor:
     """``(b, v, rows * cells, columns * cells)`` bool to ``(b, v, rows, columns)``: all sub-cells are valid."""
-    return blocks(valid, cells, cells).all(5).all(3)
+    return _blocks(valid, cells, cells).all(5).all(3)

@@ -21,11 +21,6 @@ _THIN = 1e-3
 Sums: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 
-def blocks(x: Tensor, tall: int, wide: int) -> Tensor:
-    """``(b, v, rows * tall, columns * wide, ...)`` to ``(b, v, rows, tall, columns, wide, ...)``."""
-    return x.reshape(*x.shape[:2], x.shape[2] // tall, tall, x.shape[3] // wide, wide, *x.shape[4:])
-
-
 def plane_normals(
     depth: Tensor, valid: Tensor, intrinsics: Tensor, cells: tuple[int, int], *, min_valid: float, flatness: float
 ) -> tuple[Tensor, Tensor]:
@@ -49,8 +44,9 @@ def plane_normals(
     """
     rows, columns = cells
     tall, wide = depth.shape[2] // rows, depth.shape[3] // columns
-    kept = blocks(valid, tall, wide).float()
-    inverse = blocks(torch.where(valid, 1 / torch.where(valid, depth.float(), 1.0), 0.0), tall, wide)
+    shape = (*depth.shape[:2], rows, tall, columns, wide)
+    kept = valid.reshape(shape).float()
+    inverse = torch.where(valid, 1 / torch.where(valid, depth.float(), 1.0), 0.0).reshape(shape)
     # Pixels from the middle of the cell: small numbers, so that float32 is enough.
     down = (torch.arange(tall, device=depth.device) - (tall - 1) / 2).view(tall, 1, 1)
     right = (torch.arange(wide, device=depth.device) - (wide - 1) / 2).view(1, 1, wide)
@@ -61,7 +57,7 @@ def plane_normals(
         """Over the valid pixels of a cell, ``(b, v, rows, tall, columns, wide)`` to ``(b, v, rows, 1, columns, 1)``."""
         return (values * kept).sum((3, 5), keepdim=True) / count
 
-    middle = mean(inverse), mean(down.expand_as(kept)), mean(right.expand_as(kept))
+    middle = mean(inverse), mean(down.expand(shape)), mean(right.expand(shape))
     q, y, x = inverse - middle[0], down - middle[1], right - middle[2]
     xx, yy, xy, xq, yq, qq = (mean(one) for one in (x * x, y * y, x * y, x * q, y * q, q * q))
     determinant = xx * yy - xy * xy

@@ -191,7 +191,7 @@ def test_fault_20_the_cell_that_moves_is_the_patch_that_moved() -> None:
 
 
 def test_what_does_not_fit_is_explained() -> None:
-    with pytest.raises(ConfigError, match=r"does not divide into \(12, 12\) sub-cells"):
+    with pytest.raises(ConfigError, match="does not divide into 12 x 12 sub-cells"):
         encode(GeometryTeacher({"cells": 3}), scene())
     with pytest.raises(ConfigError, match="depth_min must be below"):
         GeometryTeacher({"depth_min": 5, "depth_max": 1})

@@ -10,13 +10,12 @@ from torch import Tensor, nn
 
 from sfkit.config import Options
 from sfkit.errors import AdapterError, ConfigError, LossError, ShapeError, ViewsError
-from sfkit.policies.base import ForwardCall, PolicyAdapter, TapPoint
+from sfkit.policies.base import ForwardCall, PolicyAdapter, TapPoint, find_loss, replace_loss
 from sfkit.policies.generic.blocks import Stack
 from sfkit.policies.generic.options import GenericOptions
 from sfkit.policies.generic.paths import describe, find_module, find_value, loss_at, with_loss_at
 from sfkit.policies.generic.pixels import check_pixels, to_views, undo
 from sfkit.policies.generic.tokens import batch_positions, cut
-from sfkit.policies.loss import find_loss, replace_loss
 from sfkit.policies.tokens import tower_tokens
 from sfkit.registry.component import AnyOptions
 from sfkit.views.types import FeatureMap, Views

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from torch import Tensor, nn
 
 from sfkit.errors import AdapterError, LossError, ViewsError, did_you_mean
-from sfkit.policies.loss import find_loss, with_item
+from sfkit.policies.base import find_loss, with_item
 
 #: How many names an error lists.
 _SHOWN = 12
