@@ -145,7 +145,7 @@ def test_equal_features_have_no_loss(name: str, seed: int) -> None:
 
 @few
 @given(seed=st.integers(0, 1000))
-def test_angular_scale_has_no_loss_where_the_head_finds_equal_features(seed: int) -> None:
+def test_angular_scale_is_0_at_equal_features(seed: int) -> None:
     _, teacher, mask = case(seed)
     teacher = F.normalize(teacher, dim=-1)  # the head is given directions
     head = nn.Linear(6, 6).double()
@@ -170,7 +170,7 @@ def test_a_sum_of_what_is_zero_at_equality_is_zero_there(seed: int) -> None:
 @pytest.mark.parametrize("name", ["info-nce view", "info-nce sample", "info-nce batch", "info-nce devices"])
 @few
 @given(seed=st.integers(0, 1000))
-def test_info_nce_is_smaller_for_the_teachers_own_features_than_for_others(name: str, seed: int) -> None:
+def test_info_nce_prefers_the_teachers_own_features(name: str, seed: int) -> None:
     student, teacher, mask = case(seed, b=1)
     assert loss_of(name, teacher, teacher, mask) < loss_of(name, student, teacher, mask)
 
@@ -272,7 +272,7 @@ def test_fault_21_masked_tokens_get_no_gradient_of_an_objective(name: str) -> No
 
 
 @every
-def test_fault_22_no_valid_token_is_a_loss_of_0_with_a_gradient_of_0(name: str) -> None:
+def test_fault_22_without_valid_tokens_loss_and_gradient_are_0(name: str) -> None:
     student, teacher, mask = case()
     for valid in (mask, torch.zeros_like(mask)):
         tokens = student.clone().requires_grad_()
@@ -287,7 +287,7 @@ def test_fault_22_no_valid_token_is_a_loss_of_0_with_a_gradient_of_0(name: str) 
 
 
 @every
-def test_fault_22_tokens_that_are_exactly_0_have_finite_gradients(name: str) -> None:
+def test_fault_22_gradients_at_zero_tokens_are_finite(name: str) -> None:
     student, teacher, mask = case(dtype=torch.float32)
     student[0, 0, 0, 0] = 0
     teacher[0, 0, 0, 1] = 0
@@ -337,7 +337,7 @@ def test_info_nce_by_hand() -> None:
     assert objective(student, teacher, mask).item() == pytest.approx(math.log(math.exp(2) + 1) - 2)
 
 
-def test_info_nce_seeks_negatives_where_it_is_told_to() -> None:
+def test_info_nce_takes_the_configured_negatives() -> None:
     same, mask = tokens(*[(1.0, 2.0)] * 12, views=2)
     pair, valid = same.expand(3, -1, -1, -1, -1), mask.expand(3, -1, -1, -1)
     # All features alike: each token is told from the others no better than by chance.
@@ -488,7 +488,7 @@ def test_cosine_is_what_it_was() -> None:
     assert torch.equal(build_objective("cosine")(student, teacher, mask), wanted)
 
 
-def test_the_gradient_of_cosine_similarity_is_that_of_its_formula() -> None:
+def test_cosine_similarity_has_the_gradient_of_its_formula() -> None:
     a, b = torch.randn(2, 5, 7, dtype=torch.float64).unbind(0)
     a, b = a.requires_grad_(), b.requires_grad_()
     upstream = torch.randn(5, dtype=torch.float64)

@@ -158,7 +158,7 @@ def test_fit_takes_statistics_from_given_views() -> None:
         GeometryTeacher().fit([])
 
 
-def test_fault_25_position_means_belong_to_the_camera_and_not_to_its_place() -> None:
+def test_fault_25_position_means_follow_the_camera_name() -> None:
     teacher = GeometryTeacher({"position_mean": True})
     teacher.fit([(scene(seed=seed), GRID) for seed in range(3)])
     views = scene(seed=9)

@@ -197,7 +197,7 @@ def test_the_released_figures() -> None:
 
 @few
 @given(power=st.integers(-6, 8), seed=st.integers(0, 1000))
-def test_fault_33_the_code_has_the_same_share_whatever_the_teachers_norm(power: int, seed: int) -> None:
+def test_fault_33_a_relative_code_follows_the_teachers_norm(power: int, seed: int) -> None:
     features, wanted = case(seed), torch.ones(2, 2, 3, 4, dtype=torch.bool)
     target = prepare(features, wanted, "position-code")
     scaled = prepare(FeatureMap(features.values * 2.0**power, features.mask), wanted, "position-code")
@@ -214,7 +214,7 @@ def test_fault_33_the_ratio_is_that_of_norms() -> None:
     assert torch.allclose(added[0][features.mask[0]].norm(dim=-1), 0.3 * norms.mean(), atol=1e-5)
 
 
-def test_an_absolute_code_is_what_it_is_asked_to_be() -> None:
+def test_an_absolute_code_has_the_configured_amplitude() -> None:
     features, wanted = case(), torch.ones(2, 2, 3, 4, dtype=torch.bool)
     found = prepare(features, wanted, ("position-code", {"scale": "absolute", "ratio": 0.2})).values
     plain = features.values + 0.2 * position_code(3, 4, DIM)
@@ -235,7 +235,7 @@ def test_spatial_norm_by_hand() -> None:
 
 @few
 @given(seed=st.integers(0, 1000))
-def test_spatial_norm_forgets_scale_and_at_gamma_1_the_offset_of_each_view(seed: int) -> None:
+def test_spatial_norm_removes_scale_and_offset_of_a_view(seed: int) -> None:
     features, wanted = case(seed), torch.ones(2, 2, 3, 4, dtype=torch.bool)
     transform = ("spatial-norm", {"gamma": 1.0})
     offset = torch.randn(2, 2, 1, 1, DIM, generator=torch.Generator().manual_seed(seed))
@@ -253,7 +253,7 @@ def test_layer_norm_by_hand() -> None:
 # ---------------------------------------------------------------------------------------------- fewer channels
 
 
-def test_a_random_projection_depends_on_its_seed_alone_and_keeps_lengths() -> None:
+def test_a_random_projection_follows_its_seed_and_keeps_lengths() -> None:
     before = torch.get_rng_state()
     one, two, other = (build_transforms([("random-projection", {"dim": 64, "seed": s})], 256)[1] for s in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), before)
@@ -351,7 +351,7 @@ def ramp(side: int) -> FeatureMap:
 
 
 @pytest.mark.parametrize("side", range(4, 37))
-def test_fault_17_every_grid_is_reached_unless_the_released_size_is_asked_for(side: int) -> None:
+def test_fault_17_scale_factor_alone_misses_some_grids(side: int) -> None:
     wanted = torch.ones(1, 1, side, side, dtype=torch.bool)
     assert ResampleTransform(1)(ramp(37), wanted).grid == (side, side)
     released = ResampleTransform(1, {"scale_factor": True})
@@ -370,7 +370,7 @@ def test_fault_17_a_grid_of_another_aspect_is_reached() -> None:
         ResampleTransform(1, {"scale_factor": True})(oblong, wanted)
 
 
-def test_fault_18_patches_stay_where_they_are_unless_their_corners_are_aligned() -> None:
+def test_fault_18_only_aligned_corners_shift_patches() -> None:
     wanted = torch.ones(1, 1, 16, 16, dtype=torch.bool)
     true, inner = ramp(16).values, slice(1, -1)
 
