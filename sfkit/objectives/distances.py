@@ -31,7 +31,7 @@ class NormalizedOptions(Options):
     """Options of objectives that subtract features."""
 
     normalize: Literal["layer", "length", "none"] = Field(
-        default="layer", description="Each token: to mean 0 and variance 1 (layer), root mean square 1 (length), as is."
+        default="layer", description="Each token: mean 0, variance 1 (layer); root mean square 1 (length); or as it is."
     )
 
     def apply(self, x: Tensor) -> Tensor:
@@ -132,5 +132,6 @@ class AngularScaleObjective(Objective):
         angular = masked_mean(1.0 - (direction * unit(target)).sum(-1), mask)
         scale = masked_mean((head(direction) - target).square().mean(-1), mask)
         if self.options.relative:
+            # The clamp serves a target of zeros.
             scale = scale / masked_mean(target.square().mean(-1), mask).clamp(min=1e-6)
         return angular + self.options.scale_weight * scale

@@ -26,10 +26,12 @@ def tokens_of_other_ranks(mine: Tensor | None) -> Tensor:
         ``(m, d)`` in the order of ranks; empty without ``torch.distributed``.
     """
     if mine is None:
+        # NCCL exchanges CUDA tensors alone, also empty ones.
         nccl = is_distributed() and dist.get_backend() == "nccl"
         mine = torch.zeros(0, 0, device=f"cuda:{torch.cuda.current_device()}" if nccl else "cpu")
     if not is_distributed():
         return mine.detach()[:0]
+    # Ranks hold different numbers of valid tokens, so they exchange shapes first.
     shapes = [(0, 0)] * dist.get_world_size()
     dist.all_gather_object(shapes, tuple(mine.shape))
     # all_gather needs equal shapes, so each rank pads to the largest.
@@ -39,6 +41,7 @@ def tokens_of_other_ranks(mine: Tensor | None) -> Tensor:
     everybody = [torch.empty_like(padded) for _ in shapes]
     if padded.numel():
         dist.all_gather(everybody, padded)
+    # The caller has its own tokens.
     del everybody[dist.get_rank()], shapes[dist.get_rank()]
     return torch.cat([padded[:0], *(tokens[:n] for tokens, (n, _) in zip(everybody, shapes, strict=True))])
 
@@ -96,6 +99,7 @@ class InfoNCEObjective(Objective):
         p, t = (unit(x).reshape(groups, count, -1) for x in (student, teacher))
         invalid = ~mask.reshape(groups, 1, count)
         similarity = _exclude(p @ t.transpose(1, 2) / self.options.temperature, invalid)
+        # Not the diagonal of the similarities: it is masked where the token is.
         own = (p * t).sum(-1) / self.options.temperature
         if negatives == "devices":
             others = tokens_of_other_ranks(t[~invalid.squeeze(1)])
@@ -158,6 +162,7 @@ class RelationalObjective(Objective):
             view = torch.arange(v, device=mask.device).repeat_interleave(patches)
             in_scope = view[:, None] != view
         pairs = valid[:, :, None] & valid[:, None] & in_scope.fill_diagonal_(False)
+        # The sign does not matter: both distances are even.
         difference = (p @ p.transpose(1, 2) - t @ t.transpose(1, 2)).abs()
         if self.options.margin:
             difference = (difference - self.options.margin).clamp(min=0)
@@ -241,6 +246,7 @@ class AttentionObjective(Objective):
         b, v, gh, gw, _ = student.shape
         if gh * gw < 2:
             raise ShapeError(f"Objective {self.name!r} finds nothing to attend to in {gh} x {gw} tokens.")
+        # Keys are masked, queries are not: masked_mean drops the rows of masked queries.
         invalid = ~mask.reshape(b * v, 1, 1, gh * gw)
         sides = ((student, head.student), (teacher, head.teacher))
         logits = (head.logits(tokens.reshape(b * v, gh * gw, -1), shape) for tokens, shape in sides)

@@ -70,6 +70,7 @@ class SumObjective(Objective):
                 )
 
     def head(self, dim: int) -> nn.Module | None:
+        # By number and not by name: two terms may be the same objective with other options.
         heads = {str(index): term.head(dim) for index, (_, term) in enumerate(self.terms)}
         trained = {index: head for index, head in heads.items() if head is not None}
         return nn.ModuleDict(trained) if trained else None

@@ -300,6 +300,7 @@ def add_per_sample(loss: Tensor, extra: Tensor) -> Tensor:
     """
     extra = extra.to(loss.device)
     if loss.ndim == 0:
+        # float32 at least: in bfloat16 a small alignment loss would vanish beside the action loss.
         return loss + extra.mean().to(torch.promote_types(loss.dtype, torch.float32))
     if loss.shape[0] != extra.shape[0]:
         raise LossError(f"A loss has shape {tuple(loss.shape)} for a batch of {extra.shape[0]}.", "Reduce it to (b,).")

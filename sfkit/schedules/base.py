@@ -111,6 +111,7 @@ class Product(tuple[Schedule, ...]):
         """Restore what :meth:`state` returned; values of another schedule are ignored."""
         for index, schedule in enumerate(self):
             prefix = f"{index}.{schedule.name}."
+            # A run may resume with another schedule, whose state is then new.
             own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
             if own:
                 schedule.load_state(own)

@@ -76,6 +76,7 @@ class Teacher(Configurable, ABC):
     @property
     def noncommercial(self) -> bool:
         """Whether the license of the weights forbids commercial use."""
+        # SPDX identifiers such as CC-BY-NC-4.0, and plain words.
         return re.search(r"(?i)\bNC\b|non-?commercial", self.license) is not None
 
     @property

@@ -40,7 +40,7 @@ class GeometryOptions(Options):
     reach: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         default=(1,), min_length=1, description="Offsets go to the patches so many columns right, and rows below."
     )
-    position_mean: Harmless[bool] = Field(default=False, description="Subtract a mean for each position of a patch.")
+    position_mean: Harmless[bool] = Field(default=False, description="Subtract the mean of each patch position.")
     calibration_steps: int = Field(default=32, ge=0, description="Training steps that gather statistics without fit.")
 
     @field_validator("features", "reach", mode="before")
@@ -67,7 +67,8 @@ class GeometryTeacher(Teacher):
 
     A patch is masked where any of them is undefined: depth is missing or out of range, a sub-cell is no plane, or no
     neighbor has depth. Statistics come from :meth:`fit`, or else from the first ``calibration_steps`` training steps
-    (summed over ranks), and then stay fixed.
+    (summed over ranks), and then stay fixed. With ``position_mean`` each patch position has its own mean, so that a map
+    that is the same for all images earns nothing.
     """
 
     name = "geometry"
@@ -115,6 +116,7 @@ class GeometryTeacher(Teacher):
         self._steps_left = 0
 
     def observe(self, batch: tuple[Views, tuple[int, int]] | None) -> None:
+        # At least one batch counts, also with calibration_steps=0: without statistics nothing can be standardized.
         if self._steps_left > 0 or self._moments.empty:
             self._moments.update(None if batch is None else self._for_statistics(*batch))
             self._steps_left -= 1
@@ -182,6 +184,7 @@ class GeometryTeacher(Teacher):
                     raise ConfigError(
                         f"geometry: a grid of {grid} has no patches {max(options.reach)} away.", "Lower `reach`."
                     )
+                # Offsets are between patches, whatever the number of sub-cells.
                 middle = _gather_cells(fine, options.cells).reshape(*mask.shape, -1, 3).mean(-2)
                 offsets = [neighbor_offsets(middle, mask, reach) for reach in options.reach]
                 parts += [values for values, _ in offsets]
@@ -196,6 +199,7 @@ class GeometryTeacher(Teacher):
         if views.intrinsics is None:
             self._warn_of_assumed(views.names)
             return assumed
+        # Cameras of unknown calibration have NaN.
         unknown = ~views.intrinsics.isfinite().flatten(2).all(-1)
         if not self._checked.issuperset(views.names):
             # Waits for the device, until each camera has been present once.

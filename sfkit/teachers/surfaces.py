@@ -123,6 +123,7 @@ def neighbor_offsets(points: Tensor, valid: Tensor, reach: int) -> tuple[Tensor,
 
 def _along(points: Tensor, valid: Tensor, axis: int, reach: int) -> tuple[Tensor, Tensor]:
     """Offsets ``(b, v, gh, gw, 3)`` along one axis, and ``(b, v, gh, gw)`` bool: where they are defined."""
+    # Number of patches along the axis that have a neighbor.
     rest = points.shape[axis] - reach
     step = points.narrow(axis, reach, rest) - points.narrow(axis, 0, rest)
     both = valid.narrow(axis, reach, rest) & valid.narrow(axis, 0, rest)
@@ -208,6 +209,7 @@ class RunningMoments:
             spread = spread.to(total) + _pooled(square - 2 * mean * total + count * mean.square())
             seen = seen.to(total) + _pooled(count)
         std = (spread / seen.clamp(min=1)).clamp(min=0).sqrt()
+        # Below it a channel is constant up to rounding, and division would only amplify noise.
         floor = 1e-6 * self._overall().abs().clamp(min=1)
         return torch.where(std < floor, torch.ones_like(std), std).float()
 
@@ -251,6 +253,7 @@ def _added(name: str, old: Sums | None, new: Sums) -> Sums:
 
 def _sums(values: Tensor, mask: Tensor) -> Sums:
     """Over the batch of ``(b, *positions, d)`` values where the ``(b, *positions)`` mask is True."""
+    # Sums of squares over many steps need float64, which MPS does not have.
     dtype = torch.float32 if values.device.type == "mps" else torch.float64
     kept = torch.where(mask.unsqueeze(-1), values, 0.0).to(dtype)
     return mask.unsqueeze(-1).to(dtype).sum(0), kept.sum(0), kept.square().sum(0)

@@ -66,6 +66,7 @@ class RandomProjection(_Reduction):
 
     def __init__(self, dim: int, options: AnyOptions = None) -> None:
         super().__init__(dim, options)
+        # A generator of its own: the matrix depends on the seed alone, and the global random state stays.
         generator = torch.Generator().manual_seed(self.options.seed)
         self.register_buffer("matrix", torch.randn(self.out_dim, dim, generator=generator) / self.out_dim**0.5)
 
@@ -135,6 +136,7 @@ class PCATransform(_Reduction):
         Raises:
             ConfigError: There are not more tokens than components.
         """
+        # In float64 on the host, so that the components do not depend on the device.
         tokens = torch.cat([m.values[m.mask].double().cpu() for m in maps])
         if len(tokens) <= self.out_dim:
             raise ConfigError(
@@ -143,6 +145,7 @@ class PCATransform(_Reduction):
             )
         mean = tokens.mean(0)
         centered = tokens - mean
+        # eigh sorts eigenvalues in ascending order.
         _, vectors = torch.linalg.eigh(centered.t() @ centered)
         leading = vectors.flip(1)[:, : self.out_dim].t()
         largest = leading.gather(1, leading.abs().argmax(1, keepdim=True))

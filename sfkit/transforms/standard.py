@@ -52,6 +52,7 @@ class SpatialNorm(Transform):
         count = mask.sum((2, 3), keepdim=True)
         mean = values.sum((2, 3), keepdim=True) / count.clamp(min=1)
         centered = torch.where(mask, values - mean, 0.0)
+        # A masked token is 0 after centering, so it adds nothing to the sum.
         deviation = (centered.square().sum((2, 3), keepdim=True) / (count - 1).clamp(min=1)).sqrt()
         normalized = (values - self.options.gamma * mean) / (deviation + self.options.eps)
         return FeatureMap(normalized, clean.mask).sanitized()
@@ -139,6 +140,7 @@ class PositionCode(Transform):
         """``(b, v, gh, gw, d)`` to the same shape."""
         clean = features.sanitized()
         values = clean.values.float()
+        # The grid is the same in almost every step.
         if self._code.shape[:2] != clean.grid or self._code.device != values.device:
             self._code = position_code(*clean.grid, self.dim).to(values.device)
         code = self.options.ratio * self._code
@@ -185,6 +187,7 @@ class ResampleTransform(Transform):
         """``(b, v, *, *, d)`` to ``(b, v, gh, gw, d)``, the grid of ``wanted``."""
         own, grid = features.grid, (wanted.shape[2], wanted.shape[3])
         if self.options.scale_factor:
+            # Square root and int as released: this is the quirk that the option reproduces.
             ratio = 1 / math.sqrt((own[0] * own[1]) / (grid[0] * grid[1]))
             reached = (int(own[0] * ratio), int(own[1] * ratio))
             if reached != grid:
@@ -199,6 +202,7 @@ class ResampleTransform(Transform):
 def _corners_aligned(features: FeatureMap, grid: tuple[int, int]) -> FeatureMap:
     clean = features.sanitized()
     b, v, gh, gw, d = clean.values.shape
+    # The mask is resampled as one more channel, with the weights of the features.
     weight = clean.mask.unsqueeze(-1).float()
     stacked = torch.cat([clean.values.float(), weight], -1).permute(0, 1, 4, 2, 3).reshape(b * v, d + 1, gh, gw)
     stacked = F.interpolate(stacked, size=grid, mode="bilinear", align_corners=True)

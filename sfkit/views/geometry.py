@@ -55,6 +55,7 @@ def warp_nearest(image: Tensor, source_to_view: Tensor, size: tuple[int, int]) -
     Returns:
         ``(b, h, w)``; 0 where the view looks beyond the image (letterbox).
     """
+    # Hashable, for the cache.
     matrix = tuple(source_to_view.flatten().tolist())
     index, inside = _lookup(matrix, (image.shape[-2], image.shape[-1]), size, image.device)
     warped = image.flatten(1)[:, index].reshape(-1, *size)
@@ -67,6 +68,7 @@ def _lookup(
 ) -> tuple[Tensor, Tensor]:
     """For each view pixel the flat index of its source pixel, and whether it has one. The same at every step."""
     (h, w), (hs, ws) = size, source
+    # float64: a rounded coordinate at the border of two pixels would pick the wrong one.
     inverse = torch.linalg.inv(torch.tensor(matrix, dtype=torch.float64).reshape(3, 3))
     rows, columns = torch.meshgrid(torch.arange(h).double(), torch.arange(w).double(), indexing="ij")
     x = inverse[0, 0] * columns + inverse[0, 1] * rows + inverse[0, 2]

@@ -53,6 +53,7 @@ class GenericAdapter(PolicyAdapter):
             self._stack = Stack.of(policy, self.options)
 
     def bind(self, policy: nn.Module) -> GenericAdapter:
+        # A new instance for each policy: the user may pass one adapter to several calls of wrap.
         return self if self._stack is not None and self.policy is policy else type(self)(policy, self.options)
 
     # ---------------------------------------------------------------------------------------------------- taps
@@ -115,6 +116,7 @@ class GenericAdapter(PolicyAdapter):
         images = to_views(self._value(call, "images"), options)
         present = self._present(call, images)
         valid = self._valid(call, images) & present[:, :, None, None]
+        # On the first batch alone, because it waits for the device.
         if not self._checked:
             check_pixels(images, valid, options.pixels)
             self._checked = True

@@ -77,6 +77,7 @@ def _walk(value: object, path: str) -> Iterator[object]:
     if not path:
         yield value
     elif names[0] != "*":
+        # Keys may hold dots, as LeRobot's do.
         for count in range(len(names), 0, -1):
             child = _child(value, ".".join(names[:count]))
             if child is not None:

@@ -136,6 +136,7 @@ def undo(images: Tensor, pixels: str | MeanStd | None) -> Tensor:
     """``(b, v, 3, h, w)`` in float32 without their normalization, clamped to [0, 1]."""
     assert pixels is not None  # check_pixels refuses it
     by = NORMALIZATIONS[pixels] if isinstance(pixels, str) else pixels
+    # By scalars: a tensor of constants would have to be sent to the device, and waited for.
     channels = zip(images.float().unbind(2), by.mean, by.std, strict=True)
     return torch.stack([channel * std + mean for channel, mean, std in channels], 2).clamp(0, 1)
 
@@ -152,6 +153,7 @@ def check_pixels(images: Tensor, valid: Tensor, pixels: str | MeanStd | None) ->
         ViewsError: NaN, a range that contradicts the declaration, or one that another normalization explains better.
     """
     raw = images.float().permute(2, 0, 1, 3, 4).flatten(1)[:, valid.flatten()]
+    # All views of the batch may be absent.
     if raw.shape[1] == 0:
         return
     if not bool(raw.isfinite().all()):

@@ -49,6 +49,7 @@ def _of_image_tokens(matches: Tensor, options: GenericOptions, present: Tensor, 
         )
     # The n-th image token is the n-th of the views that have tokens at all.
     has_tokens = (there | everything.unsqueeze(1)).repeat_interleave(each, 1)
+    # Stable, so that the image tokens keep their order in the sequence.
     order = matches.int().argsort(dim=1, descending=True, stable=True)
     rank = has_tokens.cumsum(1).sub(1).clamp(0, order.shape[1] - 1)
     return torch.where(has_tokens, order.gather(1, rank), -1)
