@@ -16,7 +16,7 @@ from sfkit.registry.registry import default_registry
 from sfkit.schedules.base import Product, Schedule
 from sfkit.teachers.base import Teacher
 from sfkit.transforms.base import Transform
-from sfkit.utils.rng import own_rng
+from sfkit.utils.runtime import own_rng
 
 Kind = TypeVar("Kind")
 

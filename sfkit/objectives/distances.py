@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sfkit.config import Options
 from sfkit.errors import ConfigError
 from sfkit.objectives.base import Objective, cosine_similarity, masked_mean, precise, unit
-from sfkit.registry.marks import Harmless
+from sfkit.registry.component import Harmless
 
 
 class CosineObjective(Objective):
@@ -24,7 +24,11 @@ class CosineObjective(Objective):
 
     def __call__(self, student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
         """``(b, v, gh, gw, d)`` maps to ``(b,)``."""
-        return masked_mean(1.0 - cosine_similarity(student, teacher), mask)
+        return self.from_cosine(cosine_similarity(student, teacher), mask)
+
+    def from_cosine(self, cosine: Tensor, mask: Tensor) -> Tensor:
+        """``(b,)`` losses from the cosine ``(b, v, gh, gw)`` of each token, for a caller that logs it too."""
+        return masked_mean(1.0 - cosine, mask)
 
 
 class NormalizedOptions(Options):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sfkit.config import Options
 from sfkit.errors import ConfigError, ShapeError
 from sfkit.objectives.base import Objective, masked_mean, precise, unit
-from sfkit.utils.distributed import is_distributed
+from sfkit.utils.runtime import is_distributed
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The projector interface, and how several pairs share a projector."""
+"""The projector interface."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import ClassVar, TypeVar
 
 from torch import Tensor, nn
 
-from sfkit.config import ComponentSpec
 from sfkit.registry.component import AnyOptions, Configurable
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
@@ -20,23 +19,14 @@ class Projector(Configurable, nn.Module, ABC):
     generator of its own, and keeps its parameters in float32 when the policy is cast.
 
     Attributes:
-        target_transforms: Modules that turn the teacher's features into this projector's target, in order; set by the
-            core. They live here because their state belongs to the pair.
-        objective_head: The module that the objective trains for this pair, see :meth:`sfkit.Objective.head`; set by the
-            core.
         shallow_first: Class attribute: whether pairs that share it must come with ascending student layers.
     """
 
     shallow_first: ClassVar[bool] = False
 
-    target_transforms: nn.ModuleList
-    objective_head: nn.Module | None
-
     def __init__(self, student_dim: int, teacher_dim: int, options: AnyOptions = None) -> None:
         super().__init__()
         self.student_dim, self.teacher_dim = student_dim, teacher_dim
-        self.target_transforms = nn.ModuleList()
-        self.objective_head = None
         self.configure(options)
 
     @abstractmethod
@@ -70,50 +60,3 @@ def xavier(layer: Layer) -> Layer:
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer
-
-
-class SharedProjector(Projector):
-    """The projector of one pair, where several pairs share theirs.
-
-    Target transforms and the objective's head stay the pair's own. The module of the first pair holds the shared one,
-    and so registers its parameters once with the optimizer, DDP and checkpoints; the others only refer to it.
-
-    Args:
-        core: The projector.
-        index: The number of the pair, from 0.
-        count: How many pairs share it.
-    """
-
-    name = "shared"
-
-    def __init__(self, core: Projector, index: int, count: int) -> None:
-        super().__init__(core.student_dim, core.teacher_dim)
-        self.index, self.count = index, count
-        # nn.Module does not look into a tuple, so the parameters stay out of the other pairs.
-        self._elsewhere = () if index == 0 else (core,)
-        if index == 0:
-            self.core = core
-
-    @property
-    def shared(self) -> Projector:
-        """The projector that all pairs use."""
-        return self._elsewhere[0] if self._elsewhere else self.core
-
-    @property
-    def spec(self) -> ComponentSpec:
-        core: Configurable = self.shared
-        return core.spec
-
-    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """``(b, v, gh, gw, student_dim)`` to ``(..., teacher_dim)``."""
-        return self.shared.forward_shared(tokens, mask, self.index, self.count)
-
-
-class Unprojected(Projector):
-    """The projector of a pair that compares no features; student and teacher may differ in width."""
-
-    name = "none"
-
-    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """``(b, v, gh, gw, d)`` tokens, unchanged."""
-        return tokens

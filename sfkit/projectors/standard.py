@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from sfkit.config import Options
 from sfkit.errors import ConfigError
 from sfkit.projectors.base import Projector, xavier
-from sfkit.registry.component import AnyOptions
-from sfkit.registry.marks import Harmless
+from sfkit.registry.component import AnyOptions, Harmless
 from sfkit.utils.recompute import recompute
 
 

@@ -10,8 +10,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from sfkit.config import Options
-from sfkit.registry.component import AnyOptions
-from sfkit.registry.marks import Harmless
+from sfkit.registry.component import AnyOptions, Harmless
 from sfkit.schedules.base import Schedule
 
 

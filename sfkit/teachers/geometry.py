@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from sfkit.config import Options
 from sfkit.errors import ConfigError, SfkitWarning, ViewsError
-from sfkit.registry.component import AnyOptions
-from sfkit.registry.marks import Harmless
+from sfkit.registry.component import AnyOptions, Harmless
 from sfkit.teachers.base import Teacher
 from sfkit.teachers.surfaces import RunningMoments, assumed_intrinsics, neighbor_offsets, plane_normals, rotated
 from sfkit.views.geometry import to_world, unproject
@@ -34,7 +33,7 @@ class GeometryOptions(Options):
     bands: int = Field(default=4, ge=0, description="Fourier bands, each halving the wavelength.")
     wavelength: float = Field(default=2.0, gt=0, description="Longest wavelength of the Fourier features, in meters.")
     depth_min: float = Field(default=0.05, gt=0, description="Depth below this many meters is invalid.")
-    depth_max: float = Field(default=10.0, gt=0, description="Depth beyond this many meters is invalid.")
+    depth_max: float = Field(default=10.0, gt=0, description="Depth of this many meters or more is invalid.")
     min_valid: float = Field(default=0.5, gt=0, le=1, description="Share of a sub-cell's pixels that must be valid.")
     flatness: float = Field(default=0.01, gt=0, description="Largest distance to a normal's plane, relative to depth.")
     reach: tuple[Annotated[int, Field(ge=1)], ...] = Field(
@@ -226,8 +225,9 @@ class GeometryTeacher(Teacher):
         points = unproject(depth, intrinsics)
         if self.options.frame == "world":
             points = to_world(points, _require(views.world_from_camera, "camera poses for frame='world'"))
-        # NaN depth fails both comparisons, so it is invalid without a test of its own.
-        valid = views.valid & (depth >= self.options.depth_min) & (depth <= self.options.depth_max)
+        # NaN depth fails both comparisons, so it is invalid without a test of its own. Depth at the far end was often
+        # clipped to it, by a sensor or a recorder.
+        valid = views.valid & (depth >= self.options.depth_min) & (depth < self.options.depth_max)
         return points, valid & points.isfinite().all(-1)
 
     def _normals(

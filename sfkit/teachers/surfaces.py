@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
 
 from sfkit.errors import ShapeError
-from sfkit.utils.distributed import is_distributed
+from sfkit.utils.runtime import is_distributed
 from sfkit.views.types import Views
 
 #: Of the product of both variances: below it the pixels of a cell lie on one line, and no plane is determined by them.

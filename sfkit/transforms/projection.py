@@ -14,10 +14,9 @@ from torch import Tensor
 
 from sfkit.config import Options
 from sfkit.errors import CheckpointError, ConfigError
-from sfkit.registry.component import AnyOptions
-from sfkit.registry.marks import Reaching
+from sfkit.registry.component import AnyOptions, Reaching
 from sfkit.transforms.base import Transform
-from sfkit.utils.distributed import is_distributed
+from sfkit.utils.runtime import is_distributed
 from sfkit.views.types import FeatureMap
 
 

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from sfkit.config import Options
 from sfkit.errors import ConfigError, ShapeError
-from sfkit.registry.component import AnyOptions
-from sfkit.registry.marks import Harmless
+from sfkit.registry.component import AnyOptions, Harmless
 from sfkit.transforms.base import Transform
 from sfkit.views.resample import resample
 from sfkit.views.types import FeatureMap

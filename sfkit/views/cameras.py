@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from sfkit.config import Options
@@ -18,6 +18,8 @@ from sfkit.utils.places import read_json
 
 _FORMAT = "sfkit.cameras/1"
 _METERS = {"m": 1.0, "mm": 0.001}
+#: Meters by which rounding to whole millimeters moves an end of the recorded range, and a little more for float32.
+_ROUNDING = 0.00051
 
 Row3 = tuple[float, float, float]
 Row4 = tuple[float, float, float, float]
@@ -31,8 +33,18 @@ class Camera(Options):
     intrinsics: tuple[Row3, Row3, Row3] | None = Field(default=None, description="3x3 matrix K in pixels, if known.")
     depth_key: str | None = Field(default=None, description="Batch key of the depth map (same field of view).")
     depth_unit: Literal["m", "mm"] | None = Field(default=None, description="Unit of the depth map in the batch.")
+    depth_range: tuple[float, float] | None = Field(
+        default=None, description="Ends of a clipped range in meters: depth at or beyond an end is unknown."
+    )
     world_from_camera: tuple[Row4, Row4, Row4, Row4] | None = Field(default=None, description="Fixed 4x4 pose, meters.")
     pose_key: str | None = Field(default=None, description="Dataset column with 4x4 poses of a camera that moves.")
+
+    @field_validator("depth_range")
+    @classmethod
+    def _near_before_far(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not 0 <= value[0] < value[1]:
+            raise ValueError("the near end is at least 0, and smaller than the far end")
+        return value
 
 
 @dataclass(frozen=True)
@@ -126,6 +138,18 @@ class CameraRig:
                 'Set the camera\'s depth_unit to "m" or "mm" (for LeRobot, CameraRig comes with it from the dataset).',
             )
         return _METERS[unit]
+
+    def known_depth(self, key: str, depth: Tensor) -> Tensor:
+        """``(b, h, w)`` meters, 0 where they are an end of the recorded range: the video was clipped there.
+
+        Args:
+            key: Batch key of the camera's image.
+            depth: ``(b, h, w)`` meters.
+        """
+        ends = self.cameras[key].depth_range
+        if ends is None:
+            return depth
+        return torch.where((depth > ends[0] + _ROUNDING) & (depth < ends[1] - _ROUNDING), depth, 0.0)
 
     def pose(self, key: str, index: Tensor | None, batch: int) -> Tensor | None:
         """``(b, 4, 4)`` poses of a camera, or None where they are unknown.

@@ -16,6 +16,9 @@ from torch import Tensor
 from sfkit.errors import ViewsError
 from sfkit.views.cameras import CameraRig
 
+#: Relative difference of aspect ratios up to which a depth map and its image may be aligned: sizes round.
+_ASPECT_TOLERANCE = 0.02
+
 
 def resize_matrix(source: tuple[int, int], target: tuple[int, int], offset: tuple[int, int] = (0, 0)) -> Tensor:
     """``(3, 3)`` float32: pixel of a ``source`` (h, w) image to its pixel after resizing to ``target`` and shifting.
@@ -241,13 +244,25 @@ def _depth(rig: CameraRig, batch: Mapping[str, Any], key: str, box: Placement, f
     if depth_key is None or depth_key not in batch:
         return None
     depth = depth_map(batch[depth_key], depth_key, frame)
+    _require_same_aspect(depth, depth_key, box.source, key)
     # The map may be of another size than the image, of the same field of view.
     to_view = box.matrix @ resize_matrix((depth.shape[-2], depth.shape[-1]), box.source)
-    return warp_nearest(depth, to_view, box.view).float() * rig.depth_scale(key)
+    return rig.known_depth(key, warp_nearest(depth, to_view, box.view) * rig.depth_scale(key))
+
+
+def _require_same_aspect(depth: Tensor, depth_key: str, source: tuple[int, int], key: str) -> None:
+    """Refuse a map ``(b, h, w)`` of another shape than its image: it is not aligned to color."""
+    h, w = depth.shape[-2:]
+    if abs((w * source[0]) / (h * source[1]) - 1) > _ASPECT_TOLERANCE:
+        raise ViewsError(
+            f"{depth_key} is {h}x{w}, and its image {key} is {source[0]}x{source[1]}: another aspect ratio, so the "
+            "pixels of the two do not correspond.",
+            "Align depth to color when you record (RealSense: rs.align), or crop both in the same way.",
+        )
 
 
 def depth_map(value: Tensor, key: str, frame: int = -1) -> Tensor:
-    """``(b, h, w)`` from a map of a batch: ``(b, h, w)``, ``(b, 1, h, w)`` or ``(b, time, 1, h, w)``.
+    """``(b, h, w)`` float32 from a map of a batch: ``(b, h, w)``, ``(b, 1, h, w)`` or ``(b, time, 1, h, w)``.
 
     Raises:
         ViewsError: Another shape, or a precision in which depth is too coarse.
@@ -258,9 +273,10 @@ def depth_map(value: Tensor, key: str, frame: int = -1) -> Tensor:
             "Keep the batch in float32: cast the model, not its inputs (FSDP2: cast_forward_inputs=False).",
         )
     if value.ndim == 5 and value.shape[2] == 1:
-        return value[:, frame, 0]
+        return value[:, frame, 0].float()
     if value.ndim == 4 and value.shape[1] == 1:
-        return value[:, 0]
+        return value[:, 0].float()
     if value.ndim == 3:
-        return value
+        # Sensors give uint16, for which torch has almost no operation.
+        return value.float()
     raise ViewsError(f"{key} has shape {tuple(value.shape)}, expected (b, h, w), (b, 1, h, w) or (b, time, 1, h, w).")

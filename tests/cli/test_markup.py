@@ -63,14 +63,14 @@ def hostile(monkeypatch: pytest.MonkeyPatch) -> None:
         ],
         [BrokenPlugin(HOSTILE, "odd", ImportError(HOSTILE))],
     )
-    monkeypatch.setattr("sfkit.cli.app.default_registry", lambda: registry)
+    monkeypatch.setattr("sfkit.cli.default_registry", lambda: registry)
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
         ("plugins",), ("plugins", "--json"), ("teachers",), ("teachers", "odd"), ("policies",),
-        ("policies", "--markdown"), ("presets",), ("presets", "odd"), ("--help",), ("odd", "--help"),
+        ("presets",), ("presets", "odd"), ("--help",), ("odd", "--help"),
     ],
     ids=" ".join,
 )  # fmt: skip

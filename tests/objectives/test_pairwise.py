@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sfkit.objectives.pairwise import InfoNCEObjective, tokens_of_other_ranks
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded
 
 WORKER = Path(__file__).parents[1] / "workers" / "gathering_ranks.py"
 

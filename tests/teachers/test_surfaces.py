@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sfkit.errors import ConfigError, SfkitWarning
 from sfkit.teachers.geometry import GeometryTeacher
 from sfkit.teachers.surfaces import RunningMoments, assumed_intrinsics, neighbor_offsets, plane_normals
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded
 from sfkit.views.types import Views
 
 SIZE, FX = 32, 40.0

@@ -1,4 +1,4 @@
-"""Where hidden states and pictures are read."""
+"""Where hidden states and images are read."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_fault_04_the_policy_checkpoints_twice_and_nothing_is_caught_twice(setup
     torch.manual_seed(3)
     losses = policy(*setup.batch())
     handle = policy.spatial_forcing
-    (tap,), (watch,) = handle.taps.values(), handle.watches.values()
+    (tap,), (watch,) = handle.taps.values(), handle.taps.recorders.values()
     assert tap.fired == 1
     losses.mean().backward()
     assert tap.fired == 1, "recomputed during backward, when it must not capture"

@@ -12,7 +12,7 @@ from typing_extensions import Self
 
 from sfkit.config import Options
 from sfkit.errors import ConfigError
-from sfkit.registry.marks import Harmless
+from sfkit.registry.component import Harmless
 
 _FUNCTION = "function"
 

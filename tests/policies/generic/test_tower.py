@@ -12,9 +12,8 @@ import torch
 from sfkit import GenericAdapter, Span, SpatialForcing
 from sfkit.errors import AdapterError, ConfigError, ShapeError, ViewsError
 from sfkit.policies.base import ForwardCall
-from sfkit.testing.correspondence import check_correspondence
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.checks import check_correspondence
+from sfkit.testing.tiny import PatchTeacher, TinyAdapter, TinyPolicy, tiny_batch
 
 TOLD: dict[str, Any] = {
     "blocks": "blocks", "tokens": Span(0, 32), "grid": (2, 4, 4), "images": "images", "pixels": "[0,1]", "loss": "0",

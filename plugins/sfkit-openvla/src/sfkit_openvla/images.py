@@ -1,8 +1,8 @@
-"""From OpenVLA's ``pixel_values`` back to the pictures that the student saw."""
+"""Images in [0, 1] from OpenVLA's ``pixel_values``."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -10,39 +10,42 @@ from torch import Tensor
 from sfkit.errors import ShapeError, ViewsError
 from sfkit.views.resample import imagenet_normalized
 
-#: Mean difference of the two halves of a picture above which they cannot show the same. Their constants are rounded
-#: to bfloat16 in the released processors (0.002), and so are pixels in the released loop (0.001).
+#: Largest mean difference of two halves of the same image. The released processors round their constants to bfloat16
+#: (0.002), and the released loop rounds the pixels (0.001).
 _SAME = 0.02
-#: What the processor pads a letterbox with: ``int(0.5 * 255)``, for both halves alike.
+#: Gray level of the processor's letterbox, ``int(0.5 * 255)``, the same for both halves.
 _FILL = 127 / 255
 _NEAR = 1 / 255
-_REMEDY = "Pass what the policy's own image processor makes, the views one after another on the channel axis."
+_REMEDY = "Pass the output of the policy's own image processor, with the views concatenated on the channel axis."
 
 Half = Literal["siglip", "dino"]
 
 
-def pictures(pixel_values: Any, views: int, *, fused: bool, half: Half) -> Tensor:
-    """Undo the processor: ``(b, v, 3, h, w)`` float32 in [0, 1].
+def to_images(pixel_values: object, views: int, *, fused: bool, half: Half) -> Tensor:
+    """Undo the processor's normalization.
 
-    Of a fused backbone each view has six channels: three normalized with ImageNet's mean and deviation for DINOv2, then
-    three to [-1, 1] for SigLIP. The second half loses less in the loop's cast to bfloat16: 0.25 of a gray level, where
-    the first loses 0.45.
+    With a fused backbone each view has six channels: three for DINOv2, with ImageNet's mean and standard deviation,
+    then three for SigLIP in [-1, 1]. The loop casts both to bfloat16, which costs SigLIP's half 0.25 gray levels and
+    DINOv2's half 0.45.
 
     Args:
-        pixel_values: ``(b, 6 v, h, w)``, or ``(b, 3 v, h, w)`` if not fused (SigLIP's half alone).
-        views: Pictures of a sample.
+        pixel_values: ``(b, 6 * v, h, w)``, or ``(b, 3 * v, h, w)`` for SigLIP only if not fused.
+        views: Images per sample.
         fused: Whether the backbone has two featurizers.
-        half: Which one to read.
+        half: The half to read.
+
+    Returns:
+        ``(b, v, 3, h, w)`` float32 in [0, 1].
 
     Raises:
-        ViewsError: There are none, or not as one tensor.
-        ShapeError: Another layout.
+        ViewsError: ``pixel_values`` is missing or no floating-point tensor.
+        ShapeError: The shape does not fit the number of views.
     """
     each = 6 if fused else 3
     if pixel_values is None:
         raise ViewsError(
-            "This batch has no pictures: pixel_values is None.",
-            "Train on batches with pictures, or call the policy inside SpatialForcing.disabled(policy) for this one.",
+            "This batch has no images: pixel_values is None.",
+            "Train on batches with images, or call the policy inside SpatialForcing.disabled(policy) for this one.",
         )
     if not isinstance(pixel_values, Tensor):
         raise ViewsError(f"pixel_values is a {type(pixel_values).__name__}, expected a tensor.", _REMEDY)
@@ -61,22 +64,22 @@ def pictures(pixel_values: Any, views: int, *, fused: bool, half: Half) -> Tenso
 
 
 def check_halves(pixel_values: Tensor, views: int) -> None:
-    """Both halves of each view of a fused backbone must show one picture.
+    """Check that both halves of each view in ``(b, 6 * v, h, w)`` show the same image.
 
-    A permuted layout (views interleaved, SigLIP first, raw pixels) is a valid tensor of the right shape, and gives a
-    teacher pictures that mean nothing.
+    A permuted layout (views interleaved, SigLIP first, raw pixels) has the right shape, and would give the teacher
+    meaningless images.
 
     Raises:
-        ViewsError: They do not.
+        ViewsError: The halves of a view differ.
     """
-    dino, siglip = (pictures(pixel_values, views, fused=True, half=half) for half in ("dino", "siglip"))
+    dino, siglip = (to_images(pixel_values, views, fused=True, half=half) for half in ("dino", "siglip"))
     apart = (dino - siglip).abs().mean((0, 2, 3, 4))
     for view, difference in enumerate(apart.tolist()):
         if not difference <= _SAME:
             own = _by_view(pixel_values, views)[:, view]
             ranges = [f"{part.min():.3g} to {part.max():.3g}" for part in (own[:, :3], own[:, 3:])]
             raise ViewsError(
-                f"The two halves of view {view} of pixel_values do not show one picture: after undoing ImageNet's "
+                f"The two halves of view {view} of pixel_values do not show one image: after undoing ImageNet's "
                 f"normalization of channels 0-2 (found {ranges[0]}) and SigLIP's of channels 3-5 (found {ranges[1]}) "
                 f"they differ by {difference:.3g} on average.",
                 f"{_REMEDY} Another processor than the released ones: option verify_images=false.",
@@ -84,12 +87,16 @@ def check_halves(pixel_values: Tensor, views: int) -> None:
 
 
 def inside_bars(images: Tensor) -> Tensor:
-    """Where a picture is, in a view that upstream's processor has padded to a square: ``(b, v, h, w)`` bool.
+    """Pixels of the image, in views that upstream's processor has padded to a square.
 
-    Bars are the lines along opposite borders that are of the processor's gray throughout. Each picture has its own.
+    Bars are the rows or columns at the borders that have the processor's gray in every pixel. They may differ from
+    image to image.
 
     Args:
         images: ``(b, v, 3, h, w)`` in [0, 1].
+
+    Returns:
+        ``(b, v, h, w)`` bool, False on bars.
     """
     gray = ((images - _FILL).abs() <= _NEAR).all(2)
     bars = torch.zeros_like(gray)
@@ -100,9 +107,11 @@ def inside_bars(images: Tensor) -> Tensor:
 
 
 def _by_view(pixel_values: Tensor, views: int) -> Tensor:
+    """``(b, v * c, h, w)`` to ``(b, v, c, h, w)`` float32."""
     return pixel_values.float().reshape(len(pixel_values), views, -1, *pixel_values.shape[2:])
 
 
 def _undo_imagenet(channels: Tensor) -> Tensor:
+    """ImageNet-normalized ``(b, v, 3, h, w)`` to pixels in [0, 1], by the same constants as the teachers'."""
     zero, one = (imagenet_normalized(torch.full((3, 1, 1), value, device=channels.device)) for value in (0.0, 1.0))
     return (channels - zero) / (one - zero)

@@ -1,13 +1,15 @@
-"""Small policies with the call structures found in the field, and their adapter."""
+"""Tiny policies that run their blocks as published policies do, their adapters, and a teacher without weights."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar, NoReturn, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -15,6 +17,8 @@ from sfkit.config import Options
 from sfkit.errors import ViewsError
 from sfkit.policies.base import AdapterOptions, ForwardCall, PolicyAdapter, TapPoint
 from sfkit.policies.tokens import cut, tower_tokens
+from sfkit.registry.component import Harmless
+from sfkit.teachers.base import Teacher
 from sfkit.views.types import FeatureMap, Views
 
 
@@ -30,11 +34,12 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
 
     def forward(self, hidden: Tensor, attend: Tensor) -> Tensor:
+        """``hidden (b, n, d)`` to ``(b, n, d)``; ``attend (b, n, n)`` is True where a query sees a key."""
         q, k, v = self.qkv(self.input_layernorm(hidden)).chunk(3, -1)
         hidden = hidden + self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=attend))
-        update = self.mlp(self.post_layernorm(hidden))
+        update: Tensor = self.mlp(self.post_layernorm(hidden))
         update += hidden  # in place, as SmolVLA does: a tap on the MLP's output would see the next state
-        return update  # type: ignore[no-any-return]
+        return update
 
 
 class TinyPolicy(nn.Module):
@@ -68,8 +73,8 @@ class TinyPolicy(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, state_dim)
 
-    def forward(self, batch: dict[str, Tensor], reduction: str = "mean") -> tuple[Tensor, dict[str, Any]]:
-        """Compute the action loss, a scalar or (``reduction="none"``) one value for each sample."""
+    def forward(self, batch: dict[str, Tensor], reduction: str = "mean") -> tuple[Tensor, dict[str, float]]:
+        """Compute the action loss, ``()`` or (``reduction="none"``) ``(b,)``, one value for each sample."""
         noise = torch.randn_like(batch["action"])
         prediction = self.act(batch) + 0.0 * noise
         losses = (prediction - batch["action"]).square().mean(-1)
@@ -85,6 +90,7 @@ class TinyPolicy(nn.Module):
         return action
 
     def _embed(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The sequence ``(b, n, d)``, and which tokens each token sees, ``(b, n, n)``."""
         images = batch["images"] * 2 - 1
         b, v = images.shape[:2]
         parts = images.unbind(1) if self.tower_per_view else [images.flatten(0, 1)]
@@ -101,11 +107,12 @@ class TinyPolicy(nn.Module):
         return hidden, attend
 
     def _run(self, block: nn.Module, hidden: Tensor, attend: Tensor) -> Tensor:
+        """One block: ``hidden (b, n, d)`` and ``attend (b, n, n)`` to ``(b, n, d)``."""
         call = block.forward if self.fused else block
-        if self.checkpointing == "none" or not self.training:
-            return call(hidden, attend)  # type: ignore[no-any-return]
-        reentrant = self.checkpointing == "reentrant"
-        return checkpoint(call, hidden, attend, use_reentrant=reentrant)  # type: ignore[no-any-return]
+        if self.checkpointing != "none" and self.training:
+            call = partial(checkpoint, call, use_reentrant=self.checkpointing == "reentrant")
+        result: Tensor = call(hidden, attend)
+        return result
 
 
 class TinyAdapter(PolicyAdapter):
@@ -144,6 +151,7 @@ class TinyAdapter(PolicyAdapter):
         return replace(self.views(call), images=frames[:, steps - 1])
 
     def visual_tokens(self, hidden: Tensor, views: Views) -> FeatureMap:
+        """Of ``(b, n, d)``, which begins with the visual tokens, these: ``(b, v, gh, gw, d)``."""
         grid = self._grid(views)
         b, v = views.images.shape[:2]
         tokens = cut(hidden, 0, v * grid[0] * grid[1], self.options.token_shift).reshape(b, v, *grid, -1)
@@ -162,8 +170,9 @@ class TinyAdapter(PolicyAdapter):
         return 1, self.dim(block)
 
     def attention_tokens(self, hidden: Tensor, block: int, views: Views) -> FeatureMap:
+        """Queries and keys ``(b, v, gh, gw, 2 * d)`` from ``(b, n, d)``."""
         tokens = self.visual_tokens(hidden, views)
-        own: Any = self.policy.blocks[block - 1]
+        own = cast("Block", self.policy.blocks[block - 1])
         queries, keys, _ = own.qkv(own.input_layernorm(tokens.values)).chunk(3, -1)
         return FeatureMap(torch.cat([queries / self.dim(block) ** 0.5, keys], -1), tokens.mask)
 
@@ -171,7 +180,10 @@ class TinyAdapter(PolicyAdapter):
         side = self.policy.embed.kernel_size[0]
         return views.size[0] // side, views.size[1] // side
 
-    def with_loss(self, output: Any, loss: Tensor, logs: Any) -> Any:
+    def with_loss(
+        self, output: tuple[Tensor, dict[str, float]], loss: Tensor, logs: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, float]]:
+        """``loss ()`` in the place of the policy's own, and ``logs`` beside the policy's."""
         return loss, {**output[1], **{key: float(value) for key, value in logs.items()}}
 
 
@@ -193,4 +205,84 @@ def tiny_batch(
     return batch
 
 
-__all__ = ["Block", "TinyAdapter", "TinyPolicy", "tiny_batch"]
+class OutsidePolicy(TinyPolicy):
+    """Its training loop computes the loss, as OpenVLA-OFT's does under an L1 head; no loop reads the loss here."""
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, object]:  # type: ignore[override]
+        """``actions``: a tuple of one ``(b, state_dim)``; and ``loss ()``, which means nothing."""
+        prediction = self.act(batch)
+        return {"loss": prediction.square().mean(), "actions": (prediction,), "steps": 1}
+
+
+class OutsideAdapter(TinyAdapter):
+    """Adapter of :class:`OutsidePolicy`."""
+
+    loss_outside = True
+
+    def with_loss(self, output: object, loss: Tensor, logs: Mapping[str, Tensor]) -> NoReturn:
+        """Never called with a ``loss ()``."""
+        raise AssertionError("nobody reads the loss in this output")
+
+
+def loop_loss(output: Mapping[str, Any], batch: Mapping[str, Tensor]) -> Tensor:
+    """The loop's loss ``()`` from the output of forward."""
+    return F.l1_loss(output["actions"][0], batch["action"])
+
+
+class PatchTeacherOptions(Options):
+    """Options of :class:`PatchTeacher`."""
+
+    dim: int = Field(default=12, ge=1, description="Feature width.")
+    grid: int | None = Field(default=None, ge=1, description="Side of its own grid; the student's by default.")
+    joint: Harmless[bool] = Field(default=False, description="Mix views, as a joint multi-view teacher does.")
+
+
+class PatchTeacher(Teacher):
+    """A frozen random linear map of pooled patches; with ``joint``, plus the mean over the views of a sample.
+
+    The queries and keys of a block, of two heads, are its features.
+    """
+
+    name = "patch"
+    license = "Apache-2.0"
+    Options: ClassVar[type[Options]] = PatchTeacherOptions
+    options: PatchTeacherOptions
+
+    @property
+    def num_layers(self) -> int:
+        return 3
+
+    def dim(self, layer: int) -> int:
+        return self.options.dim
+
+    def load(self, device: torch.device) -> nn.Module:
+        torch.manual_seed(0)  # global on purpose: the core must guard the caller's random state
+        return nn.Linear(3, self.options.dim)
+
+    def encode(
+        self, model: nn.Module | None, views: Views, layers: Sequence[int], grid: tuple[int, int]
+    ) -> list[FeatureMap]:
+        assert model is not None
+        own = (self.options.grid, self.options.grid) if self.options.grid else grid
+        b, v = views.images.shape[:2]
+        pooled = F.adaptive_avg_pool2d(views.images.flatten(0, 1), own).permute(0, 2, 3, 1)
+        values = model(pooled).reshape(b, v, *own, -1)
+        if self.options.joint:
+            values = values + values.mean(1, keepdim=True)
+        mask = torch.ones(values.shape[:-1], dtype=torch.bool, device=values.device)
+        return [FeatureMap(values * layer, mask) for layer in layers]
+
+    def attention_heads(self, block: int) -> tuple[int, int]:
+        return 2, self.options.dim // 2
+
+    def encode_with_attention(
+        self,
+        model: nn.Module | None,
+        views: Views,
+        layers: Sequence[int],
+        blocks: Sequence[int],
+        grid: tuple[int, int],
+    ) -> list[FeatureMap]:
+        maps = self.encode(model, views, [*layers, *blocks], grid)
+        doubled = [FeatureMap(torch.cat([one.values, one.values], -1), one.mask) for one in maps[len(layers) :]]
+        return [*maps[: len(layers)], *doubled]

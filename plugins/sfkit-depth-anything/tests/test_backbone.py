@@ -1,4 +1,4 @@
-"""The trunk: what it computes, how little it keeps, and under which modes it runs."""
+"""The backbone: what it computes, how little it keeps, and under which modes it runs."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from sfkit_backbones.blocks import cast_products
 from sfkit_backbones.patches import resize_positions
 from sfkit_backbones.weights import without_weights
-from sfkit_depth_anything.config import BASE, GIANT, TINY, TINY_GATED, TrunkConfig
+from sfkit_depth_anything.backbone import DepthAnythingBackbone
+from sfkit_depth_anything.config import BASE, GIANT, TINY, TINY_GATED, DepthAnythingConfig
 from sfkit_depth_anything.tables import joint_rotation, scaled_positions, view_rotation
-from sfkit_depth_anything.trunk import DepthAnythingTrunk
 from torch import nn
 
 from sfkit.errors import ShapeError
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded
 
-Make = Callable[..., DepthAnythingTrunk]
+Make = Callable[..., DepthAnythingBackbone]
 CONFIGS = st.sampled_from([TINY, TINY_GATED, TINY.model_copy(update={"alt_start": 0, "num_layers": 3})])
 
 
@@ -33,11 +33,17 @@ CONFIGS = st.sampled_from([TINY, TINY_GATED, TINY.model_copy(update={"alt_start"
     st.data(),
 )
 def test_shapes(
-    trunk_of: Make, config: TrunkConfig, b: int, v: int, grid: tuple[int, int], half: str, data: st.DataObject
+    backbone_of: Make,
+    config: DepthAnythingConfig,
+    b: int,
+    v: int,
+    grid: tuple[int, int],
+    half: str,
+    data: st.DataObject,
 ) -> None:
     layers = data.draw(st.lists(st.integers(1, config.num_layers), min_size=1, max_size=4))
     images = torch.randn(b, v, 3, grid[0] * 14, grid[1] * 14)
-    found = trunk_of(config)(images, layers, half=half)
+    found = backbone_of(config)(images, layers, half=half)
     width = config.dim * (2 if half == "both" else 1)
     assert [tuple(feature.shape) for feature in found] == [(b, v, *grid, width)] * len(layers)
     assert all(feature.isfinite().all() for feature in found)
@@ -45,46 +51,48 @@ def test_shapes(
 
 @settings(max_examples=15)
 @given(CONFIGS, st.sampled_from(["both", "local", "global"]), st.data())
-def test_some_layers_are_as_all_layers(trunk_of: Make, config: TrunkConfig, half: str, data: st.DataObject) -> None:
-    trunk, images = trunk_of(config), torch.randn(1, 3, 3, 28, 42)
-    every = trunk(images, list(range(1, config.num_layers + 1)), half=half)
+def test_some_layers_are_as_all_layers(
+    backbone_of: Make, config: DepthAnythingConfig, half: str, data: st.DataObject
+) -> None:
+    backbone, images = backbone_of(config), torch.randn(1, 3, 3, 28, 42)
+    every = backbone(images, list(range(1, config.num_layers + 1)), half=half)
     wanted = data.draw(st.lists(st.integers(1, config.num_layers), min_size=1))
-    for layer, feature in zip(wanted, trunk(images, wanted, half=half), strict=True):
+    for layer, feature in zip(wanted, backbone(images, wanted, half=half), strict=True):
         assert torch.equal(feature, every[layer - 1])
 
 
-def test_the_halves_are_the_halves_of_both(trunk_of: Make) -> None:
-    trunk, images, layers = trunk_of(), torch.randn(2, 2, 3, 28, 28), [1, 3, 4, 6]
-    both, local, joint = (trunk(images, layers, half=half) for half in ("both", "local", "global"))
+def test_the_halves_are_the_halves_of_both(backbone_of: Make) -> None:
+    backbone, images, layers = backbone_of(), torch.randn(2, 2, 3, 28, 28), [1, 3, 4, 6]
+    both, local, joint = (backbone(images, layers, half=half) for half in ("both", "local", "global"))
     for whole, first, second in zip(both, local, joint, strict=True):
         assert torch.equal(whole, torch.cat((first, second), -1))
 
 
-def test_the_local_half_is_the_latest_block_within_views(trunk_of: Make) -> None:
-    trunk, images = trunk_of(), torch.randn(1, 2, 3, 28, 28)
-    local = trunk(images, [1, 2, 3, 4, 5, 6], half="local")
+def test_the_local_half_is_the_latest_block_within_views(backbone_of: Make) -> None:
+    backbone, images = backbone_of(), torch.randn(1, 2, 3, 28, 28)
+    local = backbone(images, [1, 2, 3, 4, 5, 6], half="local")
     # Blocks 3 and 5, layers 4 and 6, join the views.
     assert torch.equal(local[3], local[2])
     assert torch.equal(local[5], local[4])
     assert not torch.equal(local[1], local[0])
-    (joint,) = trunk(images, [2], half="global")
-    assert_rounded(joint, trunk.norm(local[1]))
+    (joint,) = backbone(images, [2], half="global")
+    assert_rounded(joint, backbone.norm(local[1]))
 
 
-def test_blocks_behind_the_last_layer_do_not_run(trunk_of: Make) -> None:
-    trunk = trunk_of(seed=3)
+def test_blocks_behind_the_last_layer_do_not_run(backbone_of: Make) -> None:
+    backbone = backbone_of(seed=3)
     runs: list[int] = []
-    for index, block in enumerate(trunk.blocks):
+    for index, block in enumerate(backbone.blocks):
         block.register_forward_hook(lambda *_, index=index: runs.append(index))
-    trunk(torch.randn(1, 2, 3, 28, 28), [2, 4])
+    backbone(torch.randn(1, 2, 3, 28, 28), [2, 4])
     assert runs == [0, 1, 2, 3]
 
 
-def test_views_are_joined_from_the_first_joint_block_on(trunk_of: Make) -> None:
-    trunk, images = trunk_of(), torch.randn(1, 3, 3, 28, 28)
+def test_views_are_joined_from_the_first_joint_block_on(backbone_of: Make) -> None:
+    backbone, images = backbone_of(), torch.randn(1, 3, 3, 28, 28)
     changed = images.clone()
     changed[:, 2] += 1
-    before, after = (trunk(x, [1, 2, 3, 4], reference="first") for x in (images, changed))
+    before, after = (backbone(x, [1, 2, 3, 4], reference="first") for x in (images, changed))
     moved = [(x - y)[:, 0].abs().max() for x, y in zip(before, after, strict=True)]
     assert moved[:3] == [0, 0, 0]
     assert moved[3] > 0.01
@@ -95,7 +103,7 @@ def test_positions_are_scaled_as_dinov2_does() -> None:
     assert scaled_positions(table, (37, 37)) is table
     found = scaled_positions(table, (36, 27))
     assert found.shape == (1, 36 * 27, 6)
-    # Not the antialiased resize to an explicit size that VGGT's trunk has.
+    # Not the antialiased resize to an explicit size that VGGT's backbone has.
     assert (found - resize_positions(table, (36, 27))).abs().max() > 0.1
 
 
@@ -116,54 +124,54 @@ def test_every_patch_of_every_view_is_rotated_alike_in_joint_blocks() -> None:
     assert not torch.equal(within[2], patches[0])
 
 
-def test_it_runs_in_every_mode_and_tables_serve_all(trunk_of: Make) -> None:
-    trunk = trunk_of(seed=4)
+def test_it_runs_in_every_mode_and_tables_serve_all(backbone_of: Make) -> None:
+    backbone = backbone_of(seed=4)
     images = torch.randn(1, 3, 3, 28, 42)
     with torch.inference_mode():
-        (seen,) = trunk(images, [6])
+        (seen,) = backbone(images, [6])
     wanted = images.clone().requires_grad_()
-    (trained,) = trunk(wanted, [6])
+    (trained,) = backbone(wanted, [6])
     trained.square().sum().backward()
     assert torch.equal(seen, trained)
     assert wanted.grad is not None
     assert wanted.grad.isfinite().all()
 
 
-def test_new_weights_are_not_met_with_old_tables(trunk_of: Make) -> None:
-    trunk, other, images = trunk_of(seed=5), trunk_of(seed=6), torch.randn(1, 1, 3, 28, 42)
-    trunk(images, [1])
-    trunk.load_state_dict(other.state_dict())
-    assert torch.equal(trunk(images, [1])[0], other(images, [1])[0])
+def test_new_weights_are_not_met_with_old_tables(backbone_of: Make) -> None:
+    backbone, other, images = backbone_of(seed=5), backbone_of(seed=6), torch.randn(1, 1, 3, 28, 42)
+    backbone(images, [1])
+    backbone.load_state_dict(other.state_dict())
+    assert torch.equal(backbone(images, [1])[0], other(images, [1])[0])
 
 
 @pytest.mark.parametrize("residual", [torch.float32, torch.bfloat16])
-def test_bfloat16_stays_near(trunk_of: Make, residual: torch.dtype) -> None:
+def test_bfloat16_stays_near(backbone_of: Make, residual: torch.dtype) -> None:
     images = torch.randn(2, 3, 3, 56, 42)
-    exact = trunk_of(seed=8)(images, [3, 6], reference="first")
-    trunk = trunk_of(seed=8)
-    cast_products(trunk, torch.bfloat16)
-    coarse = trunk(images, [3, 6], reference="first", residual=residual)
+    exact = backbone_of(seed=8)(images, [3, 6], reference="first")
+    backbone = backbone_of(seed=8)
+    cast_products(backbone, torch.bfloat16)
+    coarse = backbone(images, [3, 6], reference="first", residual=residual)
     for x, y in zip(exact, coarse, strict=True):
         assert y.dtype == torch.float32
         assert nn.functional.cosine_similarity(x, y, dim=-1).min() > 0.995
 
 
-def test_blocks_compile_without_a_break(trunk_of: Make) -> None:
-    trunk, images = trunk_of(seed=9), torch.randn(1, 3, 3, 28, 28)
-    plain = trunk(images, [2, 6])
-    for block in trunk.blocks:
+def test_blocks_compile_without_a_break(backbone_of: Make) -> None:
+    backbone, images = backbone_of(seed=9), torch.randn(1, 3, 3, 28, 28)
+    plain = backbone(images, [2, 6])
+    for block in backbone.blocks:
         block.compile(backend="eager", fullgraph=True)
-    for x, y in zip(plain, trunk(images, [2, 6]), strict=True):
+    for x, y in zip(plain, backbone(images, [2, 6]), strict=True):
         assert_rounded(x, y)
 
 
 @pytest.mark.parametrize("config", [BASE, GIANT], ids=["base", "giant"])
-def test_the_full_size_waits_for_no_device(config: TrunkConfig) -> None:
+def test_the_full_size_waits_for_no_device(config: DepthAnythingConfig) -> None:
     """Tensors without memory cannot be read: any look at a value would raise."""
     with without_weights():
-        trunk = DepthAnythingTrunk(config)
+        backbone = DepthAnythingBackbone(config)
         images = torch.zeros(1, 3, 3, 378, 504)
-    (feature,) = trunk(images, [config.num_layers])
+    (feature,) = backbone(images, [config.num_layers])
     assert feature.shape == (1, 3, 27, 36, 2 * config.dim)
 
 
@@ -171,6 +179,6 @@ def test_the_full_size_waits_for_no_device(config: TrunkConfig) -> None:
     ("shape", "said"),
     [((1, 1, 3, 30, 28), "multiple|divide"), ((1, 0, 3, 28, 28), "no view"), ((1, 1, 4, 28, 28), "3, h, w")],
 )
-def test_pictures_of_a_wrong_shape(trunk_of: Make, shape: tuple[int, ...], said: str) -> None:
+def test_images_of_a_wrong_shape(backbone_of: Make, shape: tuple[int, ...], said: str) -> None:
     with pytest.raises(ShapeError, match=said):
-        trunk_of()(torch.zeros(shape), [1])
+        backbone_of()(torch.zeros(shape), [1])

@@ -18,9 +18,8 @@ from sfkit_dust3r.teacher import DUSt3RTeacher
 from sfkit import SpatialForcing
 from sfkit.errors import ConfigError, ViewsError
 from sfkit.policies.base import ForwardCall
-from sfkit.testing.correspondence import check_correspondence
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded, check_correspondence
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.views.types import Views
 
 CPU = torch.device("cpu")
@@ -122,12 +121,12 @@ def test_official_image_geometry_and_another_fit_contradict_each_other() -> None
 @pytest.mark.parametrize("image_geometry", ["whole", "official"])
 def test_padding_and_letterbox_are_gray(image_geometry: str) -> None:
     teacher = tiny(image_geometry=image_geometry)
-    trunk = teacher.load(CPU)
+    backbone = teacher.load(CPU)
     seen: list[torch.Tensor] = []
-    trunk.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    backbone.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     views = views_of(torch.rand(1, 1, 3, 224, 224))
     views.valid[..., :32, :] = False
-    teacher.encode(trunk, views, [1], (14, 14))
+    teacher.encode(backbone, views, [1], (14, 14))
     assert (seen[0][..., :32, :] == 0).all()  # mid-gray in [-1, 1]
 
 
@@ -147,19 +146,19 @@ def test_fault_20_a_patch_moves_its_own_cell_of_a_view_that_is_not_square() -> N
     batch = tiny_batch(b=1, geometry=False)
     batch["images"] = torch.rand(1, 2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
     handle = policy.spatial_forcing
-    (found,) = handle.hosts[0].features(handle.adapter.views(ForwardCall({"batch": batch}, None)), [1], (4, 6))
+    (found,) = handle.runners[0].features(handle.adapter.views(ForwardCall({"batch": batch}, None)), [1], (4, 6))
     assert found.grid == (4, 6)
     check_correspondence(policy, batch, brighten)
 
 
 def test_fault_20_tokens_turn_by_row_and_column_and_not_the_other_way(
-    make_trunk: Callable[..., Any], reference_of: Callable[..., Any]
+    make_backbone: Callable[..., Any], reference_of: Callable[..., Any]
 ) -> None:
-    trunk = make_trunk(patch=4)
+    backbone = make_backbone(patch=4)
     images = torch.rand(1, 2, 3, 8, 20) * 2 - 1
     with torch.no_grad():
-        (encoded,), (decoded,) = trunk(images, [2], "encoder"), trunk(images, [3])
-    reference = reference_of(trunk)
+        (encoded,), (decoded,) = backbone(images, [2], "encoder"), backbone(images, [3])
+    reference = reference_of(backbone)
     one, two = reference.pair(*images[0])
     wanted = torch.stack((one[0], two[0])), torch.stack((one[3], two[3]))
     for found, right in zip((encoded, decoded), wanted, strict=True):
@@ -172,8 +171,8 @@ def test_fault_19_what_the_official_image_geometry_crops_of_a_square_is_masked_a
 ) -> None:
     # The network sees 192x256 of a square; the student's grid is 16x16.
     teacher = tiny(image_geometry="official", size=256, target=target)
-    trunk = teacher.load(CPU)
-    (found,) = teacher.encode(trunk, views_of(torch.rand(2, 2, 3, 128, 128)), [1], (16, 16))
+    backbone = teacher.load(CPU)
+    (found,) = teacher.encode(backbone, views_of(torch.rand(2, 2, 3, 128, 128)), [1], (16, 16))
     assert found.grid == (16, 16)
     assert found.mask[:, :, 2:14].all()
     assert not found.mask[:, :, :2].any()
@@ -184,12 +183,12 @@ def test_fault_19_a_wide_view_keeps_its_rows_and_columns() -> None:
     images = torch.rand(1, 1, 3, 32, 64)
     for options, grid in (({}, (4, 8)), ({"fit": "pad"}, (4, 8)), ({"fit": "stretch"}, (8, 8))):
         teacher = tiny(size=128, target="encoder", **options)
-        trunk = teacher.load(CPU)
-        (before,) = teacher.encode(trunk, views_of(images), [1], (4, 8))
+        backbone = teacher.load(CPU)
+        (before,) = teacher.encode(backbone, views_of(images), [1], (4, 8))
         assert before.grid == grid
         changed = images.clone()
         changed[..., 0:8, 56:64] = 1 - changed[..., 0:8, 56:64]  # the upper right eighth
-        (after,) = teacher.encode(trunk, views_of(changed), [1], (4, 8))
+        (after,) = teacher.encode(backbone, views_of(changed), [1], (4, 8))
         moved = (after.values - before.values).norm(dim=-1)[0, 0]
         row, column = divmod(int(moved.argmax()), grid[1])
         assert (row < 2, column) == (True, 7)
@@ -197,27 +196,27 @@ def test_fault_19_a_wide_view_keeps_its_rows_and_columns() -> None:
 
 @pytest.mark.parametrize("name", ["dust3r", "mast3r"])
 @pytest.mark.parametrize("target", ["encoder", "decoder", "both"])
-def test_fault_26_pictures_enter_between_minus_one_and_one_exactly_once(name: str, target: str) -> None:
+def test_fault_26_images_enter_between_minus_one_and_one_exactly_once(name: str, target: str) -> None:
     from sfkit.factory.components import build_teacher
 
     teacher = build_teacher((name, {"config": "tiny", "target": target, "size": 32}))
-    trunk: Any = teacher.load(CPU)
+    backbone: Any = teacher.load(CPU)
     seen: list[torch.Tensor] = []
-    trunk.patch_embed.register_forward_pre_hook(lambda _, given: seen.append(given[0].clone()))
+    backbone.patch_embed.register_forward_pre_hook(lambda _, given: seen.append(given[0].clone()))
     images = torch.rand(2, 2, 3, 32, 32)
     images[0, 0, :, 0, :3] = torch.tensor([0.0, 0.5, 1.0])
-    teacher.encode(trunk, views_of(images), [1], (2, 2))
+    teacher.encode(backbone, views_of(images), [1], (2, 2))
     assert len(seen) == 1
     assert_rounded(seen[0], (images.flatten(0, 1) - 0.5) / 0.5)
 
 
-def test_fault_26_pictures_that_are_normalized_already_are_refused() -> None:
+def test_fault_26_images_that_are_normalized_already_are_refused() -> None:
     teacher = tiny(size=32)
-    trunk = teacher.load(CPU)
+    backbone = teacher.load(CPU)
     for images in (torch.rand(1, 1, 3, 32, 32) * 2 - 1, torch.rand(1, 1, 3, 32, 32) * 255):
         with pytest.raises(ViewsError, match=r"expected \[0, 1\]"):
-            tiny(size=32).encode(trunk, views_of(images), [1], (2, 2))
+            tiny(size=32).encode(backbone, views_of(images), [1], (2, 2))
     broken = torch.rand(1, 1, 3, 32, 32)
     broken[0, 0, 0, 3, 3] = torch.nan
     with pytest.raises(ViewsError, match="NaN"):
-        teacher.encode(trunk, views_of(broken), [1], (2, 2))
+        teacher.encode(backbone, views_of(broken), [1], (2, 2))

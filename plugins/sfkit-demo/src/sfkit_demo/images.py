@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Images:
     """Some held-out frames, ``k`` of them, with all cameras. Plain arrays, so that they can cross processes.
 
     Attributes:
@@ -36,7 +36,7 @@ class Pictures:
     teacher: NDArray[Any]
 
 
-def take_pictures(policy: nn.Module, evaluator: Evaluator) -> Pictures:
+def take_images(policy: nn.Module, evaluator: Evaluator) -> Images:
     """One frame of each task, halfway through its first held-out episode.
 
     Components come from all measured held-out frames, and each position's mean is taken off first: otherwise the
@@ -51,7 +51,7 @@ def take_pictures(policy: nn.Module, evaluator: Evaluator) -> Pictures:
     for key, camera in frames.cameras.cameras.items():
         raw = frames.depth[camera.depth_key or ""][rows, 0]
         depth.append(torch.nan_to_num(raw) * frames.cameras.depth_scale(key))
-    return Pictures(
+    return Images(
         names=tuple(key.rsplit(".", 1)[-1] for key in frames.images),
         tasks=tuple(frames.tasks[row] for row in rows.tolist()),
         images=_stack([image[rows].permute(0, 2, 3, 1) for image in frames.images.values()]),
@@ -73,5 +73,5 @@ def _one_of_each_task(evaluator: Evaluator) -> Tensor:
     return torch.tensor(chosen)
 
 
-def _stack(pictures: list[Tensor]) -> NDArray[Any]:
-    return np.stack([picture.numpy() for picture in pictures], axis=1)
+def _stack(images: list[Tensor]) -> NDArray[Any]:
+    return np.stack([image.numpy() for image in images], axis=1)

@@ -1,6 +1,6 @@
-"""Depth Anything 3's trunk: a DINOv2 whose later blocks turn by turn look within each view and over all views.
+"""Depth Anything 3's backbone: a DINOv2 whose later blocks alternate attention within views and over all views.
 
-Architecture: "Depth Anything 3: Recovering the Visual Space from Any Views" (arXiv 2511.10647) and its released models.
+Source: "Depth Anything 3: Recovering the Visual Space from Any Views" (arXiv 2511.10647) and its released models.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sfkit_backbones.rope import Rope
 from sfkit_backbones.tables import Tables
 from torch import Tensor, nn
 
-from sfkit_depth_anything.config import TrunkConfig
+from sfkit_depth_anything.config import DepthAnythingConfig
 from sfkit_depth_anything.reference import SELECT_FROM, saddle_balanced
 from sfkit_depth_anything.tables import joint_rotation, scaled_positions, view_rotation
 
@@ -25,7 +25,7 @@ Reference = Literal["auto", "first"]
 
 
 class SwiGlu(nn.Module):
-    """Gated MLP: the first half of ``w12``'s output, through SiLU, times the second half."""
+    """Gated MLP: SiLU of the first half of ``w12``'s output, times the second half."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -33,18 +33,19 @@ class SwiGlu(nn.Module):
         self.w3 = Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """``(..., dim)`` to ``(..., dim)``."""
         gate, value = self.w12(x).chunk(2, -1)
         return self.w3(F.silu(gate) * value)  # type: ignore[no-any-return]
 
 
-class DepthAnythingTrunk(nn.Module):
-    """The trunk, with the checkpoint's keys.
+class DepthAnythingBackbone(nn.Module):
+    """The backbone, with the checkpoint's keys.
 
     Args:
-        config: Its size.
+        config: Sizes.
     """
 
-    def __init__(self, config: TrunkConfig) -> None:
+    def __init__(self, config: DepthAnythingConfig) -> None:
         super().__init__()
         self.config = config
         self.patch_embed = PatchEmbed(config.patch, config.dim)
@@ -65,22 +66,21 @@ class DepthAnythingTrunk(nn.Module):
         reference: Reference = "auto",
         residual: torch.dtype = torch.float32,
     ) -> list[Tensor]:
-        """Features of patches after the blocks asked for; blocks behind the last one do not run.
+        """Features of the patches after the requested layers; blocks after the last of them do not run.
 
         Args:
             images: ``(b, v, 3, h, w)`` float, ImageNet-normalized, sides multiples of the patch.
-            layers: Layer ``k`` is what block ``k`` of 1 to ``depth`` gives, in any order.
-            half: ``local``: the stream after the latest block that looks within views, not normed. ``global``: the
-                final norm of the stream after this block, whichever kind it is. ``both``: local, then global. Before
-                the first joint block the two are the same stream, once plain and once normed.
-            reference: Which view is the reference. ``first``: the first. ``auto``: the one that is chosen by its class
-                token (:func:`~sfkit_depth_anything.reference.saddle_balanced`) where there are three or more, else the
-                first.
+            layers: From 1 to ``num_layers``, in any order.
+            half: ``local``: the stream after the latest block within views, without a norm. ``global``: the final norm
+                of the stream after the layer. ``both``: local and global, concatenated. Before the first block over all
+                views, both halves are the same stream, without and with the norm.
+            reference: ``first``: the first view is the reference. ``auto``: with three views or more,
+                :func:`~sfkit_depth_anything.reference.saddle_balanced` chooses it by the class tokens.
             residual: Dtype of the residual stream.
 
         Returns:
-            For each layer ``(b, v, rows, columns, d)``, ``d`` the width or (``both``) twice the width; float32, but
-            ``local`` alone in ``residual``.
+            One ``(b, v, rows, columns, d)`` tensor for each layer; ``d`` is the width, or twice the width for ``both``.
+            The dtype is float32, or ``residual`` for ``local``.
 
         Raises:
             ShapeError: The sides are no multiples of the patch.
@@ -103,11 +103,12 @@ class DepthAnythingTrunk(nn.Module):
         return [found[layer] for layer in layers]
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        # Cached positions are computed from the weights.
         self._positions.clear()
         return super().load_state_dict(*args, **kwargs)
 
     def _embed(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
-        """``(b * v, 1 + n, dim)``: the class token and the patches, with their positions."""
+        """``(b, v, 3, h, w)`` to ``(b * v, 1 + n, dim)``: the class token and the patches, with their positions."""
         device = images.device
         position = self._positions.get((grid, device), lambda: scaled_positions(self.pos_embed[:, 1:], grid))
         patches = self.patch_embed(images.flatten(0, 1)) + position
@@ -115,17 +116,17 @@ class DepthAnythingTrunk(nn.Module):
         return torch.cat((start.expand(len(patches), -1, -1), patches), 1)
 
     def _step(self, index: int, x: Tensor, views: int, rotations: tuple[Rope, Rope]) -> tuple[Tensor, Tensor]:
-        """Run one block; the stream after the latest block within views, and after this one."""
+        """Run one block on ``(b * v, 1 + n, dim)``: the stream after the latest block within views, and after this."""
         block = self.blocks[index]
         if self.config.joins_views(index):
             joint = block(x.reshape(len(x) // views, -1, x.shape[-1]), rotations[1])
-            # No joint block follows another: the input comes from a block within views.
+            # Blocks alternate, so the input is the output of a block within views.
             return x, joint.reshape(x.shape)
         x = block(x, rotations[0] if index >= self.config.alt_start else None)
         return x, x
 
     def _feature(self, local: Tensor, x: Tensor, half: Half) -> Tensor:
-        """``(b * v, n, d)`` without the token in front."""
+        """``(b * v, 1 + n, dim)`` streams to ``(b * v, n, d)`` features, without the class token."""
         if half == "local":
             return local[:, 1:]
         normed: Tensor = self.norm(x[:, 1:])
@@ -134,8 +135,8 @@ class DepthAnythingTrunk(nn.Module):
     def _camera_tokens(self, chosen: Tensor | None, b: int, v: int) -> Tensor:
         """``(b * v, 1, dim)``: the first token for the reference view of each sample, the second for the others.
 
-        Its token is all that tells the reference from the other views (joint blocks see no order), so that nothing
-        has to be moved to the front and back.
+        ``chosen`` is ``(b,)`` long; None is the first view. Blocks over all views see no order of the views, so this
+        token alone marks the reference and no view has to move to the front.
         """
         views = torch.arange(v, device=self.camera_token.device)
         first = views.expand(b, v) == (0 if chosen is None else chosen.unsqueeze(-1))
@@ -143,7 +144,7 @@ class DepthAnythingTrunk(nn.Module):
         return torch.where(first.unsqueeze(-1), reference, other).reshape(b * v, 1, -1)
 
     def _rotations(self, grid: tuple[int, int], views: int) -> tuple[Rope, Rope]:
-        """Within a view, and over all views; made on the device of the weights."""
+        """Rotary tables within a view and over all views, on the device of the weights."""
         head_dim, device = self.config.dim // self.config.heads, self.camera_token.device
 
         def moved(rope: Rope) -> Rope:
@@ -155,7 +156,7 @@ class DepthAnythingTrunk(nn.Module):
         )
 
 
-def _block(config: TrunkConfig, index: int) -> Block:
+def _block(config: DepthAnythingConfig, index: int) -> Block:
     return Block(
         config.dim,
         config.heads,

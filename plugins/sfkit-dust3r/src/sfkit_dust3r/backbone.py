@@ -1,7 +1,7 @@
-"""The trunk of DUSt3R and MASt3R without heads, with the keys of their checkpoints.
+"""The backbone of DUSt3R and MASt3R without heads, with the keys of their checkpoints.
 
-Source: Wang et al., "DUSt3R: Geometric 3D Vision Made Easy", 2024 (arXiv 2312.14132); Weinzaepfel et al., "CroCo v2",
-2023 (arXiv 2211.10408), whose encoder and decoder these are.
+Source: Wang et al., "DUSt3R: Geometric 3D Vision Made Easy", 2024 (arXiv 2312.14132). Encoder and decoder are those of
+Weinzaepfel et al., "CroCo v2", 2023 (arXiv 2211.10408).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sfkit_backbones.tables import Tables
 from torch import Tensor, nn
 
 from sfkit_dust3r.blocks import DecoderBlock
-from sfkit_dust3r.config import Target, TrunkConfig
+from sfkit_dust3r.config import DUSt3RConfig, Target
 
 _EPS = 1e-6
 
@@ -26,14 +26,14 @@ _EPS = 1e-6
 Grid: TypeAlias = "tuple[int, int]"
 
 
-class PairTrunk(nn.Module):
-    """An encoder that sees each picture alone, and a decoder that sees two.
+class PairBackbone(nn.Module):
+    """An encoder of single images, and a decoder of pairs of images.
 
     Args:
-        config: Its sizes.
+        config: Sizes.
     """
 
-    def __init__(self, config: TrunkConfig) -> None:
+    def __init__(self, config: DUSt3RConfig) -> None:
         super().__init__()
         self.config = config
         self._ropes: Tables[Rope] = Tables()
@@ -59,21 +59,21 @@ class PairTrunk(nn.Module):
     def forward(
         self, images: Tensor, layers: Sequence[int], target: Target = "decoder", residual: torch.dtype = torch.float32
     ) -> list[Tensor]:
-        """Features of views of one size, the first of which is the reference.
+        """Features of views of one size; the first view is the reference.
 
-        Each picture is encoded once. The decoder then sees each view paired with the first; a single view is paired
-        with itself. The first view has an output for each of its partners, and their mean is taken: it does not
-        depend on the order of the others.
+        Each image is encoded once. The decoder sees each view in a pair with the first; a single view is its own
+        partner. The first view has one output per partner, and its feature is their mean: it does not depend on the
+        order of the other views.
 
         Args:
             images: ``(b, v, 3, h, w)`` in [-1, 1], sides multiples of the patch.
             layers: Of the encoder if ``target`` is ``encoder``, else of the decoder; see :meth:`encode` and
-                :meth:`decode`. ``both`` puts the encoder's last (normed) features before those of the layer.
-            target: Which features.
+                :meth:`decode`. ``both`` concatenates the encoder's last (normed) features and those of the layer.
+            target: Features of the encoder, of the decoder, or of both.
             residual: Dtype of the residual stream.
 
         Returns:
-            For each layer ``(b, v, rows, columns, d)``.
+            One ``(b, v, rows, columns, d)`` tensor for each layer.
 
         Raises:
             ShapeError: A side is no multiple of the patch, or there is no view.
@@ -94,7 +94,7 @@ class PairTrunk(nn.Module):
     def encode(
         self, images: Tensor, layers: Collection[int], residual: torch.dtype = torch.float32
     ) -> dict[int, Tensor]:
-        """Encoder features of pictures, each on its own.
+        """Encoder features of single images.
 
         Args:
             images: ``(n, 3, h, w)`` in [-1, 1].
@@ -102,7 +102,7 @@ class PairTrunk(nn.Module):
             residual: Dtype of the residual stream.
 
         Returns:
-            ``(n, rows * columns, enc_dim)`` for each layer; nothing behind the deepest is computed.
+            ``(n, rows * columns, enc_dim)`` for each layer; blocks after the deepest layer do not run.
         """
         grid = patch_grid(images, self.config.patch)
         rope = self._table(grid, self.config.enc_dim // self.config.enc_heads, images.device)
@@ -124,18 +124,18 @@ class PairTrunk(nn.Module):
         *,
         first_only: bool = False,
     ) -> dict[int, tuple[Tensor, ...]]:
-        """Decoder features of pairs, for both of a pair in the geometry of the first.
+        """Decoder features of pairs, both in the coordinate frame of the first view.
 
         Args:
             first: ``(n, tokens, dec_dim)`` of the reference views, from :meth:`embed`.
-            second: ``(n, its tokens, dec_dim)`` of their partners.
-            grids: Rows and columns of the two.
+            second: ``(n, tokens, dec_dim)`` of their partners, whose number of tokens may differ.
+            grids: Rows and columns of both.
             layers: ``k`` is the residual stream after ``k`` layers, except the last, which is normed.
             residual: Dtype of the residual stream.
-            first_only: The partners' features are not wanted, nor computed where nothing depends on them.
+            first_only: Do not return the partners' features, and skip their last layer.
 
         Returns:
-            Features of first and second (or of first alone) for each layer; nothing behind the deepest is computed.
+            Features of first and second (or of first only) for each layer; layers after the deepest do not run.
         """
         head_dim = self.config.dec_dim // self.config.dec_heads
         ropes = [self._table(grid, head_dim, first.device) for grid in grids]
@@ -143,7 +143,7 @@ class PairTrunk(nn.Module):
         stacks = zip(self.dec_blocks, self.dec_blocks if self.config.shared_decoder else self.dec_blocks2, strict=True)
         deepest, kept = max(layers), {}
         for layer, (one, two) in enumerate(islice(stacks, deepest), 1):
-            # Both read the pair as the layer before left it.
+            # Both read the outputs of the previous layer, so the first must not be replaced before the second runs.
             fresh = one(first, second, ropes[0], ropes[1])
             if not (first_only and layer == deepest):
                 second = two(second, first, ropes[1], ropes[0])
@@ -154,7 +154,7 @@ class PairTrunk(nn.Module):
         return kept
 
     def embed(self, encoded: Tensor) -> Tensor:
-        """The decoder's input ``(..., dec_dim)`` from the encoder's last features ``(..., enc_dim)``."""
+        """The encoder's last features ``(..., enc_dim)`` to the decoder's input ``(..., dec_dim)``."""
         return self.decoder_embed(encoded)  # type: ignore[no-any-return]
 
     def _decode_views(
@@ -170,7 +170,7 @@ class PairTrunk(nn.Module):
         )
         decoded = {}
         for layer in list(pairs):
-            # Taken out, so that the pairs of one layer are let go before those of the next are joined.
+            # pop: the memory of one layer's pairs is freed before the next layer is concatenated.
             first, *second = (side.view(b, -1, *side.shape[1:]) for side in pairs.pop(layer))
             decoded[layer] = torch.cat((_mean(first), *second), 1)
         return decoded
@@ -184,7 +184,7 @@ class PairTrunk(nn.Module):
 
 
 def _mean(outputs: Tensor) -> Tensor:
-    """``(b, partners, n, d)`` to ``(b, 1, n, d)``, summed in float32."""
+    """Mean over partners in float32, ``(b, partners, n, d)`` to ``(b, 1, n, d)``."""
     if outputs.shape[1] == 1:
         return outputs
     return outputs.mean(1, keepdim=True, dtype=torch.float32).to(outputs.dtype)
