@@ -30,7 +30,7 @@ HIGH = (
            "test_fault_24_the_bars_of_a_letterbox_are_not_aligned"),
     # 25: cameras in another order
     Mutant(25, "GeometryTeacher._statistics", fix_condition(False, "names"),
-           "test_fault_25_position_means_belong_to_the_camera_and_not_to_its_place"),
+           "test_fault_25_position_means_follow_the_camera_name"),
     Mutant(25, "sfkit_tools._order", replace_return("list(range(reading.views))"),
            "test_fault_25_cameras_are_told_in_the_order_of_their_tokens"),
     Mutant(25, "PrefixAdapter._boxes",
@@ -43,7 +43,7 @@ HIGH = (
     Mutant(26, "check_views", drop_raise("ViewsError", within="_TOLERANCE"),
            "test_fault_26_images_outside_0_1_are_an_error"),
     Mutant(26, "check_pixels", drop_raise("ViewsError", within="_explains_better"),
-           "test_fault_26_a_wrong_normalization_is_noticed"),
+           "test_fault_26_a_wrong_normalization_is_an_error"),
     Mutant(26, "ImageTeacher._check_range", drop_raise("ViewsError"),
            "test_fault_26_images_out_of_range_are_refused", "test_fault_26_images_outside_0_1_are_refused",
            "test_fault_26_images_that_are_normalized_already_are_refused",

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sfkit.policies.loss import find_loss
+from sfkit.policies.base import find_loss
 from sfkit.training.checks import gradient_leaves
 from sfkit_tools.blocks import Candidate, Firings, listening
 from sfkit_tools.calls import Call
