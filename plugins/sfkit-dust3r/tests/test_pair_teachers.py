@@ -212,7 +212,7 @@ def test_the_memory_estimate_is_honest(
     assert 0.9 < estimate / peak.most < 1.3
 
 
-def test_the_estimate_before_loading_counts_what_is_asked_for() -> None:
+def test_the_estimate_before_loading_counts_requested_layers() -> None:
     def estimate(**options: Any) -> Any:
         return build_teacher(("dust3r", options)).memory((2, 2, 224, 224), [1], CPU)
 
