@@ -111,7 +111,7 @@ def test_pi05_with_a_teacher_that_needs_no_geometry(
     page = re.sub(r"data:image/png;base64,[^\"]*", "", done.page)
     assert "A small pi0.5 (" in page
     assert "randomly initialized teacher teaches nothing about space" in page
-    assert "This teacher is not given any depth" in page
+    assert "This teacher gets no depth" in page
     assert "they say nothing about this run, of pi0.5 with the <em>drawn</em> teacher" in page
     for claim in ("SmolVLA classes", "made of depth", "precomputed seeds of", "the spread over seeds"):
         assert claim not in page + done.printed

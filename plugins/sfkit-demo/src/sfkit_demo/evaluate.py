@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from sfkit_tools import DepthProbe, DepthSamples, DepthScore, RidgeProbe, capture_tokens, probe_error, token_depth
+from sfkit_tools.depth_probe import position_mean
 from torch import Tensor, nn
 
 from sfkit.factory.components import build_adapter, build_teacher
@@ -154,8 +155,8 @@ class Evaluator:
         Both know the means of each position, as in the depth probe.
         """
         usable, unseen = train.mask & self.train.target.mask, held_out.mask & self.held_out.target.mask
-        token_mean = _position_mean(train.values, usable)
-        goal_mean = _position_mean(self.train.target.values, usable)
+        token_mean = position_mean(train.values, usable)
+        goal_mean = position_mean(self.train.target.values, usable)
         groups = self.frames.episode[self.train.rows][:, None, None, None].expand_as(usable)[usable]
         probe = RidgeProbe.fit(
             (train.values - token_mean)[usable], (self.train.target.values - goal_mean)[usable], groups
@@ -209,12 +210,6 @@ def _cat(maps: list[FeatureMap]) -> FeatureMap:
 def _flat(tokens: FeatureMap) -> Tensor:
     """``(n, v * gh * gw * d)``: all tokens of a frame concatenated, with 0 for masked ones."""
     return tokens.sanitized().values.flatten(1)
-
-
-def _position_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of ``(n, v, gh, gw, d)`` over valid samples, ``(v, gh, gw, d)``."""
-    kept = torch.where(mask.unsqueeze(-1), values, 0.0).sum(0)
-    return kept / mask.sum(0).clamp(min=1).unsqueeze(-1)
 
 
 def _mean_cosine(a: Tensor, b: Tensor) -> float:

@@ -127,8 +127,8 @@ class DepthProbe:
         """
         if not bool(samples.mask.any()):
             raise ProbeError("No token has a valid depth.", "Look at the depth maps, their unit and their range.")
-        token_mean = _position_mean(samples.tokens.double(), samples.mask)
-        depth_mean = _position_mean(samples.depth.double().unsqueeze(-1), samples.mask).squeeze(-1)
+        token_mean = position_mean(samples.tokens.double(), samples.mask)
+        depth_mean = position_mean(samples.depth.double().unsqueeze(-1), samples.mask).squeeze(-1)
         probes: list[RidgeProbe | None] = []
         for view in range(len(samples.names)):
             x, y, groups = _residuals(samples, view, token_mean, depth_mean)
@@ -156,7 +156,7 @@ class DepthProbe:
         return _score(predicted, target), {name: _score(*pair) for name, pair in parts.items()}
 
 
-def _position_mean(values: Tensor, mask: Tensor) -> Tensor:
+def position_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean of ``(n, v, gh, gw, d)`` over valid samples, ``(v, gh, gw, d)``; 0 at positions that are never valid."""
     kept = torch.where(mask.unsqueeze(-1), values, 0.0).sum(0)
     return kept / mask.sum(0).clamp(min=1).unsqueeze(-1)
