@@ -14,7 +14,7 @@ from sfkit.errors import AdapterError, GradientError, ViewsError
 from sfkit.policies.base import ForwardCall
 from sfkit.teachers.geometry import GeometryTeacher
 from sfkit.training.checks import check_views
-from sfkit.training.taps import InputRecorder, Tap
+from sfkit.training.taps import InputRecorder, Tap, tokens_at
 
 FRONT, WRIST = CAMERAS
 SEPARATE = {"use_separate_rgb_encoder_per_camera": True}
@@ -67,7 +67,7 @@ def run(adapter, batch, layer, seed=1):
             handle.remove()
     with torch.no_grad():
         views = adapter.views(ForwardCall({"batch": batch}, None, found, (layer,)))
-    return views, adapter.visual_tokens(hidden, views), seen
+    return views, tokens_at(adapter, layer, hidden, views), seen
 
 
 def pixels_of_cell(views, view, cell, grid, size):
