@@ -8,8 +8,8 @@ from sfkit_lerobot.testing import tiny_act, tiny_diffusion, tiny_image_stats, ti
 
 from sfkit import SpatialForcing
 
-#: ``GradientMeter`` masks the rows of a map (b, d, h, w) where it should mask its tokens, and ``Tap.take`` concatenates the
-#: maps of several encoders into a tensor that no action gradient reaches.
+#: ``GradientMeter`` masks the rows of a map (b, d, h, w) where it should mask its tokens, and ``Tap.take`` concatenates
+#: the maps of several encoders into a tensor that no action gradient reaches.
 NOT_YET = pytest.mark.xfail(
     strict=True, raises=AssertionError, reason="GradientMeter masks rows of a map, and Tap.take concatenates maps"
 )
