@@ -41,7 +41,7 @@ class ImageReading:
     """
 
     paths: str | tuple[str, ...]
-    given: Tensor | tuple[object, ...] | list[Any]
+    given: Tensor | tuple[Any, ...] | list[Any]
     views: int
     layout: str | None = None
     merge: int = 2
