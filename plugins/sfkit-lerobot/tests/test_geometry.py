@@ -99,7 +99,6 @@ def test_missing_cameras_are_explained(kind, build, wrap) -> None:
         policy(batch)
 
 
-@pytest.mark.xfail(strict=True, raises=pytest.fail.Exception, reason="wrap does not call require_rig yet")
 def test_what_is_no_rig_is_refused_by_wrap(build, wrap) -> None:
     with pytest.raises(ConfigError, match="expected a CameraRig"):
         wrap(build("smolvla"), cameras={"a": 1})
