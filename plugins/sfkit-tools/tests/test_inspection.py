@@ -17,7 +17,6 @@ from sfkit import ImageTokens, Span, SpatialForcing
 from sfkit.errors import AdapterError, ConfigError, ViewsError, WrapError
 from sfkit.policies.generic import MeanStd
 from sfkit.testing.tiny import PatchTeacher, TinyPolicy, tiny_batch
-from sfkit.training.taps import Residual
 
 
 def pasted(found: Inspection, policy: nn.Module) -> Any:
@@ -100,7 +99,7 @@ def test_fault_16_20_tokens_are_those_that_move_with_the_images(cases: Any) -> N
 def test_blocks_that_end_in_their_norms_are_tapped_themselves(make_patches: Callable[..., Any]) -> None:
     policy, batch = make_patches("post-norm")
     found = inspect_policy(policy, batch)
-    assert found.taps.at[Residual(1)].path == "blocks.1"
+    assert found.taps[1].path == "blocks.1"
     assert found.adapter.options.norm is None
     assert any("final_norm" in note for note in found.notes)
 
