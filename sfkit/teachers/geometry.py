@@ -88,6 +88,8 @@ class GeometryTeacher(Teacher):
             self.requires = self.requires | {"world_from_camera"}
         self._moments = RunningMoments()
         self._steps_left = self.options.calibration_steps
+        #: Views, grid, features and mask of the batch that ``observe`` has seen.
+        self._computed: tuple[Views, tuple[int, int], tuple[Tensor, Tensor]] | None = None
         #: Names of views, and their mean and deviation; computed again after each change of the moments.
         self._standard: tuple[tuple[str, ...], Tensor, Tensor] | None = None
         #: Cameras whose intrinsics were seen, or of which a warning was given.
@@ -109,7 +111,7 @@ class GeometryTeacher(Teacher):
         """
         self._moments, self._standard = RunningMoments(), None
         for views, grid in batches:
-            self._moments.update(self._for_statistics(views, grid))
+            self._moments.update(self._for_statistics(views.names, *self._features(views, grid)))
         if self._moments.empty:
             raise ViewsError("GeometryTeacher.fit was given no batch.")
         self._steps_left = 0
@@ -117,14 +119,22 @@ class GeometryTeacher(Teacher):
     def observe(self, batch: tuple[Views, tuple[int, int]] | None) -> None:
         # At least one batch counts, also with calibration_steps=0: without statistics nothing can be standardized.
         if self._steps_left > 0 or self._moments.empty:
-            self._moments.update(None if batch is None else self._for_statistics(*batch))
+            if batch is None:
+                self._moments.update(None)
+            else:
+                features = self._features(*batch)
+                self._computed = (*batch, features)  # ``encode`` follows with the same batch
+                self._moments.update(self._for_statistics(batch[0].names, *features))
             self._steps_left -= 1
             self._standard = None
 
     def encode(
         self, model: nn.Module | None, views: Views, layers: Sequence[int], grid: tuple[int, int]
     ) -> list[FeatureMap]:
-        values, mask = self._features(views, grid)
+        (seen, its_grid, features), self._computed = self._computed or (None, None, None), None
+        if features is None or seen is not views or its_grid != grid:
+            features = self._features(views, grid)
+        values, mask = features
         mean, std = self._statistics(views.names, values.device)
         standard = torch.where(mask.unsqueeze(-1), (values - mean) / std, 0.0)
         return [FeatureMap(standard, mask) for _ in layers]
@@ -137,15 +147,14 @@ class GeometryTeacher(Teacher):
         self._moments.load_state({key: value for key, value in state.items() if key != "steps_left"})
         self._standard = None
 
-    def _for_statistics(self, views: Views, grid: tuple[int, int]) -> dict[str, tuple[Tensor, Tensor]]:
+    def _for_statistics(self, names: Sequence[str], values: Tensor, mask: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Values and mask of each view with ``position_mean``, otherwise of all views together.
 
         By name and not by index: a policy may list present cameras first, and so in another order in each batch.
         """
-        values, mask = self._features(views, grid)
         if not self.options.position_mean:
             return {"all": (values.flatten(0, 3), mask.flatten())}
-        return {name: (values[:, i], mask[:, i]) for i, name in enumerate(views.names)}
+        return {name: (values[:, i], mask[:, i]) for i, name in enumerate(names)}
 
     def _statistics(self, names: tuple[str, ...], device: torch.device) -> tuple[Tensor, Tensor]:
         """``(d,)`` or ``(v, gh, gw, d)`` mean, and ``(d,)`` deviation."""

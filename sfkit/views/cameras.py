@@ -165,3 +165,23 @@ class CameraRig:
         if camera.pose_key is None or index is None or camera.pose_key not in self.poses:
             return None
         return self.poses[camera.pose_key](index)
+
+
+def require_rig(cameras: object) -> CameraRig:
+    """What was given as ``cameras=``, if it is a rig.
+
+    Raises:
+        ConfigError: It is something else, or holds something else.
+    """
+    if not isinstance(cameras, CameraRig):
+        problem = f"cameras= is a {type(cameras).__name__}"
+    elif wrong := [key for key, camera in cameras.cameras.items() if not isinstance(camera, Camera)]:
+        problem = f"cameras= holds no Camera for {', '.join(map(repr, wrong))}"
+    elif wrong := [key for key, table in cameras.poses.items() if not isinstance(table, PoseTable)]:
+        problem = f"cameras= holds no PoseTable for {', '.join(map(repr, wrong))}"
+    else:
+        return cameras
+    raise ConfigError(
+        f"{problem}, expected a CameraRig of Camera and PoseTable.",
+        "Read one with CameraRig.load(path), or from a LeRobot dataset with sfkit_lerobot.camera_rig(dataset).",
+    )

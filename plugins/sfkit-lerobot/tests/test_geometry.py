@@ -99,6 +99,11 @@ def test_missing_cameras_are_explained(kind, build, wrap) -> None:
         policy(batch)
 
 
+def test_what_is_no_rig_is_refused_by_wrap(build, wrap) -> None:
+    with pytest.raises(ConfigError, match="expected a CameraRig"):
+        wrap(build("smolvla"), cameras={"a": 1})
+
+
 def test_missing_poses_are_explained(kind, build, wrap) -> None:
     policy = build(kind, cameras=[FRONT])
     rig = _changed(tiny_rig(policy), world_from_camera=None, pose_key="camera_pose.front")
