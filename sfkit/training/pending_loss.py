@@ -10,7 +10,7 @@ With several processes that is wanted: DDP waits for every parameter behind any 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ class PendingLoss:
 
     Attributes:
         gradient: What backward sends to the alignment loss; None where only an explicit ``add`` counts.
-        arrived: Called when a backward pass that accumulates gradients comes by; None for a mere anchor.
+        arrived: Called when a backward pass that accumulates gradients comes by for the first time.
         leaves: Gives the parameters that a backward pass may accumulate into.
         added: The alignment was added to a loss.
         spent: It has been sent with a backward pass.
@@ -72,7 +72,10 @@ class GradientInjector(torch.autograd.Function):
         ctx.pending, alone = args
         ctx.set_materialize_grads(False)
         ctx.loss = loss
-        return tuple(map(_alias, outputs, alone))
+        # The loop may change an output in place (``logits.div_(2)``): an alias that is no view has the version counter
+        # of the original, so that what autograd still needs of it is guarded. Where two outputs share memory, a change
+        # of one is one of the other's graph too; a view makes that torch's error.
+        return tuple(out.detach() if single else out.view_as(out) for out, single in zip(outputs, alone, strict=True))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -80,21 +83,6 @@ class GradientInjector(torch.autograd.Function):
         loss = ctx.loss
         own = torch.as_tensor(share, dtype=loss.dtype, device=loss.device) / loss.numel()
         return None, None, own.expand_as(loss), *gradients
-
-
-def _alone(tensors: Sequence[Tensor]) -> list[bool]:
-    """For each, whether no other of them lies in its memory."""
-    places = [tensor.untyped_storage().data_ptr() for tensor in tensors]
-    return [places.count(place) == 1 for place in places]
-
-
-def _alias(output: Tensor, alone: bool) -> Tensor:
-    """The same values ``(...)``, which a loop may change in place (``logits.div_(2)``) as it could without sfkit.
-
-    An alias that is no view, and has the version counter of the original: what autograd still needs of it is guarded.
-    Where two outputs share memory, a change of one is one of the other's graph too; a view makes that torch's error.
-    """
-    return output.detach() if alone else output.view_as(output)
 
 
 def _accumulates(ctx: Any) -> bool:
@@ -119,7 +107,7 @@ def _is_accumulated_into(leaf: Tensor) -> bool:
         return False
 
 
-def inject(output: Any, loss: Tensor | Callable[[Tensor], Tensor], pending: PendingLoss) -> Any | None:
+def inject(output: object, loss: Tensor | Callable[[Tensor], Tensor], pending: PendingLoss) -> Any:
     """``output`` with its differentiable tensors passed through the injector; None if it holds none.
 
     Args:
@@ -135,13 +123,14 @@ def inject(output: Any, loss: Tensor | Callable[[Tensor], Tensor], pending: Pend
         loss = loss(found[0]).sum()
     witness = torch.zeros((), requires_grad=True)
     replaced: dict[int, Tensor] = {}
-    alone = _alone(found)
+    places = [tensor.untyped_storage().data_ptr() for tensor in found]
+    alone = [places.count(place) == 1 for place in places]
     size = len(found) if is_distributed() else 1
     for start in range(0, len(found), size):
         group = slice(start, start + size)
         args = (pending, alone[group])
-        injected: Any = GradientInjector.apply(args, witness, loss, *found[group])  # type: ignore[no-untyped-call]
-        replaced.update((id(tensor), fresh) for tensor, fresh in zip(found[group], injected, strict=True))
+        injected = GradientInjector.apply(args, witness, loss, *found[group])  # type: ignore[no-untyped-call]
+        replaced.update(zip(map(id, found[group]), injected, strict=True))
     return map_tensors(output, lambda tensor: replaced.get(id(tensor), tensor))
 
 

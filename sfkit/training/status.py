@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -141,10 +140,8 @@ class Status:
         if self.schedule != "constant":
             lines.append(f"  schedule {self.schedule}: weight {self.weight * self.factor:.4g} at the coming step")
         if self.metrics:
-            shown = (
-                f"{key} {'none (no valid token)' if math.isnan(x) else f'{x:.4g}'}" for key, x in self.metrics.items()
-            )
-            lines.append(f"  last step: {', '.join(shown)}")
+            shown = ", ".join(f"{key} {value:.4g}" for key, value in self.metrics.items())
+            lines.append(f"  last step: {shown.replace('nan', 'none (no valid token)')}")
         known = {True: "yes", False: "NO", None: "not known yet"}
         lines.append(f"  gradient reaches the policy: {known[self.reaches_policy]}")
         lines.append(f"  optimizer trains the projector: {known[self.projector_moved]}")
