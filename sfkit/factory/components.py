@@ -86,21 +86,15 @@ def build_transforms(values: Sequence[ComponentLike | Transform], teacher_dim: i
     built: list[Transform] = []
     for value in values:
         width = built[-1].out_dim if built else teacher_dim
-        built.append(_build_transform(value, width))
-    if built and not any(transform.resamples for transform in built):
-        built.insert(0, _build_transform("resample", teacher_dim))
-    return built
-
-
-def _build_transform(value: ComponentLike | Transform, dim: int) -> Transform:
-    if isinstance(value, Transform):
-        if value.dim != dim:
+        if isinstance(value, Transform) and value.dim != width:
             raise ConfigError(
-                f"Transform {value.name!r} takes {value.dim} channels, there are {dim} where it stands.",
+                f"Transform {value.name!r} takes {value.dim} channels, there are {width} where it stands.",
                 "Build it for that width, or give its name and let sfkit build it.",
             )
-        return value
-    return _build("transform", Transform, value, dim)
+        built.append(value if isinstance(value, Transform) else _build("transform", Transform, value, width))
+    if built and not any(transform.resamples for transform in built):
+        built.insert(0, _build("transform", Transform, "resample", teacher_dim))
+    return built
 
 
 def build_schedule(value: ComponentLike | Schedule | Sequence[ComponentLike | Schedule]) -> Product:

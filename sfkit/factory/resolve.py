@@ -84,9 +84,8 @@ def adapter_for(policy: nn.Module, value: ComponentLike | PolicyAdapter | None, 
     missing = {key: item for key, item in options.items() if key not in adapter.options.model_fields_set}
     if not missing or preset is None:
         return adapter
-    wants = f"preset {preset.name!r} wants the adapter option " + ", ".join(
-        f"{k}={item}" for k, item in missing.items()
-    )
+    listed = ", ".join(f"{key}={item}" for key, item in missing.items())
+    wants = f"preset {preset.name!r} wants the adapter option {listed}"
     if isinstance(value, PolicyAdapter):
         if any(getattr(value.options, key, None) != item for key, item in missing.items()):
             message = f"sfkit: {wants}, and you gave an adapter without it; your adapter was kept."
@@ -139,7 +138,7 @@ def _merge(preset: Preset, adapter: PolicyAdapter, given: dict[str, Any]) -> dic
     merged = {**recipe, **given}
     several = "pairs" in recipe
     if several:
-        for name in [name for name in _ONE_PAIR[1:] if name in given]:
+        for name in filter(given.__contains__, _ONE_PAIR[1:]):
             raise ConfigError(f"Preset {preset.name!r} has pairs, so {name} says nothing.", "Give pairs=[...].")
         teacher = merged.pop("teacher")
         merged["pairs"] = [{**pair, "teacher": teacher} for pair in recipe["pairs"]]

@@ -169,10 +169,8 @@ class Monitor(StepObserver):
         for index, name in enumerate(sites):
             one = GradientSums(*(part[index : index + 1] for part in vars(sums).values()))
             tensors |= {f"ratio.{name}": one.ratio.reshape(1), f"cosine.{name}": one.cosine.reshape(1)}
-        flat = torch.cat([value.to(sums.action.device) for value in tensors.values()]).tolist()
-        figures: dict[str, list[float]] = {}
-        for key, value in tensors.items():
-            figures[key], flat = flat[: len(value)], flat[len(value) :]
+        values = iter(torch.cat([value.to(sums.action.device) for value in tensors.values()]).tolist())
+        figures = {key: list(itertools.islice(values, len(value))) for key, value in tensors.items()}
         layers = {pair.site.key: pair.site.student_layer for pair in self.pairs}
         health = Health(
             step=step,

@@ -43,9 +43,8 @@ def findings(health: Health, limits: HealthOptions, *, idle_projector: bool) -> 
     if health.ratio > limits.max_grad_ratio:
         yield Finding(
             "dominates",
-            f"The alignment gradient dominates: it is {health.ratio:.3g} times the action gradient at the tapped "
-            f"tokens. Lower the weight (about {0.3 / health.ratio:.2g} of the present one), or use "
-            'weight="balance:0.1".',
+            f"The alignment gradient dominates: it is {health.ratio:.3g} times the action gradient. Lower the weight "
+            f'(about {0.3 / health.ratio:.2g} of the present one), or use weight="balance:0.1".',
         )
     if health.cosine < limits.conflict:
         yield Finding(
@@ -75,8 +74,7 @@ def _of_pair(pair: PairHealth, limits: HealthOptions) -> Iterator[Finding]:
         what = "all its tokens point the same way" if constant else "it is the same for every image"
         yield Finding(
             f"constant {pair.name}",
-            f"The target of {pair.name} is constant: {what}, so it teaches nothing. Check the teacher's input (images, "
-            "depth, their range), its layer and its transforms.",
+            f"The target of {pair.name} is constant: {what}. Check the teacher's input, its layer and its transforms.",
         )
     thin = pair.rank < limits.collapse * pair.target_rank
     if not constant and (thin or pair.spread < limits.collapse * pair.target_spread):

@@ -141,16 +141,13 @@ def _save_pretrained(base: Any) -> Callable[..., object]:
         if given is not None:
             kwargs["state_dict"] = without_handle(given)
         if kwargs.get("push_to_hub"):
-            message = (
-                "sfkit: push_to_hub=True uploads the policy's own files only; call policy.push_to_hub(...) to publish "
-                "spatial_forcing/ with them."
-            )
-            warnings.warn(message, SfkitWarning, stacklevel=2)
+            message = "push_to_hub=True uploads the policy's own files only; policy.push_to_hub(...) uploads all."
+            warnings.warn(f"sfkit: {message}", SfkitWarning, stacklevel=2)
         with detached(self) as handle:
             result = base.save_pretrained(self, save_directory, *args, **kwargs)
         if handle.save(save_directory, given):
-            for callback in handle.save_callbacks:
-                callback(save_directory)
+            for after_save in handle.save_callbacks:
+                after_save(save_directory)
         return result
 
     return save_pretrained

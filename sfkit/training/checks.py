@@ -44,12 +44,11 @@ def gradient_leaves(tokens: Tensor) -> Iterator[Tensor]:
     seen: set[object] = set()
     queue = [tokens.grad_fn]
     for node in queue:
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            yield node.variable
-        queue.extend(child for child, _ in node.next_functions)
+        if node is not None and node not in seen:
+            seen.add(node)
+            if hasattr(node, "variable"):
+                yield node.variable
+            queue.extend(child for child, _ in node.next_functions)
 
 
 def find_trained_leaf(student: FeatureMap) -> Tensor | None:

@@ -90,8 +90,8 @@ class ManualPath:
         return attached, None
 
     def pending(self, device: torch.device) -> PendingLoss:
-        """What backward does with the alignment loss: nothing, but it notices that it was forgotten."""
-        return PendingLoss(arrived=self.paths.passed)
+        """The state of a loss on ``device``. Backward sends it no gradient, but notices that it was forgotten."""
+        return PendingLoss()
 
     def keep_in_graph(self, output: object, zero: Callable[[Tensor], Tensor]) -> object:
         attached = inject(output, zero, PendingLoss())
@@ -105,7 +105,7 @@ class BackwardPath(ManualPath):
     def pending(self, device: torch.device) -> PendingLoss:
         scale = self.paths.scale
         scale.check_forward(device.type)
-        return PendingLoss(gradient=lambda: scale.gradient(device), arrived=self.paths.injected)
+        return PendingLoss(gradient=lambda: scale.gradient(device))
 
 
 #: Why ``add`` has nothing to add although the last forward was aligned.
@@ -197,18 +197,15 @@ class LossPaths:
                 "first: add(loss) had nothing to add then.",
                 "Checkpoint with use_reentrant=False, or wrap with attach_loss='backward' and leave add(loss) out.",
             )
-        pending.leaves = self.adapter.policy.parameters
+        pending.arrived, pending.leaves = self._arrived, self.adapter.policy.parameters
         self._pending.add(pending)
         return pending
 
-    def passed(self, pending: PendingLoss) -> None:
-        """A backward pass went by a loss that waits for ``add``."""
-        if not pending.added:
+    def _arrived(self, pending: PendingLoss) -> None:
+        """A backward pass came by a loss for the first time."""
+        if not pending.added and pending.gradient is None:
             self._missed = pending
-
-    def injected(self, pending: PendingLoss) -> None:
-        """A backward pass took the alignment loss along."""
-        if not pending.added:
+        elif not pending.added:
             self.scale.check_backward(next((one for one in self._parameters() if one.requires_grad), None))
 
     def add(self, loss: Tensor) -> Tensor:

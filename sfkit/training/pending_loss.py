@@ -49,15 +49,14 @@ class PendingLoss:
         outputs a pass comes through. Passes that only look at gradients (``torch.autograd.grad``) see it, and leave it
         to the one that trains.
         """
-        this, before = torch._C._current_graph_task_id(), self._last
+        this = torch._C._current_graph_task_id()
         if accumulates and not self.passed:
             self.passed = True
             if self.arrived is not None:
                 self.arrived(self)
-        if self.gradient is None or self.added or self.spent or this == before:
+        if self.gradient is None or self.added or self.spent or this == self._last:
             return 0.0
-        self._last = this
-        self.spent = accumulates
+        self._last, self.spent = this, accumulates
         return self.gradient()
 
 
@@ -69,9 +68,8 @@ class GradientInjector(torch.autograd.Function):
         ctx: Any, args: tuple[PendingLoss, list[bool]], witness: Tensor, loss: Tensor, *outputs: Tensor
     ) -> tuple[Tensor, ...]:
         """Outputs ``(...)``, the alignment loss ``(b,)``, and a witness ``()``: a leaf that this node alone knows."""
-        ctx.pending, alone = args
+        (ctx.pending, alone), ctx.loss = args, loss
         ctx.set_materialize_grads(False)
-        ctx.loss = loss
         # The loop may change an output in place (``logits.div_(2)``): an alias that is no view has the version counter
         # of the original, so that what autograd still needs of it is guarded. Where two outputs share memory, a change
         # of one is one of the other's graph too; a view makes that torch's error.
@@ -150,11 +148,10 @@ def pending_losses(loss: Tensor, *, behind: bool = False) -> list[tuple[PendingL
     stack = [loss.grad_fn]
     while stack:
         node: Any = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if isinstance(node, _INJECTOR_NODE):
-            found[node.pending] = node.loss
-        if behind or not isinstance(node, _INJECTOR_NODE):
-            stack.extend(following for following, _ in node.next_functions)
+        if node is not None and node not in seen:
+            seen.add(node)
+            if isinstance(node, _INJECTOR_NODE):
+                found[node.pending] = node.loss
+            if behind or not isinstance(node, _INJECTOR_NODE):
+                stack.extend(following for following, _ in node.next_functions)
     return list(found.items())
