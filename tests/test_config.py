@@ -30,7 +30,7 @@ def test_a_component_is_read_from_every_documented_form() -> None:
         assert ComponentSpec.of(form) == expected
     assert ComponentSpec.of("geometry") == ComponentSpec(name="geometry")
     with pytest.raises(ConfigError, match="Cannot read a component"):
-        ComponentSpec.of(3)  # type: ignore[arg-type]
+        ComponentSpec.of(3)
 
 
 def test_bad_options_name_the_field_and_the_nearest_valid_one() -> None:

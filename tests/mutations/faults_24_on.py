@@ -147,10 +147,10 @@ HIGH = (
            "test_fault_45_every_step_of_a_compiled_policy_aligns[module]", ends_in="TapError"),
     Mutant(46, "refuse_unwrappable", fix_condition(False, "forward", "vars"),
            "test_fault_46_an_accelerate_prepared_policy_is_refused", "test_fault_46_the_real_accelerate"),
-    Mutant(47, "_make_forced_class", replace_argument("signature", 0, "lambda self, *args, **kwargs: None"),
+    Mutant(47, "forced_class", replace_argument("signature", 0, "lambda self, *args, **kwargs: None"),
            "test_fault_47_and_48_accumulated_batches_train_as_one", ends_in=("ValueError", "TypeError")),
     # 48, 49: accumulated batches, and steps without alignment
-    Mutant(48, "StepScale.share_of_the_step", replace_return("1.0", mentions="accumulation"),
+    Mutant(48, "LossScale.share_of_the_step", replace_return("1.0", mentions="accumulation"),
            "test_fault_48_num_items_in_batch_with_accumulation", "test_fault_48_the_trainer_trains_the_explicit_sum"),
     Mutant(49, "Aligner._without_alignment", fix_condition(True, "is_sharded", "adapter"),
            "test_fault_12_and_49_gradients_are_the_mean_of_the_ranks", says="Expected to have finished reduction"),
@@ -187,11 +187,11 @@ HIGH = (
            "test_fault_54_lerobots_default_is_millimeters",
            "test_fault_54_the_unit_is_that_of_the_open_dataset"),
     # 55: several forwards before one backward
-    Mutant(55, "Joiner._rides_behind", replace_constant(True, False, within="pending_losses"),
+    Mutant(55, "LossPaths._behind", replace_constant(True, False, within="pending_losses"),
            "test_fault_55_a_forward_that_is_fed_what_an_earlier_one_returned"),
     Mutant(55, "pending_loss._accumulates", replace_return("False", mentions="leaves"),
            "test_fault_55_backward_into_some_leaves_trains_once"),
-    Mutant(55, "Joiner._ride", replace_call("PendingLoss", "vars(self).setdefault('ride', _)", mentions="gradient"),
+    Mutant(55, "BackwardPath.pending", replace_call("PendingLoss", "vars(self.paths).setdefault('ride', _)"),
            "test_fault_55_two_batches_before_one_backward[oft-l1]"),
     # 56 to 59: files that are not trusted
     Mutant(56, "trust._check", drop_raise("_refusal", mentions="_WHY"),
