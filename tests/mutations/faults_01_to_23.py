@@ -111,13 +111,8 @@ LOW = (
            "test_fault_14_the_scaler_of_the_loop_is_followed[oft-l1]"),
     Mutant(14, "LossScale.check_backward", drop_call("_warn"),
            "test_fault_14_accumulation_that_was_not_told_is_warned_of_once"),
-<<<<<<< HEAD
-    Mutant(15, "warn_if_sum_reduction", drop_call("register_hook"), "test_fault_15_a_sum_is_told",
-           "test_fault_15_a_sum_over_elements_is_reported"),
-=======
     Mutant(15, "warn_if_sum_reduction", drop_call("register_hook"), "test_fault_15_a_sum_is_warned_of",
-           "test_fault_15_a_sum_over_elements_is_told"),
->>>>>>> refs/heads/trim
+           "test_fault_15_a_sum_over_elements_is_reported"),
     # 16: a token span that is off by one
     Mutant(16, "AdapterOptions", replace_constant(0, 1, within=("token_shift", "default")),
            "test_fault_16_a_token_shift_cuts_one_place_too_late"),
