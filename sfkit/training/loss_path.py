@@ -153,6 +153,8 @@ class LossPaths:
                 "Leave attach_loss out, or use attach_loss='backward' or attach_loss='manual'.",
             )
         self.adapter, self.attach_loss, self.scale, self._parameters = adapter, attach_loss, scale, parameters
+        #: Whether the loop reads the loss that forward returns.
+        self.reads_loss = attach_loss in ("auto", "return") and not adapter.loss_outside
         self.policy = type(adapter.policy).__name__
         self.last: Literal["unaligned", "returned", "pending"] = "unaligned"
         self._missed: PendingLoss | None = None
@@ -180,8 +182,7 @@ class LossPaths:
 
     def of(self, output: object) -> LossPath:
         """The path for what forward returned."""
-        inside = self.attach_loss in ("auto", "return") and not self.adapter.loss_outside
-        loss = self.adapter.loss(output) if inside else None
+        loss = self.adapter.loss(output) if self.reads_loss else None
         if loss is not None:
             return ReturnPath(self, loss)
         if self.attach_loss == "backward" or (self.attach_loss == "auto" and self.adapter.loss_outside):

@@ -97,7 +97,7 @@ LOW = (
     Mutant(12, "ManualPath.attach", replace_argument("inject", 1, "_.detach()"),
            "test_fault_12_lora_film_ddp_and_an_optimizer[oft-l1-film]", ends_in="GradientError"),
     # 13: the loop does not read the loss that forward returns
-    Mutant(13, "LossPaths.of", fix_condition(True, "loss_outside", within="inside"), "test_fault_13_plain",
+    Mutant(13, "LossPaths.of", fix_condition(True, "reads_loss"), "test_fault_13_plain",
            f"{_OPENVLA_SUM}[oft-l1-plain]"),
     Mutant(13, "LossPaths.__init__", drop_raise("ConfigError"),
            "test_fault_13_a_loss_that_nobody_reads_is_no_place_to_join",
