@@ -165,7 +165,7 @@ def _step(standin: Standin, policy: Any) -> Callable[[], None]:
 def _projector_alone(policy: Any, standin: Standin) -> Callable[[], None]:
     """The projector's forward and backward, and its update."""
     shape = standin.tokens
-    projector = policy.spatial_forcing.projectors[0]
+    projector = policy.spatial_forcing.pairs[0].projector
     optimizer = torch.optim.AdamW(projector.parameters(), lr=1e-5)
     tokens, mask = torch.randn(shape, requires_grad=True), torch.ones(shape[:-1], dtype=torch.bool)
     gradient = torch.randn(*shape[:-1], standin.width)

@@ -1,8 +1,10 @@
-"""The error family. Every error says what happened and where, and its ``remedy`` says what to do next."""
+"""Errors, warnings and messages. An error says what happened and where; its ``remedy`` says what to do next."""
 
 from __future__ import annotations
 
 import difflib
+import logging
+import sys
 from collections.abc import Iterable
 
 
@@ -84,3 +86,14 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the nearest candidate, or an empty string."""
     match = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
     return f" Did you mean {match[0]!r}?" if match else ""
+
+
+logger = logging.getLogger("sfkit")
+
+
+def log_info(message: str) -> None:
+    """Log ``message`` at level INFO, or print it where nobody has set up logging."""
+    if logger.hasHandlers():
+        logger.info(message)
+    else:
+        print(f"sfkit: {message}", file=sys.stderr)

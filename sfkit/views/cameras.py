@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from sfkit.config import Options
@@ -18,6 +18,8 @@ from sfkit.utils.places import read_json
 
 _FORMAT = "sfkit.cameras/1"
 _METERS = {"m": 1.0, "mm": 0.001}
+#: Meters by which rounding to whole millimeters moves an end of the recorded range, and a little more for float32.
+_ROUNDING = 0.00051
 
 Row3 = tuple[float, float, float]
 Row4 = tuple[float, float, float, float]
@@ -26,19 +28,30 @@ Row4 = tuple[float, float, float, float]
 class Camera(Options):
     """Calibration of one camera. OpenCV axes; integer pixel coordinates are pixel centers."""
 
-    width: int = Field(ge=1, description="Width of the dataset's picture in pixels.")
-    height: int = Field(ge=1, description="Height of the dataset's picture in pixels.")
+    width: int = Field(ge=1, description="Width of the dataset's image in pixels.")
+    height: int = Field(ge=1, description="Height of the dataset's image in pixels.")
     intrinsics: tuple[Row3, Row3, Row3] | None = Field(
-        default=None, description="3x3 matrix K in pixels of that picture; None where it is unknown."
+        default=None, description="3x3 matrix K in pixels of that image; None where it is unknown."
     )
     depth_key: str | None = Field(default=None, description="Batch key of the depth map (same field of view).")
     depth_unit: Literal["m", "mm"] | None = Field(
         default=None, description="Unit of the depth map as it arrives in the batch; never guessed."
     )
+    depth_range: tuple[float, float] | None = Field(
+        default=None,
+        description="Ends of the recorded range in meters, where it was clipped: depth at or beyond an end is unknown.",
+    )
     world_from_camera: tuple[Row4, Row4, Row4, Row4] | None = Field(
         default=None, description="4x4 pose of a camera that does not move, meters."
     )
     pose_key: str | None = Field(default=None, description="Dataset column with 4x4 poses of a camera that moves.")
+
+    @field_validator("depth_range")
+    @classmethod
+    def _near_before_far(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not 0 <= value[0] < value[1]:
+            raise ValueError("the near end is at least 0, and smaller than the far end")
+        return value
 
 
 @dataclass(frozen=True)
@@ -70,10 +83,10 @@ class PoseTable:
 
 @dataclass(frozen=True)
 class CameraRig:
-    """All cameras of a dataset, by the batch key of their picture.
+    """All cameras of a dataset, by the batch key of their image.
 
     Attributes:
-        cameras: Calibration by picture key.
+        cameras: Calibration by image key.
         poses: Pose tables by ``pose_key``.
     """
 
@@ -105,17 +118,17 @@ class CameraRig:
         """``(3, 3)`` float32 K of a camera; NaN where it is unknown.
 
         Args:
-            key: Batch key of its picture.
-            size: Height and width of the picture in the batch, which must be the calibrated ones.
+            key: Batch key of its image.
+            size: Height and width of the image in the batch, which must be the calibrated ones.
 
         Raises:
-            ViewsError: The picture has another size than the calibration.
+            ViewsError: The image has another size than the calibration.
         """
         camera = self.cameras[key]
         if size != (camera.height, camera.width):
             raise ViewsError(
                 f"{key} arrives as {size[0]}x{size[1]}, its calibration is for {camera.height}x{camera.width}.",
-                "Calibrate for the pictures as they are in the dataset, before any resize.",
+                "Calibrate for the images as they are in the dataset, before any resize.",
             )
         return torch.full((3, 3), torch.nan) if camera.intrinsics is None else torch.tensor(camera.intrinsics)
 
@@ -133,11 +146,23 @@ class CameraRig:
             )
         return _METERS[unit]
 
+    def known_depth(self, key: str, depth: Tensor) -> Tensor:
+        """``(b, h, w)`` meters, 0 where they are an end of the recorded range: the video was clipped there.
+
+        Args:
+            key: Batch key of the camera's image.
+            depth: ``(b, h, w)`` meters.
+        """
+        ends = self.cameras[key].depth_range
+        if ends is None:
+            return depth
+        return torch.where((depth > ends[0] + _ROUNDING) & (depth < ends[1] - _ROUNDING), depth, 0.0)
+
     def pose(self, key: str, index: Tensor | None, batch: int) -> Tensor | None:
         """``(b, 4, 4)`` poses of a camera, or None where they are unknown.
 
         Args:
-            key: Batch key of its picture.
+            key: Batch key of its image.
             index: ``(b,)`` global frame indices; only a moving camera needs them.
             batch: Batch size.
         """

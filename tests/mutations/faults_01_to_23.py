@@ -48,7 +48,7 @@ LOW = (
            says="_loss"),
     # 3, 4: activation checkpoints
     Mutant(3, "SelfCheck.first_batch", replace_return("False"),
-           "test_fault_03_a_tap_inside_a_reentrant_checkpoint_is_an_error"),
+           "test_fault_03_a_tap_in_a_reentrant_checkpoint_is_an_error"),
     Mutant(3, "Tap.__init__", _OUTPUT, f"{_OPENVLA_SUM}[openvla-reentrant]", ends_in="GradientError"),
     Mutant(3, "Aligner.wrapped_forward", drop_call("disarm"),
            "test_fault_03_and_04_checkpointing_evo1_changes_no_gradient"),
@@ -111,7 +111,7 @@ LOW = (
            "test_fault_14_the_scaler_of_the_loop_is_followed[oft-l1]"),
     Mutant(14, "StepScale.look_at_backward", drop_call("_warn"),
            "test_fault_14_accumulation_that_was_not_told_is_warned_of_once"),
-    Mutant(15, "warn_if_sum_reduction", drop_call("register_hook"), "test_fault_15_a_sum_is_told",
+    Mutant(15, "warn_if_sum_reduction", drop_call("register_hook"), "test_fault_15_a_sum_is_warned_of",
            "test_fault_15_a_sum_over_elements_is_reported"),
     # 16: a token span that is off by one
     Mutant(16, "AdapterOptions", replace_constant(0, 1, within=("token_shift", "default")),
@@ -142,7 +142,7 @@ LOW = (
     # 20: rows and columns are exchanged
     Mutant(20, "_gather_cells", replace_call("permute", "_self.permute(0, 1, 4, 2, 3, 5, 6)"),
            "test_fault_20_tiny_corresponds[geometry]", ends_in="CorrespondenceError"),
-    Mutant(20, "correspondence._expect", replace_call("all", "True"), "test_fault_20_exchanged_axes_are_found"),
+    Mutant(20, "_expect_most", replace_call("all", "True"), "test_fault_20_exchanged_axes_are_found"),
     Mutant(20, "generic.tokens.cut", replace_argument("FeatureMap", 0, "_.transpose(2, 3)"),
            "test_fault_16_20_image_tokens_are_found_by_id", ends_in=("CorrespondenceError", "ShapeError")),
     Mutant(20, "sfkit_tools._with_grid", replace_argument("_hit", 2, "(_[2], _[3], _[0], _[1])"),

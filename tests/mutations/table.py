@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from faults_01_to_23 import LOW
 from faults_24_on import HIGH
+from faults_60_on import NEWEST
 from mutant import Mutant
 
-MUTANTS: tuple[Mutant, ...] = (*LOW, *HIGH)
+MUTANTS: tuple[Mutant, ...] = (*LOW, *HIGH, *NEWEST)

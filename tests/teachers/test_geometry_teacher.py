@@ -212,3 +212,12 @@ def test_depth_stays_exact_for_far_points() -> None:
     views.depth[:] = 998.917
     features = raw(views, depth_max=2000.0)
     assert features[..., 2::3].allclose(torch.tensor(998.917), rtol=1e-6)
+
+
+def test_the_far_end_of_depth_is_exclusive() -> None:
+    views = scene(1, 1)
+    assert views.depth is not None
+    for depth, seen in ((9.999, True), (10.0, False)):
+        views.depth[:] = depth
+        found = encode(GeometryTeacher(), views)
+        assert bool(found.mask.any()) is seen

@@ -12,8 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from sfkit import SpatialForcing
 from sfkit.errors import TapError
 from sfkit.policies.base import TapPoint
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.tiny import PatchTeacher, TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.training.taps import InputRecorder
 
 
@@ -79,6 +78,6 @@ def test_an_adapter_gets_what_it_watches(tiny) -> None:
         torch.manual_seed(1)
         _, info = one(tiny_batch())
         assert info["sf_loss"] == pytest.approx(plain.spatial_forcing.metrics()["sf_loss"], rel=1e-5)
-    assert all(not watch.inputs and not watch.armed for watch in policy.spatial_forcing.watches.values())
+    assert all(not watch.inputs and not watch.armed for watch in policy.spatial_forcing.taps.recorders.values())
     assert SpatialForcing.unwrap(policy) is policy
     assert not policy.embed._forward_pre_hooks

@@ -19,7 +19,7 @@ def rig(**changes: object) -> CameraRig:
 
 def test_a_rig_survives_its_file(tmp_path: Path) -> None:
     pose = tuple(tuple(row) for row in torch.eye(4).tolist())
-    before = rig(world_from_camera=pose, depth_unit="mm")
+    before = rig(world_from_camera=pose, depth_unit="mm", depth_range=(0.01, 10.0))
     before.save(tmp_path / "cameras.json")
     assert CameraRig.load(tmp_path / "cameras.json") == before
 
@@ -35,6 +35,12 @@ def test_a_bad_file_says_what_is_wrong(tmp_path: Path) -> None:
     path.write_text(json.dumps({"format": "sfkit.cameras/1", "cameras": {"front": camera}}))
     with pytest.raises(ConfigError, match="Did you mean 'depth_key'"):
         CameraRig.load(path)
+
+
+@pytest.mark.parametrize("ends", [(2.0, 1.0), (1.0, 1.0), (-0.1, 1.0)])
+def test_a_range_of_depth_goes_from_near_to_far(ends: tuple[float, float]) -> None:
+    with pytest.raises(ConfigError, match="near end"):
+        Camera.parse("camera", {"width": 32, "height": 24, "depth_range": ends})
 
 
 def test_fault_54_depth_units_are_never_guessed() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.utils.data import Dataset
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -99,20 +100,23 @@ def aligned() -> list[str]:
 
 @pytest.fixture(scope="session")
 def lerobot_train() -> Callable[..., Run]:
-    """``lerobot_train(*flags)``: LeRobot's command, in this process, which is left as it was."""
+    """``lerobot_train(*flags)``: LeRobot's command, in this process, which is left as it was.
+
+    With ``config=`` its function ``train`` is called, as by a program that has no such flags.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # LeRobot's imports warn of optional packages
         from lerobot.scripts import lerobot_train as module
 
-    def run(*flags: str) -> Run:
+    def run(*flags: str, config: Any = None) -> Run:
         result = Run()
         with (
-            _as_a_program(["lerobot-train", *flags]),
+            _as_a_program(["lerobot-train" if config is None else "program.py", *flags]),
             _watched(module, result),
             warnings.catch_warnings(record=True) as caught,
         ):
             warnings.simplefilter("always")
-            module.main()
+            module.main() if config is None else module.train(config)
         result.warnings = [str(item.message) for item in caught if "sfkit" in str(item.message)]
         return result
 
@@ -205,23 +209,42 @@ def plain(trained: tuple[Run, Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def meta(data: Path) -> Any:
-    """LeRobot's metadata of the dataset."""
-    from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+def opened(data: Path) -> Any:
+    """The dataset, open."""
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    return LeRobotDatasetMetadata("local/metaworld-mini", root=data)
+    return LeRobotDataset("local/metaworld-mini", root=data, video_backend="pyav")
+
+
+@pytest.fixture(scope="session")
+def meta(opened: Any) -> Any:
+    """LeRobot's metadata of the dataset."""
+    return opened.meta
+
+
+class OpenDataset(Dataset[Any]):
+    """Stands for an open dataset of which there is only the metadata."""
+
+    depth_output_unit, image_transforms = "mm", None
+
+    def __init__(self, meta: Any) -> None:
+        self.meta, self.root = meta, meta.root
 
 
 @pytest.fixture
-def make(meta: Any) -> Callable[..., Any]:
-    """``make(type, sf={...}, **fields)``: a policy as LeRobot's factory makes it, and its configuration."""
+def make(opened: Any) -> Callable[..., Any]:
+    """``make(type, sf={...}, **fields)``: a policy as LeRobot's factory makes it while the dataset is open.
+
+    ``dataset`` is the metadata of another dataset, which is open too.
+    """
     from lerobot.policies.factory import make_policy
     from lerobot_policy_spatial_forcing import CONFIGS, SpatialForcingOptions
 
     def make(kind: str, sf: dict[str, Any] | None = None, dataset: Any = None, **fields: Any) -> Any:
         block = SpatialForcingOptions(**{"teacher": "geometry", "student_layer": 2, **(sf or {})})
         config = CONFIGS[kind](sf=block, device="cpu", push_to_hub=False, **fields)
-        return make_policy(config, ds_meta=dataset or meta)
+        local = opened if dataset is None else OpenDataset(dataset)
+        return make_policy(config, ds_meta=local.meta)
 
     return make
 

@@ -10,16 +10,15 @@ import pytest
 import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot_policy_spatial_forcing.geometry import cameras_of
-from lerobot_policy_spatial_forcing.trainer import Trainer, read_trainer
+from lerobot_policy_spatial_forcing.trainer import Trainer
 from sfkit_lerobot import camera_rig
 
 from sfkit.errors import AdapterError, ConfigError
 
-FLAGS = ["--dataset.repo_id=local/x", "--policy.type=sf_smolvla", "--policy.sf.teacher=geometry"]
 
-
-def test_the_cameras_are_those_of_the_dataset_itself(meta, data) -> None:
-    found, expected = cameras_of(meta, Trainer(), None), camera_rig(LeRobotDataset("local/x", root=data))
+def test_the_cameras_are_those_of_the_dataset_itself(opened, data) -> None:
+    found = cameras_of(opened.meta, Trainer(dataset=opened), None)
+    expected = camera_rig(LeRobotDataset("local/x", root=data))
     assert found.cameras == expected.cameras
     assert set(found.poses) == set(expected.poses)
     for key, table in expected.poses.items():
@@ -27,10 +26,11 @@ def test_the_cameras_are_those_of_the_dataset_itself(meta, data) -> None:
         assert torch.equal(found.poses[key].poses, table.poses)
 
 
-def test_fault_54_the_unit_is_the_one_that_the_trainer_asks_the_dataset_for(meta) -> None:
-    for flags, unit in (([], "mm"), (["--dataset.depth_output_unit=m"], "m")):
-        rig = cameras_of(meta, read_trainer([*FLAGS, *flags]), None)
-        assert {camera.depth_unit for camera in rig.cameras.values()} == {unit}
+@pytest.mark.parametrize("unit", ["mm", "m"])
+def test_fault_54_the_unit_is_that_of_the_open_dataset(unit, data) -> None:
+    dataset = LeRobotDataset("local/x", root=data, depth_output_unit=unit)
+    rig = cameras_of(dataset.meta, Trainer(dataset=dataset), None)
+    assert {camera.depth_unit for camera in rig.cameras.values()} == {unit}
 
 
 def test_without_a_calibration_the_depth_is_what_lerobot_tells(make, plain, data, tmp_path) -> None:
@@ -39,25 +39,29 @@ def test_without_a_calibration_the_depth_is_what_lerobot_tells(make, plain, data
     shutil.copytree(data / "meta", tmp_path / "data" / "meta")
     (tmp_path / "data/meta/cameras.json").unlink()
     bare = LeRobotDatasetMetadata("local/bare", root=tmp_path / "data")
-    rig = cameras_of(bare, Trainer(), None)
-    for key, camera in cameras_of(LeRobotDatasetMetadata("local/whole", root=data), Trainer(), None).cameras.items():
+    dataset = SimpleNamespace(meta=bare, root=bare.root, depth_output_unit="mm")
+    rig, whole = cameras_of(bare, Trainer(dataset=dataset), None), LeRobotDataset("local/whole", root=data)
+    for key, camera in cameras_of(whole.meta, Trainer(dataset=whole), None).cameras.items():
         expected = camera.model_copy(update={"intrinsics": None, "world_from_camera": None, "pose_key": None})
         assert rig.cameras[key] == expected
     policy = make("sf_smolvla", pretrained_path=plain, dataset=bare)
     assert policy.spatial_forcing.adapter.cameras.cameras == rig.cameras
 
 
-def test_cameras_follow_the_rename_map(meta) -> None:
+def test_cameras_follow_the_rename_map(opened) -> None:
     wrist = "observation.images.wrist"
     names = {wrist: "observation.images.camera1", f"{wrist}_depth": "observation.images.depth1"}
-    rig = cameras_of(meta, read_trainer([*FLAGS, f"--rename_map={json.dumps(names)}"]), None)
+    rig = cameras_of(opened.meta, Trainer(rename_map=names, dataset=opened), None)
     assert rig.cameras["observation.images.camera1"].depth_key == "observation.images.depth1"
     assert wrist not in rig.cameras
 
 
-def test_moving_transforms_are_refused(meta) -> None:
+def test_moving_transforms_are_refused(data) -> None:
+    from torchvision.transforms import v2
+
+    dataset = LeRobotDataset("local/x", root=data, image_transforms=v2.RandomHorizontalFlip())
     with pytest.raises(ConfigError, match="move pixels"):
-        cameras_of(meta, read_trainer([*FLAGS, "--dataset.image_transforms.enable=true"]), None)
+        cameras_of(dataset.meta, Trainer(dataset=dataset), None)
 
 
 def test_a_dataset_without_calibration_is_refused_before_the_first_batch(make, plain, data, tmp_path) -> None:
@@ -98,38 +102,12 @@ def test_a_dataset_without_pictures_is_refused(kind, make, data, vlm, tiny_pi, t
         make(kind, dataset=blind, **shape)
 
 
-def test_poses_that_are_not_on_this_machine_are_explained(meta, data, tmp_path) -> None:
-    shutil.copytree(data / "meta", tmp_path / "meta")
-    streamed = SimpleNamespace(
-        root=tmp_path, features=meta.features, depth_keys=meta.depth_keys, camera_keys=meta.camera_keys
-    )
-    with pytest.raises(ConfigError, match="not on this machine"):
-        cameras_of(streamed, Trainer(), None)
-
-
 def test_fault_53_cameras_of_another_name_are_an_error_that_names_the_rename_map(make, plain, tmp_path, data) -> None:
     rig = json.loads((data / "meta/cameras.json").read_text())
     rig["cameras"] = {f"{key}_other": value for key, value in rig["cameras"].items()}
     (tmp_path / "cameras.json").write_text(json.dumps(rig))
     with pytest.raises(ConfigError, match=r"None of the policy's cameras.*\n.*--rename_map"):
         make("sf_smolvla", {"cameras": str(tmp_path / "cameras.json")}, pretrained_path=plain)
-
-
-def test_the_trainer_is_read_as_lerobot_reads_it(tmp_path) -> None:
-    assert read_trainer(["-q", "tests"]) == Trainer()
-    assert read_trainer([*FLAGS, "--log_freq", "7"]).log_freq == 7
-    assert read_trainer(FLAGS).resume is False
-    stored = {"dataset": {"repo_id": "local/x"}, "log_freq": 9, "policy": {"type": "sf_smolvla"}, "resume": True}
-    (tmp_path / "train_config.json").write_text(json.dumps(stored))
-    for path in (tmp_path, tmp_path / "train_config.json"):
-        assert (read_trainer([f"--config_path={path}"]).log_freq, read_trainer([f"--config_path={path}"]).resume) == (
-            9,
-            True,
-        )
-    (tmp_path / "run.yaml").write_text("dataset: {repo_id: local/x, depth_output_unit: m}\nlog_freq: 5\n")
-    found = read_trainer([f"--config_path={tmp_path / 'run.yaml'}", "--log_freq=6"])
-    assert (found.log_freq, found.depth_output_unit) == (6, "m")
-    assert read_trainer(["--config_path=somebody/repository", "--resume=true"]) == Trainer(resume=True)
 
 
 def test_fault_50_a_policy_from_a_checkpoint_is_in_eval_mode_and_says_so(make, plain) -> None:

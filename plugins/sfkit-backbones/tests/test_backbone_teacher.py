@@ -17,8 +17,8 @@ from torch import Tensor
 
 from sfkit import SpatialForcing
 from sfkit.errors import CheckpointError, ConfigError, ShapeError, TeacherMemoryError, ViewsError
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.training.teacher_runner import TeacherRunner
 from sfkit.views.types import FeatureMap, Views
 

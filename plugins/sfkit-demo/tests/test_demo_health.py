@@ -16,8 +16,7 @@ import torch
 from sfkit import SpatialForcing
 from sfkit.errors import SfkitWarning
 from sfkit.health.report import Health
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.tiny import PatchTeacher, TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.views.types import FeatureMap
 
 plots = pytest.importorskip("sfkit_demo.plots_health", reason="the demo's plots are not installed")

@@ -17,7 +17,7 @@ from sfkit_depth_anything.tables import joint_rotation, scaled_positions, view_r
 from torch import nn
 
 from sfkit.errors import ShapeError
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded
 
 Make = Callable[..., DepthAnythingBackbone]
 CONFIGS = st.sampled_from([TINY, TINY_GATED, TINY.model_copy(update={"alt_start": 0, "num_layers": 3})])

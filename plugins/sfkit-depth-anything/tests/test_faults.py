@@ -15,8 +15,8 @@ from sfkit_depth_anything.teachers import DA3Base, DA3Giant
 
 from sfkit import SpatialForcing
 from sfkit.errors import CheckpointError, ViewsError
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.training.teacher_runner import TeacherRunner
 from sfkit.views.types import Views
 
@@ -37,7 +37,7 @@ def test_fault_19_a_wide_view_reaches_the_students_own_grid() -> None:
     )
     batch = tiny_batch(2, 2, geometry=False)
     batch["images"] = torch.rand(2, 2, 3, 32, 128)  # a grid of 4 x 16 for the student, of 2 x 8 for the teacher
-    host = SpatialForcing.of(policy.train()).hosts[0]  # type: ignore[union-attr]
+    host = SpatialForcing.of(policy.train()).runners[0]  # type: ignore[union-attr]
     seen: list[tuple[int, int]] = []
     encode = host.teacher.encode
 

@@ -14,7 +14,7 @@ from sfkit_depth_anything.config import TINY, TINY_GATED, DepthAnythingConfig
 from sfkit_depth_anything.reference import saddle_balanced
 from torch import Tensor
 
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded
 
 
 def by_hand(tokens: list[list[float]]) -> int:

@@ -20,8 +20,8 @@ from sfkit import SpatialForcing
 from sfkit.errors import ConfigError, ShapeError
 from sfkit.factory.components import build_teacher
 from sfkit.registry.registry import default_registry
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.training.teacher_runner import TeacherRunner
 from sfkit.views.types import Views
 

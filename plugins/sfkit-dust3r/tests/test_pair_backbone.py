@@ -15,7 +15,7 @@ from sfkit_backbones.blocks import cast_products
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sfkit.errors import ShapeError
-from sfkit.testing.rounding import assert_rounded, float64, widened
+from sfkit.testing.checks import assert_rounded, float64, widened
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,8 @@ from sfkit_dust3r.teacher import DUSt3RTeacher
 from sfkit import SpatialForcing
 from sfkit.errors import ConfigError, ViewsError
 from sfkit.policies.base import ForwardCall
-from sfkit.testing.correspondence import check_correspondence
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded, check_correspondence
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.views.types import Views
 
 CPU = torch.device("cpu")
@@ -147,7 +146,7 @@ def test_fault_20_a_patch_moves_its_own_cell_of_an_oblong_view() -> None:
     batch = tiny_batch(b=1, geometry=False)
     batch["images"] = torch.rand(1, 2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
     handle = policy.spatial_forcing
-    (found,) = handle.hosts[0].features(handle.adapter.views(ForwardCall({"batch": batch}, None)), [1], (4, 6))
+    (found,) = handle.runners[0].features(handle.adapter.views(ForwardCall({"batch": batch}, None)), [1], (4, 6))
     assert found.grid == (4, 6)
     check_correspondence(policy, batch, brighten)
 

@@ -7,7 +7,7 @@ import torch
 from sfkit_lerobot.testing import tiny_lerobot_batch
 
 from sfkit.config import attention_of
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.tiny import PatchTeacher
 from sfkit.training.taps import tap_at, tokens_at
 
 

@@ -9,8 +9,8 @@ from sfkit_lerobot.testing import CAMERAS, tiny_lerobot_batch
 from sfkit import SpatialForcing
 from sfkit.errors import ConfigError, GradientError, ViewsError
 from sfkit.policies.base import ForwardCall
-from sfkit.testing.correspondence import check_correspondence
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.checks import check_correspondence
+from sfkit.testing.tiny import PatchTeacher
 from sfkit.training.taps import tap_at, tokens_at
 
 FRONT, WRIST = CAMERAS

@@ -57,7 +57,7 @@ def standin() -> Setup:
 def wrap() -> Callable[..., Any]:
     """``wrap(policy, **arguments)``: aligned with a teacher without weights."""
     from sfkit import SpatialForcing
-    from sfkit.testing.teachers import PatchTeacher
+    from sfkit.testing.tiny import PatchTeacher
 
     def wrap(policy: Any, teacher: Any = None, **arguments: Any) -> Any:
         return SpatialForcing.wrap(policy, teacher or PatchTeacher(), **{"student_layer": 2, **arguments})

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_openpi import CAMERAS
 
-from sfkit.testing.correspondence import CorrespondenceError, check_correspondence
+from sfkit.testing.checks import CorrespondenceError, check_correspondence
 
 
 def nearly_still(size: int) -> int:

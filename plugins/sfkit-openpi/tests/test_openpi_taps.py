@@ -34,7 +34,7 @@ def test_fault_04_nested_checkpoints_are_captured_once(setup, wrap) -> None:
     torch.manual_seed(3)
     losses = policy(*setup.batch())
     handle = policy.spatial_forcing
-    (tap,), (watch,) = handle.taps.values(), handle.watches.values()
+    (tap,), (watch,) = handle.taps.values(), handle.taps.recorders.values()
     assert tap.fired == 1
     losses.mean().backward()
     assert tap.fired == 1, "recomputed during backward, when it must not capture"

@@ -10,7 +10,7 @@ from sfkit_openpi import OpenPIAdapter
 from tiny_openpi import CAMERAS
 
 from sfkit.errors import SfkitWarning, ViewsError
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.tiny import PatchTeacher
 
 BASE, LEFT, RIGHT = CAMERAS
 
@@ -78,7 +78,7 @@ def test_fault_23_an_absent_camera_changes_no_loss_or_gradient(standin, wrap) ->
         absent = {LEFT: torch.full((2, 3, standin.size, standin.size), shade)}
         torch.manual_seed(4)
         policy(*change(standin.batch(), absent, {LEFT: torch.zeros(2, dtype=torch.bool)})).mean().backward()
-        gradient = policy.spatial_forcing.projectors.parameters()
+        gradient = policy.spatial_forcing.pairs.parameters()
         found.append((policy.spatial_forcing.metrics(), torch.cat([p.grad.flatten() for p in gradient])))
     (black, one), (bright, two) = found
     assert black["sf_valid_token_fraction"] == pytest.approx(2 / 3)

@@ -21,8 +21,8 @@ def explicit(it, batch, handle, **changes):
     b, v = batch["images"].shape[:2]
     tokens = hidden[0][:, 1 : 1 + 16 * v].float()
     pooled = F.adaptive_avg_pool2d(batch["images"].flatten(0, 1), 4).permute(0, 2, 3, 1)
-    target = handle.hosts[0]._model(pooled).reshape(b, 16 * v, -1) * 3
-    distance = 1 - F.cosine_similarity(handle.projectors[0](tokens, None), target, dim=-1)
+    target = handle.runners[0]._model(pooled).reshape(b, 16 * v, -1) * 3
+    distance = 1 - F.cosine_similarity(handle.pairs[0].projector(tokens, None), target, dim=-1)
     return plain, heads, loss, distance.mean()
 
 
@@ -46,7 +46,7 @@ def error(found, wanted):
 def compare(it, batches, policy, heads, scale, record):
     """What was trained against ``scale`` times the explicit sum over the batches, and how much alignment matters."""
     handle = policy.spatial_forcing
-    assert all(p.grad is not None for p in handle.projectors.parameters()), "alignment joined nothing that was read"
+    assert all(p.grad is not None for p in handle.pairs.parameters()), "alignment joined nothing that was read"
     mine = gradients(policy, heads)
     own = {name: p.grad.clone() for name, p in handle.projectors.named_parameters()}
     handle.projectors.zero_grad()
@@ -170,7 +170,7 @@ def test_fault_52_bfloat16_keeps_projector_and_images(loop, script, wrap) -> Non
     policy.to(torch.bfloat16)
     if heads is not None:
         heads.to(torch.bfloat16)
-    host = policy.spatial_forcing.hosts[0]
+    host = policy.spatial_forcing.runners[0]
     real = host.features
     host.features = lambda views, *rest: seen.append(views.images) or real(views, *rest)
     batch = it.batch()

@@ -9,7 +9,7 @@ import torch
 from prismatic_loop import perturbed
 
 from sfkit.errors import AdapterError, ConfigError, ShapeError
-from sfkit.testing.correspondence import CorrespondenceError, check_correspondence
+from sfkit.testing.checks import CorrespondenceError, check_correspondence
 from sfkit.training.taps import Tap
 
 
@@ -133,4 +133,4 @@ def test_the_encoders_tokens_are_the_vision_backbones_output(loop, images, film,
     adapter.encoder_tokens = lambda states, views: found.append(real(states, views)) or found[-1]
     it.loss(policy, it.batch())
     assert torch.equal(found[0].values, given[0].reshape(2, images, 4, 4, -1))
-    assert found[0].dim == adapter.encoder_dim() == policy.spatial_forcing.projectors[0].student_dim
+    assert found[0].dim == adapter.encoder_dim() == policy.spatial_forcing.pairs[0].projector.student_dim

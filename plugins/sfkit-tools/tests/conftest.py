@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sfkit.testing.policies import Block, TinyPolicy
+from sfkit.testing.tiny import Block, TinyPolicy
 
 
 class Patches(nn.Module):

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from sfkit import ImageTokens, Span, SpatialForcing
 from sfkit.errors import AdapterError, ConfigError, ViewsError, WrapError
 from sfkit.policies.generic import MeanStd
-from sfkit.testing.policies import TinyPolicy, tiny_batch
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.tiny import PatchTeacher, TinyPolicy, tiny_batch
 
 
 def pasted(found: Inspection, policy: nn.Module) -> Any:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sfkit import GenericAdapter, Span
 from sfkit.cli import main
 from sfkit.errors import AdapterError, ConfigError
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.tiny import PatchTeacher
 
 
 class Scramble(nn.Module):
@@ -161,7 +161,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     (tmp_path / "ranked_policy.py").write_text(
         "import torch\n"
         "from sfkit import GenericAdapter, Span\n"
-        "from sfkit.testing.policies import TinyPolicy, tiny_batch\n"
+        "from sfkit.testing.tiny import TinyPolicy, tiny_batch\n"
         "def make():\n"
         "    torch.manual_seed(0)\n"
         "    adapter = GenericAdapter(blocks='blocks', tokens=Span(0, 32), grid=(2, 4, 4), images='images',\n"

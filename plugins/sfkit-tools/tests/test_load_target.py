@@ -18,7 +18,7 @@ PAGE = ROOT / "docs" / "any-policy.md"
 
 SCRIPT = """
 import torch
-from sfkit.testing.policies import TinyPolicy, tiny_batch
+from sfkit.testing.tiny import TinyPolicy, tiny_batch
 import beside_it
 
 MODEL = TinyPolicy()

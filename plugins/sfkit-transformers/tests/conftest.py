@@ -18,7 +18,7 @@ with warnings.catch_warnings():
 
 from sfkit_backbones.randomize import randomize
 
-from sfkit.utils.rng import own_rng
+from sfkit.utils.runtime import own_rng
 from sfkit.views.types import Views
 
 _BLOCKS = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}

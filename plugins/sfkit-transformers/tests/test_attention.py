@@ -16,8 +16,8 @@ from torch import Tensor
 
 from sfkit import SpatialForcing
 from sfkit.errors import ConfigError
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.training.teacher_runner import TeacherRunner
 from sfkit.views.types import Views
 
@@ -52,7 +52,7 @@ def test_their_softmax_is_the_models_own_attention(name: str, folders: Folders, 
     wanted = reported(folders(name), views)
     host = TeacherRunner(teacher)
     maps = host.features(views, [2], (4, 4), blocks=[3, 1])
-    assert host.runs == 1
+    assert host.num_forwards == 1
     assert torch.equal(maps[0].values, host.features(views, [2], (4, 4))[0].values)
     for found, block in zip(maps[1:], (3, 1), strict=True):
         assert found.values.shape == (1, 2, 4, 4, 2 * heads * width)
@@ -77,7 +77,7 @@ def test_a_policy_is_aligned_with_them_and_blocks_are_checked(dinov2: Path) -> N
     policy(tiny_batch())[0].backward()
     handle = policy.spatial_forcing
     assert isinstance(handle, SpatialForcing)
-    assert handle.hosts[0].runs == len(handle.hosts) == 1
+    assert handle.runners[0].num_forwards == len(handle.runners) == 1
     with pytest.raises(ConfigError, match="Teacher layer 4 is out of range"):
         SpatialForcing.wrap(
             TinyPolicy(), name, teacher_layer=4, objective="attention", adapter=TinyAdapter(TinyPolicy())

@@ -15,7 +15,7 @@ from sfkit_transformers.teacher import TransformersTeacher
 from torch import Tensor
 
 from sfkit.errors import ShapeError
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded
 from sfkit.training.teacher_runner import TeacherRunner
 from sfkit.views.types import Views
 

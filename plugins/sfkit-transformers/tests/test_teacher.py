@@ -25,8 +25,8 @@ from torch import Tensor
 from sfkit import SpatialForcing
 from sfkit.errors import ConfigError, ShapeError, ViewsError
 from sfkit.factory.components import build_teacher
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.training.teacher_runner import TeacherRunner
 from sfkit.utils.places import digest_of
 from sfkit.views.types import Views
@@ -336,7 +336,7 @@ def test_wrapping_training_saving_and_resuming(folders: Folders, tmp_path: Path)
     pairs = [(1, first, 2), (2, (first, {}), 3), (2, second, 3)]
     policy = SpatialForcing.wrap(policy, pairs=pairs, adapter=TinyAdapter(policy))
     handle = policy.spatial_forcing
-    assert len(handle.hosts) == 2, "one teacher for both of its pairs"
+    assert len(handle.runners) == 2, "one teacher for both of its pairs"
     optimizer = torch.optim.AdamW(policy.parameters())
     policy.train()
     for _ in range(3):

@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 from sfkit import SpatialForcing
 from sfkit.errors import LossError, WrapError
 from sfkit.policies.base import ForwardCall, PolicyAdapter, TapPoint
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.tiny import PatchTeacher
 from sfkit.views.types import FeatureMap, Views
 
 PATCH, SIDE, WORDS = 8, 32, 6
@@ -172,8 +172,8 @@ def step_by_hand(policy: PolicyWithImages, groups: Sequence[Sequence[int]]) -> N
             output = policy.train()(**data)
         views = handle.adapter.views(ForwardCall(data, output))
         tokens = handle.adapter.visual_tokens(seen.pop(), views)
-        (target,) = handle.hosts[0].features(views, [1], tokens.grid)
-        projected = handle.projectors[0](tokens.values, tokens.mask)
+        (target,) = handle.runners[0].features(views, [1], tokens.grid)
+        projected = handle.pairs[0].projector(tokens.values, tokens.mask)
         alignment = 0.5 * (1 - nn.functional.cosine_similarity(projected, target.values, dim=-1)).mean()
         ((output.loss + alignment) / len(groups)).backward()
     hook.remove()

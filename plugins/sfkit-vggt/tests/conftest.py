@@ -16,7 +16,7 @@ from sfkit_vggt.aggregator import Aggregator
 from sfkit_vggt.config import TINY
 from torch import nn
 
-from sfkit.testing.policies import TinyAdapter, TinyPolicy
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy
 from sfkit.views.types import Views
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

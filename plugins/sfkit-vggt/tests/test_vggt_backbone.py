@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sfkit.errors import ShapeError
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded
 
 FEW = settings(max_examples=10)
 GRIDS = st.tuples(st.integers(1, 5), st.integers(1, 5))

@@ -16,8 +16,8 @@ from torch import nn
 
 from sfkit import SpatialForcing
 from sfkit.errors import ViewsError
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.training.teacher_runner import TeacherRunner
 from sfkit.views.resample import resample
 from sfkit.views.types import FeatureMap, Views
@@ -119,7 +119,7 @@ def test_fault_28_the_teacher_is_frozen_and_not_in_the_policy(
     policy.train().bfloat16().float()
     handle = SpatialForcing.of(policy)
     assert handle is not None
-    network = handle.hosts[0]._model
+    network = handle.runners[0]._model
     assert isinstance(network, Aggregator)
     assert not any(module.training for module in network.modules())
     own = list(network.parameters())
@@ -130,7 +130,7 @@ def test_fault_28_the_teacher_is_frozen_and_not_in_the_policy(
     assert not any(isinstance(module, Aggregator) for module in policy.modules())
     saved = Vggt({"config": "tiny", "weights": str(weights)}).load(torch.device("cpu")).state_dict()
     assert all(torch.equal(value, saved[key]) for key, value in network.state_dict().items())
-    assert copy.deepcopy(handle).hosts[0]._model is network
+    assert copy.deepcopy(handle).runners[0]._model is network
 
 
 def test_fault_36_rotary_tables_do_not_depend_on_earlier_calls(

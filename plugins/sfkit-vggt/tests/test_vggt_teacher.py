@@ -22,8 +22,8 @@ from sfkit import SpatialForcing
 from sfkit.errors import ConfigError, TeacherMemoryError
 from sfkit.factory.components import build_teacher
 from sfkit.registry.registry import default_registry
-from sfkit.testing.policies import tiny_batch
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded
+from sfkit.testing.tiny import tiny_batch
 from sfkit.training.teacher_runner import TeacherRunner
 from sfkit.views.types import FeatureMap, Views
 

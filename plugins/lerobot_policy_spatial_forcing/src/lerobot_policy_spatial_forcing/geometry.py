@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from sfkit_lerobot import camera_rig, image_stats
@@ -19,7 +19,9 @@ _GEOMETRY = ("depth", "intrinsics", "world_from_camera")
 
 
 def cameras_of(meta: Any, trainer: Trainer, path: str | None) -> CameraRig | None:
-    """The cameras under the names that the policy has for them; None for a dataset without calibration or depth.
+    """The cameras under the names that the policy has for them.
+
+    None for a dataset without calibration or depth, and for one of which it is not known how its depth arrives.
 
     Args:
         meta: LeRobot's metadata of the dataset; None when a policy is built without one.
@@ -34,33 +36,34 @@ def cameras_of(meta: Any, trainer: Trainer, path: str | None) -> CameraRig | Non
     file = Path(path) if path is not None else Path(meta.root) / "meta" / "cameras.json"
     if path is not None and not file.is_file():
         raise ConfigError(f"--policy.sf.cameras={path} does not exist.", "Name a file of format sfkit.cameras/1.")
-    if not file.is_file() and not recorded_depth(meta):
+    if trainer.dataset is None or trainer.streams or not (file.is_file() or recorded_depth(meta)):
         return None
-    dataset = _Dataset(meta, trainer.depth_output_unit, trainer.image_transforms)
-    return _renamed(camera_rig(dataset, file if file.is_file() else None), trainer)
+    return _renamed(camera_rig(trainer.dataset, file if file.is_file() else None), trainer)
 
 
 def picture_stats(meta: Any, config: Any) -> dict[str, Any] | None:
     """Statistics by which the policy normalizes pictures; None where it leaves them as they are."""
     if meta is None or visual_mode(config) == "IDENTITY":
         return None
-    return image_stats(_Dataset(meta))
+    return image_stats(SimpleNamespace(meta=meta))
 
 
-def require_cameras(handle: Any, rig: CameraRig | None, meta: Any) -> None:
+def require_cameras(handle: Any, rig: CameraRig | None, meta: Any, trainer: Trainer) -> None:
     """Say at once, and not on the first batch, that a teacher needs what the dataset does not have.
 
     Raises:
-        ConfigError: A teacher needs depth or calibration, and there is none.
+        ConfigError: A teacher needs depth or calibration, and there is none, or it is not known how depth arrives.
     """
-    for host in handle.hosts:
-        wanted = sorted(set(host.teacher.requires) & set(_GEOMETRY))
+    for teacher in handle.teachers:
+        wanted = sorted(set(teacher.requires) & set(_GEOMETRY))
         if not wanted:
             continue
         where = f"{meta.root}/meta/cameras.json" if meta is not None else "meta/cameras.json of the dataset"
+        if rig is None and meta is not None:
+            trainer.refuse_unknown_depth()
         if rig is None:
             raise ConfigError(
-                f"Teacher {host.teacher.name!r} needs {', '.join(wanted)}, and there is no calibration at {where}.",
+                f"Teacher {teacher.name!r} needs {', '.join(wanted)}, and there is no calibration at {where}.",
                 "Record depth maps beside the pictures (front_depth beside front), write that file (format "
                 "sfkit.cameras/1), name one with --policy.sf.cameras=, or choose a teacher that needs pictures alone.",
             )
@@ -74,12 +77,12 @@ def require_cameras(handle: Any, rig: CameraRig | None, meta: Any) -> None:
         without = _without(rig, wanted)
         if without:
             raise ConfigError(
-                f"Teacher {host.teacher.name!r} needs {', '.join(without)}, and no camera has that at {where}.",
+                f"Teacher {teacher.name!r} needs {', '.join(without)}, and no camera has that at {where}.",
                 "Write it there (format sfkit.cameras/1), or choose options of the teacher that do without.",
             )
         if "depth" in wanted and not any(camera.depth_key for camera in rig.cameras.values()):
             raise ConfigError(
-                f"Teacher {host.teacher.name!r} needs depth, and no camera in {where} names a depth map.",
+                f"Teacher {teacher.name!r} needs depth, and no camera in {where} names a depth map.",
                 'Record depth maps and name them there as "depth_key", or choose a teacher that needs pictures alone.',
             )
 
@@ -92,41 +95,6 @@ def _without(rig: CameraRig, wanted: list[str]) -> list[str]:
         "world_from_camera": any(camera.world_from_camera or camera.pose_key for camera in cameras),
     }
     return [field for field in wanted if not known.get(field, True)]
-
-
-@dataclass(frozen=True)
-class _Dataset:
-    """As much of a LeRobot dataset as its cameras need. The trainer hands the policy metadata only."""
-
-    meta: Any
-    depth_output_unit: str = "mm"
-    image_transforms: Any = None
-
-    @property
-    def root(self) -> Path:
-        return Path(self.meta.root)
-
-    @cached_property
-    def hf_dataset(self) -> _Columns:
-        return _Columns(self.root / "data")
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """The table of a dataset, of which only the columns asked for are read."""
-
-    folder: Path
-
-    def select_columns(self, columns: list[str]) -> Any:
-        import pyarrow.dataset  # type: ignore[import-untyped]
-        from datasets import Dataset  # type: ignore[import-untyped]
-
-        if not self.folder.is_dir():
-            raise ConfigError(
-                f"The poses of the cameras are columns of the dataset, and {self.folder} is not on this machine.",
-                "Do not stream this dataset, or choose a teacher that needs no poses.",
-            )
-        return Dataset(pyarrow.dataset.dataset(self.folder, format="parquet").to_table(columns))
 
 
 def _renamed(rig: CameraRig, trainer: Trainer) -> CameraRig:

@@ -18,7 +18,7 @@ from lerobot_policy_spatial_forcing.geometry import cameras_of, picture_stats, r
 from lerobot_policy_spatial_forcing.origin import check_cameras
 from lerobot_policy_spatial_forcing.resuming import RandomState, restore
 from lerobot_policy_spatial_forcing.sources import fetch
-from lerobot_policy_spatial_forcing.trainer import read_trainer
+from lerobot_policy_spatial_forcing.trainer import trainer_of
 from lerobot_policy_spatial_forcing.weights import FAILURES, LoadRecord, unreadable
 from sfkit import SpatialForcing
 from sfkit.errors import ConfigError, GradientError, WrapError
@@ -54,6 +54,7 @@ class SfPolicy(_Policy):  # type: ignore[misc]
         compat.refuse_fsdp()
         super().__init__(config, *inputs, **kwargs)
         self._meta = dataset_meta
+        trainer_of(self, config, dataset_meta)
         self._pending = deferred
         if not deferred:
             self._wrap(self)
@@ -103,7 +104,7 @@ class SfPolicy(_Policy):  # type: ignore[misc]
 
     def _wrap(self, target: Any, source: str | Path | None = None, revision: str | None = None) -> None:
         """Wrap ``target``, this policy or the PeftModel around it, and resume what ``source`` holds."""
-        trainer = read_trainer()
+        trainer = trainer_of(self, self.config, self._meta)
         block = self.config.sf
         arguments = block.admitted_arguments()
         stats = picture_stats(self._meta, self.config)
@@ -114,13 +115,13 @@ class SfPolicy(_Policy):  # type: ignore[misc]
         SpatialForcing.wrap(target, **arguments, cameras=rig)
         self._pending = False
         handle = _required(SpatialForcing.of(target), self)
-        require_cameras(handle, rig, self._meta)
+        require_cameras(handle, rig, self._meta, trainer)
         if source is not None:
             restore(handle, source, revision, trainer)
             self._random = RandomState(source, handle) if trainer.resume else None
         cast("Any", handle.adapter).log_every(trainer.log_freq, handle.steps)
-        handle.monitor.tell = logger.warning  # into LeRobot's log
-        handle.save_callbacks.append(add_to_readme)
+        handle.warn_with(logger.warning)  # into LeRobot's log
+        handle.after_save(add_to_readme)
 
     def get_optim_params(self) -> Any:
         """LeRobot's, and the projector in any case."""
@@ -192,7 +193,7 @@ def _required(handle: SpatialForcing | None, policy: Any) -> SpatialForcing:
 
 def _reach(handle: SpatialForcing) -> lora.Reach:
     # A tap on the vision tower's output lies before all blocks.
-    blocks = [pair.student_layer for pair in handle.pairs if isinstance(pair.student_layer, int)]
+    blocks = [pair.student_layer for pair in handle.config.pairs if isinstance(pair.student_layer, int)]
     return lora.Reach(cast("Any", handle.adapter).decoder_path, max(blocks, default=0))
 
 

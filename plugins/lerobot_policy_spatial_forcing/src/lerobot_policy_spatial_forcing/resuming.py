@@ -39,7 +39,7 @@ def restore(handle: SpatialForcing, source: str | Path, revision: str | None, tr
     _require_same(handle.config, checkpoint.read_config(folder), folder)
     checkpoint.load_into(handle, folder)
     if trainer.resume is False:
-        handle.steps = 0
+        handle.restart_schedule()
     logger.info("sfkit: projector taken from %s, at step %d", folder, handle.steps)
 
 

@@ -1,23 +1,17 @@
-"""What ``lerobot-train`` was told and does not pass on to the policy: read from its command line, as LeRobot does."""
+"""Settings of the running trainer and its dataset, neither of which LeRobot passes to the policy."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import functools
-import io
-import json
-import logging
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
-logger = logging.getLogger("sfkit")
+from torch import nn
+from torch.utils.data import Dataset
 
-_READ = ("dataset", "log_freq", "resume", "rename_map")
+from sfkit.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -28,112 +22,79 @@ class Trainer:
         log_freq: The trainer logs at every this many steps. 1 where the policy is built by other means.
         resume: Whether a run is resumed; None where that is not known.
         rename_map: Batch keys of the dataset, by the names that the policy has for them.
-        depth_output_unit: Unit in which the dataset returns depth maps.
-        image_transforms: What the dataset applies to pictures.
+        dataset: The open dataset, which knows its unit of depth and its transforms; None where it is not known.
     """
 
     log_freq: int = 1
     resume: bool | None = None
     rename_map: Mapping[str, str] = field(default_factory=dict)
-    depth_output_unit: str = "mm"
-    image_transforms: Any = None
+    dataset: Any = None
+
+    def refuse_unknown_depth(self) -> None:
+        """Refuse a dataset of which it is not known how its depth arrives.
+
+        Raises:
+            ConfigError: It is not known which dataset is open, or it is streamed.
+        """
+        if self.dataset is None:
+            raise ConfigError(
+                "The unit of depth and the image transforms are settings of the open dataset, and of the policy's "
+                "dataset there is only the metadata.",
+                "Open the LeRobotDataset in the function that calls make_policy(config, ds_meta=dataset.meta), or wrap "
+                "LeRobot's own policy: SpatialForcing.wrap(policy, ..., cameras=sfkit_lerobot.camera_rig(dataset)).",
+            )
+        if self.streams:
+            raise ConfigError(
+                "A streamed dataset gives no depth that can be relied on: LeRobot ignores --dataset.depth_output_unit "
+                "there, and applies image_transforms to depth videos.",
+                "Use --dataset.streaming=false, or a teacher that needs images alone.",
+            )
+
+    @property
+    def streams(self) -> bool:
+        """Whether the dataset is LeRobot's streamed one."""
+        from lerobot.datasets.streaming_dataset import StreamingLeRobotDataset
+
+        return isinstance(self.dataset, StreamingLeRobotDataset)
 
 
-def read_trainer(arguments: Sequence[str] | None = None) -> Trainer:
-    """The settings of the running ``lerobot-train``; defaults where something else runs.
+#: Beside the policy and not in it: the dataset follows neither its copies nor its pickles.
+_TRAINERS: weakref.WeakKeyDictionary[nn.Module, Trainer] = weakref.WeakKeyDictionary()
+
+
+def trainer_of(policy: nn.Module, config: Any, meta: Any) -> Trainer:
+    """:func:`read_trainer` at the first call for a policy, from its constructor: adapters of PEFT come later."""
+    if policy not in _TRAINERS:
+        _TRAINERS[policy] = read_trainer(config, meta)
+    return _TRAINERS[policy]
+
+
+def read_trainer(config: Any, meta: Any) -> Trainer:
+    """The settings of the trainer that builds a policy; defaults where something else does.
+
+    They are those that the trainer really uses, whether they came from the command line, a file, the Hub or a program.
 
     Args:
-        arguments: The command line without the program; that of this process by default.
+        config: The policy's configuration, by which the trainer's is known.
+        meta: LeRobot's metadata of the dataset, by which the dataset is known.
     """
-    return _read_trainer(tuple(sys.argv[1:] if arguments is None else arguments))
+    from lerobot.configs.train import TrainPipelineConfig
+
+    settings: TrainPipelineConfig | None = None
+    dataset = None
+    for value in _caller_locals():
+        if settings is None and isinstance(value, TrainPipelineConfig) and value.policy is config:
+            settings = value
+        if dataset is None and isinstance(value, Dataset) and getattr(value, "meta", None) is meta is not None:
+            dataset = value
+    if settings is None:
+        return Trainer(dataset=dataset)
+    return Trainer(max(1, settings.log_freq), settings.resume, dict(settings.rename_map), dataset)
 
 
-@functools.lru_cache(maxsize=1)
-def _read_trainer(arguments: tuple[str, ...]) -> Trainer:
-    from lerobot.configs import parser
-
-    path = parser.parse_arg("config_path", arguments)
-    if parser.parse_arg("dataset.repo_id", arguments) is None and path is None:
-        return Trainer()
-    config = _parse(_of_interest(arguments), path)
-    if config is None:
-        return Trainer(resume=_is_true(parser.parse_arg("resume", arguments)))
-    transforms = None
-    if config.dataset.image_transforms.enable:
-        from lerobot.transforms import ImageTransforms
-
-        transforms = ImageTransforms(config.dataset.image_transforms)
-    return Trainer(
-        log_freq=max(1, config.log_freq),
-        resume=config.resume,
-        rename_map=dict(config.rename_map),
-        depth_output_unit=config.dataset.depth_output_unit,
-        image_transforms=transforms,
-    )
-
-
-def _is_true(value: str | None) -> bool:
-    return value is not None and value.lower() in ("true", "1", "yes")
-
-
-def _of_interest(arguments: Sequence[str]) -> list[str]:
-    """The arguments that set one of the fields read here, each with its value."""
-    kept: list[str] = []
-    keeping = False
-    for argument in arguments:
-        if argument.startswith("--"):
-            keeping = argument[2:].partition("=")[0].partition(".")[0] in _READ
-        if keeping:
-            kept.append(argument)
-    return kept
-
-
-def _parse(arguments: list[str], path: str | None) -> Any:
-    """Those fields of the training configuration; None where they cannot be read here (a Hub repository)."""
-    import draccus
-    from lerobot.configs.train import TRAIN_CONFIG_NAME, TrainPipelineConfig
-
-    # Of the whole configuration draccus would register every option of every policy, robot and environment.
-    types = get_type_hints(TrainPipelineConfig)
-    fields = [
-        (f.name, types[f.name], _without_owner(f)) for f in dataclasses.fields(TrainPipelineConfig) if f.name in _READ
-    ]
-    part = dataclasses.make_dataclass("TrainerSettings", fields)
-    with _quiet() as said, tempfile.TemporaryDirectory() as folder:
-        try:
-            copy = None
-            if path is not None:
-                source = Path(path) / TRAIN_CONFIG_NAME if Path(path).is_dir() else Path(path)
-                copy = Path(folder) / "config.json"
-                copy.write_text(json.dumps({key: value for key, value in _read(source).items() if key in _READ}))
-            with draccus.config_type("json"):
-                return draccus.parse(part, config_path=copy, args=arguments)
-        except (Exception, SystemExit) as error:
-            problem = f"{error} {said.getvalue()}"
-    logger.debug("sfkit: the settings of the trainer could not be read: %s", problem)
-    return None
-
-
-def _without_owner(field: dataclasses.Field[Any]) -> Any:
-    """A field as another dataclass may have it."""
-    return dataclasses.field(default=field.default, default_factory=field.default_factory)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[io.StringIO]:
-    """What LeRobot says while it reads its settings, it has said before."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()) as said:
-            yield said
-    finally:
-        logging.disable(before)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if path.suffix.lower() == ".json":
-        return dict(json.loads(path.read_text()))
-    import yaml  # type: ignore[import-untyped]
-
-    return dict(yaml.safe_load(path.read_text()))
+def _caller_locals() -> Iterator[object]:
+    """The local variables of all callers, the nearest first: LeRobot's trainer keeps all that is its own in them."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        yield from list(frame.f_locals.values())
+        frame = frame.f_back  # type: ignore[assignment]

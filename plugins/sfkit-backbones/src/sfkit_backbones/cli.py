@@ -29,7 +29,7 @@ def parity(  # noqa: PLR0917 - Typer makes an option of each parameter
 
 
 def _record(path: Path, teacher: str | None, options: str, seed: int, stream: float) -> None:
-    from sfkit.cli.options import parse_options
+    from sfkit.cli.console import parse_options
     from sfkit.errors import ConfigError
     from sfkit.factory.components import build_teacher
     from sfkit_backbones.parity import record

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from sfkit.config import Options
 from sfkit.errors import ConfigError, ShapeError, ViewsError
-from sfkit.registry.marks import Harmless
-from sfkit.teachers.base import Teacher
-from sfkit.teachers.memory import Memory
+from sfkit.registry.component import Harmless
+from sfkit.teachers.base import Memory, Teacher
 from sfkit.views.types import FeatureMap, Views
 from sfkit_backbones.memory import weight_bytes
 from sfkit_backbones.placement import Fit, Placement, Size, paint, place, read_back

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from sfkit.utils.rng import own_rng
+from sfkit.utils.runtime import own_rng
 
 _WRITES_TO_STREAM = ("proj", "fc2", "w3")
 

@@ -12,11 +12,9 @@ from pydantic import Field
 from torch import nn
 
 from sfkit.config import Options
-from sfkit.errors import ConfigError, did_you_mean
-from sfkit.registry.component import AnyOptions
-from sfkit.registry.marks import Harmless, Reaching
-from sfkit.utils.log import log_info
-from sfkit.utils.rng import own_rng
+from sfkit.errors import ConfigError, did_you_mean, log_info
+from sfkit.registry.component import AnyOptions, Harmless, Reaching
+from sfkit.utils.runtime import own_rng
 from sfkit.views.types import Views
 from sfkit_backbones.blocks import cast_products
 from sfkit_backbones.hub import Source, locate

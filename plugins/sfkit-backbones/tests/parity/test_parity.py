@@ -19,8 +19,8 @@ import sfkit.registry.registry
 from sfkit.cli import main
 from sfkit.errors import CheckpointError, ConfigError, UnknownNameError
 from sfkit.registry.registry import Entry, Registry
-from sfkit.testing.rounding import ROUNDING
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.checks import ROUNDING
+from sfkit.testing.tiny import PatchTeacher
 
 
 class SmallParity(BackboneParity):
@@ -62,7 +62,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
         ]
     )
     registry.add_plugin(sfkit_backbones, "sfkit-backbones")
-    for module in ("sfkit_backbones.parity.comparing", "sfkit.factory.components", "sfkit.cli.app"):
+    for module in ("sfkit_backbones.parity.comparing", "sfkit.factory.components", "sfkit.cli"):
         monkeypatch.setattr(f"{module}.default_registry", lambda: registry)
     return registry
 

@@ -34,12 +34,12 @@ def parse_policy(name: str) -> str:
 
 
 def parse_teacher(name: str, options: str) -> tuple[str, dict[str, object]]:
-    """A teacher with its options (see :func:`sfkit.cli.options.parse_options`).
+    """A teacher with its options (see :func:`sfkit.cli.console.parse_options`).
 
     Raises:
         ConfigError: The teacher or an option is unknown, a value is invalid, or the text is not ``k=v,k=v``.
     """
-    from sfkit.cli.options import parse_options
+    from sfkit.cli.console import parse_options
     from sfkit.registry.registry import default_registry
 
     model = default_registry().get("teacher", name).load().Options
@@ -52,7 +52,7 @@ def parse_weight(weight: float | None, preset: str | None, default: float = 0.5)
     Raises:
         ConfigError: The preset is unknown, or does not align one student layer, as the demo's probes need.
     """
-    from sfkit.factory.preset_defaults import find_preset
+    from sfkit.factory.resolve import find_preset
 
     found = find_preset(preset)
     if found is not None and (

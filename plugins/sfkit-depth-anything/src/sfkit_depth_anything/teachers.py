@@ -14,9 +14,9 @@ from sfkit_backbones.teacher import BackboneOptions, BackboneTeacher
 from torch import Tensor, nn
 
 from sfkit.config import Options
+from sfkit.errors import log_info
 from sfkit.registry.component import AnyOptions
-from sfkit.utils.log import log_info
-from sfkit.views.imagenet import imagenet_normalized
+from sfkit.views.resample import imagenet_normalized
 from sfkit.views.types import Views
 from sfkit_depth_anything import config
 from sfkit_depth_anything.backbone import DepthAnythingBackbone, Half, Reference

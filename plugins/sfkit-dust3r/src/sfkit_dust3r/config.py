@@ -9,7 +9,7 @@ from sfkit_backbones.teacher import BackboneOptions
 from typing_extensions import Self
 
 from sfkit.config import Options
-from sfkit.registry.marks import Harmless
+from sfkit.registry.component import Harmless
 
 Target = Literal["encoder", "decoder", "both"]
 

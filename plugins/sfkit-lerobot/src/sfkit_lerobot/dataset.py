@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,30 +11,10 @@ import torch
 
 from sfkit.errors import ConfigError
 from sfkit.views.cameras import Camera, CameraRig, PoseTable
+from sfkit_lerobot.image_transforms import refuse_moving
 
-#: Transforms of torchvision that move pixels. Depth, calibration and poses would not move with them.
-_MOVING_TRANSFORMS = frozenset(
-    {
-        "CenterCrop",
-        "ElasticTransform",
-        "FiveCrop",
-        "Pad",
-        "RandomAffine",
-        "RandomCrop",
-        "RandomHorizontalFlip",
-        "RandomIoUCrop",
-        "RandomPerspective",
-        "RandomResize",
-        "RandomResizedCrop",
-        "RandomRotation",
-        "RandomShortestSize",
-        "RandomVerticalFlip",
-        "RandomZoomOut",
-        "Resize",
-        "ScaleJitter",
-        "TenCrop",
-    }
-)
+#: Meters beyond which LeRobot returns no millimeters: it clips them to 16 bits.
+_LARGEST = 65.535
 
 
 def camera_rig(dataset: Any, path: str | Path | None = None) -> CameraRig:
@@ -47,7 +28,8 @@ def camera_rig(dataset: Any, path: str | Path | None = None) -> CameraRig:
 
     Raises:
         ConfigError: The file is unreadable, names a column that the dataset lacks, a depth unit is not recorded or
-            contradicts LeRobot's, a pose is not one, or the dataset moves pixels at random.
+            contradicts LeRobot's, a pose is not one, or the dataset's image
+            transforms move pixels.
     """
     _refuse_moving_transforms(dataset)
     file = Path(dataset.root) / "meta" / "cameras.json"
@@ -71,11 +53,15 @@ def recorded_depth(meta: Any) -> dict[str, Camera]:
     for depth_key in meta.depth_keys:
         key = depth_key.removesuffix("_depth")
         if key in meta.camera_keys and key not in meta.depth_keys:
-            feature = meta.features[key]
-            names = feature.get("names") or ["height", "width", "channels"]
-            height, width = (feature["shape"][list(names).index(side)] for side in ("height", "width"))
+            height, width = _image_size(meta.features[key])
             found[key] = Camera(width=width, height=height, depth_key=depth_key)
     return found
+
+
+def _image_size(feature: Mapping[str, Any]) -> tuple[int, int]:
+    names = feature.get("names") or ["height", "width", "channels"]
+    height, width = (int(feature["shape"][list(names).index(side)]) for side in ("height", "width"))
+    return height, width
 
 
 def image_stats(dataset: Any) -> dict[str, dict[str, tuple[float, ...]]]:
@@ -143,7 +129,19 @@ def _with_unit(key: str, camera: Camera, dataset: Any) -> Camera:
             f"{camera.depth_unit}.",
             "Leave depth_unit out of cameras.json: LeRobot converts the maps, and knows.",
         )
-    return camera.model_copy(update={"depth_unit": unit or camera.depth_unit})
+    ends = _recorded_range(feature, camera)
+    return camera.model_copy(update={"depth_unit": unit or camera.depth_unit, "depth_range": ends})
+
+
+def _recorded_range(feature: Mapping[str, Any], camera: Camera) -> tuple[float, float] | None:
+    """Meters between which a depth map was recorded: LeRobot's video clips to them, and knows no missing depth."""
+    if feature["dtype"] != "video":
+        return camera.depth_range
+    from lerobot.configs.video import DepthEncoderConfig
+
+    encoder = DepthEncoderConfig.from_video_info(feature.get("info"))
+    near, far = camera.depth_range or (0.0, math.inf)
+    return max(near, encoder.depth_min), min(far, encoder.depth_max, _LARGEST)
 
 
 def _unit_from_lerobot(depth_key: str, feature: Mapping[str, Any], dataset: Any) -> str | None:
@@ -160,24 +158,6 @@ def _unit_from_lerobot(depth_key: str, feature: Mapping[str, Any], dataset: Any)
 
 
 def _refuse_moving_transforms(dataset: Any) -> None:
-    moving = sorted(_names(getattr(dataset, "image_transforms", None)) & _MOVING_TRANSFORMS)
-    if moving:
-        raise ConfigError(
-            f"The dataset's image_transforms move pixels ({', '.join(moving)}), and depth and calibration would stay.",
-            "Take them out (LeRobot: --dataset.image_transforms.tfs without 'affine'); changes of color are fine.",
-        )
-
-
-def _names(transform: Any) -> set[str]:
-    return {type(part).__name__ for part in _parts(transform)}
-
-
-def _parts(transform: Any) -> Iterator[Any]:
-    """A transform and those within it. LeRobot's container keeps what it really applies in ``tf``."""
-    if transform is None:
-        return
-    yield transform
-    inner = getattr(transform, "tf", None)
-    inner = getattr(transform, "transforms", ()) if inner is None else [inner]
-    for part in inner if isinstance(inner, list | tuple) else ():
-        yield from _parts(part)
+    color = [key for key in dataset.meta.camera_keys if key not in dataset.meta.depth_keys]
+    for size in sorted({_image_size(dataset.meta.features[key]) for key in color}):
+        refuse_moving(getattr(dataset, "image_transforms", None), size)

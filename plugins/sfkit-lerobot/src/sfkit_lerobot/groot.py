@@ -12,8 +12,7 @@ from torch import nn
 from sfkit.config import Options
 from sfkit.errors import AdapterError, ViewsError
 from sfkit.policies.base import ForwardCall
-from sfkit.registry.component import AnyOptions
-from sfkit.registry.marks import Harmless
+from sfkit.registry.component import AnyOptions, Harmless
 from sfkit.views.types import Views
 from sfkit_lerobot.base import LeRobotOptions
 from sfkit_lerobot.image_geometry import ImageGeometry

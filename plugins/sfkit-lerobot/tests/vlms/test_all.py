@@ -10,7 +10,7 @@ from sfkit_lerobot.testing import CAMERAS
 
 from sfkit import SpatialForcing
 from sfkit.errors import GradientError, ShapeError
-from sfkit.testing.correspondence import check_correspondence
+from sfkit.testing.checks import check_correspondence
 from sfkit.training.taps import Tap
 
 # VLA-JEPA asks for an autocast to float32, which torch knows on GPUs only.

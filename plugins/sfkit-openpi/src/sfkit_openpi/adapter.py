@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from sfkit.errors import AdapterError, SfkitWarning, ShapeError, ViewsError
 from sfkit.policies.base import AdapterOptions, ForwardCall, PolicyAdapter, TapPoint
 from sfkit.policies.tokens import cut, tower_tokens
-from sfkit.registry.component import AnyOptions
-from sfkit.registry.marks import Harmless
+from sfkit.registry.component import AnyOptions, Harmless
+from sfkit.views.geometry import view_geometry
 from sfkit.views.types import FeatureMap, Views
-from sfkit.views.view_geometry import view_geometry
 from sfkit_openpi.geometry import StillCameras, depth_maps, source_to_view
 from sfkit_openpi.overlay import refuse_stale_overlay
 from sfkit_openpi.pixels import has_bars, inside_bars

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sfkit.errors import ViewsError
 from sfkit.views.cameras import CameraRig
-from sfkit.views.letterbox import Letterbox, Size, pad_around
+from sfkit.views.geometry import Letterbox, Size, pad_around
 from sfkit_openpi.pixels import moved
 
 _KEEP_STILL = (

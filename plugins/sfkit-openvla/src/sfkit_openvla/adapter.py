@@ -14,8 +14,7 @@ from sfkit.config import Options
 from sfkit.errors import AdapterError, ConfigError, ShapeError
 from sfkit.policies.base import AdapterOptions, ForwardCall, PolicyAdapter, TapPoint
 from sfkit.policies.tokens import cut, tower_tokens
-from sfkit.registry.component import AnyOptions
-from sfkit.registry.marks import Harmless
+from sfkit.registry.component import AnyOptions, Harmless
 from sfkit.views.types import FeatureMap, Views
 from sfkit_openvla.images import Half, check_halves, inside_bars, to_images
 

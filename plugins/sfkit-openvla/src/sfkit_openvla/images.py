@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sfkit.errors import ShapeError, ViewsError
-from sfkit.views.imagenet import imagenet_normalized
+from sfkit.views.resample import imagenet_normalized
 
 #: Largest mean difference of two halves of the same image. The released processors round their constants to bfloat16
 #: (0.002), and the released loop rounds the pixels (0.001).

@@ -9,7 +9,7 @@ import torch
 from tiny_prismatic import STOP, TinyConfig
 from torch import Tensor, nn
 
-from sfkit.views.imagenet import imagenet_normalized
+from sfkit.views.resample import imagenet_normalized
 
 Head = Literal["l1", "diffusion", "discrete"]
 IGNORE = -100

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from sfkit.errors import ConfigError, WrapError
-from sfkit.utils.rng import own_rng
+from sfkit.utils.runtime import own_rng
 from sfkit_tools.capture import is_wrapped
 
 

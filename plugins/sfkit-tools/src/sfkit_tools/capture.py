@@ -17,9 +17,9 @@ from sfkit.policies.base import ForwardCall, PolicyAdapter
 from sfkit.teachers.base import Teacher
 from sfkit.training.attach import handle_of
 from sfkit.training.checks import find_trained_leaf, gradient_leaves
-from sfkit.training.taps import InputRecorder, Tap, tap_at, tokens_at
+from sfkit.training.taps import Taps, site_of
 from sfkit.training.teacher_runner import TeacherRunner
-from sfkit.utils.rng import own_rng
+from sfkit.utils.runtime import own_rng
 from sfkit.views.cameras import CameraRig
 from sfkit.views.types import FeatureMap, Views
 
@@ -90,21 +90,15 @@ def run_with_taps(
     Raises:
         TapError: A tap did not run.
     """
-    taps = {layer: tap_at(adapter, layer) for layer in layers}
-    recorders = {name: InputRecorder(point) for name, point in adapter.extra_hooks().items()}
-    hooks: tuple[Tap | InputRecorder, ...] = (*taps.values(), *recorders.values())
+    sites = {layer: site_of(layer) for layer in layers}
+    taps = Taps(adapter, list(sites.values()))
     try:
-        for hook in hooks:
-            hook.arm()
-        output = forward()
-        captured = {layer: tap.take() for layer, tap in taps.items()}
-        inputs = {name: recorder.take() for name, recorder in recorders.items()}
+        output, captured, inputs = taps.run(forward, (), {})
     finally:
-        for hook in hooks:
-            hook.remove()
+        taps.remove()
     call = ForwardCall(arguments(), output, inputs, tuple(layers))
     views = adapter.views(call)
-    return {layer: tokens_at(adapter, layer, captured[layer], views) for layer in layers}, views, call
+    return {layer: site.tokens(adapter, captured[site], views) for layer, site in sites.items()}, views, call
 
 
 def teacher_features(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sfkit.errors import ShapeError
-from sfkit.teachers.memory import is_out_of_memory
+from sfkit.teachers.base import is_out_of_memory
 from sfkit_transformers.families import Family, Shape
 
 Module = TypeVar("Module", bound=nn.Module)

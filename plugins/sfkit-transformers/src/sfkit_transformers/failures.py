@@ -9,7 +9,7 @@ from huggingface_hub import errors as hub
 from safetensors import SafetensorError
 
 from sfkit.errors import CheckpointError
-from sfkit.teachers.memory import is_out_of_memory
+from sfkit.teachers.base import is_out_of_memory
 
 
 @contextmanager

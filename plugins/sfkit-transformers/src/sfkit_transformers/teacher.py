@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from sfkit.config import ComponentSpec, Options
 from sfkit.errors import ConfigError
-from sfkit.registry.component import AnyOptions
-from sfkit.registry.marks import Harmless, Reaching
+from sfkit.registry.component import AnyOptions, Harmless, Reaching
 from sfkit.views.types import FeatureMap, Views
 from sfkit_transformers.backbone import Backbone, Norms
 from sfkit_transformers.checkpoint import Checkpoint, commit_of, vision_config

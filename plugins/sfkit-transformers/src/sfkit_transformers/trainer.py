@@ -37,7 +37,7 @@ class SpatialForcingCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         self.handle.grad_accumulation = args.gradient_accumulation_steps
         multiplies = getattr(args, "average_tokens_across_devices", False)
-        self.handle.scale.processes = args.world_size if multiplies else 1
+        self.handle.scale_for_processes(args.world_size if multiplies else 1)
 
     def on_log(
         self,

@@ -17,7 +17,7 @@ from sfkit_backbones.tables import Tables
 from torch import Tensor, nn
 
 from sfkit.errors import ShapeError
-from sfkit.views.imagenet import imagenet_normalized
+from sfkit.views.resample import imagenet_normalized
 from sfkit_vggt.config import VggtConfig
 from sfkit_vggt.embedder import Embedder
 

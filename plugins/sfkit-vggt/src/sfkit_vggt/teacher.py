@@ -13,7 +13,7 @@ from sfkit_backbones.teacher import BackboneOptions, BackboneTeacher
 from torch import Tensor, nn
 
 from sfkit.config import Options
-from sfkit.registry.marks import Harmless
+from sfkit.registry.component import Harmless
 from sfkit_vggt.aggregator import Aggregator, Half
 from sfkit_vggt.config import FULL, TINY, VggtConfig
 

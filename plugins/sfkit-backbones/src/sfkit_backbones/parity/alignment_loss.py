@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,10 +15,10 @@ from sfkit.config import ComponentSpec, Options
 from sfkit.errors import CheckpointError
 from sfkit.policies.base import AdapterOptions, ForwardCall, PolicyAdapter, TapPoint
 from sfkit.policies.tokens import cut
-from sfkit.presets.base import Preset
-from sfkit.projectors.base import Projector
+from sfkit.presets import Preset
 from sfkit.registry.registry import default_registry
 from sfkit.teachers.base import Teacher
+from sfkit.transforms.base import Transform
 from sfkit.views.types import FeatureMap, Views
 from sfkit_backbones.parity.base import Parity
 from sfkit_backbones.parity.fixture import Case, Fixture
@@ -79,15 +79,17 @@ def _run(case: Case) -> dict[str, Tensor]:
         policy, _Teacher(case), adapter=adapter, preset=preset, weight=1.0, self_check=False, health={"every": 0},
         **changes,
     )  # fmt: skip
-    projector = policy.spatial_forcing.projectors[0]
-    assert isinstance(projector, Projector)
+    handle = SpatialForcing.of(policy)
+    assert handle is not None
+    pair = handle.pairs[0]
+    projector = pair.projector
     start = "projector."
     recorded = {_ours(key.removeprefix(start)): x for key, x in case.inputs.items() if key.startswith(start)}
     projector.load_state_dict({**projector.state_dict(), **recorded})
     loss = policy()["loss"]
     loss.backward()
     return {
-        "target": _target(case, projector, torch.ones_like(policy.mask)).reshape(*policy.hidden.shape[:2], -1),
+        "target": _target(case, pair.transforms, torch.ones_like(policy.mask)).reshape(*policy.hidden.shape[:2], -1),
         "loss": loss.detach().reshape(1),
         "grad_hidden": _grad(policy.hidden),
         **{f"grad_{start}{_theirs(key)}": _grad(value) for key, value in projector.named_parameters()},
@@ -95,10 +97,10 @@ def _run(case: Case) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _target(case: Case, projector: Projector, wanted: Tensor) -> Tensor:
+def _target(case: Case, transforms: Iterable[Transform], wanted: Tensor) -> Tensor:
     """The target ``(b, v, gh, gw, d)`` of the tokens ``wanted``, ``(b, v, gh, gw)`` bool."""
     features = _teacher_map(case)
-    for transform in projector.target_transforms:
+    for transform in transforms:
         features = transform(features, wanted)
     return features.values
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sfkit.registry.registry import default_registry
-from sfkit.testing.rounding import ROUNDING, float64, relative_difference, widened
+from sfkit.testing.checks import ROUNDING, float64, relative_difference, widened
 from sfkit_backbones.parity.base import Parity
 from sfkit_backbones.parity.fixture import Fixture
 
@@ -57,7 +57,7 @@ def compare(fixture: Fixture, seen: Callable[[Difference], None] = lambda differ
     """Run the fixture's model on the fixture's inputs and compare every output, on the CPU.
 
     The compared outputs are computed in float64: only the record's own rounding remains, and every processor gets the
-    same difference. The float32 outputs are compared with float64: see :mod:`sfkit.testing.rounding`.
+    same difference. The float32 outputs are compared with float64: see :mod:`sfkit.testing.checks`.
 
     Args:
         fixture: The fixture.

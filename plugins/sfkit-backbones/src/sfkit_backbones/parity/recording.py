@@ -8,8 +8,8 @@ import torch
 
 from sfkit.errors import ConfigError
 from sfkit.teachers.base import Teacher
-from sfkit.testing.rounding import float64, widened
-from sfkit.utils.rng import own_rng
+from sfkit.testing.checks import float64, widened
+from sfkit.utils.runtime import own_rng
 from sfkit_backbones.parity.base import BackboneParity
 from sfkit_backbones.parity.comparing import parity_of
 from sfkit_backbones.parity.fixture import Case, save_fixture
