@@ -60,7 +60,7 @@ def test_gradients_are_those_of_the_explicit_sum(reduction, checkpointing, setup
     reduce(losses).backward()
     mine = {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
     heads = [p.grad.clone() for p in handle.pairs.parameters()]
-    handle.projectors.zero_grad()
+    handle.pairs.zero_grad()
 
     plain, alone, aux = explicit(setup, batch, handle)
     torch.testing.assert_close(losses.mean(), alone.mean() + WEIGHT * aux.mean(), rtol=1e-5, atol=0)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
 from sfkit.errors import ConfigError
+from sfkit.training.taps import Residual
 
 WEIGHT, LAYER = 0.7, 2
 OUTSIDE = ("oft-l1", "oft-diffusion")
@@ -48,8 +49,8 @@ def compare(it, batches, policy, heads, scale, record):
     handle = policy.spatial_forcing
     assert all(p.grad is not None for p in handle.pairs.parameters()), "alignment joined nothing that was read"
     mine = gradients(policy, heads)
-    own = {name: p.grad.clone() for name, p in handle.projectors.named_parameters()}
-    handle.projectors.zero_grad()
+    own = {name: p.grad.clone() for name, p in handle.pairs.named_parameters()}
+    handle.pairs.zero_grad()
     plain, without, wanted = None, {}, {}
     for batch in batches:
         plain, others, loss, aux = explicit(it, batch, handle)
@@ -66,7 +67,7 @@ def compare(it, batches, policy, heads, scale, record):
     figures = {
         "effect": error(without, wanted),
         "error": error(mine, wanted),
-        "projector": error(own, {name: p.grad for name, p in handle.projectors.named_parameters()}),
+        "projector": error(own, {name: p.grad for name, p in handle.pairs.named_parameters()}),
     }
     for name, value in figures.items():
         record(name, value)
@@ -85,7 +86,7 @@ def test_fault_03_04_13_the_scripts_loss_trains_the_explicit_sum(
     if checkpointing is not None:
         policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": checkpointing})
     it.loss(policy, it.batch(), heads).backward()
-    assert policy.spatial_forcing.taps[LAYER].fired == 1, "nothing is caught when blocks are run again"
+    assert policy.spatial_forcing.taps.at[Residual(LAYER)].fired == 1, "nothing is caught when blocks are run again"
     compare(it, [it.batch()], policy, heads, 1, record_property)
 
 

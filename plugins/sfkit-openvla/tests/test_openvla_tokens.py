@@ -29,7 +29,7 @@ def test_fault_35_a_tap_at_layer_k_reads_the_hidden_state_k(loop, script) -> Non
     assert [tap.fired for tap in taps] == [1] * len(taps)
     states = seen["hidden_states"]
     assert len(states) == len(taps)
-    *below, last = [tap.take() for tap in taps]
+    *below, last = [tap.take()[0] for tap in taps]
     for layer, hidden in enumerate(below):
         assert torch.equal(hidden, states[layer]), f"student layer {layer}"
     # The last one is the stream before the final norm: upstream's own last entry lies behind it.
