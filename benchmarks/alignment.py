@@ -13,12 +13,10 @@ from benchmarks.pairs import interleave
 from benchmarks.report import Report, Row
 from benchmarks.timed import at_most, row
 from sfkit.config import Recompute
-from sfkit.objectives.cosine import CosineObjective
+from sfkit.objectives.distances import CosineObjective
 from sfkit.projectors.base import Projector
-from sfkit.projectors.mlp import MLPProjector
-from sfkit.projectors.nested import NestedProjector, nested_widths
-from sfkit.projectors.shared import SharedProjector
-from sfkit.training.step import align
+from sfkit.projectors.standard import MLPProjector, NestedProjector, nested_widths
+from sfkit.training.pair import AlignmentPair
 from sfkit.views.types import FeatureMap
 
 _LIMIT, _LIMIT_OF_TEN = 1.25, 1.15
@@ -47,7 +45,7 @@ def run(*, quick: bool, advance: Callable[[], None]) -> Report:
     maps = _student_and_teacher(size)
     one = MLPProjector(size.width, size.width)
     core = NestedProjector(size.width, size.width)
-    ten = [SharedProjector(core, index, _PAIRS) for index in range(_PAIRS)]
+    ten = [_pair(core, (index, _PAIRS)) for index in range(_PAIRS)]
     widths = nested_widths(_PAIRS, size.width)
 
     def measure(what: str, base: Callable[[], None], other: Callable[[], None], runs: int, limit: float = 0) -> Row:
@@ -58,7 +56,7 @@ def run(*, quick: bool, advance: Callable[[], None]) -> Report:
 
     products, products_of_ten = _products(maps[0], [size.width]), _products(maps[0], widths)
     rows = [
-        measure("cosine and MLP", products, _aligned(maps, [one]), pairs, _LIMIT),
+        measure("cosine and MLP", products, _aligned(maps, [_pair(one)]), pairs, _LIMIT),
         measure("the same, sample by sample as released", products, _one_by_one(maps, one), pairs),
         measure(
             "ten pairs on a nested projector", products_of_ten, _aligned(maps, ten, "selective"), of_ten, _LIMIT_OF_TEN
@@ -76,6 +74,12 @@ def run(*, quick: bool, advance: Callable[[], None]) -> Report:
             "threads": torch.get_num_threads(),
         },
     )
+
+
+def _pair(projector: Projector, shared: tuple[int, int] | None = None) -> AlignmentPair:
+    pair = AlignmentPair(projector, CosineObjective())
+    pair.connect(projector, shared)
+    return pair
 
 
 def _student_and_teacher(size: _Size) -> tuple[FeatureMap, FeatureMap]:
@@ -100,14 +104,13 @@ def _products(student: FeatureMap, widths: Sequence[int]) -> Callable[[], None]:
 
 
 def _aligned(
-    maps: tuple[FeatureMap, FeatureMap], projectors: Sequence[Projector], recompute: Recompute = "none"
+    maps: tuple[FeatureMap, FeatureMap], pairs: Sequence[AlignmentPair], recompute: Recompute = "none"
 ) -> Callable[[], None]:
-    objective = CosineObjective()
-
     def step() -> None:
-        for projector in projectors:
-            align(*maps, projector, objective, recompute=recompute, keep_maps=False).loss.mean().backward()
-        _forget(maps[0].values, *(weight for projector in projectors for weight in projector.parameters()))
+        for pair in pairs:
+            pair.recompute = recompute
+            pair(*maps).loss.mean().backward()
+        _forget(maps[0].values, *(weight for pair in pairs for weight in pair.parameters()))
 
     return step
 

@@ -23,7 +23,7 @@ from benchmarks.report import Report, Row
 _LIMIT = 0.90
 _RUN = "from lerobot.scripts.lerobot_train import main; main()"
 _LINE = re.compile(r"\bstep:(\d+)\b.*\bupdt_s:([\d.]+)")
-#: Plain LeRobot would take the depth maps for pictures, and fail on them.
+#: Plain LeRobot would take the depth maps for images, and fail on them.
 _INPUTS = {
     "observation.images.corner2": {"type": "VISUAL", "shape": [3, 96, 96]},
     "observation.images.wrist": {"type": "VISUAL", "shape": [3, 96, 96]},

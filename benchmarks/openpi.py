@@ -106,7 +106,7 @@ def compare_steps(config: Pi0Config, pairs: int, warmup: int, advance: Callable[
     """Wrapped steps over plain ones that run the projector as well."""
     plain, wrapped = build(config, aligned=False), build(config, aligned=True)
     batch = tiny_observation(_BATCH, size=config.image_size)
-    projector = deepcopy(wrapped.spatial_forcing.projectors[0])
+    projector = deepcopy(wrapped.spatial_forcing.pairs[0].projector)
     found = interleave(
         step_of(plain, batch, projector), step_of(wrapped, batch), pairs=pairs, warmup=warmup, seed=0, advance=advance
     )

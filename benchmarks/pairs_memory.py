@@ -11,10 +11,9 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from benchmarks.live import Live
 from benchmarks.report import Report, Row
 from sfkit.config import Recompute
-from sfkit.objectives.cosine import CosineObjective
-from sfkit.projectors.nested import NestedProjector, nested_widths
-from sfkit.projectors.shared import SharedProjector
-from sfkit.training.step import align
+from sfkit.objectives.distances import CosineObjective
+from sfkit.projectors.standard import NestedProjector, nested_widths
+from sfkit.training.pair import AlignmentPair
 from sfkit.views.types import FeatureMap
 
 _LIMIT = 1.15
@@ -87,14 +86,13 @@ def of_pairs(grid: tuple[int, ...], width: int, recompute: Recompute) -> Held:
     mask = torch.ones(grid, dtype=torch.bool)
     mask.view(-1)[0] = False  # or nothing would be copied on a CPU; on a GPU it always is
     core, objective = NestedProjector(width, width), CosineObjective()
-    pairs = [SharedProjector(core, index, _PAIRS) for index in range(_PAIRS)]
+    pairs = [AlignmentPair(None, objective, recompute=recompute) for _ in range(_PAIRS)]
+    for index, pair in enumerate(pairs):
+        pair.connect(core, (index, _PAIRS))
     maps = [(torch.randn(*grid, width).requires_grad_(), torch.randn(*grid, width)) for _ in pairs]
-    with Live([mask, *core.parameters(), *(tensor for pair in maps for tensor in pair)]) as live:
+    with Live([mask, *core.parameters(), *(tensor for both in maps for tensor in both)]) as live:
         losses = [
-            align(
-                FeatureMap(student, mask), FeatureMap(teacher, mask), pair, objective,
-                recompute=recompute, keep_maps=False,
-            ).loss
+            pair(FeatureMap(student, mask), FeatureMap(teacher, mask)).loss
             for (student, teacher), pair in zip(maps, pairs, strict=True)
         ]  # fmt: skip
         loss = torch.stack(losses).sum(0).mean()

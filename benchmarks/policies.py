@@ -47,7 +47,7 @@ class Subject:
 
 @cache
 def demo_smolvla(batch_size: int) -> Subject:
-    """The demonstration's own policy, cameras and preprocessing, with pictures of noise."""
+    """The demonstration's own policy, cameras and preprocessing, with images of noise."""
     from sfkit_demo.model import build_policy
     from sfkit_demo.settings import Settings
 
@@ -88,7 +88,7 @@ def _noise_frames(count: int) -> Any:
 
 @cache
 def wide_smolvla(*, quick: bool) -> Subject:
-    """SmolVLA-450M's widths, pictures and tokens with fewer blocks and random weights; all that may be is trained.
+    """SmolVLA-450M's widths, images and tokens with fewer blocks and random weights; all that may be is trained.
 
     Fewer blocks make the plain step shorter, and so alignment's share larger, than in the whole model.
     """
@@ -135,7 +135,7 @@ def wide_smolvlm(folder: Path, side: int, vision_blocks: int, text_blocks: int) 
 
 
 def _wide_batch(policy: Any, batch_size: int) -> dict[str, Any]:
-    """Pictures of 256 pixels with depth maps of 128, and a text padded to LeRobot's 48 tokens."""
+    """Images of 256 pixels with depth maps of 128, and a text padded to LeRobot's 48 tokens."""
     from sfkit_lerobot.testing import tiny_lerobot_batch
 
     batch: dict[str, Any] = tiny_lerobot_batch(policy, batch_size=batch_size, geometry=True)

@@ -90,7 +90,7 @@ class Standin:
 
 
 def standins(*, quick: bool) -> list[Standin]:
-    """OpenVLA with one picture, and OpenVLA-OFT with two, of real token counts and few, narrow blocks."""
+    """OpenVLA with one image, and OpenVLA-OFT with two, of real token counts and few, narrow blocks."""
     size, samples, width, blocks = (56, 1, 32, 2) if quick else (224, 2, 512, 4)
     side, settings = size // 14, {"image_size": size, "hidden_size": width, "num_hidden_layers": blocks}
     one, two = tiny_openvla(**settings), tiny_oft(images=2, **settings)
@@ -165,7 +165,7 @@ def _step(standin: Standin, policy: Any) -> Callable[[], None]:
 def _projector_alone(policy: Any, standin: Standin) -> Callable[[], None]:
     """The projector's forward and backward, and its update."""
     shape = standin.tokens
-    projector = policy.spatial_forcing.projectors[0]
+    projector = policy.spatial_forcing.pairs[0].projector
     optimizer = torch.optim.AdamW(projector.parameters(), lr=1e-5)
     tokens, mask = torch.randn(shape, requires_grad=True), torch.ones(shape[:-1], dtype=torch.bool)
     gradient = torch.randn(*shape[:-1], standin.width)

@@ -1,4 +1,4 @@
-"""What VGGT's trunk costs, by layer, size and precision; with random weights, which cost the same."""
+"""What VGGT's backbone costs, by layer, size and precision; with random weights, which cost the same."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REDUCED_CONFIG = VggtConfig(
 
 @dataclass(frozen=True)
 class VggtCost:
-    """Times of one size of the trunk.
+    """Times of one size of the backbone.
 
     Attributes:
         name: Of the report.
@@ -45,9 +45,9 @@ class VggtCost:
     def run(self, *, quick: bool, advance: Callable[[], None]) -> Report:
         config = TINY if quick else self.config
         side, small = (56, 28) if quick else (518, 224)
-        trunk = trunk_with_random_weights(config)
-        large, little = pictures(side), pictures(small)
-        forward(trunk, little, config.num_layers)
+        backbone = backbone_with_random_weights(config)
+        large, little = random_images(side), random_images(small)
+        forward(backbone, little, config.num_layers)
         advance()
 
         def compare(what: str, base: Callable[[], Any], other: Callable[[], Any], limit: float) -> Row:
@@ -59,25 +59,25 @@ class VggtCost:
         rows = [
             compare(
                 f"layer {half} over layer {last}",
-                lambda: forward(trunk, large, last), lambda: forward(trunk, large, half), 0.68,
+                lambda: forward(backbone, large, last), lambda: forward(backbone, large, half), 0.68,
             ),
             compare(
                 f"{small} px over {side} px",
-                lambda: forward(trunk, large, last), lambda: forward(trunk, little, last), 0.17,
+                lambda: forward(backbone, large, last), lambda: forward(backbone, little, last), 0.17,
             ),
         ]  # fmt: skip
-        coarse = trunk_with_random_weights(config)
+        coarse = backbone_with_random_weights(config)
         cast_products(coarse, torch.bfloat16)
         rows.append(
             compare(
                 "bfloat16 products over float32",
-                lambda: forward(trunk, large, last), lambda: forward(coarse, large, last), 0.65,
+                lambda: forward(backbone, large, last), lambda: forward(coarse, large, last), 0.65,
             )
         )  # fmt: skip
-        rows += self._agreement(forward(trunk, large, last), coarse, large)
+        rows += self._agreement(forward(backbone, large, last), coarse, large)
         return Report(
             name=self.name,
-            title=f"VGGT's trunk{' at full size' if self.judged else ', reduced'}: time of a forward",
+            title=f"VGGT's backbone{' at full size' if self.judged else ', reduced'}: time of a forward",
             rows=rows,
             conditions={
                 "sizes": about(config),
@@ -106,22 +106,22 @@ class VggtCost:
         return rows
 
 
-def trunk_with_random_weights(config: VggtConfig) -> Aggregator:
+def backbone_with_random_weights(config: VggtConfig) -> Aggregator:
     """The same weights for the same sizes."""
-    trunk = Aggregator(config).eval().requires_grad_(False)
-    randomize(trunk)
-    return trunk
+    backbone = Aggregator(config).eval().requires_grad_(False)
+    randomize(backbone)
+    return backbone
 
 
-def pictures(side: int) -> Tensor:
+def random_images(side: int) -> Tensor:
     """One sample of two views."""
     return torch.rand(1, 2, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
 @torch.inference_mode()
-def forward(trunk: Aggregator, images: Tensor, layer: int) -> Tensor:
+def forward(backbone: Aggregator, images: Tensor, layer: int) -> Tensor:
     """Patch features of one layer."""
-    found: Tensor = trunk(images, [layer], tokens="patch")[0]
+    found: Tensor = backbone(images, [layer], tokens="patch")[0]
     return found
 
 

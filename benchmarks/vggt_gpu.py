@@ -1,4 +1,4 @@
-"""What share of a GPU's own speed at matrix products VGGT's trunk reaches."""
+"""What share of a GPU's own speed at matrix products VGGT's backbone reaches."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ def run(*, quick: bool, advance: Callable[[], None]) -> Report:
     config, side = (TINY, 56) if quick else (FULL, 518)
     conditions = {"sizes": about(config), "batch": f"{_BATCH} samples of {_VIEWS} views of {side} px"}
     if not torch.cuda.is_available():
-        return Report("vggt-gpu", "VGGT's trunk on a GPU", [Row("not measured", "no CUDA device")], conditions)
+        return Report("vggt-gpu", "VGGT's backbone on a GPU", [Row("not measured", "no CUDA device")], conditions)
     peak = _matrix_product_speed()
     advance()
-    trunk = Aggregator(config)
-    randomize(trunk)
-    trunk = trunk.cuda().eval().requires_grad_(False)
-    cast_products(trunk, torch.bfloat16)
+    backbone = Aggregator(config)
+    randomize(backbone)
+    backbone = backbone.cuda().eval().requires_grad_(False)
+    cast_products(backbone, torch.bfloat16)
     images = torch.rand(_BATCH, _VIEWS, 3, side, side, device="cuda")
     work = flops(config, _BATCH, _VIEWS, side)
     rows = [Row("bfloat16 matrix products alone", f"{peak / 1e12:.0f} TFLOP/s", data={"flops": peak})]
     for compiled in (False, True):
         if compiled:
-            for block in [*trunk.patch_embed.blocks, *trunk.frame_blocks, *trunk.global_blocks]:
+            for block in [*backbone.patch_embed.blocks, *backbone.frame_blocks, *backbone.global_blocks]:
                 block.compile()
-        seconds = _seconds(lambda: trunk(images, [config.num_layers], tokens="patch"))
+        seconds = _seconds(lambda: backbone(images, [config.num_layers], tokens="patch"))
         share = work / seconds / peak
         what = f"share of it that a forward reaches{', compiled' if compiled else ''}"
         verdict = "met" if share >= _LIMIT else "missed"
         rows.append(Row(what, f"{share:.2f}", f"at least {_LIMIT}", verdict, data={"seconds": seconds}))
         advance()
     device = torch.cuda.get_device_name()
-    return Report("vggt-gpu", "VGGT's trunk on a GPU", rows, {**conditions, "device": device})
+    return Report("vggt-gpu", "VGGT's backbone on a GPU", rows, {**conditions, "device": device})
 
 
 def flops(config: VggtConfig, batch: int, views: int, side: int) -> float:

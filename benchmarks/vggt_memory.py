@@ -1,4 +1,4 @@
-"""How much memory VGGT's trunk takes, to load and to run: peaks of the resident set of processes of their own."""
+"""How much memory VGGT's backbone takes, to load and to run: peaks of the resident set of processes of their own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _WORKER = Path(__file__).parent / "vggt_peak.py"
 
 @dataclass(frozen=True)
 class VggtMemory:
-    """Peaks of one size of the trunk.
+    """Peaks of one size of the backbone.
 
     Attributes:
         name: Of the report.
@@ -62,7 +62,7 @@ class VggtMemory:
             self._row("peak of a forward beside the weights, over keeping every layer in float32",
                       one["peak"] / every["peak"], 1 / 3),
             *(
-                self._row(f"loading in {dtype}: peak over the trunk's own size", found["peak"] / found["size"],
+                self._row(f"loading in {dtype}: peak over the backbone's own size", found["peak"] / found["size"],
                           1.2 if dtype == "float32" else None)
                 for dtype, found in loads.items()
             ),
@@ -72,15 +72,16 @@ class VggtMemory:
         ]  # fmt: skip
         return Report(
             name=self.name,
-            title=f"VGGT's trunk{' at full size' if self.judged else ', reduced'}: memory",
+            title=f"VGGT's backbone{' at full size' if self.judged else ', reduced'}: memory",
             rows=rows,
             conditions={
                 "sizes": about(config),
                 "views": "2 of one sample",
                 "side": f"{side} px",
-                "weights": "random, in a file with heads beside the trunk",
+                "weights": "random, in a file with heads beside the backbone",
                 "measured": "peak of the resident set, less what was resident before",
-                "file": f"{loads['float32']['file'] / 2**20:.0f} MiB, trunk {loads['float32']['size'] / 2**20:.0f} MiB",
+                "file": f"{loads['float32']['file'] / 2**20:.0f} MiB, "
+                f"backbone {loads['float32']['size'] / 2**20:.0f} MiB",
             },
         )
 

@@ -1,4 +1,4 @@
-"""Measures one peak of memory of VGGT's trunk, in a process of its own, and prints it as JSON (Linux only)."""
+"""Measures one peak of memory of VGGT's backbone, in a process of its own, and prints it as JSON (Linux only)."""
 
 from __future__ import annotations
 
@@ -26,41 +26,41 @@ from sfkit_vggt.teacher import Vggt
 
 
 def write(task: dict[str, Any]) -> dict[str, Any]:
-    """A file as published: the trunk, and heads of 1.38 times less beside it."""
-    trunk = Aggregator(VggtConfig(**task["config"]))
-    randomize(trunk)
-    state = {f"aggregator.{key}": value.detach() for key, value in trunk.state_dict().items()}
-    state["point_head.weight"] = torch.zeros(int(0.38 * weight_bytes(trunk) / 4))
+    """A file as published: the backbone, and heads of 1.38 times less beside it."""
+    backbone = Aggregator(VggtConfig(**task["config"]))
+    randomize(backbone)
+    state = {f"aggregator.{key}": value.detach() for key, value in backbone.state_dict().items()}
+    state["point_head.weight"] = torch.zeros(int(0.38 * weight_bytes(backbone) / 4))
     save_file(state, task["path"])
     return {}
 
 
 def load(task: dict[str, Any]) -> dict[str, Any]:
-    """Peak of loading the trunk alone from that file."""
+    """Peak of loading the backbone alone from that file."""
     with without_weights():
-        trunk = Aggregator(VggtConfig(**task["config"]))
-    cast_products(trunk, getattr(torch, task["dtype"]))
+        backbone = Aggregator(VggtConfig(**task["config"]))
+    cast_products(backbone, getattr(torch, task["dtype"]))
     before = _start()
-    load_weights(trunk, Path(task["path"]), prefix="aggregator.", ignored=Vggt.ignored)
-    return {"peak": _peak() - before, "size": weight_bytes(trunk), "file": Path(task["path"]).stat().st_size}
+    load_weights(backbone, Path(task["path"]), prefix="aggregator.", ignored=Vggt.ignored)
+    return {"peak": _peak() - before, "size": weight_bytes(backbone), "file": Path(task["path"]).stat().st_size}
 
 
 @torch.inference_mode()
 def run(task: dict[str, Any]) -> dict[str, Any]:
     """Peak of a forward, and what its features take."""
     with without_weights():
-        trunk = Aggregator(VggtConfig(**task["config"]))
-    load_weights(trunk, Path(task["path"]), prefix="aggregator.", ignored=Vggt.ignored)
+        backbone = Aggregator(VggtConfig(**task["config"]))
+    load_weights(backbone, Path(task["path"]), prefix="aggregator.", ignored=Vggt.ignored)
     side, layers = task["side"], task["layers"]
-    trunk(torch.rand(1, 1, 3, 28, 28), [1], tokens="patch")  # libraries take their buffers
+    backbone(torch.rand(1, 1, 3, 28, 28), [1], tokens="patch")  # libraries take their buffers
     images = torch.rand(1, 2, 3, side, side)
 
     class Sized(Vggt):
-        configs = {"full": trunk.config}  # noqa: RUF012 - for this process only
+        configs = {"full": backbone.config}  # noqa: RUF012 - for this process only
 
-    estimate = Sized().working_bytes(trunk, (1, 2, side, side), layers)
+    estimate = Sized().working_bytes(backbone, (1, 2, side, side), layers)
     before = _start()
-    found = trunk(images, layers, tokens="patch" if len(layers) == 1 else "all")
+    found = backbone(images, layers, tokens="patch" if len(layers) == 1 else "all")
     return {"peak": _peak() - before, "held": sum(f.nbytes for f in found), "estimate": estimate}
 
 

@@ -1,4 +1,4 @@
-"""Renew what the documentation's pages on methods copy from the code: options, lists of names, facts of presets.
+"""Renew what pages of the documentation copy from the code: options, lists of names, facts of presets, policies.
 
     .venv/bin/python scripts/method_pages.py
 
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sfkit.registry.registry import CORE, Entry, default_registry
+from sfkit.registry.registry import CORE, Entry, Registry, default_registry
 
 DOCS = Path(__file__).parents[1] / "docs"
 #: Kinds of methods that have a page each, and the folder of those pages. Of teachers, those that the core brings.
@@ -47,10 +47,34 @@ def renewed(page: Path) -> str:
 
 
 def _part(what: str, page: Path) -> str:
+    if what == "policies":
+        return support_tables(default_registry())
     if what.startswith("all "):
         return _names(what.removeprefix("all ").removesuffix("s"))
     entry = next(entry for entry in methods() if page_of(entry) == page)
     return _preset(entry.load()) if entry.kind == "preset" else _options(entry)
+
+
+def support_tables(registry: Registry) -> str:
+    """Two tables: policies with an adapter, then those without."""
+    rows = [
+        (f"`{entry.name}`", f"`{entry.distribution}`", entry.aligned or entry.summary, entry.trains or "not known",
+         entry.verified or "not said")
+        for entry in _by_distribution(registry.of_kind("policy"))
+    ]  # fmt: skip
+    without = [
+        (f"`{entry.name}`", f"`{entry.distribution}`", entry.reason)
+        for entry in _by_distribution(registry.unsupported())
+    ]
+    return (
+        _table(("policy", "from", "aligned", "trained by default", "verified on"), rows)
+        + "\n\n"
+        + _table(("policy", "from", "why there is no adapter"), without)
+    )
+
+
+def _by_distribution(entries: Iterable[Entry]) -> list[Entry]:
+    return sorted(entries, key=lambda entry: (entry.distribution, entry.name))
 
 
 def _names(kind: str) -> str:

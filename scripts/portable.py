@@ -82,9 +82,9 @@ def _note_tensors(found: Any, wanted: Any, rtol: float, atol: float) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Let each kind of comparison note how near it came."""
-    from sfkit.testing import rounding
+    from sfkit.testing import checks
 
-    allclose, assert_close, relative = torch.allclose, torch.testing.assert_close, rounding.relative_difference
+    allclose, assert_close, relative = torch.allclose, torch.testing.assert_close, checks.relative_difference
     scalar: Any = next(kind for kind in type(pytest.approx(1.0)).__mro__ if kind.__name__ == "ApproxScalar")
     equals = scalar.__eq__
 
@@ -99,7 +99,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
     def noted_relative(found: torch.Tensor, wanted: torch.Tensor, scale: float = 0.0) -> float:
         difference = relative(found, wanted, scale)
-        _note(difference / (rounding.ROUNDING[found.dtype] + rounding.ROUNDING[wanted.dtype]))
+        _note(difference / (checks.ROUNDING[found.dtype] + checks.ROUNDING[wanted.dtype]))
         return difference
 
     def noted_equals(self: Any, other: Any) -> Any:
@@ -108,7 +108,7 @@ def pytest_configure(config: pytest.Config) -> None:
         return equals(self, other)
 
     torch.allclose, torch.testing.assert_close = noted_allclose, noted_assert_close
-    rounding.relative_difference, scalar.__eq__ = noted_relative, noted_equals
+    checks.relative_difference, scalar.__eq__ = noted_relative, noted_equals
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """sfkit: give any vision-language-action policy a sense of 3D at training time.
 
 ``import sfkit`` is free of side effects and of heavy imports: names are resolved on first use (PEP 562), so that
-neither torch nor pydantic is imported until a name that needs them is touched.
+neither torch nor pydantic is imported until a name that needs them is used.
 """
 
 from __future__ import annotations
@@ -9,75 +9,87 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from typing import TYPE_CHECKING, Any
-
-__version__ = "0.1.0"
-
-#: Version of the plugin interface. A plugin module states the one it was written for as ``SFKIT_API = 1``.
-SFKIT_API = 1
-
-_EXPORTS = {
-    "CameraRig": "sfkit.views.cameras",
-    "Camera": "sfkit.views.cameras",
-    "FeatureMap": "sfkit.views.types",
-    "GenericAdapter": "sfkit.policies.generic",
-    "ImageTokens": "sfkit.policies.generic",
-    "Objective": "sfkit.objectives.base",
-    "Options": "sfkit.config",
-    "PolicyAdapter": "sfkit.policies.base",
-    "Projector": "sfkit.projectors.base",
-    "Span": "sfkit.policies.generic",
-    "SpatialForcing": "sfkit.wrap",
-    "SpatialForcingConfig": "sfkit.config",
-    "TapPoint": "sfkit.policies.base",
-    "Teacher": "sfkit.teachers.base",
-    "Transform": "sfkit.transforms.base",
-    "Views": "sfkit.views.types",
-    "SfkitError": "sfkit.errors",
-    "SfkitWarning": "sfkit.errors",
-    "hookimpl": "sfkit.registry.hookspecs",
-}
-
-__all__ = [  # noqa: PLE0604 - the exports are strings
-    "SFKIT_API",
-    "__version__",
-    *sorted(_EXPORTS),
-]
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sfkit.config import Options as Options
-    from sfkit.config import SpatialForcingConfig as SpatialForcingConfig
-    from sfkit.errors import SfkitError as SfkitError
-    from sfkit.errors import SfkitWarning as SfkitWarning
-    from sfkit.objectives.base import Objective as Objective
-    from sfkit.policies.base import PolicyAdapter as PolicyAdapter
-    from sfkit.policies.base import TapPoint as TapPoint
-    from sfkit.policies.generic import GenericAdapter as GenericAdapter
-    from sfkit.policies.generic import ImageTokens as ImageTokens
-    from sfkit.policies.generic import Span as Span
-    from sfkit.projectors.base import Projector as Projector
-    from sfkit.registry.hookspecs import hookimpl as hookimpl
-    from sfkit.teachers.base import Teacher as Teacher
-    from sfkit.transforms.base import Transform as Transform
-    from sfkit.views.cameras import Camera as Camera
-    from sfkit.views.cameras import CameraRig as CameraRig
-    from sfkit.views.types import FeatureMap as FeatureMap
-    from sfkit.views.types import Views as Views
-    from sfkit.wrap import SpatialForcing as SpatialForcing
+    from sfkit.config import Options, SpatialForcingConfig
+    from sfkit.errors import SfkitError, SfkitWarning
+    from sfkit.objectives.base import Objective
+    from sfkit.policies.base import AdapterOptions, ForwardCall, PolicyAdapter, TapPoint
+    from sfkit.policies.generic import GenericAdapter, ImageTokens, Span
+    from sfkit.presets import Preset
+    from sfkit.projectors.base import Projector
+    from sfkit.registry.hookspecs import hookimpl
+    from sfkit.schedules.base import Schedule
+    from sfkit.teachers.base import Teacher
+    from sfkit.transforms.base import Transform
+    from sfkit.views.cameras import Camera, CameraRig
+    from sfkit.views.types import FeatureMap, Views
+    from sfkit.wrap import SpatialForcing
+
+__all__ = [
+    "SFKIT_API",
+    "AdapterOptions",
+    "Camera",
+    "CameraRig",
+    "FeatureMap",
+    "ForwardCall",
+    "GenericAdapter",
+    "ImageTokens",
+    "Objective",
+    "Options",
+    "PolicyAdapter",
+    "Preset",
+    "Projector",
+    "Schedule",
+    "SfkitError",
+    "SfkitWarning",
+    "Span",
+    "SpatialForcing",
+    "SpatialForcingConfig",
+    "TapPoint",
+    "Teacher",
+    "Transform",
+    "Views",
+    "__version__",
+    "hookimpl",
+]
+__version__ = "0.1.0"
+"""Version of the distribution ``spatial-forcing``."""
+SFKIT_API = 1
+"""Version of the plugin interface. A plugin module says for which one it was written: ``SFKIT_API = 1``."""
+
+#: Where public names are looked up, one module after the other: those that import least stand first.
+_MODULES = (
+    "errors",
+    "registry.hookspecs",
+    "config",
+    "presets",
+    "views.cameras",
+    "views.types",
+    "objectives.base",
+    "projectors.base",
+    "schedules.base",
+    "transforms.base",
+    "teachers.base",
+    "policies.base",
+    "policies.generic",
+    "wrap",
+)
 
 
-def __getattr__(name: str) -> Any:
-    try:
-        module = _EXPORTS[name]
-    except KeyError:
-        raise AttributeError(f"module 'sfkit' has no attribute {name!r}") from None
-    value = getattr(importlib.import_module(module), name)
-    globals()[name] = value
-    return value
+def __getattr__(name: str) -> object:
+    if name in __all__:
+        for module in _MODULES:
+            value = getattr(importlib.import_module(f"sfkit.{module}"), name, None)
+            if value is not None:
+                globals()[name] = value
+                return value
+    raise AttributeError(f"module 'sfkit' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_EXPORTS})
+    return sorted(__all__)
 
 
 def _warn_of_namesake(folders: list[str]) -> None:

@@ -17,30 +17,13 @@ StudentLayer: TypeAlias = "int | str"
 #: Instead of a number of blocks: what the policy's vision tower gives, before the language model.
 ENCODER = "encoder"
 
-_ATTENTION = "attention:"
-
-
-def attention_of(block: int) -> str:
-    """Within the library, in the place of a student layer: the queries and keys of the block of this number, from 1."""
-    return f"{_ATTENTION}{block}"
-
-
-def block_of(student_layer: StudentLayer) -> int | None:
-    """The number of the block whose queries and keys are meant; None for another student layer."""
-    return (
-        int(student_layer.removeprefix(_ATTENTION))
-        if isinstance(student_layer, str) and student_layer.startswith(_ATTENTION)
-        else None
-    )
-
-
-#: What backward makes again instead of keeping it, see ``SpatialForcing.wrap``.
+#: What backward recomputes instead of keeping it, see ``SpatialForcing.wrap``.
 Recompute: TypeAlias = Literal["none", "selective", "full"]
 
 #: What a weight that follows the gradients begins with.
 BALANCE = "balance"
 
-#: How the alignment loss gets into what the training loop differentiates: :class:`sfkit.training.loss_path.Joiner`.
+#: How the alignment loss reaches what the training loop differentiates: :class:`sfkit.training.loss_path.LossPaths`.
 AttachLoss: TypeAlias = Literal["auto", "return", "backward", "manual"]
 
 

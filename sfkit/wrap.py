@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -15,24 +14,22 @@ from torch import Tensor, nn
 from sfkit.config import AttachLoss, HealthOptions, SpatialForcingConfig, StudentLayer
 from sfkit.errors import GradientError, WrapError
 from sfkit.factory.components import ComponentLike
-from sfkit.factory.preset_defaults import adapter_for, fill_in, find_preset
+from sfkit.factory.resolve import adapter_for, find_preset, with_defaults
+from sfkit.health.monitor import Monitor
 from sfkit.health.report import Health
 from sfkit.objectives.base import Objective
 from sfkit.policies.base import PolicyAdapter
-from sfkit.presets.base import Preset
+from sfkit.presets import Preset
 from sfkit.projectors.base import Projector
 from sfkit.saving import checkpoint
 from sfkit.saving.trust import admit
 from sfkit.schedules.base import Schedule
 from sfkit.teachers.base import Teacher, license_note
-from sfkit.training.aligner import Aligner, leave_to_python
 from sfkit.training.attach import attach, base_of, detach, detached, handle_of, refuse_unwrappable
-from sfkit.training.gradients import GradientSums
-from sfkit.training.pair import Pair, make_plan
-from sfkit.training.state_keys import StateKeyProxy
-from sfkit.training.status import PairStatus, Status
+from sfkit.training.plan import make_plan
+from sfkit.training.status import Status, describe
+from sfkit.training.step import Aligner, disable_compile
 from sfkit.transforms.base import Transform
-from sfkit.utils.distributed import is_distributed
 from sfkit.views.cameras import CameraRig
 
 logger = logging.getLogger("sfkit")
@@ -132,27 +129,22 @@ class SpatialForcing(Aligner):
                 f"{type(policy).__name__} has no trainable parameter.",
                 "Unfreeze it, or put LoRA on it, before the wrap.",
             )
-        leave_to_python()
+        disable_compile()
         found = find_preset(preset)
-        handled_by = adapter_for(policy, adapter, found)
+        bound = adapter_for(policy, adapter, found)
         given = {
             "teacher": teacher, "student_layer": student_layer, "teacher_layer": teacher_layer, "weight": weight,
             "schedule": schedule, "objective": objective, "projector": projector, "transforms": transforms,
             "pairs": pairs, "shared_projector": shared_projector, "pair_reduction": pair_reduction,
+            "attach_loss": attach_loss, "grad_accumulation": grad_accumulation, "recompute": recompute, "seed": seed,
+            "health": health, "self_check": self_check,
         }  # fmt: skip
-        plan = make_plan(
-            handled_by,
-            **fill_in(found, handled_by, given),
-            recompute=recompute,
-            attach_loss=attach_loss,
-            grad_accumulation=grad_accumulation,
-            seed=seed,
-            self_check=self_check,
-            health=HealthOptions() if health is None else health,
-        )
+        plan = make_plan(bound, with_defaults(found, bound, given))
         if cameras is not None:
-            plan.adapter.cameras = cameras
+            bound.cameras = cameras
         handle = SpatialForcing(plan)
+        handle.monitor = Monitor(handle.config.health, handle)
+        handle.observers.append(handle.monitor)
         handle.to(trainable.device)
         handle.train(policy.training)
         attach(policy, handle)
@@ -168,9 +160,7 @@ class SpatialForcing(Aligner):
         Raises:
             WrapError: The object is not what :meth:`wrap` returned.
         """
-        handle = detach(policy)
-        for hook in handle.hooks:
-            hook.remove()
+        detach(policy).taps.remove()
         return policy
 
     @staticmethod
@@ -194,7 +184,7 @@ class SpatialForcing(Aligner):
         finally:
             handle.enabled = before
 
-    # ---------------------------------------------------------------- joining
+    # ---------------------------------------------------------------- in the training loop
 
     def add(self, loss: Tensor) -> Tensor:
         """``loss`` with the alignment loss of the forward that it was computed from: always exact.
@@ -210,14 +200,14 @@ class SpatialForcing(Aligner):
         Raises:
             LossError: The alignment loss is in it already, or ``loss`` was not computed from the last forward.
         """
-        joined = self.joiner.add(loss)
-        if joined is not loss:
+        total = self.loss_paths.add(loss)
+        if total is not loss:
             self._last["action_loss"] = loss.detach().float().mean()
-        return joined
+        return total
 
     @property
     def grad_accumulation(self) -> int | None:
-        """Batches for each optimizer step; None where it was not told."""
+        """Batches for each optimizer step; None: not known."""
         return self.scale.accumulation
 
     @grad_accumulation.setter
@@ -228,16 +218,32 @@ class SpatialForcing(Aligner):
 
     @property
     def scaler(self) -> Any:
-        """The loop's ``GradScaler``, which the carrier must follow; set it where the loop has one."""
+        """The loop's ``GradScaler``, which ``attach_loss="backward"`` must follow; set it where the loop has one."""
         return self.scale.scaler
 
     @scaler.setter
     def scaler(self, scaler: Any) -> None:
         self.scale.scaler = scaler
 
+    def scale_for_processes(self, processes: int) -> None:
+        """Say by how many processes the trainer multiplies a loss made with ``num_items_in_batch``; 1: by none."""
+        self.scale.processes = processes
+
+    def restart_schedule(self) -> None:
+        """Count steps from 0 again, as a new run that starts from a saved projector does."""
+        self.steps = 0
+
+    def warn_with(self, warn: Callable[[str], None]) -> None:
+        """Send the health monitor's warnings to ``warn``, such as the ``logger.warning`` of a trainer."""
+        self.monitor.warn = warn
+
+    def after_save(self, callback: Callable[[Path], None]) -> None:
+        """Call ``callback`` with the folder after each ``save_pretrained`` that has written ``spatial_forcing/``."""
+        self.save_callbacks.append(callback)
+
     # ---------------------------------------------------------------- saving
 
-    teachers = measured = StateKeyProxy()
+    monitor: Monitor
 
     @staticmethod
     def export(policy: nn.Module, directory: str | Path) -> None:
@@ -272,7 +278,7 @@ class SpatialForcing(Aligner):
         references = {f"health.{key}": value for key, value in self.monitor.state().items()}
         if scattered:  # of one process's part
             references.pop("health.projector", None)
-        checkpoint.save(directory, self.config, {**state, **references}, [host.teacher for host in self.hosts])
+        checkpoint.save(directory, self.config, {**state, **references}, self.teachers)
         return True
 
     @staticmethod
@@ -317,81 +323,49 @@ class SpatialForcing(Aligner):
             handle.steps = handle.steps // before * now
         return policy
 
-    # ---------------------------------------------------------------- telling
+    # ---------------------------------------------------------------- reports
+
+    @property
+    def teachers(self) -> list[Teacher]:
+        """The teachers, each once."""
+        return [runner.teacher for runner in self.runners]
 
     def describe(self) -> str:
-        """The line that is logged at wrap time."""
-        terms = []
-        for pair in self.pairs:
-            teacher = self.hosts[pair.host].teacher
-            layer = f"@{pair.teacher_layer}" if teacher.num_layers > 1 else ""
-            ahead = f"+{pair.future}" if pair.future else ""
-            factor = f"{pair.weight:g} × " if pair.weight != 1 else ""
-            student = f"{self.adapter.name}@{pair.student_layer}"
-            terms.append(f"{factor}{pair.objective.name}({student} → {teacher.name}{layer}{ahead})")
-        inner = " + ".join(terms)
-        if len(terms) > 1:
-            inner = f"mean({inner})" if self.config.pair_reduction == "mean" else f"({inner})"
-        licenses = ", ".join(sorted({f"{host.teacher.name}: {host.teacher.license}" for host in self.hosts}))
-        size = sum(parameter.numel() for parameter in self.projectors.parameters()) / 1e6
-        schedule = "" if self.schedule.describe() == "constant" else f" × {self.schedule.describe()}"
-        return (
-            f"loss = action + {self.config.weight}{schedule} × {inner}, projector {size:.1f} M parameters, "
-            f"teacher license {licenses}"
-        )
+        """The loss in one line, as it is logged at wrap time."""
+        return describe(self)
+
+    def __repr__(self) -> str:
+        return f"SpatialForcing({self.describe()})"
+
+    def __dir__(self) -> list[str]:
+        """Public names of this class alone, without the many of ``nn.Module``."""
+        return sorted(name for name in vars(SpatialForcing) if not name.startswith("_"))
 
     def license_notes(self) -> list[str]:
         """One sentence for each teacher whose weights may not be used commercially."""
-        limited = {host.teacher.name: host.teacher for host in self.hosts if host.teacher.noncommercial}
+        limited = {teacher.name: teacher for teacher in self.teachers if teacher.noncommercial}
         return [license_note(teacher.identity) for teacher in limited.values()]
 
     def metrics(self) -> dict[str, float]:
         """Figures of the last aligned step; empty before the first. Reading them waits for the device.
 
         ``action_loss``, ``sf_loss`` (unweighted), ``sf_cosine``, ``sf_effective_weight`` and
-        ``sf_valid_token_fraction``; and what the last step that was measured has shown, once it has: ``sf_grad_ratio``
-        and ``sf_grad_cosine``, see :meth:`health`.
+        ``sf_valid_token_fraction``; and of the last measured step, once there is one, ``sf_grad_ratio`` and
+        ``sf_grad_cosine``, see :meth:`health`.
         """
         if not self._last:
             return {}
         device = self._last["sf_loss"].device
-        found = {**self._last, **self._gradients}
+        found = {**self._last, **self.weighting.gradients}
         return dict(zip(found, torch.stack([v.to(device) for v in found.values()]).tolist(), strict=True))
 
     def health(self) -> Health:
         """Whether alignment helps or hurts: ``print`` it, or read its fields. Measured at one step of many.
 
-        Reading it waits for the device. With several processes it is what the last training step has settled.
+        Reading it waits for the device. With several processes it is the last measurement that a step has finished.
         """
-        if self._measuring is None or not self._looking or is_distributed():
-            return replace(self.monitor.last, warnings=tuple(self.monitor.warner.given.values()))
-        table = self.meter.table
-        empty = torch.zeros(len(self.taps), 4, device=self._device())
-        return self.monitor.peek(self._measuring, GradientSums.of(empty if table is None else table))
+        return self.monitor.latest()
 
     def status(self) -> Status:
-        """What alignment is doing: ``print`` it, or read its fields."""
-        return Status(
-            policy=type(self.adapter.policy).__name__,
-            adapter=self.adapter.name,
-            pairs=tuple(self._pair_status(pair) for pair in self.pairs),
-            objective=", ".join(dict.fromkeys(pair.objective.name for pair in self.pairs)),
-            weight=float(self.weight_now()),
-            balance=None if self.balance is None else self.balance.ratio,
-            schedule=self.schedule.describe(),
-            factor=self.schedule.factor(self.step),
-            enabled=self.enabled,
-            training=self.training,
-            projector_parameters=sum(parameter.numel() for parameter in self.projectors.parameters()),
-            steps=self.steps,
-            teacher_runs=sum(host.runs for host in self.hosts),
-            metrics=self.metrics(),
-            reaches_policy=self._check.reaches_policy,
-            projector_moved=self._check.projector_moved,
-        )
-
-    def _pair_status(self, pair: Pair) -> PairStatus:
-        teacher, tap = self.hosts[pair.host].teacher, self.taps[pair.student_layer]
-        return PairStatus(
-            pair.student_layer, tap.path, teacher.name, pair.teacher_layer, teacher.license, pair.weight, tap.fired
-        )
+        """The state of the alignment: ``print`` it, or read its fields."""
+        return Status.of(self, self.metrics())

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from sfkit import SpatialForcing
-from sfkit.testing.policies import TinyAdapter, TinyPolicy
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.tiny import PatchTeacher, TinyAdapter, TinyPolicy
 
 
 @pytest.fixture(autouse=True)

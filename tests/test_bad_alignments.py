@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from sfkit.errors import ConfigError, ShapeError
-from sfkit.testing.policies import TinyPolicy, tiny_batch
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.tiny import PatchTeacher, TinyPolicy, tiny_batch
 
 Make = Callable[..., TinyPolicy]
 TEACHER = PatchTeacher()
@@ -62,9 +61,7 @@ def test_what_needs_a_grid_says_so_on_a_policy_without_one(wrapped: Make, argume
 
 @pytest.mark.parametrize("objective", ["cosine", "info-nce", "relational", "angular-scale", "attention"])
 @pytest.mark.parametrize("projector", ["mlp", "conv"])
-def test_without_a_valid_token_the_loss_is_0_and_gradients_are_finite(
-    wrapped: Make, objective: str, projector: str
-) -> None:
+def test_without_valid_tokens_the_loss_is_0_with_finite_gradient(wrapped: Make, objective: str, projector: str) -> None:
     policy = wrapped(TEACHER, objective=objective, projector=projector, self_check=False)
     batch = {**tiny_batch(), "present": torch.zeros(2, 2, dtype=torch.bool)}
     with pytest.warns(UserWarning, match="No visual token"):

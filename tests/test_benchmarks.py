@@ -72,7 +72,7 @@ def test_alignment_saves_at_most_three_times_the_tapped_tokens(results: Path) ->
         assert row["data"]["ratio"] <= 3
 
 
-def test_alignment_keeps_at_most_three_copies_of_openpis_tapped_tokens(results: Path) -> None:
+def test_alignment_keeps_at_most_three_copies_of_openpi_tokens(results: Path) -> None:
     judged = [row for row in read(results, "openpi")["rows"] if "tokens" in row["data"]]
     assert len(judged) == 2
     for row in judged:
@@ -87,7 +87,7 @@ def test_ten_pairs_hold_what_their_products_hold_or_less(results: Path) -> None:
     assert rows["nothing made again: peak"]["data"]["ratio"] > 2, "or there was nothing to spare"
 
 
-def test_what_the_health_monitor_costs_is_told_of_measured_steps_and_of_all(results: Path) -> None:
+def test_the_cost_of_health_is_reported_for_both_kinds_of_step(results: Path) -> None:
     rows = read(results, "health")["rows"]
     for measured, spread in (rows[0:2], rows[2:4]):
         assert spread["data"]["wall"]["median"] == pytest.approx((measured["data"]["wall"]["median"] - 1) / 50)
@@ -118,7 +118,7 @@ def test_live_bytes_are_counted_while_something_refers_to_them() -> None:
         assert alive.now == 4000
 
 
-def test_saved_bytes_are_counted_once_for_each_storage_and_told_apart() -> None:
+def test_saved_bytes_are_counted_once_for_each_storage() -> None:
     memory = pytest.importorskip("benchmarks.memory")
     squares = torch.ones(5, 3, requires_grad=True)
     saved = memory.Saved(parameters=frozenset())
@@ -147,6 +147,6 @@ def test_the_interval_of_a_constant_ratio_is_that_ratio() -> None:
 @pytest.mark.parametrize(
     ("side", "views", "wanted"), [(518, 1, 3.05), (518, 2, 6.47), (518, 3, 10.26), (224, 2, 1.00), (294, 3, 2.72)]
 )
-def test_operations_of_vggt_are_counted_as_its_authors_network_does_them(side: int, views: int, wanted: float) -> None:
+def test_operations_of_vggt_are_those_of_the_published_network(side: int, views: int, wanted: float) -> None:
     gpu = pytest.importorskip("benchmarks.vggt_gpu")
     assert gpu.flops(gpu.FULL, 1, views, side) / 1e12 == pytest.approx(wanted, abs=0.006)

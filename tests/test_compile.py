@@ -11,7 +11,8 @@ import torch
 
 from sfkit import SpatialForcing
 from sfkit.errors import TapError
-from sfkit.testing.policies import TinyPolicy, tiny_batch
+from sfkit.testing.tiny import TinyPolicy, tiny_batch
+from sfkit.training.taps import Residual
 
 pytestmark = pytest.mark.filterwarnings("default")  # dynamo warns about its own business while tracing
 
@@ -29,13 +30,15 @@ def run(policy: TinyPolicy, call: Any) -> list[tuple[float, float, int]]:
     seen = []
     for seed in range(4):
         torch.manual_seed(seed)
-        policy.spatial_forcing.taps[2].fired = 0
+        policy.spatial_forcing.taps.at[Residual(2)].fired = 0
         with SpatialForcing.disabled(policy) if seed == 1 else contextlib.nullcontext():
             loss, info = call(tiny_batch(seed=seed))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        seen.append((loss.item(), info["sf_loss"] if seed != 1 else 0.0, policy.spatial_forcing.taps[2].fired))
+        seen.append(
+            (loss.item(), info["sf_loss"] if seed != 1 else 0.0, policy.spatial_forcing.taps.at[Residual(2)].fired)
+        )
     return seen
 
 
@@ -55,7 +58,7 @@ def test_fault_45_every_step_of_a_compiled_policy_aligns(wrapped: Callable[..., 
     assert [fired for _, _, fired in got] == [1, 0, 1, 1]
 
 
-def test_fault_45_layers_compiled_one_by_one_are_never_silently_untapped(wrapped: Callable[..., TinyPolicy]) -> None:
+def test_fault_45_layers_compiled_one_by_one_are_tapped(wrapped: Callable[..., TinyPolicy]) -> None:
     # torch reuses one block's graph for the next unless hooks are guarded: either it works, or it is a clear error.
     policy = wrapped()
     for block in policy.blocks:

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from sfkit import SpatialForcing
-from sfkit.testing.policies import TinyPolicy, tiny_batch
+from sfkit.testing.tiny import TinyPolicy, tiny_batch
+from sfkit.training.taps import Residual
 
 Make = Callable[..., TinyPolicy]
 
@@ -30,13 +31,13 @@ def check_independent(policy: TinyPolicy, other: TinyPolicy) -> None:
     assert type(other) is type(policy)
     handle = other.spatial_forcing
     assert handle.adapter.policy is other, "the copy's adapter must not look at the original"
-    assert handle.projectors[0].fc1.weight is not policy.spatial_forcing.projectors[0].fc1.weight
+    assert handle.pairs[0].projector.fc1.weight is not policy.spatial_forcing.pairs[0].projector.fc1.weight
     assert loss_of(policy) == loss_of(other)
-    fired = policy.spatial_forcing.taps[2].fired
-    policy.spatial_forcing.taps[2].fired = -1
+    fired = policy.spatial_forcing.taps.at[Residual(2)].fired
+    policy.spatial_forcing.taps.at[Residual(2)].fired = -1
     loss_of(other)
-    assert policy.spatial_forcing.taps[2].fired == -1, "the copy's hook must not follow the original's tap"
-    policy.spatial_forcing.taps[2].fired = fired
+    assert policy.spatial_forcing.taps.at[Residual(2)].fired == -1, "the copy's hook must not follow the original's tap"
+    policy.spatial_forcing.taps.at[Residual(2)].fired = fired
     SpatialForcing.unwrap(other)
     assert not other.blocks[2].input_layernorm._forward_pre_hooks
     assert policy.blocks[2].input_layernorm._forward_pre_hooks
@@ -47,7 +48,7 @@ def test_deepcopy_between_steps(wrapped: Make) -> None:
     policy = wrapped()
     policy(tiny_batch())[0].backward()
     other = copy.deepcopy(policy)
-    assert other.spatial_forcing.hosts[0] is policy.spatial_forcing.hosts[0], "an EMA copy needs no second teacher"
+    assert other.spatial_forcing.runners[0] is policy.spatial_forcing.runners[0], "an EMA copy needs no second teacher"
     check_independent(policy, other)
 
 

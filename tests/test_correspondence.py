@@ -12,9 +12,8 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
 from sfkit import SpatialForcing
 from sfkit.errors import SfkitError
-from sfkit.testing.correspondence import check_correspondence
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.teachers import PatchTeacher, PatchTeacherOptions
+from sfkit.testing.checks import check_correspondence
+from sfkit.testing.tiny import PatchTeacher, PatchTeacherOptions, TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.views.types import FeatureMap
 
 
@@ -114,7 +113,7 @@ def test_fault_24_a_wrong_letterbox_is_found(adapter: type[BarsAreOnBothSides]) 
 
 
 @pytest.mark.parametrize("side", [3, 4, 7, 16])
-def test_fault_20_a_teacher_with_a_grid_of_its_own_corresponds_too(side: int, tiny: Callable[..., Any]) -> None:
+def test_fault_20_a_teacher_with_its_own_grid_corresponds(side: int, tiny: Callable[..., Any]) -> None:
     plain = tiny()
     policy = SpatialForcing.wrap(
         plain, PatchTeacher(PatchTeacherOptions(grid=side)), student_layer=0, adapter=TinyAdapter(plain)

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from sfkit import SpatialForcing
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
 
 WORKER = Path(__file__).parent / "workers" / "two_ranks.py"
 SCENARIOS: list[tuple[str, dict[str, Any]]] = [

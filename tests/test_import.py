@@ -20,7 +20,7 @@ def test_importing_sfkit_is_light() -> None:
     assert not modules_after("import sfkit; dir(sfkit)") & {"torch", "pydantic", "pluggy", "numpy", "transformers"}
 
 
-def test_importing_spatial_forcing_brings_no_host_framework_and_no_plugin() -> None:
+def test_spatial_forcing_imports_no_host_framework_or_plugin() -> None:
     loaded = modules_after("from sfkit import SpatialForcing")
     assert "torch" in loaded
     assert not loaded & {"transformers", "lerobot", "peft", "matplotlib"}

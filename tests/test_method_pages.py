@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sfkit.registry.registry import Entry
+from sfkit.registry.registry import Entry, Registry
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "method_pages.py"
@@ -60,7 +60,7 @@ def test_all_kinds_of_methods_are_looked_at() -> None:
 
 
 def test_a_method_without_a_page_is_noticed() -> None:
-    new = Entry("objective", "hinge", "sfkit.objectives.mse:MSEObjective", "sfkit")
+    new = Entry("objective", "hinge", "sfkit.objectives.distances:MSEObjective", "sfkit")
     assert lacks(new) == ["the page"]
 
 
@@ -73,3 +73,23 @@ def test_no_page_is_of_a_method_that_is_gone() -> None:
 def test_what_pages_copy_from_the_code_is_what_the_code_says() -> None:
     old = [page.name for page in (ROOT / "docs").glob("**/*.md") if PAGES["renewed"](page) != page.read_text()]
     assert old == [], "run .venv/bin/python scripts/method_pages.py"
+
+
+def test_the_support_tables_list_each_policy_and_each_reason() -> None:
+    registry = Registry(
+        [
+            Entry("policy", "b", "m:B", "two", aligned="tokens", trains="everything", verified="a tiny one"),
+            Entry("policy", "a", "m:A", "one", summary="an adapter"),
+            Entry("policy", "unfit", None, "two", reason="it has no pictures"),
+        ]
+    )
+    assert PAGES["support_tables"](registry).splitlines() == [
+        "| policy | from | aligned | trained by default | verified on |",
+        "| --- | --- | --- | --- | --- |",
+        "| `a` | `one` | an adapter | not known | not said |",
+        "| `b` | `two` | tokens | everything | a tiny one |",
+        "",
+        "| policy | from | why there is no adapter |",
+        "| --- | --- | --- |",
+        "| `unfit` | `two` | it has no pictures |",
+    ]

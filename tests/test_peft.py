@@ -11,9 +11,8 @@ import torch
 
 from sfkit import SpatialForcing
 from sfkit.errors import GradientError
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.rounding import assert_rounded
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.checks import assert_rounded
+from sfkit.testing.tiny import PatchTeacher, TinyAdapter, TinyPolicy, tiny_batch
 
 peft = pytest.importorskip("peft")
 
@@ -28,7 +27,7 @@ def test_the_peft_model_is_wrapped_and_trains(tiny: Callable[..., TinyPolicy], t
     policy = SpatialForcing.wrap(model, PatchTeacher(), student_layer=2, adapter=TinyAdapter(base))
     assert policy is model
     assert isinstance(policy, peft.PeftModel)
-    before = policy.spatial_forcing.projectors[0].fc1.weight.clone()
+    before = policy.spatial_forcing.pairs[0].projector.fc1.weight.clone()
     optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], 1e-2)
     for seed in range(3):
         loss, info = policy(tiny_batch(seed=seed))
@@ -37,7 +36,7 @@ def test_the_peft_model_is_wrapped_and_trains(tiny: Callable[..., TinyPolicy], t
         optimizer.step()
     assert info["sf_loss"] > 0
     assert policy.spatial_forcing.status().projector_moved is True
-    assert not torch.equal(before, policy.spatial_forcing.projectors[0].fc1.weight)
+    assert not torch.equal(before, policy.spatial_forcing.pairs[0].projector.fc1.weight)
     policy.save_pretrained(tmp_path)
     from safetensors.torch import load_file
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor, nn
 
-from sfkit.testing.rounding import ROUNDING, assert_rounded, float64, relative_difference, widened
+from sfkit.testing.checks import ROUNDING, assert_rounded, float64, relative_difference, widened
 
 
 @dataclass(frozen=True)

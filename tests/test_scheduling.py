@@ -14,8 +14,8 @@ import torch
 
 from sfkit import SpatialForcing
 from sfkit.errors import ConfigError
-from sfkit.schedules.every import EverySchedule
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
+from sfkit.schedules.standard import EverySchedule
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
 
 Make = Callable[..., TinyPolicy]
 
@@ -24,10 +24,10 @@ def weights(policy: TinyPolicy, steps: int) -> list[float]:
     return [policy(tiny_batch(seed=step))[1]["sf_effective_weight"] for step in range(steps)]
 
 
-def test_the_weight_follows_the_schedule_and_the_teacher_rests_at_zero(wrapped: Make) -> None:
+def test_the_weight_follows_the_schedule(wrapped: Make) -> None:
     policy = wrapped(weight=0.4, schedule=["every:2", "stop:5"])
     assert weights(policy, 7) == pytest.approx([0.4, 0, 0.4, 0, 0.4, 0, 0])
-    assert policy.spatial_forcing.hosts[0].runs == 3
+    assert policy.spatial_forcing.runners[0].num_forwards == 3
     assert policy.spatial_forcing.steps == 7
 
 
@@ -44,7 +44,7 @@ def test_a_resting_step_is_that_of_the_plain_policy(tiny: Make, wrapped: Make) -
 
 def test_a_hard_stop_frees_the_teacher_and_keeps_the_projector(wrapped: Make, caplog: Any) -> None:
     policy = wrapped(schedule="stop:2")
-    handle, host = policy.spatial_forcing, policy.spatial_forcing.hosts[0]
+    handle, host = policy.spatial_forcing, policy.spatial_forcing.runners[0]
     weights(policy, 2)
     network = weakref.ref(host._model)
     assert network() is not None
@@ -55,7 +55,7 @@ def test_a_hard_stop_frees_the_teacher_and_keeps_the_projector(wrapped: Make, ca
     assert [r.message for r in caplog.records] == [
         "At step 2 the schedule (stop(at=2)) has ended: nothing is aligned any more."
     ]
-    assert any(name.startswith("projectors.0") for name, _ in handle.named_parameters())
+    assert any(name.startswith("pairs.0.projector") for name, _ in handle.named_parameters())
     assert "idle (the schedule rests), 5 steps so far" in str(handle.status())
     handle.steps = 0  # as a fine-tuning run does that starts from such a checkpoint
     assert weights(policy, 3) == [0.5, 0.5, 0]
@@ -65,9 +65,9 @@ def test_a_hard_stop_frees_the_teacher_and_keeps_the_projector(wrapped: Make, ca
 def test_steps_between_do_not_free_the_teacher(wrapped: Make) -> None:
     policy = wrapped(schedule="every:3")
     weights(policy, 1)
-    model = policy.spatial_forcing.hosts[0]._model
+    model = policy.spatial_forcing.runners[0]._model
     weights(policy, 4)
-    assert policy.spatial_forcing.hosts[0]._model is model
+    assert policy.spatial_forcing.runners[0]._model is model
 
 
 def test_fault_32_every_training_forward_counts_aligned_or_not(wrapped: Make) -> None:
@@ -107,7 +107,7 @@ def test_an_instance_is_taken_and_saved(wrapped: Make) -> None:
     assert "0.5 × every(n=2) × cosine(" in policy.spatial_forcing.describe()
 
 
-def test_figures_of_resting_steps_are_those_of_the_last_aligned_one(wrapped: Make) -> None:
+def test_a_resting_step_logs_the_last_aligned_figures(wrapped: Make) -> None:
     policy = wrapped(schedule="every:2")
     policy(tiny_batch())
     before = policy.spatial_forcing.metrics()

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from sfkit import SpatialForcing
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
 
 WORKER = Path(__file__).parent / "workers" / "sharded_ranks.py"
 SCHEDULES = ("constant", "every:2")
@@ -42,9 +42,7 @@ def ranks(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_sharded_training_is_that_of_one_process_with_the_whole_batch(
-    ranks: list[dict[str, Any]], schedule: str
-) -> None:
+def test_sharded_training_matches_one_process(ranks: list[dict[str, Any]], schedule: str) -> None:
     torch.manual_seed(0)
     policy = TinyPolicy()
     SpatialForcing.wrap(policy, "geometry", student_layer=2, schedule=schedule, adapter=TinyAdapter(policy))
@@ -70,9 +68,7 @@ def test_each_rank_holds_its_part(ranks: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize("way", ["by-all", "by-one"])
-def test_fault_31_a_sharded_policy_saves_what_it_is_and_the_projector_whole(
-    ranks: list[dict[str, Any]], folder: Path, way: str
-) -> None:
+def test_fault_31_a_sharded_policy_saves_a_whole_projector(ranks: list[dict[str, Any]], folder: Path, way: str) -> None:
     saved = folder / f"rank.constant.{way}"
     expected = ranks[0]["constant"]["parameters"]
     plain, exported = (load_file(part / "model.safetensors") for part in (saved, folder / "rank.constant.exported"))
@@ -87,14 +83,14 @@ def test_fault_31_a_sharded_policy_saves_what_it_is_and_the_projector_whole(
         assert torch.equal(parameter, expected[f"spatial_forcing.{name}"])
 
 
-def test_fault_52_a_projector_that_is_cast_and_unwrapping_are_refused(ranks: list[dict[str, Any]]) -> None:
+def test_fault_52_casting_and_unwrapping_are_refused(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         assert "makes bfloat16 of the projector" in rank["refusals"]["cast"]
         assert "fully_shard(policy.spatial_forcing) first" in rank["refusals"]["cast"]
         assert "has scattered the parameters of this TinyPolicy" in rank["refusals"]["unwrap"]
 
 
-def test_a_schedule_rests_and_the_unverified_gradient_path_is_said(ranks: list[dict[str, Any]]) -> None:
+def test_a_schedule_rests_and_an_unchecked_gradient_is_logged(ranks: list[dict[str, Any]]) -> None:
     assert [loss is not None for loss in ranks[0]["every:2"]["losses"]] == [True, False, True, False]
     assert ranks[0]["every:2"]["runs"] == 2
     assert any("could not verify the gradient path" in message for message in ranks[0]["constant"]["warned"])

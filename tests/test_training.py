@@ -13,10 +13,10 @@ import torch
 from sfkit import SpatialForcing
 from sfkit.errors import ConfigError, GradientError, LossError
 from sfkit.policies.base import TapPoint
-from sfkit.projectors.mlp import MLPProjector
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.rounding import assert_rounded
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.projectors.standard import MLPProjector
+from sfkit.testing.checks import assert_rounded
+from sfkit.testing.tiny import PatchTeacher, TinyAdapter, TinyPolicy, tiny_batch
+from sfkit.training.taps import Residual
 
 Make = Callable[..., TinyPolicy]
 
@@ -56,7 +56,7 @@ def test_fault_03_reentrant_checkpointing_changes_no_gradient(wrapped: Make, lay
     assert_rounded(grads(policy), grads(other))
 
 
-def test_fault_03_a_tap_inside_a_reentrant_checkpoint_is_an_error(tiny: Make) -> None:
+def test_fault_03_a_tap_in_a_reentrant_checkpoint_is_an_error(tiny: Make) -> None:
     class Inside(TinyAdapter):
         def tap(self, layer: int) -> TapPoint:
             return TapPoint(self.policy.blocks[layer].post_layernorm, "post_layernorm")
@@ -70,29 +70,29 @@ def test_fault_03_a_tap_inside_a_reentrant_checkpoint_is_an_error(tiny: Make) ->
 def test_fault_52_autocast_keeps_the_alignment_in_float32(wrapped: Make) -> None:
     policy = wrapped()
     dtypes: list[torch.dtype] = []
-    policy.spatial_forcing.projectors[0].register_forward_hook(lambda m, a, out: dtypes.append(out.dtype))
+    policy.spatial_forcing.pairs[0].projector.register_forward_hook(lambda m, a, out: dtypes.append(out.dtype))
     with torch.autocast("cpu", torch.bfloat16):
         loss, _ = policy(tiny_batch())
     loss.backward()
     assert dtypes == [torch.float32]
 
 
-def test_fault_52_casting_the_policy_leaves_projector_and_geometry_exact(wrapped: Make) -> None:
+def test_fault_52_casting_leaves_projector_and_geometry_exact(wrapped: Make) -> None:
     policy = wrapped("geometry").bfloat16()
     assert {p.dtype for p in policy.spatial_forcing.parameters()} == {torch.float32}
     assert policy.embed.weight.dtype == torch.bfloat16
     batch = tiny_batch()
     batch |= {key: batch[key].bfloat16() for key in ("images", "state", "action")}
     seen: list[Any] = []
-    teacher = policy.spatial_forcing.hosts[0].teacher
+    teacher = policy.spatial_forcing.runners[0].teacher
     encode = teacher.encode
     teacher.encode = lambda model, views, *rest: seen.append(views) or encode(model, views, *rest)
     loss, info = policy(batch)
     loss.backward()
     assert seen[0].depth.dtype == torch.float32
     assert info["sf_loss"] > 0
-    assert policy.half().spatial_forcing.projectors[0].fc1.weight.dtype == torch.float32
-    assert policy.to("cpu", torch.float64).spatial_forcing.projectors[0].fc1.weight.dtype == torch.float32
+    assert policy.half().spatial_forcing.pairs[0].projector.fc1.weight.dtype == torch.float32
+    assert policy.to("cpu", torch.float64).spatial_forcing.pairs[0].projector.fc1.weight.dtype == torch.float32
 
 
 def test_fault_39_no_graph_stays_alive_between_steps(wrapped: Make) -> None:
@@ -114,7 +114,7 @@ def test_an_exception_in_forward_leaves_the_policy_usable(wrapped: Make) -> None
     bad = {key: value for key, value in tiny_batch().items() if key != "action"}
     with pytest.raises(KeyError, match="action"):
         policy(bad)
-    tap = policy.spatial_forcing.taps[2]
+    tap = policy.spatial_forcing.taps.at[Residual(2)]
     assert (tap.armed, tap.hidden) == (False, None)
     assert policy(tiny_batch())[1]["sf_loss"] > 0
 
@@ -162,7 +162,7 @@ def test_several_pairs_share_one_teacher_run(wrapped: Make) -> None:
         (3, "geometry", 1, 1.0, 1),
     ]
     assert status.teacher_runs == 2
-    assert len(policy.spatial_forcing.projectors) == 3
+    assert len(policy.spatial_forcing.pairs) == 3
     assert info["sf_loss"] > 0
     assert "tiny@1" in policy.spatial_forcing.describe()
 
@@ -170,7 +170,7 @@ def test_several_pairs_share_one_teacher_run(wrapped: Make) -> None:
 def test_pairs_by_name_share_a_teacher_when_their_options_agree(wrapped: Make) -> None:
     world = ("geometry", {"frame": "world"})
     policy = wrapped(pairs=[(1, "geometry"), (2, "geometry"), (2, world)])
-    assert len(policy.spatial_forcing.hosts) == 2
+    assert len(policy.spatial_forcing.runners) == 2
 
 
 def test_pairs_are_checked(wrapped: Make) -> None:
@@ -186,15 +186,15 @@ def test_pairs_are_checked(wrapped: Make) -> None:
 
 def test_instances_are_accepted_and_their_widths_checked(wrapped: Make) -> None:
     policy = wrapped(projector=MLPProjector(16, 12, {"hidden": 5}), objective="cosine")
-    assert policy.spatial_forcing.projectors[0].fc1.out_features == 5
+    assert policy.spatial_forcing.pairs[0].projector.fc1.out_features == 5
     with pytest.raises(ConfigError, match="maps 16 to 7 channels"):
         wrapped(projector=MLPProjector(16, 7))
 
 
 def test_options_by_name_reach_the_component(wrapped: Make) -> None:
     policy = wrapped(projector={"name": "mlp", "hidden": 9}, teacher=("geometry", {"cells": 1}))
-    assert policy.spatial_forcing.projectors[0].fc1.out_features == 9
-    assert policy.spatial_forcing.projectors[0].teacher_dim == 27
+    assert policy.spatial_forcing.pairs[0].projector.fc1.out_features == 9
+    assert policy.spatial_forcing.pairs[0].projector.teacher_dim == 27
     with pytest.raises(ConfigError, match="Did you mean 'hidden'"):
         wrapped(projector={"name": "mlp", "hiden": 9})
 

@@ -48,7 +48,7 @@ def test_fault_32_ranks_agree_on_step_weight_and_parameters(ranks: Any, index: i
         assert torch.equal(value, two["parameters"][name]), f"{name} differs between ranks"
 
 
-def test_the_schedule_is_followed_and_teachers_are_freed_on_both_ranks(ranks: Any) -> None:
+def test_both_ranks_follow_the_schedule_and_free_teachers(ranks: Any) -> None:
     assert ranks[0][0]["weights"] == [0.5, 0, 0.5, 0, 0.5, 0, 0, 0]
     assert [rank[0]["loaded"] for rank in ranks] == [[False], [False]]
 

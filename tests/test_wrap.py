@@ -13,9 +13,8 @@ from torch import nn
 
 from sfkit import SfkitWarning, SpatialForcing
 from sfkit.errors import AdapterError, ConfigError, GradientError, LossError, TapError, UnknownNameError, WrapError
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.rounding import assert_rounded, float64
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.checks import assert_rounded, float64
+from sfkit.testing.tiny import PatchTeacher, TinyAdapter, TinyPolicy, tiny_batch
 
 
 def hooks(module: nn.Module) -> int:
@@ -71,7 +70,7 @@ def test_fault_01_the_tap_fires_whether_or_not_blocks_are_called(wrapped: Any, f
     assert policy.spatial_forcing.status().pairs[0].fired == 1
 
 
-def test_fault_01_a_silent_tap_is_an_error_and_the_next_step_works(wrapped: Any) -> None:
+def test_fault_01_after_a_silent_tap_the_next_step_works(wrapped: Any) -> None:
     policy = wrapped(student_layer=3)
     tapped, policy.norm = policy.norm, nn.LayerNorm(16)
     with pytest.raises(TapError, match=r"student layer 3 .*did not fire") as caught:
@@ -108,9 +107,9 @@ def test_the_default_student_layer_is_two_thirds(tiny: Callable[..., TinyPolicy]
     assert policy.spatial_forcing.status().pairs[0].student_layer == 2
 
 
-def test_fault_30_eval_disabled_no_grad_and_weight_zero_change_nothing(tiny: Any, wrapped: Any) -> None:
+def test_fault_30_without_alignment_nothing_changes(tiny: Any, wrapped: Any) -> None:
     plain, policy = tiny(), wrapped()
-    host = policy.spatial_forcing.hosts[0]
+    host = policy.spatial_forcing.runners[0]
     outputs(policy)  # an aligned step before, which must leave nothing switched on
     with torch.no_grad():
         assert torch.equal(outputs(plain), outputs(policy))
@@ -124,7 +123,7 @@ def test_fault_30_eval_disabled_no_grad_and_weight_zero_change_nothing(tiny: Any
     with torch.no_grad():
         assert torch.equal(outputs(plain.eval()), outputs(policy.eval()))
         assert torch.equal(plain.act(tiny_batch()), policy.act(tiny_batch()))
-    assert (host.runs, weightless.spatial_forcing.hosts[0].runs) == (1, 0)
+    assert (host.num_forwards, weightless.spatial_forcing.runners[0].num_forwards) == (1, 0)
 
 
 @pytest.mark.filterwarnings("ignore:.*in eval mode:sfkit.SfkitWarning")
@@ -133,7 +132,7 @@ def test_fault_30_eval_mode_with_gradients_changes_nothing(tiny: Any, wrapped: A
     outputs(policy)
     policy.eval()
     assert torch.equal(outputs(plain), outputs(policy))
-    assert policy.spatial_forcing.hosts[0].runs == 1
+    assert policy.spatial_forcing.runners[0].num_forwards == 1
 
 
 def test_fault_50_a_policy_left_in_eval_mode_is_reported_once(wrapped: Any) -> None:
@@ -170,9 +169,9 @@ def test_gradients_are_those_of_the_explicit_sum(tiny: Any, wrapped: Any) -> Non
     action, _ = plain(batch)
     remove.remove()
     tokens = seen[0][:, :-1].reshape(2, 2, 4, 4, 16).float()
-    projected = handle.projectors[0](tokens, None)
+    projected = handle.pairs[0].projector(tokens, None)
     pooled = nn.functional.adaptive_avg_pool2d(batch["images"].flatten(0, 1).float(), (4, 4)).permute(0, 2, 3, 1)
-    target = handle.hosts[0]._model(pooled).reshape(2, 2, 4, 4, -1) * 3
+    target = handle.runners[0]._model(pooled).reshape(2, 2, 4, 4, -1) * 3
     aux = (1 - nn.functional.cosine_similarity(projected, target, dim=-1)).mean()
     (action + 0.3 * aux).backward()
     wanted = {name: parameter.grad for name, parameter in plain.named_parameters() if parameter.grad is not None}
@@ -213,10 +212,10 @@ def test_fault_51_wrapping_leaves_the_random_state_alone(tiny: Any) -> None:
 
 def test_the_projector_depends_on_its_own_seed_alone(wrapped: Any) -> None:
     torch.manual_seed(1)
-    one = wrapped(seed=5).spatial_forcing.projectors[0].fc1.weight
+    one = wrapped(seed=5).spatial_forcing.pairs[0].projector.fc1.weight
     torch.manual_seed(2)
-    same = wrapped(seed=5).spatial_forcing.projectors[0].fc1.weight
-    other = wrapped(seed=6).spatial_forcing.projectors[0].fc1.weight
+    same = wrapped(seed=5).spatial_forcing.pairs[0].projector.fc1.weight
+    other = wrapped(seed=6).spatial_forcing.pairs[0].projector.fc1.weight
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
 
@@ -224,18 +223,18 @@ def test_the_projector_depends_on_its_own_seed_alone(wrapped: Any) -> None:
 def test_fault_28_the_teacher_is_nowhere_in_the_policy(wrapped: Any) -> None:
     policy = wrapped()
     policy(tiny_batch())
-    teacher = policy.spatial_forcing.hosts[0]._model
+    teacher = policy.spatial_forcing.runners[0]._model
     assert teacher is not None
     ids = {id(parameter) for parameter in teacher.parameters()}
     assert not ids & {id(parameter) for parameter in policy.parameters()}
     assert teacher not in list(policy.modules())
     assert sorted(key for key in policy.state_dict() if key.startswith("spatial_forcing")) == [
-        "spatial_forcing.projectors.0.fc1.bias",
-        "spatial_forcing.projectors.0.fc1.weight",
-        "spatial_forcing.projectors.0.fc2.bias",
-        "spatial_forcing.projectors.0.fc2.weight",
-        "spatial_forcing.projectors.0.norm.bias",
-        "spatial_forcing.projectors.0.norm.weight",
+        "spatial_forcing.pairs.0.projector.fc1.bias",
+        "spatial_forcing.pairs.0.projector.fc1.weight",
+        "spatial_forcing.pairs.0.projector.fc2.bias",
+        "spatial_forcing.pairs.0.projector.fc2.weight",
+        "spatial_forcing.pairs.0.projector.norm.bias",
+        "spatial_forcing.pairs.0.projector.norm.weight",
         "spatial_forcing.step",
     ]
 
@@ -257,7 +256,7 @@ def test_unwrapping_something_else_is_refused(tiny: Any) -> None:
 
 
 def test_unknown_policies_list_the_installed_adapters(tiny: Any) -> None:
-    with pytest.raises(AdapterError, match=r"No adapter handles sfkit\.testing\.policies\.TinyPolicy"):
+    with pytest.raises(AdapterError, match=r"No adapter handles sfkit\.testing\.tiny\.TinyPolicy"):
         SpatialForcing.wrap(tiny(), PatchTeacher())
 
 

@@ -13,12 +13,11 @@ import torch
 from sfkit import SpatialForcing
 from sfkit.cli.listing import plugins_json
 from sfkit.errors import ConfigError
-from sfkit.objectives.cosine import CosineObjective
+from sfkit.objectives.distances import CosineObjective
 from sfkit.registry import builtin
 from sfkit.registry.registry import Registry
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.teachers import PatchTeacher
-from sfkit.transforms.position import PositionCode
+from sfkit.testing.tiny import PatchTeacher, TinyAdapter, TinyPolicy, tiny_batch
+from sfkit.transforms.standard import PositionCode
 
 TERMS = [("cosine", 1.0), ("angular-scale", 0.5), ("info-nce", 0.1)]
 
@@ -69,7 +68,7 @@ def test_transforms_set_the_width_of_the_target(wrapped: Callable[..., TinyPolic
         PatchTeacher({"dim": width + 5}), projector="identity", transforms=[("random-projection", {"dim": width})]
     )
     steps(policy)
-    assert policy.spatial_forcing.projectors[0].teacher_dim == width
+    assert policy.spatial_forcing.pairs[0].projector.teacher_dim == width
 
 
 def test_all_of_it_is_saved_and_resumed(wrapped: Callable[..., TinyPolicy], tmp_path: Path, tiny: Any) -> None:
@@ -85,22 +84,22 @@ def test_all_of_it_is_saved_and_resumed(wrapped: Callable[..., TinyPolicy], tmp_
     plain = tiny()
     resumed = SpatialForcing.from_pretrained(plain, tmp_path, adapter=TinyAdapter(plain))
     one, two = policy.spatial_forcing.state_dict(), resumed.spatial_forcing.state_dict()
-    assert any("objective_head" in key for key in one)
-    assert one["projectors.0.target_transforms.3.fitted"]
+    assert any(".head." in key for key in one)
+    assert one["pairs.0.transforms.3.fitted"]
     assert one.keys() == two.keys()
     assert all(torch.equal(one[key], two[key]) for key in one)
     assert resumed.spatial_forcing.config == policy.spatial_forcing.config
 
 
-def test_heads_and_transforms_leave_the_projectors_first_weights_alone(wrapped: Callable[..., TinyPolicy]) -> None:
+def test_heads_and_transforms_leave_initial_projectors_as_is(wrapped: Callable[..., TinyPolicy]) -> None:
     before = torch.get_rng_state()
     plain, more = wrapped(), wrapped(objective="angular-scale", transforms=["layer-norm"])
     assert torch.equal(torch.get_rng_state(), before)
-    one, two = (dict(policy.spatial_forcing.projectors[0].named_parameters()) for policy in (plain, more))
-    assert two.keys() - one.keys() == {"objective_head.weight", "objective_head.bias"}
+    one, two = (dict(policy.spatial_forcing.pairs[0].named_parameters()) for policy in (plain, more))
+    assert two.keys() - one.keys() == {"head.weight", "head.bias"}
     assert all(torch.equal(one[key], two[key]) for key in one)
-    head = two["objective_head.weight"]
-    assert not torch.equal(head, one["fc2.weight"])
+    head = two["head.weight"]
+    assert not torch.equal(head, one["projector.fc2.weight"])
 
 
 def test_each_pair_has_its_own_transforms(wrapped: Callable[..., TinyPolicy]) -> None:
@@ -108,7 +107,7 @@ def test_each_pair_has_its_own_transforms(wrapped: Callable[..., TinyPolicy]) ->
         pairs=[(1, PatchTeacher({"dim": 8}), 1), (2, PatchTeacher({"dim": 12}), 2)], transforms=["position-code"]
     )
     steps(policy)
-    assert [p.target_transforms[1].dim for p in policy.spatial_forcing.projectors] == [8, 12]
+    assert [pair.transforms[1].dim for pair in policy.spatial_forcing.pairs] == [8, 12]
     with pytest.raises(ConfigError, match="transform instance serves one pair"):
         wrapped(pairs=[(1, "geometry"), (2, "geometry")], transforms=[PositionCode(108)])
 
@@ -116,14 +115,14 @@ def test_each_pair_has_its_own_transforms(wrapped: Callable[..., TinyPolicy]) ->
 def test_instances_are_taken_as_they_are(wrapped: Callable[..., TinyPolicy]) -> None:
     code = PositionCode(12, {"ratio": 0.5})
     policy = wrapped(PatchTeacher(), objective=CosineObjective(), transforms=[code])
-    assert policy.spatial_forcing.projectors[0].target_transforms[1] is code
+    assert policy.spatial_forcing.pairs[0].transforms[1] is code
     assert policy.spatial_forcing.config.transforms[1].options == {"ratio": 0.5}
     for unreadable in ("layer-norm", {"name": "layer-norm"}):
         with pytest.raises(ConfigError, match="not a list"):
             wrapped(PatchTeacher(), transforms=unreadable)
 
 
-def test_what_is_built_in_bears_the_name_under_which_it_is_listed() -> None:
+def test_built_in_components_have_their_registered_names() -> None:
     registry = Registry()
     registry.add_plugin(builtin, "sfkit")
     found = {kind: [entry.name for entry in registry.of_kind(kind)] for kind in ("objective", "projector", "transform")}

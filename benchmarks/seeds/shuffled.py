@@ -1,4 +1,4 @@
-"""The control: right geometry, wrong picture."""
+"""The control: right geometry, wrong image."""
 
 from __future__ import annotations
 

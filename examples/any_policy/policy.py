@@ -1,6 +1,6 @@
 """A policy that sfkit has never heard of, for docs/any-policy.md: tiny, but with what a real one has.
 
-Pictures of two cameras become tokens, which take the place of image tokens in a padded instruction. A decoder reads
+Images of two cameras become tokens, which take the place of image tokens in a padded instruction. A decoder reads
 both, and the action is read from a last token of its own. ``forward`` returns a dictionary with the loss.
 """
 
@@ -56,7 +56,7 @@ class MyPolicy(nn.Module):
 
 
 def make_batch(samples: int = 2) -> dict[str, Tensor]:
-    """A batch as the training loop gives it: pictures in [-1, 1], instructions padded on the left."""
+    """A batch as the training loop gives it: images in [-1, 1], instructions padded on the left."""
     texts = [[11, 12] + [IMAGE] * 48 + [13] * (3 + index) for index in range(samples)]
     longest = max(map(len, texts))
     return {

@@ -88,7 +88,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--chunk", type=int, default=50, help="actions for each prediction")
     parser.add_argument("--student-layer", type=int, help="blocks before the tap; two thirds of them by default")
     parser.add_argument("--vlm", type=Path, help="another vision-language model for SmolVLA")
-    parser.add_argument("--image-side", type=int, help="pixels to which SmolVLA resizes pictures")
+    parser.add_argument("--image-side", type=int, help="pixels to which SmolVLA resizes images")
     parser.add_argument("--log-every", type=int, default=10)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args()

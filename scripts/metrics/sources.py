@@ -15,8 +15,8 @@ _SILENT = {
 }  # fmt: skip
 #: Comments for tools, which explain nothing.
 _FOR_TOOLS = re.compile(r"#\s*(type: ignore|noqa|fmt:|pragma:|ruff:|mypy:)")
-#: ``(b, v, 3, h, w)``, ``()``, or (in a sentence) ``b v h w`` in backticks.
-_SHAPE = re.compile(r"``\(\s*\)``|``\(?(?:[\w.+*/ -]|\([^()]*\))+,[^`]*\)?``|``\w+(?: [\w()]+)+``")
+#: ``(b, v, 3, h, w)``, ``()``, ``(*)`` (any shape, as torch writes it), or (in a sentence) ``b v h w`` in backticks.
+_SHAPE = re.compile(r"``\(\s*\*?\s*\)``|``\(?(?:[\w.+*/ -]|\([^()]*\))+,[^`]*\)?``|``\w+(?: [\w()]+)+``")
 _TENSOR = re.compile(r"^(torch\.)?Tensor( \| None)?$")
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -71,7 +71,7 @@ def aligned_step() -> Trace:
 
     import sfkit
     from sfkit import SpatialForcing
-    from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
+    from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
 
     torch.manual_seed(0)
     policy = TinyPolicy()

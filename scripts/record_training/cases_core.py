@@ -9,9 +9,15 @@ import torch
 from recording import Training
 
 from sfkit import GenericAdapter, Span, SpatialForcing
-from sfkit.testing.outside import OutsideAdapter, OutsidePolicy, loop_loss
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.tiny import (
+    OutsideAdapter,
+    OutsidePolicy,
+    PatchTeacher,
+    TinyAdapter,
+    TinyPolicy,
+    loop_loss,
+    tiny_batch,
+)
 
 
 class Stand(PatchTeacher):

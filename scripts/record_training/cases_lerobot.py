@@ -40,7 +40,7 @@ def groot() -> Any:
 
 
 def with_stats(policy: Any) -> Any:
-    """Arguments of wrap for a policy whose pictures are normalized by the dataset's statistics."""
+    """Arguments of wrap for a policy whose images are normalized by the dataset's statistics."""
     return {"adapter": (policy.config.type, {"image_stats": tiny().tiny_image_stats(policy)})}
 
 
@@ -72,7 +72,7 @@ def wrapped(policy: Any, options: dict[str, Any]) -> None:
 
 
 def random_frames(policy: Any, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Frames as a dataset returns them, and depth in meters, which GR00T would take for pictures."""
+    """Frames as a dataset returns them, and depth in meters, which GR00T would take for images."""
     generator, config, found, depth = torch.Generator().manual_seed(seed), policy.config, {}, {}
     for key, feature in config.image_features.items():
         found[key] = torch.rand(2, 3, *feature.shape[1:], generator=generator)

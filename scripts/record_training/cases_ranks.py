@@ -17,9 +17,15 @@ from recording import Training, record_case, timed
 from torch.nn.parallel import DistributedDataParallel
 
 from sfkit import SpatialForcing
-from sfkit.testing.outside import OutsideAdapter, OutsidePolicy, loop_loss
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.tiny import (
+    OutsideAdapter,
+    OutsidePolicy,
+    PatchTeacher,
+    TinyAdapter,
+    TinyPolicy,
+    loop_loss,
+    tiny_batch,
+)
 
 
 def parallel(

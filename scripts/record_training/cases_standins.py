@@ -12,7 +12,7 @@ from tiny_openpi import tiny_observation, tiny_openpi
 from tiny_prismatic import add_film, tiny_oft, tiny_openvla
 
 from sfkit import SpatialForcing
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.tiny import PatchTeacher
 
 
 def openpi(*, checkpointing: bool = False, missing: tuple[str, ...] = (), config: Any = None, **wrap: Any) -> Training:

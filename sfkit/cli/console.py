@@ -1,9 +1,13 @@
-"""The terminal, for words that plugins, policies and files have chosen: none of them is markup."""
+"""The terminal: text without markup, and options of components as one word of a command line."""
 
 from __future__ import annotations
 
+import json
+
 from rich.console import Console
 from rich.text import Text
+
+from sfkit.errors import ConfigError
 
 
 def plain_console(*, highlight: bool = True, stderr: bool = False) -> Console:
@@ -14,3 +18,30 @@ def plain_console(*, highlight: bool = True, stderr: bool = False) -> Console:
 def titled(title: str, rest: str = "", style: str = "bold") -> Text:
     """A line that begins with a title in bold."""
     return Text.assemble((title, style), rest)
+
+
+def parse_options(text: str) -> dict[str, object]:
+    """Read ``key=value,key=value``; a value that is not JSON is a text.
+
+    ``"size=224,compile=true,config=tiny"`` gives ``{"size": 224, "compile": True, "config": "tiny"}``. A text that
+    begins with ``{`` is one JSON object, for values that hold commas.
+
+    Raises:
+        ConfigError: The text cannot be read.
+    """
+    options: dict[str, object] = {}
+    if text.lstrip().startswith("{"):
+        try:
+            options = json.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"{text!r} is no JSON object: {error}.", "Check its quotes and brackets.") from error
+        return options
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        key, equals, value = map(str.strip, part.partition("="))
+        if not equals or not key:
+            raise ConfigError(f"Cannot read an option from {part!r}.", "Write key=value,key=value, or a JSON object.")
+        try:
+            options[key] = json.loads(value)
+        except ValueError:
+            options[key] = value
+    return options

@@ -16,8 +16,7 @@ from sfkit.registry.registry import default_registry
 from sfkit.schedules.base import Product, Schedule
 from sfkit.teachers.base import Teacher
 from sfkit.transforms.base import Transform
-from sfkit.transforms.resample import ResampleTransform
-from sfkit.utils.rng import own_rng
+from sfkit.utils.runtime import own_rng
 
 Kind = TypeVar("Kind")
 
@@ -36,11 +35,12 @@ def build_teacher(value: ComponentLike | Teacher) -> Teacher:
 
 def build_objective(value: ComponentLike | Objective) -> Objective:
     """An objective from its name, name with options, or an instance."""
-    if isinstance(value, Objective):
-        return value
-    spec = ComponentSpec.of(value)
-    entry = default_registry().get("objective", spec.name)
-    return _expect(entry.load()(entry.options_of(spec.name, spec.options)), Objective, spec.name)
+    if not isinstance(value, Objective):
+        spec = ComponentSpec.of(value)
+        entry = default_registry().get("objective", spec.name)
+        value = _expect(entry.load()(entry.options_of(spec.name, spec.options)), Objective, spec.name)
+    value.build_terms(build_objective)
+    return value
 
 
 def build_projector(value: ComponentLike | Projector, student_dim: int, teacher_dim: int, seed: int) -> Projector:
@@ -80,7 +80,7 @@ def build_transforms(values: Sequence[ComponentLike | Transform], teacher_dim: i
         width = built[-1].out_dim if built else teacher_dim
         built.append(_build_transform(value, width))
     if built and not any(transform.resamples for transform in built):
-        built.insert(0, ResampleTransform(teacher_dim))
+        built.insert(0, _build_transform("resample", teacher_dim))
     return built
 
 

@@ -1,71 +1,176 @@
-"""Reading what the user wrote as pairs."""
+"""From the arguments of ``wrap``, a preset and the defaults, to the pairs and settings of a run."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from sfkit.config import PairConfig, StudentLayer
-from sfkit.errors import ConfigError, did_you_mean
-from sfkit.factory.components import ComponentLike
-from sfkit.objectives.base import Objective
-from sfkit.projectors.base import Projector
+from torch import nn
+
+from sfkit.config import ComponentSpec, PairConfig, SpatialForcingConfig
+from sfkit.errors import ConfigError, SfkitWarning, did_you_mean
+from sfkit.factory.components import ComponentLike, build_adapter
+from sfkit.policies.base import PolicyAdapter
+from sfkit.presets import Preset
+from sfkit.registry.registry import default_registry
 from sfkit.teachers.base import Teacher
-from sfkit.transforms.base import Transform
 
-
-@dataclass(frozen=True)
-class Wish:
-    """A pair as it was asked for; None where something else decides."""
-
-    student_layer: StudentLayer | None
-    teacher: ComponentLike | Teacher
-    teacher_layer: int | None = None
-    weight: float = 1.0
-    future: int = 0
-    objective: ComponentLike | Objective | None = None
-    projector: ComponentLike | Projector | None = None
-    transforms: Sequence[ComponentLike | Transform] | None = None
-
-
+_ONE_PAIR = ("teacher", "student_layer", "teacher_layer")
 _FORMS = (
     "Give (student_layer, teacher, teacher_layer, weight), or a mapping with those keys and, if wanted, future, "
     "objective, projector and transforms; teacher_layer and weight may be left out."
 )
 
 
-def read_wishes(teacher: Any, student_layer: Any, teacher_layer: int | None, pairs: Sequence[Any] | None) -> list[Wish]:
-    """All pairs that are asked for, from either form of :meth:`sfkit.SpatialForcing.wrap`.
+def read_pairs(given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The pairs of either form of :meth:`sfkit.SpatialForcing.wrap`, with every field of a pair; None: the default.
+
+    Args:
+        given: ``teacher``, ``student_layer``, ``teacher_layer`` and ``pairs``.
 
     Raises:
         ConfigError: Neither or both forms, no pair, or one that cannot be read.
     """
+    pairs: Sequence[Any] | None = given.get("pairs")
     if pairs is None:
-        if teacher is None:
+        if given.get("teacher") is None:
             raise ConfigError("No teacher.", 'Give one, for instance teacher="geometry", or pairs=[...].')
-        return [Wish(student_layer, teacher, teacher_layer)]
-    if teacher is not None or student_layer is not None or teacher_layer is not None:
+        return [_read_pair({name: given.get(name) for name in _ONE_PAIR})]
+    if any(given.get(name) is not None for name in _ONE_PAIR):
         raise ConfigError("pairs=[...] names teachers and layers itself.", "Give either pairs or teacher.")
     if not pairs:
         raise ConfigError("pairs is empty.", "List at least one (student_layer, teacher, teacher_layer, weight).")
-    return [_wish(pair) for pair in pairs]
+    return [_read_pair(pair) for pair in pairs]
 
 
-def _wish(pair: Any) -> Wish:
+def _read_pair(pair: Any) -> dict[str, Any]:
+    fields = PairConfig.model_fields
     if isinstance(pair, PairConfig):
-        return Wish(**{name: getattr(pair, name) for name in PairConfig.model_fields})
-    if isinstance(pair, Mapping):
-        unknown = [str(key) for key in pair if key not in PairConfig.model_fields]
-        if unknown or not {"student_layer", "teacher"} <= pair.keys():
-            hints = "".join(did_you_mean(key, PairConfig.model_fields) for key in unknown)
-            raise ConfigError(f"Cannot read a pair from {dict(pair)!r}.{hints}", _FORMS)
-        return Wish(**pair)
-    try:
-        return Wish(*pair) if not isinstance(pair, str) and 2 <= len(pair) <= 4 else _unreadable(pair)
-    except TypeError:
-        return _unreadable(pair)
+        pair = dict(pair)
+    if isinstance(pair, (tuple, list)) and 2 <= len(pair) <= 4:
+        pair = dict(zip(("student_layer", "teacher", "teacher_layer", "weight"), pair, strict=False))
+    if not isinstance(pair, Mapping):
+        raise ConfigError(f"Cannot read a pair from {pair!r}.", _FORMS)
+    unknown = [str(key) for key in pair if key not in fields]
+    if unknown or not {"student_layer", "teacher"} <= pair.keys():
+        hints = "".join(did_you_mean(key, fields) for key in unknown)
+        raise ConfigError(f"Cannot read a pair from {dict(pair)!r}.{hints}", _FORMS)
+    return {**{name: fields[name].get_default() for name in fields}, "teacher_layer": None, **pair}
 
 
-def _unreadable(pair: Any) -> Wish:
-    raise ConfigError(f"Cannot read a pair from {pair!r}.", _FORMS)
+def find_preset(value: str | Preset | None) -> Preset | None:
+    """A preset by its name.
+
+    Raises:
+        UnknownNameError: Nothing of that name is installed.
+    """
+    if value is None or isinstance(value, Preset):
+        return value
+    found: Preset = default_registry().get("preset", value).load()
+    return found
+
+
+def adapter_for(policy: nn.Module, value: ComponentLike | PolicyAdapter | None, preset: Preset | None) -> PolicyAdapter:
+    """The policy's adapter, with those of the preset's options that the user did not set.
+
+    Raises:
+        AdapterError: No adapter handles the policy.
+        ConfigError: It does not know one of the preset's options.
+    """
+    adapter = build_adapter(policy, value)
+    options = {} if preset is None else preset.arguments_for(adapter.num_layers).get("adapter", {})
+    missing = {key: item for key, item in options.items() if key not in adapter.options.model_fields_set}
+    if not missing or preset is None:
+        return adapter
+    listed = ", ".join(f"{key}={item}" for key, item in missing.items())
+    if isinstance(value, PolicyAdapter):
+        if any(getattr(value.options, key, None) != item for key, item in missing.items()):
+            warnings.warn(
+                f"sfkit: preset {preset.name!r} wants the adapter option {listed}, and you gave an adapter without it; "
+                "your adapter was kept.",
+                SfkitWarning,
+                stacklevel=3,
+            )
+        return adapter
+    if any(key not in type(adapter.options).model_fields for key in missing):
+        raise ConfigError(
+            f"Preset {preset.name!r} wants the adapter option {listed}, which adapter {adapter.name!r} does not have.",
+            "Give the preset's other arguments yourself (`sfkit presets` shows them), or an adapter instance.",
+        )
+    own = ComponentSpec(name=adapter.name) if value is None else ComponentSpec.of(value)
+    return build_adapter(policy, (own.name, {**own.options, **missing}))
+
+
+def with_defaults(preset: Preset | None, adapter: PolicyAdapter, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The given arguments; for those that are None, the preset's; for the rest, the defaults of the configuration.
+
+    Args:
+        preset: The preset, if any.
+        adapter: Of the policy.
+        given: Arguments of ``wrap``.
+
+    Raises:
+        ConfigError: The preset does not fit this policy, or an argument does not fit the preset.
+    """
+    chosen = {key: value for key, value in given.items() if value is not None}
+    if preset is not None:
+        chosen = _merge(preset, adapter, chosen)
+    fields = SpatialForcingConfig.model_fields
+    defaults = {
+        name: fields[name].get_default(call_default_factory=True)
+        for name in given
+        if name in fields and not fields[name].is_required()
+    }
+    return {**dict.fromkeys(given), **defaults, **chosen}
+
+
+def _merge(preset: Preset, adapter: PolicyAdapter, given: dict[str, Any]) -> dict[str, Any]:
+    recipe = {key: value for key, value in preset.arguments_for(adapter.num_layers).items() if key != "adapter"}
+    if "pairs" in given:
+        return {**{key: value for key, value in recipe.items() if key not in _ONE_PAIR}, **given}
+    has = f"{type(adapter.policy).__name__} has {adapter.num_layers}"
+    if preset.by_blocks and adapter.num_layers not in preset.by_blocks:
+        sizes = " or ".join(str(blocks) for blocks in preset.by_blocks)
+        raise ConfigError(
+            f"Preset {preset.name!r} was published for policies of {sizes} blocks; {has}.",
+            "Give pairs=[...] beside it; everything else is taken from the preset.",
+        )
+    if "teacher" not in given and "teacher" not in recipe:
+        raise ConfigError(f"Preset {preset.name!r} names no teacher.", preset.teacher_hint)
+    if "teacher" in given and "teacher" in recipe and _name(given["teacher"]) != _name(recipe["teacher"]):
+        recipe.pop("teacher_layer", None)
+        _warn_of_scale(preset, recipe, given)
+    merged = {**recipe, **given}
+    if "pairs" in recipe:
+        for name in ("student_layer", "teacher_layer"):
+            if name in given:
+                raise ConfigError(f"Preset {preset.name!r} has pairs, so {name} says nothing.", "Give pairs=[...].")
+        teacher = merged.pop("teacher")
+        merged["pairs"] = [{**pair, "teacher": teacher} for pair in recipe["pairs"]]
+    layers = [pair["student_layer"] for pair in merged.get("pairs", ())] or [merged.get("student_layer")]
+    deep = [layer for layer in layers if isinstance(layer, int) and layer > adapter.num_layers]
+    if deep and "student_layer" not in given:
+        raise ConfigError(
+            f"Preset {preset.name!r} aligns layer {deep[0]}; {has}.",
+            f"Give {'pairs=[...]' if 'pairs' in recipe else 'student_layer=...'} beside it.",
+        )
+    return merged
+
+
+def _name(teacher: Any) -> str:
+    return teacher.name if isinstance(teacher, Teacher) else ComponentSpec.of(teacher).name
+
+
+def _warn_of_scale(preset: Preset, recipe: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    if "transforms" in given or _name(given["teacher"]) in preset.same_scale:
+        return
+    absolute = [ComponentSpec.of(item).options.get("scale") == "absolute" for item in recipe.get("transforms", ())]
+    if any(absolute):
+        warnings.warn(
+            f"sfkit: the position code of preset {preset.name!r} has the size that suits {_name(recipe['teacher'])!r}; "
+            f"beside {_name(given['teacher'])!r} it may be all of the target, or none. Give transforms=[...] with "
+            '("position-code", {"ratio": 0.1, "scale": "relative"}), or none.',
+            SfkitWarning,
+            stacklevel=5,
+        )

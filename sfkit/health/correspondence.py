@@ -13,7 +13,7 @@ _TOKENS, _CHANNELS, _RIDGE = 768, 32, 0.3
 
 
 def shift_errors(tokens: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """How well the target of a patch can be told, linearly, from the token there and from each of its eight neighbors.
+    """How well a linear map predicts the target of a patch, from the token there and from each of its eight neighbors.
 
     A ridge regression for each shift, fitted on every other sample and judged on the rest, then the other way round.
     It is fitted anew and for all shifts alike, so it does not favor the pairing that the projector has been trained
@@ -21,13 +21,13 @@ def shift_errors(tokens: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     border of the grid whose nine tokens are all valid.
 
     Args:
-        tokens: ``(b, v, gh, gw, d)``, the student's; anything where masked.
+        tokens: ``(b, v, gh, gw, d)``, the student's; any value where masked.
         target: ``(b, v, gh, gw, e)``.
         mask: ``(b, v, gh, gw)`` bool.
 
     Returns:
-        ``(9,)`` float32 in the order of :data:`SHIFTS`: squared error over that of the mean, so 1 where nothing can be
-        told; NaN where there are fewer than two samples, rows or columns inside the border, or valid patches.
+        ``(9,)`` float32 in the order of :data:`SHIFTS`: squared error over that of the mean, so 1 where nothing is
+        predicted; NaN where there are fewer than two samples, rows or columns inside the border, or valid patches.
     """
     nothing = torch.full((len(SHIFTS),), torch.nan, device=tokens.device)
     rows, columns = mask.shape[2:]
@@ -50,13 +50,14 @@ def shift_errors(tokens: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
 
 def _gram(valid: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-    """Products of all centered tokens; those that are masked are never looked up."""
+    """``(n, n)`` products of all centered tokens ``(s, gh, gw, d)``; ``valid`` are the ``(m, d)`` unmasked ones."""
     rows = (tokens - valid.mean(0)).flatten(0, 2)
     gram: Tensor = rows @ rows.t() / valid.var(0).sum().clamp(min=1e-12)
     return gram
 
 
 def _held_out_error(gram: Tensor, wanted: Tensor, odd: Tensor) -> Tensor:
+    """``()``: error of kernel ridge regression from ``(n, n)`` products to ``(n, e)`` targets, between two halves."""
     error, scale = gram.new_zeros(()), gram.new_zeros(())
     for held in (odd, ~odd):
         mean = wanted[~held].mean(0)
@@ -70,13 +71,13 @@ def _held_out_error(gram: Tensor, wanted: Tensor, odd: Tensor) -> Tensor:
 
 
 def _window(grid: Tensor, shift: tuple[int, int]) -> Tensor:
-    """``(s, rows - 2, columns - 2)``: what lies at a shift from each cell inside the border."""
+    """``(s, rows, columns)`` to ``(s, rows - 2, columns - 2)``: the cells at a shift from those inside the border."""
     (down, right), (_, rows, columns) = shift, grid.shape
     return grid[:, 1 + down : rows - 1 + down, 1 + right : columns - 1 + right]
 
 
 def _fewer_channels(target: Tensor) -> Tensor:
-    """A fixed random projection of the centered target; lengths are kept well enough to compare errors."""
+    """A fixed random projection of targets ``(..., e)``; lengths are kept well enough to compare errors."""
     width = target.shape[-1]
     if width <= _CHANNELS:
         return target

@@ -2,44 +2,45 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sfkit.config import HealthOptions, StudentLayer
+from sfkit.config import HealthOptions
 from sfkit.errors import SfkitWarning
 from sfkit.health.correspondence import SHIFTS, shift_errors
-from sfkit.health.directions import mean_norm, spread_and_rank, variation_over_samples
-from sfkit.health.drift import drift, drift_noise, moments, sample_of
+from sfkit.health.figures import (
+    drift,
+    drift_noise,
+    mean_norm,
+    moments,
+    sample_of,
+    spread_and_rank,
+    variation_over_samples,
+)
 from sfkit.health.report import Health, LayerHealth, PairHealth
 from sfkit.health.rules import WarningFilter, findings
 from sfkit.objectives.base import masked_mean, unit
 from sfkit.training.checks import find_trained_leaf
 from sfkit.training.gradients import GradientSums
-from sfkit.training.step import Compared
-from sfkit.utils.distributed import is_distributed
-from sfkit.views.types import FeatureMap
+from sfkit.training.observer import StepObserver
+from sfkit.training.pair import Alignment, AlignmentPair, Compared
+from sfkit.training.step import Aligner
+from sfkit.training.taps import TapSite
+from sfkit.utils.runtime import is_distributed
+from sfkit.views.types import FeatureMap, Views
 
 _PAIR = ("valid", "token_norm", "projected_norm", "target_norm")
 _MORE = ("rank", "target_rank", "spread", "target_spread", "target_variation")
 _WITNESSES = 8
 
 
-@dataclass(frozen=True)
-class MonitoredPair:
-    """What the monitor is told of a pair: where it is, whose layer, and whether the target is of the same pictures."""
-
-    student_layer: StudentLayer
-    teacher: str
-    teacher_layer: int
-    present: bool = True
-
-
-class Monitor:
+class Monitor(StepObserver):
     """Measures, reports and warns.
 
     A measurement is made while the alignment is computed, on tensors that are there anyway; the gradients come from the
@@ -49,84 +50,75 @@ class Monitor:
 
     Args:
         options: How often, and when to warn.
-        pairs: What is aligned with what.
-        policy: Whose parameters bear witness that an optimizer is at work.
-        projectors: Whose movement is watched.
+        aligner: Whose pairs and policy are watched.
+
+    Attributes:
+        warn: Where warnings go; a trainer with a log of its own puts them there.
+        last: The last measurement.
     """
 
-    def __init__(
-        self, options: HealthOptions, pairs: Sequence[MonitoredPair], policy: nn.Module, projectors: nn.Module
-    ) -> None:
+    reads_gradients: ClassVar[bool] = True
+    key: ClassVar[str] = "health"
+
+    def __init__(self, options: HealthOptions, aligner: Aligner) -> None:
         self.options = options
-        self.pairs = tuple(pairs)
-        self.warner = WarningFilter(options.patience)
-        #: Where warnings go; a trainer with a log of its own puts them there.
-        self.tell: Callable[[str], None] = _warn
+        self.aligner = aligner
+        self.filter = WarningFilter(options.patience)
+        self.warn: Callable[[str], None] = _warn
         self.last = Health(None, options.every)
         self.reaches_policy: bool | None = None
-        self._policy, self._projectors = policy, projectors
-        self._next = 0
+        self.next_step = 0 if options.every else math.inf
         self._flags: tuple[bool, ...] | None = None
         self._pending: dict[str, Tensor] = {}
         self._views: tuple[str, ...] = ()
         self._reference: dict[str, Tensor] = {}
         self._before: tuple[Tensor, Tensor] | None = None
 
-    def due(self, step: int) -> bool:
-        """Whether to measure at this training step: the same on all ranks."""
-        return bool(self.options.every) and step >= self._next
+    @property
+    def pairs(self) -> list[AlignmentPair]:
+        """Those that compare features."""
+        return [pair for pair in self.aligner.pairs if not pair.reads_attention]
 
     def begin(self, step: int) -> None:
-        """A step at which it measures begins, on this rank or on others."""
-        self._next = step + self.options.every
+        self.next_step = step + self.options.every
         self._pending = {}
 
     # ------------------------------------------------------------------------------------------------ measuring
 
-    def look(
-        self,
-        students: Mapping[StudentLayer, FeatureMap],
-        compared: Sequence[Compared],
-        views: Sequence[str],
-        reached: bool | None = None,
-    ) -> None:
-        """Measure everything but the gradients.
-
-        Args:
-            students: Visual tokens with gradient, by layer.
-            compared: Of each pair.
-            views: Names, in the order of the maps.
-            reached: Whether the check of the first batch has found that gradient reaches the policy.
-        """
-        self._find_reach(students, reached)
+    def aligned(self, views: Views, students: Mapping[TapSite, FeatureMap], results: Sequence[Alignment]) -> None:
+        """Measure everything but the gradients."""
+        self._find_reach(students)
         with torch.no_grad():
-            self._views = tuple(views)
+            self._views = tuple(views.names)
             found: dict[str, Tensor] = {}
-            for layer, student in students.items():
-                found.update(self._layer_figures(layer, student))
-            first = {pair.teacher: i for i, pair in reversed(list(enumerate(self.pairs))) if pair.present}
+            for site, student in students.items():
+                found.update(self._site_figures(site, student))
+            compared = [result.compared for result in results if result.compared]
+            measured: set[str] = set()
             for index, (pair, maps) in enumerate(zip(self.pairs, compared, strict=True)):
-                tokens = torch.where(maps.mask.unsqueeze(-1), students[pair.student_layer].values.detach().float(), 0.0)
-                found.update({f"{index}.{k}": v for k, v in _pair_figures(tokens, maps).items()})
-                if first.get(pair.teacher) == index:
+                tokens = torch.where(maps.mask.unsqueeze(-1), students[pair.site].values.detach().float(), 0.0)
+                found.update({f"{index}.{key}": value for key, value in _pair_figures(tokens, maps).items()})
+                teacher = pair.runner.teacher.name
+                if not pair.future and teacher not in measured:
+                    measured.add(teacher)
                     found[f"{index}.shifts"] = shift_errors(tokens, maps.target, maps.mask)
             found.update(self._movements())
             self._pending = {key: value.float().reshape(-1) for key, value in found.items()}
 
-    def _layer_figures(self, layer: StudentLayer, student: FeatureMap) -> dict[str, Tensor]:
-        tokens, key = student.values.detach(), f"tokens.{layer}"
+    def _site_figures(self, site: TapSite, student: FeatureMap) -> dict[str, Tensor]:
+        tokens, key = student.values.detach(), f"tokens.{site.key}"
         now = moments(tokens, student.mask)
         known = self._reference.get(key)
         if known is None or known.shape != now.shape or bool(known.isnan().any()):
             self._reference[key] = known = now
         known = known.to(now.device)
-        return {f"drift.{layer}": drift(now, known), f"noise.{layer}": drift_noise(tokens, student.mask, known)}
+        return {f"drift.{site.key}": drift(now, known), f"noise.{site.key}": drift_noise(tokens, student.mask, known)}
 
     def _movements(self) -> dict[str, Tensor]:
         """How the projector has moved since the run began, and whether it and the policy have since the last time."""
-        projector = sample_of(self._projectors.parameters())
-        own = {id(parameter) for parameter in self._projectors.parameters()}
-        others = (p for p in self._policy.parameters() if p.requires_grad and id(p) not in own)
+        projector = sample_of(self.aligner.parameters())
+        own = {id(parameter) for parameter in self.aligner.parameters()}
+        others = (p for p in self.aligner.adapter.policy.parameters() if p.requires_grad and id(p) not in own)
         witness = sample_of([p for p, _ in zip(others, range(_WITNESSES), strict=False)])
         first = self._reference.get("projector")
         if first is None or first.shape != projector.shape:
@@ -140,13 +132,13 @@ class Monitor:
         self._before = now
         return found
 
-    def _find_reach(self, students: Mapping[StudentLayer, FeatureMap], reached: bool | None) -> None:
-        """Whether gradient reaches the policy; looked for again where something was frozen or unfrozen meanwhile."""
-        flags = tuple(parameter.requires_grad for parameter in self._policy.parameters())
+    def _find_reach(self, students: Mapping[TapSite, FeatureMap]) -> None:
+        """Whether gradient reaches the policy; checked again where something was frozen or unfrozen meanwhile."""
+        flags = tuple(parameter.requires_grad for parameter in self.aligner.adapter.policy.parameters())
         if flags == self._flags or not any(bool(student.mask.any()) for student in students.values()):
             return
         first, self._flags = self._flags is None, flags
-        if first and reached:
+        if first and self.aligner.check.reaches_policy:
             self.reaches_policy = True
             return
         try:
@@ -156,38 +148,39 @@ class Monitor:
 
     # ------------------------------------------------------------------------------------------------ reporting
 
-    def settle(self, step: int, sums: GradientSums) -> None:
-        """Take in the gradients of a measured step, and warn of what has lasted; only the first rank warns."""
+    def gradients(self, step: int, sums: GradientSums) -> None:
+        """Finish the measurement, and warn of what has lasted; only the first rank warns."""
         if not self._pending:
-            return  # this rank sat out
+            return  # this rank did not align
         self.last, idle = self._read(step, sums)
         self._pending = {}
-        found = list(findings(self.last, self.options, idle_projector=idle))
-        due = self.warner.hear(step, found)
-        self.last = replace(self.last, warnings=tuple(self.warner.given.values()))
+        new = self.filter.update(step, list(findings(self.last, self.options, idle_projector=idle)))
         if is_distributed() and torch.distributed.get_rank():
             return
-        for message in due:
-            self.tell(f"sfkit: {message}")
+        for message in new:
+            self.warn(f"sfkit: {message}")
 
-    def peek(self, step: int, sums: GradientSums) -> Health:
-        """The measurement that no step has settled yet, if there is one, else the last."""
-        if not self._pending:
-            return replace(self.last, warnings=tuple(self.warner.given.values()))
-        return replace(self._read(step, sums)[0], warnings=tuple(self.warner.given.values()))
+    def latest(self) -> Health:
+        """The last measurement, finished or not; with several processes, the last finished one."""
+        weighting, found = self.aligner.weighting, self.last
+        if self._pending and weighting.plan.measures and not is_distributed():
+            table = weighting.meter.table
+            empty = torch.zeros(weighting.meter.sites, 4, device=next(self.aligner.adapter.policy.parameters()).device)
+            found, _ = self._read(weighting.plan.step, GradientSums.of(empty if table is None else table))
+        return replace(found, warnings=tuple(self.filter.given.values()))
 
     def _read(self, step: int, sums: GradientSums) -> tuple[Health, bool]:
-        every = [GradientSums(*(part[i : i + 1] for part in vars(sums).values())) for i in range(len(sums.action))]
-        layers = [key.partition(".")[2] for key in self._pending if key.startswith("drift.")]
+        """Everything on the host, in one transfer; and whether the optimizer passes the projector by."""
+        sites = {key.partition(".")[2]: None for key in self._pending if key.startswith("drift.")}
         tensors = {**self._pending, "ratio": sums.ratio.reshape(1), "cosine": sums.cosine.reshape(1)}
-        for name, one in zip(layers, every, strict=True):
+        for index, name in enumerate(sites):
+            one = GradientSums(*(part[index : index + 1] for part in vars(sums).values()))
             tensors |= {f"ratio.{name}": one.ratio.reshape(1), f"cosine.{name}": one.cosine.reshape(1)}
-        device = sums.action.device
-        flat = torch.cat([value.to(device) for value in tensors.values()]).tolist()
+        flat = torch.cat([value.to(sums.action.device) for value in tensors.values()]).tolist()
         figures: dict[str, list[float]] = {}
         for key, value in tensors.items():
             figures[key], flat = flat[: len(value)], flat[len(value) :]
-        by_layer: dict[str, StudentLayer] = {str(pair.student_layer): pair.student_layer for pair in self.pairs}
+        layers = {pair.site.key: pair.site.student_layer for pair in self.pairs}
         health = Health(
             step=step,
             every=self.options.every,
@@ -195,9 +188,10 @@ class Monitor:
             cosine=figures["cosine"][0],
             layers=tuple(
                 LayerHealth(
-                    by_layer.get(d, d), *(figures[f"{key}.{d}"][0] for key in ("ratio", "cosine", "drift", "noise"))
+                    layers.get(name, name),
+                    *(figures[f"{key}.{name}"][0] for key in ("ratio", "cosine", "drift", "noise")),
                 )
-                for d in layers
+                for name in sites
             ),
             pairs=tuple(self._pair(index, pair, figures) for index, pair in enumerate(self.pairs)),
             projector_movement=figures["movement"][0],
@@ -205,29 +199,28 @@ class Monitor:
         )
         return health, bool(figures.get("idle", [0.0])[0])
 
-    def _pair(self, index: int, pair: MonitoredPair, figures: Mapping[str, list[float]]) -> PairHealth:
-        shifts = figures.get(f"{index}.shifts", [float("nan")] * len(SHIFTS))
+    def _pair(self, index: int, pair: AlignmentPair, figures: Mapping[str, list[float]]) -> PairHealth:
+        shifts = figures.get(f"{index}.shifts", [math.nan] * len(SHIFTS))
         best = min(range(1, len(SHIFTS)), key=lambda i: shifts[i])
-        known = shifts[0] == shifts[0]
+        known = not math.isnan(shifts[0])
         return PairHealth(
-            student_layer=pair.student_layer,
-            teacher=pair.teacher,
+            student_layer=pair.site.student_layer,
+            teacher=pair.runner.teacher.name,
             teacher_layer=pair.teacher_layer,
             cosine=dict(zip(self._views, figures[f"{index}.views"], strict=False)),
             **{name: figures[f"{index}.{name}"][0] for name in (*_PAIR, *_MORE)},
             aligned_error=shifts[0],
-            shifted_error=shifts[best] if known else float("nan"),
+            shifted_error=shifts[best] if known else math.nan,
             shift=SHIFTS[best] if known else None,
         )
 
     # --------------------------------------------------------------------------------------------------- saving
 
     def state(self) -> dict[str, Tensor]:
-        """What the figures refer to: tokens and projector as the run began."""
+        """The references of the figures: tokens and projector as the run began."""
         return {key: value.clone() for key, value in self._reference.items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what :meth:`state` returned."""
         self._reference = {key: value.clone() for key, value in state.items()}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Monitor:
@@ -245,6 +238,7 @@ def _warn(message: str) -> None:
 
 
 def _pair_figures(tokens: Tensor, maps: Compared) -> dict[str, Tensor]:
+    """Figures ``()`` of a pair, and its cosine ``(v,)``, from the tokens ``(b, v, gh, gw, d)`` and the maps."""
     mask = maps.mask
     agreement = (unit(maps.projected) * unit(maps.target)).sum(-1)
     by_view = masked_mean(agreement.transpose(0, 1), mask.transpose(0, 1))

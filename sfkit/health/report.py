@@ -1,4 +1,4 @@
-"""What ``health()`` tells, as data and in words."""
+"""The report of ``health()``, as data and in words."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class LayerHealth:
         ratio: Norm of the alignment gradient over that of the action gradient, at the tapped tokens.
         cosine: Between the two.
         drift: How far the tokens' distribution has moved since the run began, in its standard deviations then.
-        drift_noise: What ``drift`` shows between two batches although nothing has changed.
+        drift_noise: ``drift`` between two batches of an unchanged policy.
     """
 
     student_layer: StudentLayer
@@ -45,10 +45,10 @@ class PairHealth:
         target_rank: Of the target's.
         spread: How much the projected tokens' directions differ: 0 (all the same) to 1.
         target_spread: As ``spread``, of the target.
-        target_variation: How much the target differs between pictures, at one place.
-        aligned_error: Error of the target as told, linearly, from the tokens at their own places; 1: nothing told.
+        target_variation: How much the target differs between images, at one place.
+        aligned_error: Error of a linear prediction of the target from the token at the same place; 1: that of the mean.
         shifted_error: The least such error with tokens taken one patch away.
-        shift: Rows and columns from a patch to the token that tells its target with that error.
+        shift: Rows and columns from a patch to the token that predicts its target with that error.
     """
 
     student_layer: StudentLayer

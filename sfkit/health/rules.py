@@ -1,4 +1,4 @@
-"""What is worth a warning, in plain words and with the remedy."""
+"""When to warn, in plain words and with the remedy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sfkit.config import HealthOptions
 from sfkit.health.report import Health, PairHealth
 
-_SAME, _TOLD = 1e-6, 0.98
+_SAME, _UNRELATED = 1e-6, 0.98
 
 
 @dataclass(frozen=True)
@@ -86,13 +86,13 @@ def _constant(pair: PairHealth, limits: HealthOptions) -> Finding | None:
     if pair.target_spread < _SAME:
         what = "all its tokens point the same way"
     elif pair.target_variation < _SAME:
-        what = "it is the same for every picture"
+        what = "it is the same for every image"
     else:
         return None
     return Finding(
         f"constant {pair.name}",
         f"The target of {pair.name} is constant: {what}, so it teaches nothing.",
-        "Look at what the teacher is given (pictures, depth, their range) and at its layer and transforms.",
+        "Check the teacher's input (images, depth, their range), its layer and its transforms.",
     )
 
 
@@ -113,17 +113,17 @@ def _collapsed(pair: PairHealth, limits: HealthOptions) -> Finding | None:
 
 
 def _shifted(pair: PairHealth, limits: HealthOptions) -> Finding | None:
-    # An error near 1 tells nothing, wherever it is the least.
-    if pair.shift is None or not pair.shifted_error < min(_TOLD, limits.spatial_shift_ratio * pair.aligned_error):
+    # An error near 1 means that no token predicts the target, so that the least one is chance.
+    if pair.shift is None or not pair.shifted_error < min(_UNRELATED, limits.spatial_shift_ratio * pair.aligned_error):
         return None
     down, right = pair.shift
     return Finding(
         f"shifted {pair.name} {pair.shift}",
-        f"The tokens of {pair.name} are spatially shifted: the target of a patch is told better by the token "
-        f"{down:+d} rows and {right:+d} columns away (error {pair.shifted_error:.2f}) than by its own "
+        f"The tokens of {pair.name} are spatially shifted: the token {down:+d} rows and {right:+d} columns "
+        f"away predicts the target of a patch better (error {pair.shifted_error:.2f}) than its own "
         f"({pair.aligned_error:.2f}).",
-        "Look at the adapter's token span and grid (sfkit.testing.correspondence.check_correspondence names the "
-        "patch), at token_shift of a preset, and at augmentations that move the student's pictures alone.",
+        "Look at the adapter's token span and grid (sfkit.testing.checks.check_correspondence names the "
+        "patch), at token_shift of a preset, and at augmentations that move the student's images alone.",
     )
 
 
@@ -135,13 +135,13 @@ class WarningFilter:
         self.given: dict[str, str] = {}
         self._since: dict[str, int] = {}
 
-    def hear(self, step: int, found: list[Finding]) -> list[str]:
-        """The warnings that are due now: findings that were there at every measurement of the last steps."""
+    def update(self, step: int, found: list[Finding]) -> list[str]:
+        """The new warnings: findings that were there at every measurement of the last ``patience`` steps."""
         self._since = {finding.kind: self._since.get(finding.kind, step) for finding in found}
-        due = []
+        new = []
         for finding in found:
             lasted = finding.at_once or step - self._since[finding.kind] >= self.patience
             if lasted and finding.kind not in self.given:
                 self.given[finding.kind] = f"{finding.message} {finding.remedy}"
-                due.append(self.given[finding.kind])
-        return due
+                new.append(self.given[finding.kind])
+        return new

@@ -3,37 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, cast
+from typing import Annotated, ClassVar
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from sfkit.config import ComponentSpec, Options
 from sfkit.errors import ConfigError
 from sfkit.objectives.base import Objective
-from sfkit.registry.component import AnyOptions
-from sfkit.registry.registry import default_registry
 
 
 class Term(Options):
     """One summand; ``("cosine", 0.5)`` is short for ``{"objective": "cosine", "weight": 0.5}``."""
 
-    objective: ComponentSpec = Field(description="Name, or name with options.")
+    objective: Annotated[ComponentSpec, BeforeValidator(ComponentSpec.of)] = Field(
+        description="Name, or name with options."
+    )
     weight: float = Field(default=1.0, ge=0, description="Its factor.")
 
     @model_validator(mode="before")
     @classmethod
-    def _read_short_form(cls, value: Any) -> Any:
+    def _read_short_form(cls, value: object) -> object:
         if isinstance(value, tuple | list) and len(value) == 2:
             return {"objective": value[0], "weight": value[1]}
         return value
-
-    @field_validator("objective", mode="before")
-    @classmethod
-    def _read_component(cls, value: Any) -> Any:
-        return ComponentSpec.of(value)
 
 
 class SumOptions(Options):
@@ -49,32 +44,49 @@ class SumOptions(Options):
 
 
 class SumObjective(Objective):
-    """``sum_k weight_k * objective_k``, for each sample; the weights are taken as they are, not made to add up to 1.
+    """``sum_k weight_k * objective_k``, for each sample; the weights need not add up to 1.
 
     ``objective=("sum", {"terms": [("cosine", 1.0), (("relational", {"scope": "all"}), 0.5)]})``. A term of weight 0 is
-    not computed. ``(b, v, gh, gw, d)`` twice to ``(b,)``.
+    not computed.
+
+    Attributes:
+        terms: Weight and objective of each term; empty before :meth:`build_terms`.
 
     Raises:
-        ConfigError: No term, a weight that is negative or NaN, weights that are all 0, or a name that is no objective.
+        ConfigError: No term, a weight that is negative or NaN, weights that are all 0, a name that is no objective, or
+            an objective that reads attention.
     """
 
     name = "sum"
     Options: ClassVar[type[Options]] = SumOptions
     options: SumOptions
+    terms: tuple[tuple[float, Objective], ...] = ()
 
-    def __init__(self, options: AnyOptions = None) -> None:
-        super().__init__(options)
-        self.terms = tuple((term.weight, _build(term.objective)) for term in self.options.terms if term.weight)
+    def build_terms(self, build: Callable[[ComponentSpec], Objective]) -> None:
+        self.terms = tuple((term.weight, build(term.objective)) for term in self.options.terms if term.weight)
+        for _, term in self.terms:
+            if term.reads != "features":
+                raise ConfigError(
+                    f"Objective {term.name!r} reads {term.reads}: it cannot stand in a sum of what reads features.",
+                    "Give it pairs of its own; the losses of pairs are added with their weights.",
+                )
 
     def head(self, dim: int) -> nn.Module | None:
         heads = {str(index): term.head(dim) for index, (_, term) in enumerate(self.terms)}
-        found = {index: head for index, head in heads.items() if head is not None}
-        return nn.ModuleDict(found) if found else None
+        trained = {index: head for index, head in heads.items() if head is not None}
+        return nn.ModuleDict(trained) if trained else None
 
     def __call__(self, student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+        """``(b, v, gh, gw, d)`` maps to ``(b,)``, where no term has a head."""
         return self.with_head(student, teacher, mask, None)
 
     def with_head(self, student: Tensor, teacher: Tensor, mask: Tensor, head: nn.Module | None) -> Tensor:
+        """``(b, v, gh, gw, d)`` maps to ``(b,)``; ``head`` holds the terms' heads by their number."""
+        if not self.terms:
+            raise ConfigError(
+                f"Objective {self.name!r} was called before its terms were built.",
+                "Let SpatialForcing.wrap build it, or call build_terms(build_objective).",
+            )
         heads = dict(head.items()) if isinstance(head, nn.ModuleDict) else {}
         losses = [
             weight * term.with_head(student, teacher, mask, heads.get(str(index)))
@@ -89,20 +101,3 @@ class SumObjective(Objective):
     def participate_without_data(self) -> None:
         for _, term in self.terms:
             term.participate_without_data()
-
-
-def _build(spec: ComponentSpec) -> Objective:
-    entry = default_registry().get("objective", spec.name)
-    factory: Callable[[Any], Any] = entry.load()
-    objective = factory(entry.options_of(spec.name, spec.options))
-    if not isinstance(objective, cast("type[Any]", Objective)):
-        raise ConfigError(
-            f"{spec.name!r} was registered as an objective but is a {type(objective).__name__}.",
-            f"This is a fault of {entry.distribution}.",
-        )
-    if objective.reads != "features":
-        raise ConfigError(
-            f"Objective {spec.name!r} reads {objective.reads}: it cannot stand in a sum of what reads features.",
-            "Give it pairs of its own; the losses of pairs are added with their weights.",
-        )
-    return cast("Objective", objective)

@@ -1,1 +1,1 @@
-"""Policy adapters: where a policy keeps its visual tokens, its pictures and its loss."""
+"""Policy adapters: where a policy keeps its visual tokens, its images and its loss."""

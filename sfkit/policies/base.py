@@ -20,24 +20,26 @@ from sfkit.views.types import FeatureMap, Views
 
 @dataclass(frozen=True)
 class TapPoint:
-    """Where a hidden state is read: the first input of ``module``, called ``path`` in messages.
+    """Where a hidden state is read: the first positional input of a module.
 
-    The input of the *next* block's norm is the residual stream after k blocks. Blocks themselves make poor taps: pi0
-    and SmolVLA never call them, and what their sublayers return is added to in place afterward.
+    For the residual stream after k blocks, tap the norm that the *next* block begins with. Do not tap blocks: pi0 and
+    SmolVLA never call theirs, and the output of a sublayer is added to in place afterward.
 
-    ``all_calls`` reads all calls in one forward, such as those of a vision tower that runs for each camera. Where each
-    camera has a module of its own, ``extra_modules`` are the further ones; their inputs are joined behind the first's,
-    along the first axis.
-
-    ``extract`` is for :meth:`PolicyAdapter.extra_hooks`: it replaces the input by what it returns for the module and
-    the input. It leaves random states as they are, and is a function of a module, which can be pickled.
+    Attributes:
+        module: The module whose input is read.
+        path: Its name in messages.
+        all_calls: Read all calls in one forward, such as those of a vision tower that runs for each camera.
+        extra_modules: Further modules, where each camera has its own; their inputs are concatenated behind the first's,
+            along the first axis.
+        extract: For :meth:`PolicyAdapter.extra_hooks`: a function of module and input, whose result replaces the input.
+            It must be a module-level function, so that it can be pickled, and draw no random numbers.
     """
 
     module: nn.Module
     path: str
     all_calls: bool = False
     extra_modules: tuple[nn.Module, ...] = ()
-    extract: Callable[[nn.Module, Tensor], Any] | None = None
+    extract: Callable[[nn.Module, Tensor], object] | None = None
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ class ForwardCall:
     Attributes:
         arguments: The arguments by parameter name, defaults included.
         output: What the policy returned.
-        inputs: What the modules that :meth:`PolicyAdapter.extra_hooks` names were given, once for each time they ran.
-        student_layers: What is tapped.
+        inputs: Inputs of the modules in :meth:`PolicyAdapter.extra_hooks`, by its names, one for each call.
+        student_layers: The tapped student layers.
     """
 
     arguments: Mapping[str, Any]
@@ -58,7 +60,7 @@ class ForwardCall:
 
 
 class AdapterOptions(Options):
-    """Options of adapters whose visual tokens are cut out of a longer sequence (:func:`sfkit.policies.tokens.cut`)."""
+    """Options of adapters that cut visual tokens out of a longer sequence (:func:`sfkit.policies.tokens.cut`)."""
 
     token_shift: int = Field(
         default=0,
@@ -69,16 +71,23 @@ class AdapterOptions(Options):
 
 
 class PolicyAdapter(Configurable, ABC):
-    """Everything sfkit needs to know about a family of policies.
+    """What sfkit needs to know about a family of policies: its layers, its visual tokens and its images.
+
+    Authors set ``name`` and write five methods: ``num_layers``, ``dim`` and ``tap`` (where the hidden states are),
+    ``visual_tokens`` (which of them stand for patches) and ``views`` (the images that the policy saw). All other
+    methods have defaults, or raise an error that says what a feature needs.
+
+    In each aligned step the core taps the hidden states during forward, and then calls ``views`` with the call and
+    ``visual_tokens`` with each hidden state. An adapter may keep what ``views`` computed for ``visual_tokens``.
 
     Args:
-        policy: The policy itself, found inside wrappers such as PEFT.
+        policy: The policy itself, without wrappers such as PEFT.
         options: The adapter's options.
 
     Attributes:
-        cameras: Calibration and poses given to ``wrap``; an adapter that can, fills depth, intrinsics and poses of its
-            views from it.
-        loss_outside: Whether the training loop computes its loss from what forward returns, and reads no loss there.
+        cameras: Calibration and poses from ``wrap``. An adapter that supports them fills depth, intrinsics and poses of
+            its views.
+        loss_outside: True where the training loop computes the loss from what forward returns.
     """
 
     cameras: CameraRig | None = None
@@ -89,7 +98,7 @@ class PolicyAdapter(Configurable, ABC):
         self.configure(options)
 
     def bind(self, policy: nn.Module) -> PolicyAdapter:
-        """This adapter for ``policy``, to which an instance is given; itself, if it was made for one already."""
+        """This adapter for ``policy``, where the user passes an instance to ``wrap``; itself by default."""
         return self
 
     @property
@@ -111,31 +120,30 @@ class PolicyAdapter(Configurable, ABC):
         """Where to read the residual stream after ``layer`` blocks."""
 
     def extra_hooks(self) -> Mapping[str, TapPoint]:
-        """Modules whose inputs :meth:`views` needs, under names of the adapter's choice.
+        """Modules whose inputs :meth:`views` needs, by a name of the adapter's choice; ``call.inputs`` holds them.
 
-        For pictures that exist within forward only, because the policy augments them there: their very pixels are
-        then in ``call.inputs[name]``.
+        For policies that augment images inside forward: the final pixels exist there alone.
         """
         return {}
 
     @abstractmethod
     def views(self, call: ForwardCall) -> Views:
-        """What the student saw in this call: same pixels, same geometry, in the order of its tokens."""
+        """What the student saw in this call: the same pixels and geometry, in the order of its tokens."""
 
     def writes_checkpoints(self) -> bool:
         """Whether this process writes when ``save_pretrained`` is called.
 
-        Some frameworks have all processes call it and write in the first one alone.
+        Some frameworks call it in all processes, and only the first one writes.
         """
         return True
 
     def future_views(self, call: ForwardCall, steps: int) -> Views:
-        """What the cameras will see so many steps later, as :meth:`views` would show it; for the teacher alone.
+        """What the cameras see ``steps`` steps later, in the form of :meth:`views`; for the teacher alone.
 
-        A view that has no such frame, as at the end of an episode, is all invalid.
+        A view without such a frame, as at the end of an episode, is all invalid.
 
         Raises:
-            ConfigError: This adapter knows of no future frames.
+            ConfigError: This adapter has no future frames.
             ViewsError: The batch has none.
         """
         raise ConfigError(
@@ -145,16 +153,21 @@ class PolicyAdapter(Configurable, ABC):
 
     @abstractmethod
     def visual_tokens(self, hidden: Tensor, views: Views) -> FeatureMap:
-        """Cut the visual tokens ``(b, v, gh, gw, d)`` out of the tapped hidden state.
+        """Cut the visual tokens out of a tapped hidden state.
 
-        That is ``(b, n, d)`` for most policies, and of three or four axes in any case. The mask says which tokens may
-        be aligned (a token is valid when all of its pixels are).
+        Args:
+            hidden: ``(b, n, d)`` for most policies; three or four axes.
+            views: What :meth:`views` returned for this call.
+
+        Returns:
+            ``(b, v, gh, gw, d)``. The mask is True for tokens that may be aligned: those whose pixels are all valid,
+            see :meth:`sfkit.Views.token_mask`.
         """
 
     def encoder_tap(self) -> TapPoint:
-        """Where to read what the vision tower gives, before the language model: ``student_layer="encoder"``.
+        """Where to read the output of the vision tower, before the language model: ``student_layer="encoder"``.
 
-        Tap the input of the module that comes next (the connector), with ``every`` where the tower runs for each view.
+        Tap the input of the module that follows (the connector), with ``all_calls`` if the tower runs for each view.
 
         Raises:
             ConfigError: This adapter does not know the policy's vision tower.
@@ -172,8 +185,8 @@ class PolicyAdapter(Configurable, ABC):
         """The tower's tokens ``(b, v, gh, gw, d)``, on its own grid; see :func:`sfkit.policies.tokens.tower_tokens`.
 
         Args:
-            states: What the tap read in this forward, ``(*, n, d)`` each, in the order of its firings.
-            views: Of this call.
+            states: What the tap read in this forward, ``(*, n, d)`` each, in the order of the calls.
+            views: What :meth:`views` returned for this call.
         """
         raise NotImplementedError(f"{type(self).__name__} has an encoder_tap but no encoder_tokens.")
 
@@ -189,42 +202,48 @@ class PolicyAdapter(Configurable, ABC):
         )
 
     def attention_tokens(self, hidden: Tensor, block: int, views: Views) -> FeatureMap:
-        """Queries and keys of the visual tokens ``(b, v, gh, gw, 2 * heads * channels)``, with gradient.
+        """Queries and keys of the visual tokens, with gradient.
 
-        Made anew from what the tap before the block has read, by the block's own norm and projections and with its
-        position code: a hook inside the block would see nothing that carries a gradient under reentrant activation
-        checkpointing, and what is done between projections and attention is no module. Queries come first, already
-        scaled, then keys; keys that several heads share are repeated.
+        Compute them again from the hidden state, with the block's own norm, projections and position code. A hook
+        inside the block would read no gradient under reentrant activation checkpointing, and no module exists between
+        the projections and attention.
 
         Args:
-            hidden: What :meth:`tap` read at layer ``block - 1``.
+            hidden: ``(b, n, d)``: what :meth:`tap` read at layer ``block - 1``.
             block: From 1 to :attr:`num_layers`.
-            views: Of this call.
+            views: What :meth:`views` returned for this call.
+
+        Returns:
+            ``(b, v, gh, gw, 2 * heads * channels)``: queries, already scaled, then keys. Keys that several heads share
+            are repeated.
         """
         raise NotImplementedError(f"{type(self).__name__} has attention_heads but no attention_tokens.")
 
     def explain_missing(self, field: str, call: ForwardCall) -> str:
-        """Why :meth:`views` left an optional field None: where it was looked for, and what was there instead.
+        """Why :meth:`views` left an optional field None: where it looked, and what was there instead.
 
-        Asked only when a teacher cannot do without the field; shown in the error.
+        The error of a teacher that requires the field shows it.
         """
         return ""
 
     def unfreeze_hint(self) -> str:
         """Options of the policy that let gradient reach what is below a tap, such as ``"tune_llm=True"``.
 
-        Shown in the error that stops a run whose backbone is frozen.
+        The error that stops a run with a frozen backbone shows it.
         """
         return ""
 
-    def loss(self, output: Any) -> Tensor | None:
-        """The policy's own loss in what forward returned; None where it computes none."""
+    def loss(self, output: object) -> Tensor | None:
+        """The policy's own loss in what forward returned, ``()`` or ``(b, ...)``; None where it computes none."""
         return find_loss(output)
 
     def with_loss(self, output: Any, loss: Tensor, logs: Mapping[str, Tensor]) -> Any:
         """``output`` with its loss replaced.
 
-        ``logs`` (0-d, detached: ``action_loss``, ``sf_loss``, ``sf_cosine``, ``sf_effective_weight``; empty when
-        nothing was aligned) are added where the framework has a place for them.
+        Args:
+            output: What forward returned.
+            loss: The new loss, in the shape of the old one: ``()`` or ``(b, ...)``.
+            logs: Values to log, where the framework has a place for them: ``action_loss``, ``sf_loss``, ``sf_cosine``
+                and ``sf_effective_weight``, each ``()`` and detached. Empty when nothing was aligned.
         """
         return replace_loss(output, loss)

@@ -1,8 +1,8 @@
-"""Finding the loss in what a policy returned, adding to it, and putting it back."""
+"""The loss in what a policy returned: how to find it, replace it, and add to it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -13,19 +13,18 @@ from sfkit.errors import LossError
 _LOSS_KEYS = ("loss", "action_loss")
 
 
-def find_loss(output: Any) -> Tensor | None:
+def find_loss(output: object) -> Tensor | None:
     """The loss in a tensor, a ``(loss, ...)`` tuple, a mapping or ``ModelOutput`` with a loss key; else None."""
-    if isinstance(output, Tensor):
-        return output
     if isinstance(output, Mapping):
         return next((output[key] for key in _LOSS_KEYS if isinstance(output.get(key), Tensor)), None)
-    if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
-        return output[0]
-    return None
+    loss = output[0] if isinstance(output, (tuple, list)) and output else output
+    return loss if isinstance(loss, Tensor) else None
 
 
 def replace_loss(output: Any, loss: Tensor) -> Any:
-    """``output`` with its loss replaced; mappings are changed in place, as their framework's own code would do.
+    """``output`` with its loss replaced by ``loss``, ``()`` or ``(b, ...)``.
+
+    Mappings change in place, as in their framework's own code.
 
     Raises:
         LossError: No loss is found in ``output``.
@@ -38,12 +37,18 @@ def replace_loss(output: Any, loss: Tensor) -> Any:
                 output[key] = loss
                 return output
     if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
-        rest = (loss, *output[1:])
-        return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)
+        return with_item(output, 0, loss)
     raise LossError(
         f"No loss found in the {type(output).__name__} that forward returned.",
         "The adapter must override `loss` and `with_loss` for this policy.",
     )
+
+
+def with_item(values: Sequence[object], index: int, value: object) -> object:
+    """A tuple, named tuple or list of the same type with one item replaced."""
+    items = [*values[:index], value, *values[index + 1 :]]
+    kind: Any = type(values)
+    return kind(*items) if hasattr(values, "_fields") else kind(items)
 
 
 def add_per_sample(loss: Tensor, extra: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Cutting visual tokens out of what a tap has read: what adapters share."""
+"""What adapters share: how to cut visual tokens out of a sequence, and to arrange those of a vision tower."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from sfkit.views.types import FeatureMap, Views
 
 
 def cut(hidden: Tensor, start: int, count: int, shift: int = 0) -> Tensor:
-    """``count`` tokens of ``(b, n, d)`` from ``start`` on.
+    """``(b, n, d)`` to ``(b, count, d)``: the tokens from ``start`` on.
 
     Args:
         hidden: The sequence.
         start: Where the visual tokens begin.
-        count: How many there are.
-        shift: Places by which to miss them on purpose, see :class:`sfkit.policies.base.AdapterOptions`.
+        count: Number of visual tokens.
+        shift: Places by which the cut is wrong on purpose, see :class:`sfkit.policies.base.AdapterOptions`.
 
     Raises:
         ShapeError: The sequence is too short.
@@ -33,30 +33,29 @@ def cut(hidden: Tensor, start: int, count: int, shift: int = 0) -> Tensor:
 
 
 def tower_tokens(states: Sequence[Tensor], views: Views, grid: tuple[int, int], before: int = 0) -> FeatureMap:
-    """What a vision tower gave, as a grid for each view.
+    """The output of a vision tower as ``(b, v, gh, gw, d)``.
 
     Args:
         states: One ``(b, n, d)`` for each view, in the order of the views, or a single ``(b * v, n, d)`` of all, the
             views of a sample side by side.
-        views: Of this call.
+        views: What the adapter returned for this call.
         grid: The tower's rows and columns.
-        before: Tokens of each view that are no patch and come first.
+        before: Number of tokens of each view that come first and are no patch.
 
     Raises:
         ShapeError: There are other numbers of states, samples or tokens.
     """
     b, v = views.images.shape[:2]
-    wanted = before + grid[0] * grid[1]
+    count = before + grid[0] * grid[1]
     shapes = [tuple(state.shape[:2]) for state in states]
-    if shapes == [(b, wanted)] * v:
+    if shapes == [(b, count)] * v:
         stacked = torch.stack(list(states), 1)
-    elif shapes == [(b * v, wanted)]:
-        stacked = states[0].reshape(b, v, wanted, -1)
+    elif shapes == [(b * v, count)]:
+        stacked = states[0].reshape(b, v, count, -1)
     else:
         raise ShapeError(
-            f"The vision tower gave {shapes} (samples, tokens), expected {v} times {(b, wanted)} or once "
-            f"{(b * v, wanted)}: {b} samples of {v} views of {grid[0]} x {grid[1]} patches.",
+            f"The vision tower gave {shapes} (samples, tokens), expected {v} times {(b, count)} or once "
+            f"{(b * v, count)}: {b} samples of {v} views of {grid[0]} x {grid[1]} patches.",
             "This version of the policy runs its tower in another way: the adapter must be changed.",
         )
-    tokens = stacked[:, :, before:].reshape(b, v, *grid, -1)
-    return FeatureMap(tokens, views.token_mask(grid))
+    return FeatureMap(stacked[:, :, before:].reshape(b, v, *grid, -1), views.token_mask(grid))

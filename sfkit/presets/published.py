@@ -1,14 +1,14 @@
-"""The presets themselves. Sources are named in each; the pages of the documentation say more."""
+"""The presets of the core. Each names its source; the pages of the documentation say more."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
-from sfkit.presets.base import Preset
+from sfkit.presets import Preset
 
 _SF = "arXiv 2510.12276; repository OpenHelix-Team/Spatial-Forcing"
 
-#: The target of Spatial Forcing's released code, before and after it comes to the student's grid.
+#: The target of Spatial Forcing's released code, before and after it is resampled to the student's grid.
 _SF_TARGET: Final = (
     ("position-code", {"ratio": 0.1, "scale": "absolute"}),
     ("resample", {"align_corners": True, "scale_factor": True}),
@@ -29,7 +29,7 @@ _SF_RELEASED = (
     "LayerNorm before the projector's MLP, whose hidden width is the teacher's",
     "position code of amplitude 0.1 on the teacher's own grid, in the units of VGGT's features",
     "target resampled bilinearly with align_corners=True: up to 0.28 of a patch off at the borders",
-    "size of the target from one ratio, int(37 * r): student grids of 6, 12, 13, 15, 24, 26, 30 or 33 cannot be served",
+    "target size from one ratio, int(37 * r): it fails for student grids of 6, 12, 13, 15, 24, 26, 30 and 33",
     "VGGT's rotary angles rounded to bfloat16, as CUDA's autocast does",
     "raw residual stream of VGGT's last block, frame and global half side by side, without a final norm",
     "weight 0.5 from the first step to the last",
@@ -39,44 +39,41 @@ _SF_PAPER = (
     "equation 3 has -cos; the code has 1 - cos, with the same gradient",
 )
 _SF_MISSING = (
-    "the teacher's pictures overshoot [0, 1] after bicubic enlarging; here they are cut off as in 8-bit pictures",
-    "the projector learns at the policy's own rate; that is the optimizer's matter",
+    "the teacher's images exceed [0, 1] after bicubic enlarging; here they are clipped, as 8-bit images are",
+    "the projector learns at the policy's own rate; that is up to the optimizer",
 )
 
 SPATIAL_FORCING_OPENVLA = Preset(
     name="spatial-forcing-openvla",
-    summary="Spatial Forcing as released for OpenVLA-OFT, its token shift included",
     source=_SF,
     arguments={**_SF_COMMON, "student_layer": 24, "adapter": {"token_shift": 1}},
     released=(
         *_SF_RELEASED,
         "layer 24 of 32 (the command line's own default is -1, after the final norm)",
-        "visual tokens are cut one place too late (gain_feat_1move): each feature of the teacher meets the patch to "
-        "the right, and the last one the proprioception token",
+        "visual tokens are cut one place too late (gain_feat_1move): each teacher feature meets the patch to the right",
     ),
     paper=_SF_PAPER,
-    missing=(*_SF_MISSING, "letterbox padding is aligned in the released code; here the adapter's mask leaves it out"),
+    missing=(*_SF_MISSING, "letterbox padding is aligned in the released code; here the adapter masks it"),
     same_scale=("vggt-commercial",),
 )
 
 SPATIAL_FORCING_PI0 = Preset(
     name="spatial-forcing-pi0",
-    summary="Spatial Forcing as released for pi0",
     source=_SF,
     arguments={**_SF_COMMON, "student_layer": 12},
     released=(
         *_SF_RELEASED,
         "layer 12 of 18",
         "tokens of padding and of absent cameras are left out; no token shift",
-        "padding is shown to VGGT in white, the teacher's own fill",
+        "padding is white for VGGT, the teacher's own fill",
     ),
     paper=_SF_PAPER,
     missing=(
         *_SF_MISSING,
-        "the teacher sees the picture before the color jitter; here it sees what the student sees",
-        "geometric augmentation is switched off for the student as well; that is the data pipeline's matter",
+        "the teacher sees the image before the color jitter; here it sees what the student sees",
+        "geometric augmentation is off for the student as well; that is up to the data pipeline",
         "a patch is padding if its upper left pixel is; here, if any of its pixels is",
-        "an absent camera is shown to VGGT as a blank view; here it is not shown",
+        "an absent camera is a blank view for VGGT; here the teacher does not see it",
         "the projector is neither clipped nor saved; here it is both",
     ),
     same_scale=("vggt-commercial",),
@@ -84,7 +81,6 @@ SPATIAL_FORCING_PI0 = Preset(
 
 ROCKET = Preset(
     name="rocket",
-    summary="ten layers on one nested projector (ROCKET)",
     source="arXiv 2602.17951; repository CASE-Lab-UMD/ROCKET-VLA",
     arguments={
         "teacher": _SF_TEACHER,
@@ -95,8 +91,8 @@ ROCKET = Preset(
         "transforms": _SF_TARGET,
         "weight": 0.5,
     },
+    # The released lists count VGGT's layers from 0: 2 is what the third block leaves.
     by_blocks={
-        # The released lists count VGGT's layers from 0: 2 is what the third block leaves.
         32: {
             "pairs": (
                 *({"student_layer": d, "teacher_layer": d + 1} for d in range(2, 19, 2)),
@@ -126,31 +122,29 @@ ROCKET = Preset(
         "a single pair has one fifth of the hidden units in the released code; here it has all of them",
         "the released projectors are not synchronized between ranks; here they are",
         "pi0, pi0.5: the released torch code reads its last layer after the final norm; its JAX code before, as here",
-        "the JAX runs (RoboTwin, real robot) have weight 0.125 and show the teacher pictures in [-1, 1]",
+        "the JAX runs (RoboTwin, real robot) have weight 0.125, and the teacher's images are in [-1, 1]",
     ),
     same_scale=("vggt-commercial",),
 )
 
 VEGA = Preset(
     name="vega",
-    summary="the vision tower's output before the language model (VEGA)",
     source="arXiv 2605.10485",
     arguments={"student_layer": "encoder", "objective": "cosine", "projector": "mlp", "weight": 0.1},
     teacher_hint=(
         "VEGA's is DINOv2 fine-tuned by FiT3D, last layer: convert it to a folder that transformers can read and give "
         'teacher="hf:<folder>". With plain DINOv2, teacher="hf:facebook/dinov2-large", it is another method.'
     ),
-    released=("no code was at hand: the preset follows the paper", "LayerNorm and a two-layer MLP with GELU"),
-    missing=(
-        "VEGA taps the penultimate layer of OpenVLA's DINOv2 tower before FiLM; an adapter gives what its tower gives",
-    ),
+    released=("there is no public code: the preset follows the paper", "LayerNorm and a two-layer MLP with GELU"),
+    missing=("VEGA taps the penultimate layer of OpenVLA's DINOv2 tower before FiLM; here it is the tower's output",),
 )
 
 _DINO: Final = "hf:facebook/dinov2-base"
+_COSINE = "-cos in the code; here 1 - cos, with the same gradient"
+_GENERATION = "made for image generation: these layers are untested for a policy; give student_layer= or pairs="
 
 REPA = Preset(
     name="repa",
-    summary="REPA: cosine to DINOv2 after a three-layer SiLU MLP, layer 8",
     source="arXiv 2410.06940; repository sihyun-yu/REPA",
     arguments={
         "teacher": _DINO,
@@ -159,16 +153,12 @@ REPA = Preset(
         "projector": ("mlp-silu", {"hidden": 2048}),
         "weight": 0.5,
     },
-    released=(
-        "block 8 of 28 of a diffusion transformer, with DINOv2-B's patch tokens after its final norm",
-        "-cos in the code; here 1 - cos, with the same gradient",
-    ),
-    missing=("made for image generation: that layer 8 suits a policy is untested; give student_layer=",),
+    released=("block 8 of 28 of a diffusion transformer, with DINOv2-B's patch tokens after its final norm", _COSINE),
+    missing=(_GENERATION,),
 )
 
 IREPA = Preset(
     name="irepa",
-    summary="iREPA: a 3 x 3 convolution, and targets standardized over each view",
     source="arXiv 2512.10794",
     arguments={
         "teacher": _DINO,
@@ -180,18 +170,14 @@ IREPA = Preset(
     },
     released=(
         "gamma 0.6 in the latent experiments (the pixel experiments have 0.8), weight 1",
-        "mean and deviation of each channel over the patches of one picture, 1e-6 added to the deviation",
-        "-cos in the code; here 1 - cos, with the same gradient",
+        "mean and deviation of each channel over the patches of one image, 1e-6 added to the deviation",
+        _COSINE,
     ),
-    missing=(
-        "mean and deviation here leave masked tokens out; the released code has none",
-        "made for image generation: that layer 8 suits a policy is untested; give student_layer=",
-    ),
+    missing=("mean and deviation here leave masked tokens out; the released code has none", _GENERATION),
 )
 
 HASTE = Preset(
     name="haste",
-    summary="HASTE: REPA's term and one on attention, both switched off for good at a given step",
     source="arXiv 2505.16792",
     arguments={
         "teacher": _DINO,
@@ -210,14 +196,13 @@ HASTE = Preset(
     },
     released=(
         "the feature term is REPA's, weight 0.5",
-        "attention of blocks 5 to 8 (its 4 to 7) with that of DINOv2-B's blocks 9 to 12 (its 8 to 11), first twelve "
-        "heads, mean of the four, weight 0.5",
+        "attention of blocks 5 to 8 (its 4 to 7) and DINOv2-B's 9 to 12 (its 8 to 11), twelve heads, mean, weight 0.5",
         "cross-entropy in the code; here minus the teacher's own entropy, with the same gradient",
         "both terms stop at step 250,000 (XL; 100,000 for B) of runs of 500,000 and more: give schedule=",
     ),
     missing=(
         "policies with fewer than twelve heads: as many as they have",
         "attention over the patches of each view, whatever else the policy attends to",
-        "made for image generation: that these layers suit a policy is untested; give pairs=",
+        _GENERATION,
     ),
 )

@@ -13,28 +13,20 @@ Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 
 class Projector(Configurable, nn.Module, ABC):
-    """A trainable map from ``student_dim`` to ``teacher_dim`` channels over grids.
+    """A trained map from ``student_dim`` to ``teacher_dim`` channels over grids.
 
-    It is given grids, so that convolutional projectors work view by view. The core builds it under its own random
-    generator and keeps its parameters in float32 when the policy is cast.
+    Its input has the shape of the grid, so that a convolution can work view by view. The core builds it under a random
+    generator of its own, and keeps its parameters in float32 when the policy is cast.
 
     Attributes:
-        target_transforms: What turns the teacher's features into this projector's target, in order (modules of
-            ``sfkit.transforms``); filled by the core. They live here because their state belongs to the pair.
-        objective_head: What the objective trains for this pair, see :meth:`sfkit.Objective.head`; set by the core.
         shallow_first: Of the class: whether pairs that share it must come with ascending layers.
     """
 
     shallow_first: ClassVar[bool] = False
 
-    target_transforms: nn.ModuleList
-    objective_head: nn.Module | None
-
     def __init__(self, student_dim: int, teacher_dim: int, options: AnyOptions = None) -> None:
         super().__init__()
         self.student_dim, self.teacher_dim = student_dim, teacher_dim
-        self.target_transforms = nn.ModuleList()
-        self.objective_head = None
         self.configure(options)
 
     @abstractmethod
@@ -50,7 +42,14 @@ class Projector(Configurable, nn.Module, ABC):
         """
 
     def forward_shared(self, tokens: Tensor, mask: Tensor, index: int, count: int) -> Tensor:
-        """Project for one of ``count`` pairs that share this projector, ``index`` from 0; by default like any other."""
+        """As :meth:`forward`, ``(b, v, gh, gw, student_dim)`` to ``(..., teacher_dim)``, for one of several pairs.
+
+        Args:
+            tokens: As in :meth:`forward`.
+            mask: ``(b, v, gh, gw)`` bool.
+            index: The number of the pair, from 0.
+            count: How many pairs share this projector.
+        """
         projected: Tensor = self(tokens, mask)
         return projected
 

@@ -1,29 +1,40 @@
-"""What the core itself offers, registered through the same door as any plugin."""
+"""The components of the core, registered through the same hooks as a plugin's."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from sfkit.registry.hookspecs import Register, hookimpl
 
 SFKIT_API = 1
 
 
+def _in(module: str, register: Register) -> Callable[..., None]:
+    """``add(class, name, summary, ...)`` registers a class of a module."""
+
+    def add(target: str, name: str, summary: str, **metadata: str) -> None:
+        register(f"sfkit.{module}:{target}", name=name, summary=summary, **metadata)
+
+    return add
+
+
 @hookimpl
 def register_teachers(register: Register) -> None:
-    register(
-        "sfkit.teachers.geometry:GeometryTeacher",
-        name="geometry",
-        summary="3D points of each patch from metric depth and camera geometry; no weights, no download",
+    _in("teachers.geometry", register)(
+        "GeometryTeacher",
+        "geometry",
+        "3D points of each patch from metric depth and camera geometry; no weights, no download",
         license="Apache-2.0",
     )
 
 
 @hookimpl
 def register_policies(register: Register) -> None:
-    register(
-        "sfkit.policies.generic:GenericAdapter",
-        name="generic",
-        summary="any policy, told where its blocks, visual tokens and pictures are",
-        aligned="the tokens that it is told of (`adapter=GenericAdapter(...)`)",
+    _in("policies.generic", register)(
+        "GenericAdapter",
+        "generic",
+        "any policy; options name its blocks, visual tokens and images",
+        aligned="the tokens that the options name (`adapter=GenericAdapter(...)`)",
         trains="what the policy's own loop trains",
         verified="tiny PaliGemma, LLaVA, SmolVLM and Qwen2.5-VL of transformers with a regression head: "
         "spatial correspondence, gradients, training",
@@ -32,195 +43,65 @@ def register_policies(register: Register) -> None:
 
 @hookimpl
 def register_objectives(register: Register) -> None:
-    register(
-        "sfkit.objectives.angular_scale:AngularScaleObjective",
-        name="angular-scale",
-        summary="cosine, and the error in the feature regressed from the normalized projection (Geometry Forcing)",
-    )
-    register(
-        "sfkit.objectives.attention:AttentionObjective",
-        name="attention",
-        summary="attention maps of blocks, student's and teacher's (HASTE)",
-    )
-    register(
-        "sfkit.objectives.cosine:CosineObjective",
-        name="cosine",
-        summary="one minus the cosine similarity, averaged over the valid tokens of each sample",
-    )
-    register(
-        "sfkit.objectives.info_nce:InfoNCEObjective",
-        name="info-nce",
-        summary="each patch told from the others of its view, sample, batch, or of all ranks",
-    )
-    register(
-        "sfkit.objectives.mse:MSEObjective",
-        name="mse",
-        summary="mean squared error between normalized features",
-    )
-    register(
-        "sfkit.objectives.relational:RelationalObjective",
-        name="relational",
-        summary="difference of the Gram matrices of patch similarities, within views or across them",
-    )
-    register(
-        "sfkit.objectives.smooth_l1:SmoothL1Objective",
-        name="smooth-l1",
-        summary="smooth L1 distance between normalized features",
-    )
-    register(
-        "sfkit.objectives.weighted_sum:SumObjective",
-        name="sum",
-        summary="several objectives, each with a weight",
-    )
+    add = _in("objectives.distances", register)
+    add("AngularScaleObjective", "angular-scale", "cosine, and the error of the feature's scale (Geometry Forcing)")
+    add("CosineObjective", "cosine", "one minus the cosine similarity, averaged over the valid tokens of each sample")
+    add("MSEObjective", "mse", "mean squared error between normalized features")
+    add("SmoothL1Objective", "smooth-l1", "smooth L1 distance between normalized features")
+    add = _in("objectives.pairwise", register)
+    add("AttentionObjective", "attention", "attention maps of blocks, student's and teacher's (HASTE)")
+    add("InfoNCEObjective", "info-nce", "each patch against the others of its view, sample, batch, or of all ranks")
+    add("RelationalObjective", "relational", "difference of the Gram matrices of patches, within or across views")
+    add = _in("objectives.weighted_sum", register)
+    add("SumObjective", "sum", "several objectives, each with a weight")
 
 
 @hookimpl
 def register_projectors(register: Register) -> None:
-    register(
-        "sfkit.projectors.conv:ConvProjector",
-        name="conv",
-        summary="3 x 3 convolution over the grid of each view (iREPA)",
-    )
-    register(
-        "sfkit.projectors.identity:IdentityProjector",
-        name="identity",
-        summary="none: student and target have one width",
-    )
-    register(
-        "sfkit.projectors.linear:LinearProjector",
-        name="linear",
-        summary="one linear map, token by token",
-    )
-    register(
-        "sfkit.projectors.mlp:MLPProjector",
-        name="mlp",
-        summary="LayerNorm, linear, GELU, linear, token by token (Spatial Forcing)",
-    )
-    register(
-        "sfkit.projectors.mlp_silu:SiLUMLPProjector",
-        name="mlp-silu",
-        summary="three linear layers with SiLU, token by token (REPA)",
-    )
-    register(
-        "sfkit.projectors.nested:NestedProjector",
-        name="nested",
-        summary="as mlp, on a share of the hidden units (ROCKET)",
-    )
+    add = _in("projectors.standard", register)
+    add("ConvProjector", "conv", "3 x 3 convolution over the grid of each view (iREPA)")
+    add("IdentityProjector", "identity", "none: student and target have one width")
+    add("LinearProjector", "linear", "one linear map, token by token")
+    add("MLPProjector", "mlp", "LayerNorm, linear, GELU, linear, token by token (Spatial Forcing)")
+    add("NestedProjector", "nested", "as mlp, on a share of the hidden units (ROCKET)")
+    add("SiLUMLPProjector", "mlp-silu", "three linear layers with SiLU, token by token (REPA)")
 
 
 @hookimpl
 def register_transforms(register: Register) -> None:
-    register(
-        "sfkit.transforms.normalizing:LayerNormTransform",
-        name="layer-norm",
-        summary="each patch to mean 0 and variance 1 over its channels",
-    )
-    register(
-        "sfkit.transforms.pca:PCATransform",
-        name="pca",
-        summary="the first principal components",
-    )
-    register(
-        "sfkit.transforms.position:PositionCode",
-        name="position-code",
-        summary="add sines and cosines of each patch's place (Spatial Forcing)",
-    )
-    register(
-        "sfkit.transforms.random_projection:RandomProjection",
-        name="random-projection",
-        summary="fewer channels, by a fixed random matrix",
-    )
-    register(
-        "sfkit.transforms.resample:ResampleTransform",
-        name="resample",
-        summary="to the student's grid, where in the sequence it stands",
-    )
-    register(
-        "sfkit.transforms.normalizing:SpatialNorm",
-        name="spatial-norm",
-        summary="each channel standardized over the patches of a view (iREPA)",
-    )
+    add = _in("transforms.standard", register)
+    add("LayerNormTransform", "layer-norm", "each patch to mean 0 and variance 1 over its channels")
+    add("PositionCode", "position-code", "add sines and cosines of each patch's position (Spatial Forcing)")
+    add("ResampleTransform", "resample", "to the student's grid, at this position in the sequence of transforms")
+    add("SpatialNorm", "spatial-norm", "each channel standardized over the patches of a view (iREPA)")
+    add = _in("transforms.projection", register)
+    add("PCATransform", "pca", "the first principal components")
+    add("RandomProjection", "random-projection", "fewer channels, by a fixed random matrix")
 
 
 @hookimpl
 def register_schedules(register: Register) -> None:
-    register(
-        "sfkit.schedules.constant:ConstantSchedule",
-        name="constant",
-        summary="the same weight throughout (Spatial Forcing)",
-    )
-    register(
-        "sfkit.schedules.conflict:ConflictSchedule",
-        name="conflict",
-        summary="ends when the alignment gradient has opposed the action gradient for a while",
-    )
-    register(
-        "sfkit.schedules.cosine:CosineSchedule",
-        name="cosine",
-        summary="falls along half a cosine",
-        argument="steps",
-    )
-    register(
-        "sfkit.schedules.every:EverySchedule",
-        name="every",
-        summary="align at one step of n; the teacher rests in between",
-        argument="n",
-    )
-    register(
-        "sfkit.schedules.linear:LinearSchedule",
-        name="linear",
-        summary="falls linearly",
-        argument="steps",
-    )
-    register(
-        "sfkit.schedules.stop:StopSchedule",
-        name="stop",
-        summary="full weight until a step, none from there on (HASTE)",
-        argument="at",
-        placeholder="step",
-    )
-    register(
-        "sfkit.schedules.warm_up:WarmUpSchedule",
-        name="warm-up",
-        summary="rises linearly from the first step",
-        argument="steps",
-    )
+    add = _in("schedules.standard", register)
+    add("ConstantSchedule", "constant", "the same weight throughout (Spatial Forcing)")
+    add("ConflictSchedule", "conflict", "ends when the alignment gradient has opposed the action gradient for a while")
+    add("CosineSchedule", "cosine", "falls along half a cosine", argument="steps")
+    add("EverySchedule", "every", "align at one step of n; the teacher rests in between", argument="n")
+    add("LinearSchedule", "linear", "falls linearly", argument="steps")
+    add("StopSchedule", "stop", "full weight until a step, then none (HASTE)", argument="at", placeholder="step")
+    add("WarmUpSchedule", "warm-up", "rises linearly from the first step", argument="steps")
 
 
 @hookimpl
 def register_presets(register: Register) -> None:
-    register(
-        "sfkit.presets.published:HASTE",
-        name="haste",
-        summary="HASTE: REPA's term and one on attention, both switched off for good at a given step",
+    add = _in("presets.published", register)
+    add("HASTE", "haste", "HASTE: REPA's term and one on attention, both switched off for good at a given step")
+    add("IREPA", "irepa", "iREPA: a 3 x 3 convolution, and targets standardized over each view")
+    add("REPA", "repa", "REPA: cosine to DINOv2 after a three-layer SiLU MLP, layer 8")
+    add("ROCKET", "rocket", "ten layers on one nested projector (ROCKET)")
+    add(
+        "SPATIAL_FORCING_OPENVLA",
+        "spatial-forcing-openvla",
+        "Spatial Forcing as released for OpenVLA-OFT, its token shift included",
     )
-    register(
-        "sfkit.presets.published:IREPA",
-        name="irepa",
-        summary="iREPA: a 3 x 3 convolution, and targets standardized over each view",
-    )
-    register(
-        "sfkit.presets.published:REPA",
-        name="repa",
-        summary="REPA: cosine to DINOv2 after a three-layer SiLU MLP, layer 8",
-    )
-    register(
-        "sfkit.presets.published:ROCKET",
-        name="rocket",
-        summary="ten layers on one nested projector (ROCKET)",
-    )
-    register(
-        "sfkit.presets.published:SPATIAL_FORCING_OPENVLA",
-        name="spatial-forcing-openvla",
-        summary="Spatial Forcing as released for OpenVLA-OFT, its token shift included",
-    )
-    register(
-        "sfkit.presets.published:SPATIAL_FORCING_PI0",
-        name="spatial-forcing-pi0",
-        summary="Spatial Forcing as released for pi0",
-    )
-    register(
-        "sfkit.presets.published:VEGA",
-        name="vega",
-        summary="the vision tower's output before the language model (VEGA)",
-    )
+    add("SPATIAL_FORCING_PI0", "spatial-forcing-pi0", "Spatial Forcing as released for pi0")
+    add("VEGA", "vega", "the vision tower's output before the language model (VEGA)")

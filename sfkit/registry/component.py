@@ -1,14 +1,70 @@
-"""What teachers, adapters, objectives and projectors have in common: a name and validated options."""
+"""Components: a name, validated options, and who may set each option.
+
+A file (a checkpoint's configuration, a training configuration) may set numbers and fixed words. Any other option needs
+a mark; without one it is set in the call alone. An option that its author forgot to mark is thus safe.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, TypeAlias
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
 
 from sfkit.config import ComponentSpec, Options
 from sfkit.errors import ConfigError
 
-#: What constructors take; inside the classes below ``Options`` names the class's own options.
+T = TypeVar("T")
+
+
+class SetBy(IntEnum):
+    """Who may set an option, the least trusted first."""
+
+    ANY_FILE = 0
+    LOCAL_FILE = 1
+    CALL = 2
+
+
+@dataclass(frozen=True)
+class Mark:
+    """The mark that :data:`Harmless` and :data:`Reaching` add to an annotation."""
+
+    by: SetBy
+
+
+#: ``Harmless[bool]``: any file may set the option. It permits no code and names nothing outside the file.
+Harmless = Annotated[T, Mark(SetBy.ANY_FILE)]
+
+#: ``Reaching[str]``: the option names a file, a folder, a repository or its revision. A local file may set it, which is
+#: logged; a file of the Hub may not.
+Reaching = Annotated[T, Mark(SetBy.LOCAL_FILE)]
+
+_NUMBERS = (int, float, types.NoneType)
+_COLLECTIONS = (tuple, list, dict, set, frozenset, Sequence, Mapping, Iterable)
+
+
+def is_data(annotation: Any) -> bool:
+    """Whether an annotation admits numbers, fixed words and parts that are marked harmless, and nothing else."""
+    if annotation in _NUMBERS or annotation is Ellipsis:
+        return True
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return Mark(SetBy.ANY_FILE) in inner[1:] or is_data(inner[0])
+    if origin is Literal:
+        return True
+    return origin in (Union, types.UnionType, *_COLLECTIONS) and bool(inner) and all(map(is_data, inner))
+
+
+def set_by(field: FieldInfo) -> SetBy:
+    """Who may set an option that holds no component."""
+    unmarked = SetBy.ANY_FILE if is_data(field.annotation) else SetBy.CALL
+    return max((item.by for item in field.metadata if isinstance(item, Mark)), default=unmarked)
+
+
+#: The options that constructors take. Inside a component's class, ``Options`` names its own options.
 AnyOptions: TypeAlias = Options | Mapping[str, Any] | None
 
 

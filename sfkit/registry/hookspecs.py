@@ -1,8 +1,8 @@
 """The hooks that a plugin may implement: the whole extension surface.
 
-A plugin is a module named by an entry point of group ``sfkit``. It says ``SFKIT_API = 1`` and implements any of these
-with ``@sfkit.hookimpl``. Keep the module import-light: register ``"package.module:Class"`` strings, which are imported
-when first used.
+A plugin is the module that an entry point of group ``sfkit`` names. It says ``SFKIT_API = 1`` and implements any of
+these hooks with ``@sfkit.hookimpl``. Keep its imports light: register ``"package.module:Class"``, which is imported on
+first use.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import pluggy
 
 hookspec = pluggy.HookspecMarker("sfkit")
 hookimpl = pluggy.HookimplMarker("sfkit")
+"""Decorator that marks a function of a plugin as the implementation of the hook of its name."""
 
 
 class Register(Protocol):
-    """``register(target, name=..., summary=..., ...)``; the rest is in :class:`sfkit.registry.registry.Entry`."""
+    """``register(target, name=..., summary=..., ...)``; the keywords are the fields of ``Entry``, see there."""
 
-    def __call__(self, target: str | type[Any] | None, **metadata: Any) -> None: ...
+    def __call__(self, target: object, **metadata: Any) -> None: ...
 
 
 @hookspec
@@ -57,7 +58,7 @@ def register_schedules(register: Register) -> None:
 
 @hookspec
 def register_presets(register: Register) -> None:
-    """Register presets (:class:`sfkit.presets.base.Preset` objects, ``"package.module:NAME"``)."""
+    """Register presets (:class:`sfkit.presets.Preset` objects, ``"package.module:NAME"``)."""
 
 
 @hookspec

@@ -1,4 +1,4 @@
-"""The registry: what is installed, found through entry points, loaded one by one, imported on first use."""
+"""The registry: which components are installed. Entry points are loaded one by one, components on first use."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import os
 import re
 import traceback
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from fnmatch import fnmatchcase
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pluggy
 
@@ -22,31 +22,17 @@ from sfkit.registry import hookspecs
 
 Kind = Literal["teacher", "policy", "objective", "projector", "transform", "schedule", "preset", "parity", "command"]
 
-_HOOKS: Mapping[Kind, str] = {
-    "teacher": "register_teachers",
-    "policy": "register_policies",
-    "objective": "register_objectives",
-    "projector": "register_projectors",
-    "transform": "register_transforms",
-    "schedule": "register_schedules",
-    "preset": "register_presets",
-    "parity": "register_parity",
-    "command": "register_commands",
-}
-_ENTRY_POINT_GROUP = "sfkit"
+_PLURALS = {"policy": "policies", "parity": "parity"}
+_HOOKS: Mapping[Kind, str] = {kind: f"register_{_PLURALS.get(kind, f'{kind}s')}" for kind in get_args(Kind)}
 #: The distribution of the core, whose components are always there.
 CORE = "spatial-forcing"
-_TEXTS = (
-    *("name", "distribution", "summary", "license", "argument", "placeholder"),
-    *("aligned", "verified", "trains", "reason"),
-)
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._+ -]*[A-Za-z0-9])?")
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One registered component, with static metadata so that listing imports nothing heavy.
+    """One registered component, with static metadata, so that a listing imports nothing heavy.
 
     Attributes:
         kind: What it is.
@@ -56,18 +42,18 @@ class Entry:
         distribution: The installed distribution that registered it.
         summary: One line for listings.
         license: For teachers: the license of the weights.
-        handles: For policies: patterns on qualified class names, such as ``"lerobot.*.PI0Policy"``.
-        argument: For names that are used as ``name:argument``: the option that takes what follows the colon.
-        placeholder: What stands for the argument in listings, such as ``"repo or folder"``.
+        handles: For policies: patterns of qualified class names, such as ``"lerobot.*.PI0Policy"``.
+        argument: For names that are used as ``name:argument``: the option that takes the text after the colon.
+        placeholder: The argument's word in listings, such as ``"repo or folder"``.
         aligned: For policies: which tokens are aligned, in a few words.
-        verified: For policies: on what the adapter was tried.
+        verified: For policies: on which models the adapter is tested.
         trains: For policies: what the framework trains by default, as far as alignment is concerned.
         reason: For policies without an adapter: why there is none. Such an entry is found by its class alone.
     """
 
     kind: Kind
     name: str
-    target: str | type[Any] | None
+    target: object
     distribution: str
     summary: str = ""
     license: str = ""
@@ -80,34 +66,28 @@ class Entry:
     reason: str = ""
 
     def __post_init__(self) -> None:
-        self._check_forms()
-        if (self.target is None) != bool(self.reason):
-            raise PluginError(
-                f"{self.kind.capitalize()} {self.name!r} of {self.distribution} is registered with "
-                f"{'neither a target nor a reason' if self.target is None else 'a target and a reason'}.",
-                'Register "package.module:Class", or None and the reason why there is nothing.',
-            )
-
-    def _check_forms(self) -> None:
-        """What a plugin gives is printed, sorted and matched: it must be what it is said to be."""
-        target: Any = self.target
-        faults = [
-            f"{name} is {getattr(self, name)!r}, no text of one line"
-            for name in _TEXTS
-            if not isinstance(getattr(self, name), str) or not (getattr(self, name) or "-").isprintable()
-        ]
+        # By hand: pydantic would take longer to import than all of `sfkit --help`.
+        target, handles = self.target, self.handles
+        texts = {key: value for key, value in vars(self).items() if key not in ("kind", "target", "handles")}
+        faults = {
+            key: f"{value!r}, no text of one line"  # listings print and sort the texts
+            for key, value in texts.items()
+            if not (isinstance(value, str) and value.isprintable())
+        }
         if not faults and not _NAME.fullmatch(self.name):
-            faults.append(f"name is {self.name!r}; letters, digits, and . _ - + or blanks between them are names")
-        if isinstance(target, str) and not _TARGET.fullmatch(target):
-            faults.append(f'target is {target!r}, and not "package.module:Class"')
-        if not (target is None or isinstance(target, str) or callable(target) or self.kind == "preset"):
-            faults.append(f"target is {target!r}, and nothing that can be called")
-        if not isinstance(self.handles, tuple) or not all(isinstance(item, str) and item for item in self.handles):
-            faults.append(f"handles is {self.handles!r}, and not a tuple of patterns")
+            faults["name"] = f"{self.name!r}, and not of letters, digits, and . _ - + or blanks between them"
+        is_object = target is None or callable(target) or self.kind == "preset"
+        if not (_TARGET.fullmatch(target) if isinstance(target, str) else is_object):
+            faults["target"] = f'{target!r}, and neither "package.module:Class" nor a class'
+        if (target is None) != bool(self.reason):
+            faults["reason"] = f"{self.reason!r}; it stands in the place of a target, and only there"
+        if not isinstance(handles, tuple) or not all(isinstance(item, str) and item for item in handles):
+            faults["handles"] = f"{handles!r}, and not a tuple of patterns"
         if faults:
             raise PluginError(
-                f"{self.distribution} registers a {self.kind} wrongly: {'; '.join(faults)}.",
-                "This is a fault of the plugin: see sfkit.registry.registry.Entry for what each field is.",
+                f"{self.distribution} registers {self.kind} {self.name!r} wrongly: "
+                f"{'; '.join(f'{key} is {fault}' for key, fault in faults.items())}.",
+                "Correct the plugin; sfkit.registry.registry.Entry documents each field.",
             )
 
     @property
@@ -116,30 +96,30 @@ class Entry:
         return f"{self.name}:<{self.placeholder or self.argument}>" if self.argument else self.name
 
     def options_of(self, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The options of a component, with what follows the colon of its name among them.
+        """The options of a component, with the argument of its name among them.
 
         Args:
             name: As the user wrote it.
-            options: Those given beside it.
+            options: The other options.
 
         Raises:
             ConfigError: The argument is missing, empty, or given twice with different values.
         """
         if not self.argument:
             return dict(options)
-        _, argument = split_name(name)
         given = options.get(self.argument)
-        if not argument and given in (None, ""):
+        argument = split_name(name)[1] or given
+        if argument in (None, ""):
             raise ConfigError(
                 f"{self.kind.capitalize()} {self.name!r} needs to know which: its name has the form {self.form}.",
                 f'Write "{self.form}", or give the option {self.argument}.',
             )
-        if argument and given not in (None, argument):
+        if given not in (None, argument):
             raise ConfigError(
                 f"{name!r} has the option {self.argument}={given!r} beside it: which of the two?",
                 f"Leave the option {self.argument} out.",
             )
-        return {**options, self.argument: argument or given}
+        return {**options, self.argument: argument}
 
     def load(self) -> Any:
         """Import the target.
@@ -154,16 +134,20 @@ class Entry:
         module, _, attribute = self.target.partition(":")
         try:
             return getattr(importlib.import_module(module), attribute)
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit) as error:  # importing a plugin's module runs its code, which may do anything
             raise PluginError(
                 f"{self.kind.capitalize()} {self.name!r} of {self.distribution} could not be imported "
-                f"from {self.target!r}: {type(error).__name__}: {_said(error)}",
+                f"from {self.target!r}: {_name_and_message(error)}",
                 f"Install what is missing, or reinstall {self.distribution}.",
             ) from error
 
 
+#: What a plugin may say of a component, beside its name and target.
+_METADATA = tuple(item.name for item in fields(Entry) if item.default is not MISSING)
+
+
 def split_name(text: str) -> tuple[str, str | None]:
-    """``"name:argument"`` in its parts, at the first colon; the argument is None where there is no colon."""
+    """Split ``"name:argument"`` at the first colon; the argument is None where there is no colon."""
     name, colon, argument = text.partition(":")
     return name, argument if colon else None
 
@@ -179,15 +163,15 @@ class BrokenPlugin:
     def __str__(self) -> str:
         frame = traceback.extract_tb(self.error.__traceback__)
         where = f" (in {frame[-1].filename}:{frame[-1].lineno})" if frame else ""
-        return f"{self.distribution}: {type(self.error).__name__}: {_said(self.error)}{where}"
+        return f"{self.distribution}: {_name_and_message(self.error)}{where}"
 
 
-def _said(error: BaseException) -> str:
-    """The message of a foreign error, which may itself be broken."""
+def _name_and_message(error: BaseException) -> str:
+    """Class and message of an error of a plugin. Even its ``__str__`` may fail."""
     try:
-        return str(error)
+        return f"{type(error).__name__}: {error}"
     except Exception as another:
-        return f"(its message cannot be read: {type(another).__name__})"
+        return f"{type(error).__name__}: (its message cannot be read: {type(another).__name__})"
 
 
 @dataclass
@@ -198,10 +182,10 @@ class Registry:
     broken: list[BrokenPlugin] = field(default_factory=list)
 
     def add_plugin(self, module: ModuleType | object, distribution: str) -> None:
-        """Collect what one plugin registers; nothing is kept of a plugin that fails on the way.
+        """Add what one plugin registers, or nothing of it where one of its hooks fails.
 
         Raises:
-            PluginError: Wrong ``SFKIT_API``, a misspelled hook, or a hook that fails.
+            PluginError: Wrong ``SFKIT_API``, a misspelled hook, or a component that is registered wrongly.
         """
         api = getattr(module, "SFKIT_API", None)
         if api != SFKIT_API:
@@ -235,7 +219,7 @@ class Registry:
             self.broken.append(BrokenPlugin(distribution, entry_point.name, error))
 
     def of_kind(self, kind: Kind) -> list[Entry]:
-        """All entries of a kind, by name, without those that say that there is nothing."""
+        """All components of a kind, by name; without policies that have no adapter."""
         found = (entry for entry in self.entries if entry.kind == kind and entry.target is not None)
         return sorted(found, key=lambda entry: entry.name)
 
@@ -244,70 +228,58 @@ class Registry:
         return sorted((entry for entry in self.entries if entry.target is None), key=lambda entry: entry.name)
 
     def get(self, kind: Kind, name: str) -> Entry:
-        """Look a name up; what follows its first colon is the argument, see :func:`split_name`.
+        """Look a name up; the text after its first colon is the argument, see :func:`split_name`.
 
         Raises:
-            UnknownNameError: Nothing of that name; says what is installed, the nearest match and what is broken.
+            UnknownNameError: There is no such name; the error lists installed names, the nearest one, broken plugins.
             PluginError: Two distributions registered the name.
         """
         name, argument = split_name(name)
-        found = [entry for entry in self.of_kind(kind) if entry.name == name]
+        installed = self.of_kind(kind)
+        found = [entry for entry in installed if entry.name == name]
+        if not found:
+            # A plugin that failed to load may have had the name: show its error too.
+            broken = f" Broken plugins: {'; '.join(map(str, self.broken))}." if self.broken else ""
+            raise UnknownNameError(
+                f"Unknown {kind} {name!r}.{did_you_mean(name, [entry.name for entry in installed])}{broken}",
+                f"Installed: {', '.join(entry.form for entry in installed) or 'none'}.",
+            ) from (self.broken[0].error if self.broken else None)
         if len(found) > 1:
             owners = " and ".join(entry.distribution for entry in found)
             raise PluginError(
                 f"{kind.capitalize()} {name!r} is registered by {owners}.",
                 "Uninstall one of them, or name the ones to load in SFKIT_PLUGINS.",
             )
-        if found and argument is not None and not found[0].argument:
+        if argument is not None and not found[0].argument:
             raise UnknownNameError(
                 f"{kind.capitalize()} {name!r} takes nothing after a colon, got {argument!r}.", f"Write {name!r}."
             )
-        if found:
-            return found[0]
-        installed = self.of_kind(kind)
-        raise UnknownNameError(
-            f"Unknown {kind} {name!r}.{did_you_mean(name, [e.name for e in installed])}{self._broken_note()}",
-            f"Installed: {', '.join(entry.form for entry in installed) or 'none'}.",
-        ) from (self.broken[0].error if self.broken else None)
+        return found[0]
 
     def adapters_for(self, cls: type) -> list[Entry]:
         """Policy adapters whose patterns match ``cls``, those for its most derived matching base first."""
         return _matching(cls, self.of_kind("policy"))
 
     def unsupported_for(self, cls: type) -> list[Entry]:
-        """Entries without an adapter whose patterns match ``cls``."""
+        """Policies without an adapter whose patterns match ``cls``."""
         return _matching(cls, self.unsupported())
-
-    def _broken_note(self) -> str:
-        return " Broken plugins: " + "; ".join(map(str, self.broken)) + "." if self.broken else ""
 
 
 def _matching(cls: type, entries: list[Entry]) -> list[Entry]:
-    found: list[Entry] = []
-    for base in cls.__mro__:
-        qualified = f"{base.__module__}.{base.__qualname__}"
-        for entry in entries:
-            if entry not in found and any(fnmatchcase(qualified, pattern) for pattern in entry.handles):
-                found.append(entry)
-    return found
+    names = [f"{base.__module__}.{base.__qualname__}" for base in cls.__mro__]
+    found = [entry for name in names for entry in entries if any(fnmatchcase(name, item) for item in entry.handles)]
+    return [entry for index, entry in enumerate(found) if entry not in found[:index]]
 
 
-def _collect(
-    into: list[Entry], kind: Kind, distribution: str, target: str | type[Any] | None, *, name: str, **metadata: Any
-) -> None:
-    unknown = [key for key in metadata if key not in _METADATA]
-    if unknown:
+def _collect(into: list[Entry], kind: Kind, distribution: str, target: object, *, name: str, **metadata: Any) -> None:
+    for key in metadata.keys() - set(_METADATA):
         raise PluginError(
-            f"{distribution} registers {kind} {name!r} with an unknown {unknown[0]}."
-            f"{did_you_mean(unknown[0], _METADATA)}",
+            f"{distribution} registers {kind} {name!r} with an unknown {key}.{did_you_mean(key, _METADATA)}",
             f"Beside name: {', '.join(_METADATA)}.",
         )
     if isinstance(metadata.get("handles"), list):
         metadata["handles"] = tuple(metadata["handles"])
     into.append(Entry(kind, name, target, distribution, **metadata))
-
-
-_METADATA = tuple(field.name for field in fields(Entry))[len(("kind", "name", "target", "distribution")) :]
 
 
 def discover(points: Iterable[EntryPoint], only: str | None) -> Registry:
@@ -328,4 +300,4 @@ def discover(points: Iterable[EntryPoint], only: str | None) -> Registry:
 @functools.cache
 def default_registry() -> Registry:
     """The registry of what is installed, built on first use. ``SFKIT_PLUGINS`` limits it; see :func:`discover`."""
-    return discover(entry_points(group=_ENTRY_POINT_GROUP), os.environ.get("SFKIT_PLUGINS"))
+    return discover(entry_points(group="sfkit"), os.environ.get("SFKIT_PLUGINS"))

@@ -25,124 +25,110 @@ from sfkit.config import SpatialForcingConfig
 from sfkit.errors import CheckpointError, ConfigError
 from sfkit.saving.trust import Origin, Published
 from sfkit.teachers.base import Teacher, license_note
-from sfkit.training.taps import student_layer_name
+from sfkit.training.taps import site_of
 from sfkit.utils.places import read_json
 
 FOLDER = "spatial_forcing"
 _CONFIG, _PROJECTOR, _README = "config.json", "projector.safetensors", "README.md"
-#: What is fetched and read, and how many bytes of it at most.
+#: The files that are fetched and read, and their largest sizes in bytes.
 LIMITS = {f"{FOLDER}/{_CONFIG}": 2**20, f"{FOLDER}/{_PROJECTOR}": 2**32, f"{FOLDER}/{_README}": 2**20}
-_FORMAT = "sfkit.checkpoint/2"
-#: Where the folder that is being replaced is kept meanwhile.
-_OLD = f".{FOLDER}.old-"
+_FORMAT = "sfkit.checkpoint/3"
+#: The folder that is being replaced, within the temporary one.
+_EARLIER = "earlier"
 
 
 def save(
     directory: str | Path, config: SpatialForcingConfig, state: Mapping[str, Tensor], teachers: Sequence[Teacher]
 ) -> None:
-    """Write ``directory/spatial_forcing/``; an interruption leaves what was there before."""
+    """Write ``directory/spatial_forcing/``; an interruption leaves the earlier folder as it was."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     public = Published.of(config)
+    identities = [{key: public.text(value) for key, value in teacher.identity.items()} for teacher in teachers]
+    notes = [license_note(item) for item, teacher in zip(identities, teachers, strict=True) if teacher.noncommercial]
     record = {
         "format": _FORMAT,
         "sfkit_version": __version__,
         "config": public.config.model_dump(mode="json"),
-        "teachers": [_identity(teacher, public) for teacher in teachers],
+        "teachers": identities,
     }
     _tidy(directory)
-    fresh = Path(tempfile.mkdtemp(prefix=_prefix(), dir=directory))
+    # Beside the target: a rename is atomic within one file system alone.
+    work = Path(tempfile.mkdtemp(prefix=_prefix(), dir=directory))
     try:
+        # mkdtemp's own folder is private to the user; the one inside has the usual permissions.
+        fresh = work / "fresh"
+        fresh.mkdir()
         save_file({key: value.detach().contiguous().cpu() for key, value in state.items()}, fresh / _PROJECTOR)
         (fresh / _CONFIG).write_text(json.dumps(record, indent=2) + "\n")
-        (fresh / _README).write_text(_readme(public, teachers))
-        fresh.chmod(0o755)
-        _replace(fresh, directory / FOLDER)
+        (fresh / _README).write_text(_readme(public.config, identities, notes))
+        if (directory / FOLDER).exists():
+            os.replace(directory / FOLDER, work / _EARLIER)  # noqa: PTH105 - folders are replaced by renaming
+        os.replace(fresh, directory / FOLDER)  # noqa: PTH105
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        # After an exception between the two renames, the earlier folder goes back before its parent is removed.
+        _recover(directory)
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def is_scattered(state: Mapping[str, Tensor]) -> bool:
-    """Whether each process holds a part of these tensors (FSDP2); told by what they can do, not by a class of torch."""
+    """Whether each process holds a part of these tensors, as under FSDP2. Their class depends on torch's version."""
     return any(hasattr(value, "full_tensor") for value in state.values())
 
 
 def gather(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Scattered tensors in one piece. All processes must call this."""
-    gathers = {key: getattr(value, "full_tensor", None) for key, value in state.items()}
-    return {key: state[key] if gather is None else gather() for key, gather in gathers.items()}
+    return {key: value.full_tensor() if hasattr(value, "full_tensor") else value for key, value in state.items()}
 
 
 def part_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What of a policy's state is the handle's, under the handle's own names."""
+    """The handle's part of a policy's state, under the handle's own names."""
     prefix = f"{FOLDER}."
-    return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
-def _identity(teacher: Teacher, public: Published) -> dict[str, str]:
-    return {key: public.text(value) for key, value in teacher.identity.items()}
-
-
-def _readme(public: Published, teachers: Sequence[Teacher]) -> str:
-    """What a reader of the published folder must know."""
+def _readme(config: SpatialForcingConfig, identities: Sequence[Mapping[str, str]], notes: Sequence[str]) -> str:
+    """The page of the published folder."""
     pairs = "\n".join(
-        f"- {student_layer_name(pair.student_layer)} of the policy with layer {pair.teacher_layer} of teacher "
+        f"- {site_of(pair.student_layer)} of the policy with layer {pair.teacher_layer} of teacher "
         f"`{pair.teacher.name}`"
-        for pair in public.config.pairs
+        for pair in config.pairs
     )
-    identities = [_identity(teacher, public) for teacher in teachers]
     sources = "\n".join(
         f"- `{identity['name']}`" + "".join(f", {key} {value}" for key, value in identity.items() if key != "name")
         for identity in identities
     )
-    notes = "".join(
-        f"\n**Note:** {license_note(identity)}\n"
-        for identity, teacher in zip(identities, teachers, strict=True)
-        if teacher.noncommercial
-    )
     return (
         "# Spatial forcing\n\n"
-        f"This policy was trained with an alignment loss of weight {public.config.weight} by sfkit {__version__}:\n\n"
+        f"This policy was trained with an alignment loss of weight {config.weight} by sfkit {__version__}:\n\n"
         f"{pairs}\n\n"
         "The policy beside this folder is complete without it and runs without sfkit. To go on training, install "
         f"`sfkit` and call `SpatialForcing.from_pretrained(policy, folder)`.\n\n"
-        f"Teachers (no weights of theirs are in here):\n\n{sources}\n{notes}"
+        f"Teachers (no weights of theirs are in here):\n\n{sources}\n"
+        + "".join(f"\n**Note:** {note}\n" for note in notes)
     )
 
 
-def _replace(fresh: Path, target: Path) -> None:
-    if target.exists():
-        old = Path(tempfile.mkdtemp(prefix=_OLD, dir=target.parent))
-        os.replace(target, old / FOLDER)  # noqa: PTH105 - directories are replaced by renaming
-        os.replace(fresh, target)  # noqa: PTH105
-        shutil.rmtree(old)
-    else:
-        os.replace(fresh, target)  # noqa: PTH105
-
-
 def _prefix() -> str:
-    """What the temporary folders of this process are called."""
+    """The beginning of the names of this process's temporary folders."""
     return f".{FOLDER}-{platform.node()}-{os.getpid()}-"
 
 
 def _tidy(directory: Path) -> None:
-    """Clear away what a process that was killed while it saved has left behind."""
+    """Remove what killed processes of this machine left behind while they saved."""
     _recover(directory)
-    for old in directory.glob(f"{_OLD}*"):
-        shutil.rmtree(old, ignore_errors=True)
-    for fresh in directory.glob(f".{FOLDER}-{glob.escape(platform.node())}-*"):
-        pid = fresh.name.rsplit("-", 2)[-2]
+    # Process ids mean nothing on another machine, whose folders on a shared disk stay.
+    for work in directory.glob(f".{FOLDER}-{glob.escape(platform.node())}-*"):
+        pid = work.name.rsplit("-", 2)[-2]
         if pid.isdigit() and not _is_alive(int(pid)):
-            shutil.rmtree(fresh, ignore_errors=True)
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def _recover(directory: Path) -> None:
-    """Take back the earlier folder, where somebody was killed between moving it away and moving the new one in."""
-    if (directory / FOLDER).exists():
-        return
-    for old in sorted(directory.glob(f"{_OLD}*/{FOLDER}")):
-        os.replace(old, directory / FOLDER)  # noqa: PTH105 - directories are replaced by renaming
-        return
+    """Take the earlier folder back, where a process was killed after it moved it away."""
+    for earlier in sorted(directory.glob(f".{FOLDER}-*/{_EARLIER}")):
+        if not (directory / FOLDER).exists():
+            os.replace(earlier, directory / FOLDER)  # noqa: PTH105 - folders are replaced by renaming
 
 
 def _is_alive(pid: int) -> bool:
@@ -150,7 +136,7 @@ def _is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
+    except PermissionError:  # it runs under another user
         return True
     return True
 
@@ -164,26 +150,31 @@ def locate(source: str | Path, revision: str | None = None) -> Path:
     local = Path(source)
     if local.is_dir():
         _recover(local)
-    for folder in (local / FOLDER, local):
+    root = local if local.exists() else _download(str(source), revision)
+    for folder in (root / FOLDER, root):
         if (folder / _CONFIG).is_file() and (folder / _PROJECTOR).is_file():
-            return _of_bounded_size(folder)
-    if local.exists():
-        raise CheckpointError(f"{local} has no {FOLDER}/ folder.", "Save the wrapped policy with save_pretrained.")
+            break
+    else:
+        raise CheckpointError(f"{source} has no {FOLDER}/ folder.", "Save the wrapped policy with save_pretrained.")
+    for name in LIMITS:
+        path = folder / Path(name).name
+        if path.is_file():
+            _refuse_size(str(path), name, path.stat().st_size)
+    return folder
+
+
+def _download(repo: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        refuse_oversized(str(source), revision)
-        snapshot = snapshot_download(str(source), revision=revision, allow_patterns=list(LIMITS))
+        refuse_oversized(repo, revision)
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(LIMITS)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise CheckpointError(
-            f"{source!r} is neither a local checkpoint nor a repository that could be fetched: {error}",
+            f"{repo!r} is neither a local checkpoint nor a repository that could be fetched: {error}",
             "Check the name and the network, or pass a local folder.",
         ) from error
-    folder = Path(snapshot) / FOLDER
-    if not (folder / _CONFIG).is_file():
-        raise CheckpointError(f"The repository {source!r} has no {FOLDER}/ folder.", "Was it trained with sfkit?")
-    return _of_bounded_size(folder)
 
 
 def refuse_oversized(repo: str, revision: str | None) -> None:
@@ -203,18 +194,10 @@ def refuse_oversized(repo: str, revision: str | None) -> None:
     except Exception:  # no connection, in the words of whichever HTTP library: nothing will be fetched
         return
     for item in found:
-        _bound(f"{item.path} of the repository {repo!r}", item.path, getattr(item, "size", 0))
+        _refuse_size(f"{item.path} of the repository {repo!r}", item.path, getattr(item, "size", 0))
 
 
-def _of_bounded_size(folder: Path) -> Path:
-    for name in LIMITS:
-        path = folder / Path(name).name
-        if path.is_file():
-            _bound(str(path), name, path.stat().st_size)
-    return folder
-
-
-def _bound(what: str, name: str, size: int) -> None:
+def _refuse_size(what: str, name: str, size: int) -> None:
     if size > LIMITS[name]:
         raise CheckpointError(
             f"{what} has {size} bytes, and sfkit reads {LIMITS[name]} at most.",
@@ -251,23 +234,7 @@ def read_config(folder: Path) -> SpatialForcingConfig:
 
 def wrap_arguments(config: SpatialForcingConfig) -> dict[str, Any]:
     """The arguments of ``wrap`` that a configuration stands for."""
-    return {
-        "pairs": list(config.pairs),
-        "objective": config.objective,
-        "projector": config.projector,
-        "shared_projector": config.shared_projector,
-        "pair_reduction": config.pair_reduction,
-        "transforms": list(config.transforms),
-        "adapter": config.adapter,
-        "weight": config.weight,
-        "schedule": list(config.schedule),
-        "recompute": config.recompute,
-        "attach_loss": config.attach_loss,
-        "grad_accumulation": config.grad_accumulation,
-        "seed": config.seed,
-        "health": config.health,
-        "self_check": config.self_check,
-    }
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in config}
 
 
 def load_into(handle: nn.Module, folder: Path) -> None:
@@ -278,13 +245,11 @@ def load_into(handle: nn.Module, folder: Path) -> None:
     """
     path = folder / _PROJECTOR
     try:
-        state = load_file(path)
+        handle.load_state_dict(load_file(path), strict=True)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{path} could not be read: {error}", "It may be truncated; restore or retrain."
         ) from error
-    try:
-        handle.load_state_dict(state, strict=True)
     except (RuntimeError, KeyError, ValueError) as error:
         raise CheckpointError(
             f"{path} does not fit: {error}",

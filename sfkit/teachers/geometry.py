@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -12,11 +12,9 @@ from torch import Tensor, nn
 
 from sfkit.config import Options
 from sfkit.errors import ConfigError, SfkitWarning, ViewsError
-from sfkit.registry.component import AnyOptions
-from sfkit.registry.marks import Harmless
+from sfkit.registry.component import AnyOptions, Harmless
 from sfkit.teachers.base import Teacher
-from sfkit.teachers.moments import RunningMoments
-from sfkit.teachers.surfaces import assumed_intrinsics, neighbor_offsets, plane_normals, turned
+from sfkit.teachers.surfaces import RunningMoments, assumed_intrinsics, blocks, neighbor_offsets, plane_normals, rotated
 from sfkit.views.geometry import to_world, unproject
 from sfkit.views.types import FeatureMap, Views
 
@@ -25,17 +23,11 @@ class GeometryOptions(Options):
     """Options of :class:`GeometryTeacher`."""
 
     features: tuple[Literal["points", "normals", "offsets"], ...] = Field(
-        default=("points",),
-        min_length=1,
-        description="What the target is made of: 3D points, surface normals, offsets to other patches.",
+        default=("points",), min_length=1, description="3D points, surface normals, offsets to other patches."
     )
-    frame: Literal["camera", "world"] = Field(default="camera", description="Frame of it all; world needs poses.")
+    frame: Literal["camera", "world"] = Field(default="camera", description="Frame of all features; world needs poses.")
     fov: float | None = Field(
-        default=60.0,
-        gt=0,
-        lt=180,
-        description="Horizontal field of view in degrees, assumed (with a warning) where intrinsics are unknown; null: "
-        "they must be known.",
+        default=60.0, gt=0, lt=180, description="Horizontal field of view, assumed without intrinsics; null: an error."
     )
     cells: int = Field(default=2, ge=1, description="Points along each side of a patch (2: four points).")
     bands: int = Field(default=4, ge=0, description="Fourier bands, each halving the wavelength.")
@@ -43,18 +35,14 @@ class GeometryOptions(Options):
     depth_min: float = Field(default=0.05, gt=0, description="Depth below this many meters is invalid.")
     depth_max: float = Field(default=10.0, gt=0, description="Depth of this many meters or more is invalid.")
     min_valid: float = Field(default=0.5, gt=0, le=1, description="Share of a sub-cell's pixels that must be valid.")
-    flatness: float = Field(
-        default=0.01, gt=0, description="A normal needs a sub-cell this near to its plane, relative to its depth."
-    )
-    reach: tuple[int, ...] = Field(
+    flatness: float = Field(default=0.01, gt=0, description="Largest distance to a normal's plane, relative to depth.")
+    reach: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         default=(1,), min_length=1, description="Offsets go to the patches so many columns right, and rows below."
     )
     position_mean: Harmless[bool] = Field(
         default=False, description="Remove the mean of each patch position, so that a constant map earns nothing."
     )
-    calibration_steps: int = Field(
-        default=32, ge=0, description="Training steps over which statistics are gathered, unless `fit` was called."
-    )
+    calibration_steps: int = Field(default=32, ge=0, description="Training steps that gather statistics without fit.")
 
     @field_validator("features", "reach", mode="before")
     @classmethod
@@ -68,16 +56,9 @@ class GeometryOptions(Options):
             raise ValueError("each may be listed once")
         return value
 
-    @field_validator("reach")
-    @classmethod
-    def _to_another_patch(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if min(value) < 1:
-            raise ValueError("an offset reaches at least one patch far")
-        return value
-
 
 class GeometryTeacher(Teacher):
-    """What each patch shows in 3D, standardized for each channel; ``features`` says in which form, in that order.
+    """What each patch shows in 3D, standardized for each channel. The option ``features`` lists its parts, in order.
 
     - ``points``: a patch is divided into ``cells x cells`` sub-cells. Each gives the mean point of its valid pixels,
       and sines and cosines of that point at wavelengths ``wavelength / 2**k``: ``cells**2 * 3 * (1 + 2 * bands)``
@@ -85,9 +66,9 @@ class GeometryTeacher(Teacher):
     - ``normals``: the unit normal of the plane through each sub-cell, toward the camera: ``cells**2 * 3`` channels.
     - ``offsets``: from the patch's mean point to those ``reach`` patches to the right and below: 6 channels for each.
 
-    A patch is masked where any of them is undefined: depth missing or out of range, a sub-cell that is no plane, no
-    patch with depth to go to. Statistics come from :meth:`fit`, or else from the first ``calibration_steps`` training
-    steps (summed over ranks), then freeze.
+    A patch is masked where any of them is undefined: depth is missing or out of range, a sub-cell is no plane, or no
+    neighbor has depth. Statistics come from :meth:`fit`, or else from the first ``calibration_steps`` training steps
+    (summed over ranks), and then stay fixed.
     """
 
     name = "geometry"
@@ -108,24 +89,22 @@ class GeometryTeacher(Teacher):
             self.requires = self.requires | {"world_from_camera"}
         self._moments = RunningMoments()
         self._steps_left = self.options.calibration_steps
+        #: Names of views, and their mean and deviation; computed again after each change of the moments.
         self._standard: tuple[tuple[str, ...], Tensor, Tensor] | None = None
-        self._settled: set[str] = set()
+        #: Cameras whose intrinsics were seen, or of which a warning was given.
+        self._checked: set[str] = set()
 
     @property
     def num_layers(self) -> int:
         return 1
 
     def dim(self, layer: int) -> int:
-        vectors = self.options.cells**2
-        widths = {
-            "points": vectors * 3 * (1 + 2 * self.options.bands),
-            "normals": vectors * 3,
-            "offsets": 6 * len(self.options.reach),
-        }
-        return sum(widths[name] for name in self.options.features)
+        options, vectors = self.options, 3 * self.options.cells**2
+        widths = {"points": vectors * (1 + 2 * options.bands), "normals": vectors, "offsets": 6 * len(options.reach)}
+        return sum(widths[name] for name in options.features)
 
     def fit(self, batches: Iterable[tuple[Views, tuple[int, int]]]) -> None:
-        """Take the statistics from these ``(views, grid)`` and freeze them.
+        """Take the statistics from these ``(views, grid)`` and keep them fixed.
 
         With several ranks, all must call this, with the same number of batches.
         """
@@ -159,7 +138,7 @@ class GeometryTeacher(Teacher):
         self._standard = None
 
     def _for_statistics(self, views: Views, grid: tuple[int, int]) -> dict[str, tuple[Tensor, Tensor]]:
-        """Values and mask by view, or all together when positions are of no interest.
+        """Values and mask of each view with ``position_mean``, otherwise of all views together.
 
         By name and not by index: a policy may list present cameras first, and so in another order in each batch.
         """
@@ -183,46 +162,55 @@ class GeometryTeacher(Teacher):
     def _features(self, views: Views, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Raw features ``(b, v, gh, gw, d)`` and mask ``(b, v, gh, gw)``."""
         options, intrinsics = self.options, self._intrinsics(views)
-        cells = self._fine_grid(views.size, grid)
+        rows, columns = (side * options.cells for side in grid)
+        if views.size[0] % rows or views.size[1] % columns:
+            raise ConfigError(
+                f"geometry: a view of {views.size[0]}x{views.size[1]} pixels does not divide into {grid[0]}x{grid[1]} "
+                f"tokens of {options.cells}x{options.cells} sub-cells.",
+                "Choose `cells` so that each sub-cell is a whole number of pixels.",
+            )
         points, valid = self._points(views, intrinsics)
-        fine, fine_valid = _pool(points, valid, cells, options.min_valid)
+        fine, fine_valid = _pool(points, valid, (rows, columns), options.min_valid)
         parts, mask = [], _all_cells(fine_valid, options.cells)
         for name in options.features:
             if name == "points":
                 parts.append(_gather_cells(torch.cat([fine, *self._fourier(fine)], dim=-1), options.cells))
             elif name == "normals":
-                values, known = self._normals(views, valid, intrinsics, cells)
+                values, known = self._normals(views, valid, intrinsics, (rows, columns))
                 parts.append(_gather_cells(values, options.cells))
                 mask = mask & _all_cells(known, options.cells)
             else:
-                cells_of = _gather_cells(fine, options.cells)
-                middle = cells_of.reshape(*cells_of.shape[:-1], -1, 3).mean(-2)
-                found = [neighbor_offsets(middle, mask, self._within(reach, grid)) for reach in options.reach]
-                parts += [values for values, _ in found]
-                mask = mask & torch.stack([known for _, known in found]).all(0)
+                if max(options.reach) >= min(grid):
+                    raise ConfigError(
+                        f"geometry: no patch of a grid of {grid[0]}x{grid[1]} has another one {max(options.reach)} "
+                        "away in both directions.",
+                        "Choose a smaller `reach`.",
+                    )
+                middle = _gather_cells(fine, options.cells).reshape(*mask.shape, -1, 3).mean(-2)
+                offsets = [neighbor_offsets(middle, mask, reach) for reach in options.reach]
+                parts += [values for values, _ in offsets]
+                mask = mask & torch.stack([known for _, known in offsets]).all(0)
         return torch.cat(parts, -1), mask
 
     def _intrinsics(self, views: Views) -> Tensor:
-        """``(b, v, 3, 3)``: those of the views, and where they are unknown assumed ones, of which the user is told."""
+        """``(b, v, 3, 3)``: those of the views, and assumed ones, with a warning, where they are unknown."""
         if self.options.fov is None:
-            if views.intrinsics is None:
-                raise ViewsError("The geometry teacher needs depth and intrinsics.")
-            return views.intrinsics.float()
+            return _require(views.intrinsics, "depth and intrinsics")
         assumed = assumed_intrinsics(views, self.options.fov)
         if views.intrinsics is None:
-            self._tell_of_assumed(views.names)
+            self._warn_of_assumed(views.names)
             return assumed
         unknown = ~views.intrinsics.isfinite().flatten(2).all(-1)
-        if not self._settled.issuperset(views.names):
-            # Waits for the device, until each camera has been there once.
+        if not self._checked.issuperset(views.names):
+            # Waits for the device, until each camera has been present once.
             there, without = torch.stack([views.present.any(0), (unknown & views.present).any(0)]).tolist()
-            self._tell_of_assumed([name for name, lacks in zip(views.names, without, strict=True) if lacks])
-            self._settled.update(name for name, seen in zip(views.names, there, strict=True) if seen)
+            self._warn_of_assumed([name for name, lacks in zip(views.names, without, strict=True) if lacks])
+            self._checked.update(name for name, seen in zip(views.names, there, strict=True) if seen)
         return torch.where(unknown[..., None, None], assumed, views.intrinsics.float())
 
-    def _tell_of_assumed(self, names: Iterable[str]) -> None:
-        new = [name for name in names if name not in self._settled]
-        self._settled.update(new)
+    def _warn_of_assumed(self, names: Iterable[str]) -> None:
+        new = [name for name in names if name not in self._checked]
+        self._checked.update(new)
         if new:
             warnings.warn(
                 f"sfkit: the intrinsics of {', '.join(new)} are unknown, so the geometry teacher assumes a horizontal "
@@ -233,82 +221,60 @@ class GeometryTeacher(Teacher):
             )
 
     def _points(self, views: Views, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
-        if views.depth is None:
-            raise ViewsError("The geometry teacher needs depth.")
-        depth = views.depth.float()
+        """``(b, v, h, w, 3)`` points in meters, and ``(b, v, h, w)`` bool: which are valid."""
+        depth = _require(views.depth, "depth")
         points = unproject(depth, intrinsics)
         if self.options.frame == "world":
-            points = to_world(points, self._poses(views))
-        # NaN depth fails both comparisons, so it is invalid without a test of its own. What lies at the far end was
-        # clipped to it, by a sensor or a recorder, as often as not.
+            points = to_world(points, _require(views.world_from_camera, "camera poses for frame='world'"))
+        # NaN depth fails both comparisons, so it is invalid without a test of its own. Depth at the far end was often
+        # clipped to it, by a sensor or a recorder.
         valid = views.valid & (depth >= self.options.depth_min) & (depth < self.options.depth_max)
         return points, valid & points.isfinite().all(-1)
 
     def _normals(
         self, views: Views, valid: Tensor, intrinsics: Tensor, cells: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        (h, w), (rows, columns) = views.size, cells
-        if min(h // rows, w // columns) < 2 or views.depth is None:
+        """``(b, v, rows, columns, 3)`` normals of the sub-cells, and ``(b, v, rows, columns)`` bool: where defined."""
+        tall, wide = views.size[0] // cells[0], views.size[1] // cells[1]
+        if min(tall, wide) < 2:
             raise ConfigError(
-                f"geometry: sub-cells of {h // rows}x{w // columns} pixels are too small for a normal.",
+                f"geometry: sub-cells of {tall}x{wide} pixels are too small for a normal.",
                 "Choose fewer `cells`: a plane needs two pixels in each direction, and more where depth is noisy.",
             )
-        options = self.options
-        normals, known = plane_normals(
-            views.depth, valid, intrinsics, cells, min_valid=options.min_valid, flatness=options.flatness
-        )
-        if options.frame == "world":
-            normals = torch.where(known.unsqueeze(-1), turned(normals, self._poses(views)), 0.0)
+        depth, limits = _require(views.depth, "depth"), (self.options.min_valid, self.options.flatness)
+        normals, known = plane_normals(depth, valid, intrinsics, cells, min_valid=limits[0], flatness=limits[1])
+        if self.options.frame == "world":
+            pose = _require(views.world_from_camera, "camera poses for frame='world'")
+            normals = torch.where(known.unsqueeze(-1), rotated(normals, pose), 0.0)
         return normals, known
 
-    def _poses(self, views: Views) -> Tensor:
-        if views.world_from_camera is None:
-            raise ViewsError("The geometry teacher needs camera poses for frame='world'.")
-        return views.world_from_camera.float()
-
-    def _within(self, reach: int, grid: tuple[int, int]) -> int:
-        if reach >= min(grid):
-            raise ConfigError(
-                f"geometry: no patch of a grid of {grid[0]}x{grid[1]} has another one {reach} away in both directions.",
-                "Choose a smaller `reach`.",
-            )
-        return reach
-
-    def _fine_grid(self, size: tuple[int, int], grid: tuple[int, int]) -> tuple[int, int]:
-        rows, columns = (side * self.options.cells for side in grid)
-        if size[0] % rows or size[1] % columns:
-            raise ConfigError(
-                f"geometry: a view of {size[0]}x{size[1]} pixels does not divide into {grid[0]}x{grid[1]} tokens "
-                f"of {self.options.cells}x{self.options.cells} sub-cells.",
-                "Choose `cells` so that each sub-cell is a whole number of pixels.",
-            )
-        return rows, columns
-
     def _fourier(self, points: Tensor) -> list[Tensor]:
-        waves = []
-        for band in range(self.options.bands):
-            phase = points * (2 * torch.pi * 2**band / self.options.wavelength)
-            waves += [phase.sin(), phase.cos()]
-        return waves
+        """Sine and cosine of ``(..., 3)`` points in each band, each ``(..., 3)``."""
+        bands = range(self.options.bands)
+        phases = (points * (2 * torch.pi * 2**band / self.options.wavelength) for band in bands)
+        return [wave(phase) for phase in phases for wave in (torch.sin, torch.cos)]
 
 
-def _pool(points: Tensor, valid: Tensor, fine: tuple[int, int], min_valid: float) -> tuple[Tensor, Tensor]:
-    """Mean of the valid points in each sub-cell, and which sub-cells have enough of them."""
-    b, v, h, w, _ = points.shape
-    rows, columns = fine
-    blocks = (b, v, rows, h // rows, columns, w // columns)
-    kept = torch.where(valid.unsqueeze(-1), points, 0.0).reshape(*blocks, 3).sum((3, 5))
-    count = valid.reshape(blocks).sum((3, 5))
-    share = count / ((h // rows) * (w // columns))
-    return kept / count.clamp(min=1).unsqueeze(-1), share >= min_valid
+def _require(value: Tensor | None, what: str) -> Tensor:
+    """An optional field of the views, such as ``(b, v, h, w)`` depth, in float32."""
+    if value is None:
+        raise ViewsError(f"The geometry teacher needs {what}.")
+    return value.float()
+
+
+def _pool(points: Tensor, valid: Tensor, cells: tuple[int, int], min_valid: float) -> tuple[Tensor, Tensor]:
+    """Mean of the valid points ``(b, v, h, w, 3)`` of each sub-cell, and which sub-cells have enough of them."""
+    tall, wide = points.shape[2] // cells[0], points.shape[3] // cells[1]
+    kept = blocks(torch.where(valid.unsqueeze(-1), points, 0.0), tall, wide).sum((3, 5))
+    count = blocks(valid, tall, wide).sum((3, 5))
+    return kept / count.clamp(min=1).unsqueeze(-1), count / (tall * wide) >= min_valid
 
 
 def _gather_cells(features: Tensor, cells: int) -> Tensor:
-    b, v, rows, columns, d = features.shape
-    split = features.reshape(b, v, rows // cells, cells, columns // cells, cells, d)
-    return split.permute(0, 1, 2, 4, 3, 5, 6).flatten(4)
+    """``(b, v, rows * cells, columns * cells, d)`` to ``(b, v, rows, columns, cells * cells * d)``."""
+    return blocks(features, cells, cells).permute(0, 1, 2, 4, 3, 5, 6).flatten(4)
 
 
 def _all_cells(valid: Tensor, cells: int) -> Tensor:
-    b, v, rows, columns = valid.shape
-    return valid.reshape(b, v, rows // cells, cells, columns // cells, cells).all(5).all(3)
+    """``(b, v, rows * cells, columns * cells)`` bool to ``(b, v, rows, columns)``: all sub-cells are valid."""
+    return blocks(valid, cells, cells).all(5).all(3)

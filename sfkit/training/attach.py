@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from sfkit.errors import SfkitWarning, WrapError
-from sfkit.training.checks import is_sharded
+from sfkit.utils.runtime import is_sharded
 
 HANDLE = "spatial_forcing"
 _MARK = "_sfkit_base"

@@ -1,17 +1,22 @@
-"""The first-batch self-check: that alignment has something to train, and that an optimizer trains it."""
+"""The self-check of the first steps: alignment has something to train, and an optimizer trains it."""
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from sfkit.config import StudentLayer
 from sfkit.errors import ConfigError, GradientError, SfkitWarning, ViewsError
-from sfkit.training.taps import student_layer_name
+from sfkit.policies.base import PolicyAdapter
+from sfkit.training.observer import StepObserver
+from sfkit.training.pair import Alignment
+from sfkit.training.taps import Taps, TapSite
+from sfkit.utils.runtime import is_sharded
 from sfkit.views.types import FeatureMap, Views
 
 _NEAREST = 16
@@ -38,7 +43,7 @@ def check_views(views: Views) -> None:
 
 
 def gradient_leaves(tokens: Tensor) -> Iterator[Tensor]:
-    """Leaf tensors in the graph of ``tokens``, nearest first."""
+    """Leaf tensors in the graph of ``tokens``, ``(b, v, gh, gw, d)``, nearest first."""
     seen: set[object] = set()
     queue = [tokens.grad_fn]
     for node in queue:
@@ -86,7 +91,7 @@ class OptimizerWatch:
 
     @classmethod
     def start(cls, witness: Tensor, projector: Tensor) -> OptimizerWatch:
-        """Watch from now."""
+        """Start from the present versions of two parameters, ``(...)`` each."""
         return cls(witness, projector, witness._version, projector._version)
 
     def projector_moved(self) -> bool | None:
@@ -99,58 +104,76 @@ class OptimizerWatch:
         return False if self.steps >= 2 else None
 
 
-class SelfCheck:
-    """Runs on the first batches and then gets out of the way.
+class SelfCheck(StepObserver):
+    """Watches the first aligned steps, until it has seen an optimizer train the projectors.
+
+    Args:
+        adapter: Of the policy.
+        projectors: The module that holds all that the alignment trains.
+        taps: The taps of the policy.
+        enabled: Whether to check at all.
 
     Attributes:
         reaches_policy: Whether gradient reaches the policy; None until known.
         projector_moved: Whether the optimizer trains the projector; None until known.
     """
 
-    def __init__(self, *, enabled: bool) -> None:
-        self.enabled = enabled
+    def __init__(self, adapter: PolicyAdapter, projectors: nn.Module, taps: Taps, *, enabled: bool) -> None:
+        self.adapter, self.projectors, self.taps = adapter, projectors, taps
+        self.next_step = 0 if enabled else math.inf
         self.reaches_policy: bool | None = None
         self.projector_moved: bool | None = None
-        self._watch: OptimizerWatch | None = None
-        self._went_back = False
-        self._loss_is_new = True
+        self._optimizer: OptimizerWatch | None = None
+        self._backward = False
+        self._attached = False
 
-    @property
-    def first_batch(self) -> bool:
-        """True while the checks of the first batch are still to be done."""
-        return self.enabled and not self.reaches_policy
-
-    def first_loss(self) -> bool:
-        """True once: what is looked at in the first backward pass costs a synchronization."""
-        new, self._loss_is_new = self.enabled and self._loss_is_new, False
-        return new
-
-    def see(self, loss: Tensor) -> None:
-        """Notice whether a backward pass goes through the alignment loss, as long as nobody knows what moves."""
-        if self._watch is not None and loss.requires_grad and not self._went_back:
-            loss.register_hook(self._note)  # type: ignore[no-untyped-call]
-
-    def _note(self, gradient: Tensor) -> None:
-        self._went_back = True
-
-    def before(self, projectors: nn.Module) -> None:
-        """Before a step's alignment: is the projector trainable, and does the optimizer know it?
+    def captured(self, views: Views, students: Mapping[TapSite, FeatureMap]) -> None:
+        """Check the projectors, the views, and (once a token is valid) the way of the gradient.
 
         Raises:
-            GradientError: It is frozen, or two optimizer steps left it where it was.
+            GradientError: The projector is frozen, or two optimizer steps left it where it was; or the gradient of a
+                site reaches no trainable parameter of the policy.
+            ViewsError: The images are out of range.
+            ConfigError: FSDP2 casts the projectors.
         """
-        if not self.enabled or self.projector_moved is not None:
+        if self.projector_moved is None:
+            self._check_projectors()
+        if self.reaches_policy:
             return
-        parameters = list(projectors.parameters())
+        check_views(views)
+        if is_sharded(self.projectors) or is_sharded(self.adapter.policy):
+            refuse_cast(self.projectors)
+            self._give_up("under FSDP2 the check's own backward pass would scatter the parameters again.")
+        elif any(bool(student.mask.any()) for student in students.values()):
+            self._check_gradients(students)
+
+    def aligned(self, views: Views, students: Mapping[TapSite, FeatureMap], results: Sequence[Alignment]) -> None:
+        if self._optimizer is not None and not self._backward:
+            for result in results:
+                if result.loss.requires_grad:
+                    result.loss.register_hook(self._note_backward)  # type: ignore[no-untyped-call]
+
+    def attached(self, loss: Tensor) -> None:
+        """Look, in the first backward pass, at the gradient of ``loss``, ``()`` or ``(b, ...)``."""
+        if not self._attached:
+            self._attached = True
+            warn_if_sum_reduction(loss)
+
+    def _note_backward(self, gradient: Tensor) -> None:
+        """A gradient ``(b,)`` came through the alignment loss."""
+        self._backward = True
+
+    def _check_projectors(self) -> None:
+        parameters = list(self.projectors.parameters())
         if parameters and not any(parameter.requires_grad for parameter in parameters):
             raise GradientError(
                 "The projector is frozen, so alignment would compare with a random head.",
                 "Something froze it after the wrap (get_peft_model does): apply LoRA first, then wrap the PeftModel.",
             )
-        if self._watch is None:
+        if self._optimizer is None:
             return
-        self.projector_moved = self._watch.projector_moved()
-        if self.projector_moved is False and not self._went_back:
+        self.projector_moved = self._optimizer.projector_moved()
+        if self.projector_moved is False and not self._backward:
             raise GradientError(
                 "The optimizer has moved the policy twice, and no backward pass went through the alignment loss: the "
                 "training loop's loss is not the one that forward returned, nor computed from what it returned.",
@@ -164,76 +187,46 @@ class SelfCheck:
                 "Build the optimizer after SpatialForcing.wrap, from parameters that include policy.spatial_forcing.",
             )
         if self.projector_moved:
-            self._watch = None
+            self._optimizer = None
+            self.next_step = math.inf if self.reaches_policy else 0
 
-    def tokens(
-        self,
-        students: Mapping[StudentLayer, FeatureMap],
-        projectors: nn.Module,
-        unfreeze: str = "",
-        without_gradient: Collection[StudentLayer] = (),
-    ) -> None:
-        """On the first batch with valid tokens: does gradient reach trainable parameters from every student layer?
-
-        Args:
-            students: Visual tokens by student layer.
-            projectors: The projectors, watched from then on.
-            unfreeze: What this policy calls the options that unfreeze what is below a tap.
-            without_gradient: Student layers whose taps fired while gradients were off.
-
-        Raises:
-            GradientError: It does not.
-        """
-        for layer, student in students.items():
+    def _check_gradients(self, students: Mapping[TapSite, FeatureMap]) -> None:
+        for site, student in students.items():
             try:
                 leaf = find_trained_leaf(student)
             except RuntimeError as error:
                 # Compiled graphs with donated buffers, and reentrant checkpoints, cannot be run back twice.
-                self.give_up(str(error))
+                self._give_up(str(error))
                 return
             if leaf is None:
                 self.reaches_policy = False
-                if layer in without_gradient:
-                    frozen = f" that guards what is frozen ({unfreeze})" if unfreeze else ""
-                    raise GradientError(
-                        f"The tap at {student_layer_name(layer)} fired while gradients were off: inside a reentrant "
-                        "activation checkpoint, which runs without gradient first, or under no_grad. From there the "
-                        "alignment would train the projector alone.",
-                        f"Checkpoint with use_reentrant=False, take away the no_grad{frozen}, or choose another layer.",
-                    )
-                raise GradientError(
-                    f"The gradient of the visual tokens at {student_layer_name(layer)} reaches no trainable parameter "
-                    "of the policy: alignment would train the projector alone.",
-                    f"Unfreeze what lies before that layer{f' ({unfreeze})' if unfreeze else ''}, put LoRA on it, or "
-                    " choose a student layer after trainable layers.",
-                )
-            parameter = next((p for p in projectors.parameters() if p.requires_grad), None)
-            if self._watch is None and parameter is not None:
-                self._watch = OptimizerWatch.start(leaf, parameter)
+                self._explain_unreached(site)
+            parameter = next((p for p in self.projectors.parameters() if p.requires_grad), None)
+            if self._optimizer is None and parameter is not None:
+                self._optimizer = OptimizerWatch.start(leaf, parameter)
         self.reaches_policy = True
 
-    def give_up(self, reason: str) -> None:
+    def _explain_unreached(self, site: TapSite) -> NoReturn:
+        unfreeze = self.adapter.unfreeze_hint()
+        if self.taps.at[site].without_gradient:
+            frozen = f" that guards what is frozen ({unfreeze})" if unfreeze else ""
+            raise GradientError(
+                f"The tap at {site} fired while gradients were off: inside a reentrant activation checkpoint, which "
+                "runs without gradient first, or under no_grad. From there the alignment would train the projector "
+                "alone.",
+                f"Checkpoint with use_reentrant=False, take away the no_grad{frozen}, or choose another layer.",
+            )
+        raise GradientError(
+            f"The gradient of the visual tokens at {site} reaches no trainable parameter of the policy: alignment "
+            "would train the projector alone.",
+            f"Unfreeze what lies before that layer{f' ({unfreeze})' if unfreeze else ''}, put LoRA on it, or choose a "
+            "student layer after trainable layers.",
+        )
+
+    def _give_up(self, reason: str) -> None:
         """Say that the gradient path stays unverified, and why."""
         warnings.warn(f"sfkit could not verify the gradient path: {reason}", SfkitWarning, stacklevel=3)
-        self.enabled = False
-
-
-def is_sharded(module: nn.Module) -> bool:
-    """Whether FSDP2's ``fully_shard`` was applied; recognized by name, as it is not in every torch."""
-    return any(cls.__name__ == "FSDPModule" for cls in type(module).__mro__)
-
-
-def refuse_shards(policy: nn.Module) -> None:
-    """Check that weights may be used outside of the blocks that they belong to.
-
-    Raises:
-        ConfigError: FSDP2 has scattered them.
-    """
-    if any(is_sharded(module) for module in policy.modules()):
-        raise ConfigError(
-            "Queries and keys are made outside the policy's blocks, where FSDP2 has scattered their weights.",
-            "Train with DDP, or choose an objective that reads features.",
-        )
+        self.next_step = math.inf
 
 
 def refuse_cast(projectors: nn.Module) -> None:
@@ -249,3 +242,29 @@ def refuse_cast(projectors: nn.Module) -> None:
             "fully_shard(policy.spatial_forcing) first, without an mp_policy, then the policy, whose mp_policy has "
             "cast_forward_inputs=False. (accelerate cannot: use it without mixed precision, or DDP.)",
         )
+
+
+def warn_if_sum_reduction(loss: Tensor) -> None:
+    """Warn, in backward, if a trainer sums a loss of several values: the alignment loss then counts as often.
+
+    A mean hands each of ``n`` values ``1/n`` of the gradient, a sum hands it all. Exactly 1 everywhere is thus the sign
+    of a sum; a sum that is scaled or divided afterward looks like a mean.
+
+    Args:
+        loss: What the trainer is given, of any shape ``(b, ...)``.
+    """
+    count = loss.numel()  # the hook must not hold the loss, which holds the hook
+    if count < 2 or not loss.requires_grad:
+        return
+
+    def check(gradient: Tensor) -> None:
+        """The gradient has the shape ``(b, ...)`` of the loss."""
+        if bool((gradient == 1).all()):
+            warnings.warn(
+                f"sfkit: the {count} values of the policy's loss are summed and not averaged, so both the action loss "
+                f"and the alignment loss count {count} times. Use their mean, as the policy's own trainer does.",
+                SfkitWarning,
+                stacklevel=2,
+            )
+
+    loss.register_hook(check)  # type: ignore[no-untyped-call]

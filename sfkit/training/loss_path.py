@@ -1,27 +1,122 @@
-"""Joining one forward's alignment loss, in whichever way its training loop will notice."""
+"""How the alignment loss of one forward reaches what the training loop differentiates."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from sfkit.config import AttachLoss
 from sfkit.errors import ConfigError, LossError
 from sfkit.policies.base import PolicyAdapter
 from sfkit.policies.loss import add_per_sample
-from sfkit.training.loss_scale import StepScale
-from sfkit.training.pending_loss import PendingLoss, carry, pending_losses
-from sfkit.utils.replay import trains_in_backward
+from sfkit.training.loss_scale import LossScale
+from sfkit.training.pending_loss import PendingLoss, inject, pending_losses
+from sfkit.utils.runtime import trains_in_backward
 
 
-class Joiner:
-    """How the alignment loss of one policy is joined.
+class LossPath(Protocol):
+    """One way, chosen for each forward by what it returned."""
 
-    - ``"return"``: to the loss in what forward returns.
-    - ``"backward"``: it rides on the differentiable outputs into the loop's own backward pass.
+    @property
+    def loss(self) -> Tensor | None:
+        """The loss in the output, if the loop reads it there; ``()``, ``(b,)`` or ``(b, ...)``."""
+
+    def attach(self, output: Any, term: Tensor, logs: Mapping[str, Tensor]) -> tuple[Any, Tensor | None]:
+        """Attach the weighted alignment loss ``(b,)``.
+
+        Args:
+            output: What forward returned.
+            term: With gradient.
+            logs: For the framework, where it has a place for them.
+
+        Returns:
+            The new output, and the loss in it, if there is one.
+
+        Raises:
+            LossError: Nothing in the output can carry it.
+        """
+
+    def keep_in_graph(self, output: Any, zero: Callable[[Tensor], Tensor]) -> Any:
+        """``output``, unchanged in value, with the projectors in its graph.
+
+        Args:
+            output: What forward returned.
+            zero: From a tensor ``(...)`` to 0 times the projectors, of the same shape, dtype and device.
+        """
+
+
+@dataclass(frozen=True)
+class ReturnPath:
+    """Adds to the loss that forward returns."""
+
+    paths: LossPaths
+    loss: Tensor
+
+    def attach(self, output: Any, term: Tensor, logs: Mapping[str, Tensor]) -> tuple[Any, Tensor | None]:
+        """Add ``(b,)`` terms to the loss."""
+        self.paths.last = "returned"
+        total = add_per_sample(self.loss, term)
+        return self.paths.adapter.with_loss(output, total, logs), total
+
+    def keep_in_graph(self, output: Any, zero: Callable[[Tensor], Tensor]) -> Any:
+        if not self.loss.requires_grad:
+            return output
+        return self.paths.adapter.with_loss(output, self.loss + zero(self.loss), {})
+
+
+@dataclass(frozen=True)
+class ManualPath:
+    """Waits for ``policy.spatial_forcing.add(loss)``, and notices a backward pass that comes without it."""
+
+    paths: LossPaths
+
+    @property
+    def loss(self) -> None:
+        return None
+
+    def attach(self, output: Any, term: Tensor, logs: Mapping[str, Tensor]) -> tuple[Any, Tensor | None]:
+        """Hang ``(b,)`` terms on the outputs."""
+        attached = None
+        if self.paths.attach_loss != "return":
+            attached = inject(output, term, self.paths.expect(self.pending(term.device)))
+        if attached is None:
+            raise LossError(
+                f"{self.paths.policy} returned no loss ({type(output).__name__}), so the alignment loss has nothing to "
+                "join.",
+                "Call it as in training, with targets in the batch.",
+            )
+        self.paths.last = "pending"
+        return attached, None
+
+    def pending(self, device: torch.device) -> PendingLoss:
+        """What backward does with the alignment loss: nothing, but it notices that it was forgotten."""
+        return PendingLoss(arrived=self.paths.passed)
+
+    def keep_in_graph(self, output: Any, zero: Callable[[Tensor], Tensor]) -> Any:
+        attached = inject(output, zero, PendingLoss())
+        return output if attached is None else attached
+
+
+@dataclass(frozen=True)
+class BackwardPath(ManualPath):
+    """Injects the gradient of the alignment loss into the loop's backward pass, through forward's outputs."""
+
+    def pending(self, device: torch.device) -> PendingLoss:
+        scale = self.paths.scale
+        scale.check_forward(device.type)
+        return PendingLoss(gradient=lambda: scale.gradient(device), arrived=self.paths.injected)
+
+
+class LossPaths:
+    """Chooses the path of each forward, and keeps track of the losses that are not yet in a backward pass.
+
+    - ``"return"``: the loss that forward returns.
+    - ``"backward"``: through the outputs of forward.
     - ``"manual"``: by ``loss = policy.spatial_forcing.add(loss)`` alone.
     - ``"auto"``: the first where the adapter finds the loss that the loop uses; the second where the adapter knows that
       the loop computes it from the outputs, unless ``add`` is called; the third where forward returned no loss.
@@ -29,15 +124,19 @@ class Joiner:
     Args:
         adapter: Of the policy.
         attach_loss: One of these.
-        scale: What is known of the loop's factors.
-        witness: Gives a parameter that the alignment loss trains, to see whether gradients are accumulated.
+        scale: The factors that the loop applies to its loss.
+        parameters: Of the projectors; whether gradients are accumulated shows at the first that is trained.
 
     Raises:
         ConfigError: ``"return"``, and the loop does not read the loss there (fault 13).
     """
 
     def __init__(
-        self, adapter: PolicyAdapter, attach_loss: AttachLoss, scale: StepScale, witness: Callable[[], Tensor | None]
+        self,
+        adapter: PolicyAdapter,
+        attach_loss: AttachLoss,
+        scale: LossScale,
+        parameters: Callable[[], Iterable[Tensor]],
     ) -> None:
         if attach_loss == "return" and adapter.loss_outside:
             raise ConfigError(
@@ -48,26 +147,22 @@ class Joiner:
         self.adapter = adapter
         self.attach_loss = attach_loss
         self.scale = scale
-        self.witness = witness
-        self._forward: Literal["unaligned", "joined", "riding"] = "unaligned"
+        self._parameters = parameters
+        self.policy = type(adapter.policy).__name__
+        self.last: Literal["unaligned", "returned", "pending"] = "unaligned"
         self._missed: PendingLoss | None = None
-        self._rides: weakref.WeakSet[PendingLoss] = weakref.WeakSet()
-        self._adds = attach_loss == "manual"
+        self._pending: weakref.WeakSet[PendingLoss] = weakref.WeakSet()
+        self._manual = attach_loss == "manual"
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of the policy is not in the middle of a step.
-        return {**self.__dict__, "_forward": "unaligned", "_missed": None, "_rides": None}
+        return {**self.__dict__, "last": "unaligned", "_missed": None, "_pending": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._rides = weakref.WeakSet()  # which cannot be pickled
+        self._pending = weakref.WeakSet()  # which cannot be pickled
 
-    def loss_in(self, output: Any) -> Tensor | None:
-        """The loss in what forward returned, if that is where the loop takes it from."""
-        inside = self.attach_loss in ("auto", "return") and not self.adapter.loss_outside
-        return self.adapter.loss(output) if inside else None
-
-    def begin(self) -> None:
+    def start_step(self) -> None:
         """Begin a training forward.
 
         Raises:
@@ -76,84 +171,50 @@ class Joiner:
         missed, self._missed = self._missed, None
         if missed is not None and not missed.added:
             raise LossError(
-                f"The training loop computes its loss from what {type(self.adapter.policy).__name__} returned and has "
-                "run a backward pass, and the alignment loss was never added: nothing aligns.",
+                f"The training loop computes its loss from what {self.policy} returned and has run a backward pass, "
+                "and the alignment loss was never added: nothing aligns.",
                 "Write `loss = policy.spatial_forcing.add(loss)` before backward, or wrap with attach_loss='backward'.",
             )
-        self._forward = "unaligned"
+        self.last = "unaligned"
 
-    def into(self, output: Any, loss: Tensor | None, term: Tensor, logs: Mapping[str, Tensor]) -> Any:
-        """``output`` with the alignment loss on board.
-
-        Args:
-            output: What forward returned.
-            loss: :meth:`loss_in` of it.
-            term: The weighted alignment loss ``(b,)``, with gradient.
-            logs: For the framework, where it has a place for them.
-
-        Raises:
-            LossError: There is no loss to join, and nothing that could carry.
-        """
+    def of(self, output: Any) -> LossPath:
+        """The path for what forward returned."""
+        inside = self.attach_loss in ("auto", "return") and not self.adapter.loss_outside
+        loss = self.adapter.loss(output) if inside else None
         if loss is not None:
-            self._forward = "joined"
-            return self.adapter.with_loss(output, add_per_sample(loss, term), logs)
-        ride = self._ride(term) if self.attach_loss != "return" else None
-        if ride is not None:
-            ride.leaves = self.adapter.policy.parameters
-        carried = None if ride is None else carry(output, term, ride)
-        if carried is None:
-            raise LossError(
-                f"{type(self.adapter.policy).__name__} returned no loss ({type(output).__name__}), "
-                "so the alignment loss has nothing to join.",
-                "Call it as in training, with targets in the batch.",
-            )
-        self._forward = "riding"
-        return carried
+            return ReturnPath(self, loss)
+        if self.attach_loss == "backward" or (self.attach_loss == "auto" and self.adapter.loss_outside):
+            return BackwardPath(self)
+        return ManualPath(self)
 
-    def _ride(self, term: Tensor) -> PendingLoss:
-        """What is to become of the alignment of this forward."""
-        if self._adds and trains_in_backward():
+    def expect(self, pending: PendingLoss) -> PendingLoss:
+        """Remember a loss until it is used."""
+        if self._manual and trains_in_backward():
             raise LossError(
-                f"{type(self.adapter.policy).__name__} is called within a reentrant activation checkpoint, which runs "
-                "it without gradient first: add(loss) had nothing to add, and now, in backward, is over.",
+                f"{self.policy} is called within a reentrant activation checkpoint, which runs it without gradient "
+                "first: add(loss) had nothing to add, and now, in backward, is over.",
                 "Checkpoint with use_reentrant=False, or wrap with attach_loss='backward' and leave add(loss) out.",
             )
-        if self.attach_loss == "backward" or (self.attach_loss == "auto" and self.adapter.loss_outside):
-            device = term.device
-            self.scale.look_at_forward(device.type)
-            ride = PendingLoss(gradient=lambda: self.scale.gradient(device), arrived=self._carried)
-        else:
-            ride = PendingLoss(arrived=self._miss)
-        self._rides.add(ride)
-        return ride
+        pending.leaves = self.adapter.policy.parameters
+        self._pending.add(pending)
+        return pending
 
-    def _miss(self, ride: PendingLoss) -> None:
-        if not ride.added:
-            self._missed = ride
+    def passed(self, pending: PendingLoss) -> None:
+        """A backward pass went by a loss that waits for ``add``."""
+        if not pending.added:
+            self._missed = pending
 
-    def _carried(self, ride: PendingLoss) -> None:
-        if not ride.added:
-            self.scale.look_at_backward(self.witness())
-
-    def anchor(self, output: Any, zero: Callable[[Tensor], Tensor]) -> Any:
-        """``output`` with the projector in its graph, and nothing changed by it.
-
-        Args:
-            output: What forward returned.
-            zero: Gives 0 times the projector, on the device and in the dtype of a tensor.
-        """
-        loss = self.loss_in(output)
-        if loss is not None:
-            return self.adapter.with_loss(output, loss + zero(loss), {}) if loss.requires_grad else output
-        carried = carry(output, zero, PendingLoss())
-        return output if carried is None else carried
+    def injected(self, pending: PendingLoss) -> None:
+        """A backward pass took the alignment loss along."""
+        if not pending.added:
+            self.scale.check_backward(next((one for one in self._parameters() if one.requires_grad), None))
 
     def add(self, loss: Tensor) -> Tensor:
-        """See :meth:`sfkit.SpatialForcing.add`."""
-        self._adds = True
-        rides = self._rides_behind(loss)
-        if not rides:
-            self._explain_no_ride()
+        """See :meth:`sfkit.SpatialForcing.add`; ``loss`` is ``()``, ``(b,)`` or ``(b, ...)``."""
+        self._manual = True
+        found = self._behind(loss)
+        if not found:
+            self._explain_nothing_pending()
             return loss
         if self.attach_loss == "backward":
             raise LossError(
@@ -162,38 +223,38 @@ class Joiner:
                 "Drop one of the two. add(loss) is exact whatever the loop does with its loss: wrap with "
                 "attach_loss='manual'.",
             )
-        if all(ride.added for ride, _ in rides):
+        if all(pending.added for pending, _ in found):
             raise LossError(
                 "add(loss) was called twice for the same forward.", "Call it once, on the loss that backward is run on."
             )
-        for ride, passenger in rides:
-            if ride.spent or ride.passed:
+        for pending, term in found:
+            if pending.spent or pending.passed:
                 raise LossError(
                     "add(loss) was called after a backward pass through the same forward.",
                     "Call it before the first backward pass of the step.",
                 )
-            if not ride.added:
-                ride.added = True
-                loss = add_per_sample(loss, passenger)
+            if not pending.added:
+                pending.added = True
+                loss = add_per_sample(loss, term)
         return loss
 
-    def _rides_behind(self, loss: Tensor) -> list[tuple[PendingLoss, Tensor]]:
-        """This policy's rides that ``loss`` was computed from; another policy may stand behind it as well."""
-        found = [(ride, passenger) for ride, passenger in pending_losses(loss) if ride in self._rides]
-        waiting = {ride for ride in self._rides if not (ride.added or ride.passed or ride.spent)}
-        if waiting <= {ride for ride, _ in found}:
+    def _behind(self, loss: Tensor) -> list[tuple[PendingLoss, Tensor]]:
+        """This policy's pending losses behind ``loss``, ``()`` or ``(b, ...)``; another policy's may be there too."""
+        found = [(pending, term) for pending, term in pending_losses(loss) if pending in self._pending]
+        waiting = {one for one in self._pending if not (one.added or one.passed or one.spent)}
+        if waiting <= {pending for pending, _ in found}:
             return found
-        return [(ride, passenger) for ride, passenger in pending_losses(loss, behind=True) if ride in self._rides]
+        return [(pending, term) for pending, term in pending_losses(loss, behind=True) if pending in self._pending]
 
-    def _explain_no_ride(self) -> None:
+    def _explain_nothing_pending(self) -> None:
         """Raise where the last forward was aligned, and ``add`` would silently add nothing."""
-        if self._forward == "joined":
+        if self.last == "returned":
             raise LossError(
-                f"The alignment loss is already in the loss that {type(self.adapter.policy).__name__} returned: added "
-                "again, it would count twice.",
+                f"The alignment loss is already in the loss that {self.policy} returned: added again, it would count "
+                "twice.",
                 "Drop add(loss); or wrap with attach_loss='manual' if the loop's loss is not what forward returns.",
             )
-        if self._forward == "riding":
+        if self.last == "pending":
             raise LossError(
                 "add(loss) was given a loss that was not computed, with gradient, from what the policy's last forward "
                 "returned.",

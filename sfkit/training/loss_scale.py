@@ -1,4 +1,4 @@
-"""By what factor a training loop multiplies its loss, as far as the alignment loss must follow."""
+"""The factor by which a training loop multiplies its loss, where the alignment loss must follow."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 
 from sfkit.errors import LossError, SfkitWarning
-from sfkit.utils.distributed import is_distributed
+from sfkit.utils.runtime import is_distributed
 
 _ADD = "or write `loss = policy.spatial_forcing.add(loss)` before the loss is scaled or divided: always exact."
 
 
-class StepScale:
-    """What is known of the factor, and a watch for signs of one that is not known.
+class LossScale:
+    """What is known of the factor; warns at signs of one that is not known.
 
     Attributes:
-        accumulation: Batches for each optimizer step; None: not told.
-        scaler: The loop's ``GradScaler``, anything with its ``scale(tensor)``; None: there is none, or it was not told.
+        accumulation: Batches for each optimizer step; None: not known.
+        scaler: The loop's ``GradScaler``, anything with its ``scale(tensor)``; None: there is none, or it is not known.
         processes: By how many processes the trainer multiplies a loss that was made with ``num_items_in_batch``, before
-            DDP divides by them; None: not told.
+            DDP divides by them; None: not known.
     """
 
     def __init__(self, accumulation: int | None = None, scaler: Any = None) -> None:
@@ -33,7 +33,7 @@ class StepScale:
         self._last: tuple[int, int] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy of the policy has no part in the loop; and a GradScaler refuses to be copied in the middle of a step.
+        # A copy of the policy is outside the loop; and a GradScaler refuses to be copied in the middle of a step.
         return {**self.__dict__, "scaler": None, "_last": None}
 
     def gradient(self, device: torch.device) -> Tensor:
@@ -43,7 +43,7 @@ class StepScale:
         return scaled / (self.accumulation or 1)
 
     def share_of_the_step(self, arguments: Mapping[str, Any]) -> float:
-        """What part of an optimizer step this call is, as far as the policy's own loss already accounts for it.
+        """The share of an optimizer step in this call, where the policy's own loss already accounts for it.
 
         Handed ``num_items_in_batch``, a model divides its loss by the items of *all* accumulated batches, and HF
         Trainer then divides no further. The alignment loss must follow, or it counts once for each of them. If they
@@ -51,8 +51,8 @@ class StepScale:
         processes, to make up for DDP's mean: the same again.
 
         Raises:
-            LossError: It was handed that, and how many batches are accumulated was not told; or there are several
-                processes, and whether the loss is multiplied by their number was not told.
+            LossError: The call has ``num_items_in_batch``, and the number of accumulated batches is not known; or there
+                are several processes, and whether the loss is multiplied by their number is not known.
         """
         if arguments.get("num_items_in_batch") is None:
             return 1.0
@@ -60,32 +60,32 @@ class StepScale:
             raise LossError(
                 "The policy was called with num_items_in_batch in one of several processes. HF Trainer multiplies such "
                 "a loss by their number, or not, by its average_tokens_across_devices, and sfkit cannot know.",
-                "Give the trainer sfkit_transformers.SpatialForcingCallback(policy), which tells.",
+                "Give the trainer sfkit_transformers.SpatialForcingCallback(policy), which sets it.",
             )
         if self.accumulation is None:
             raise LossError(
                 "The policy was called with num_items_in_batch, so its loss is already scaled for gradient "
                 "accumulation, by a factor that sfkit cannot know.",
                 "Pass SpatialForcing.wrap(..., grad_accumulation=N), the trainer's gradient_accumulation_steps, or "
-                "give the trainer sfkit_transformers.SpatialForcingCallback(policy), which tells.",
+                "give the trainer sfkit_transformers.SpatialForcingCallback(policy), which sets it.",
             )
         return 1.0 / (self.accumulation * (self.processes or 1))
 
-    def look_at_forward(self, device: str) -> None:
-        """Warn once where a forward runs in float16, which is trained with a GradScaler, and none was told."""
+    def check_forward(self, device: str) -> None:
+        """Warn once where a forward runs in float16, which is trained with a GradScaler, and none is set."""
         if self.scaler is None and _autocast_dtype(device) == torch.float16:
             self._warn(
-                "The alignment loss rides on the outputs of a forward under float16 autocast, and no GradScaler was "
-                "told: if the loop scales its loss, alignment is far too weak. Set policy.spatial_forcing.scaler = "
-                f"scaler, {_ADD}"
+                "The alignment loss is injected through the outputs of a forward under float16 autocast, and no "
+                "GradScaler is set: if the loop scales its loss, alignment is far too weak. Set "
+                f"policy.spatial_forcing.scaler = scaler, {_ADD}"
             )
 
-    def look_at_backward(self, parameter: Tensor | None) -> None:
-        """Warn once where gradients are accumulated, and whether the loss is divided for that was not told.
+    def check_backward(self, parameter: Tensor | None) -> None:
+        """Warn once where gradients are accumulated, and whether the loss is divided for that is not known.
 
         Args:
-            parameter: One of the projector's: it has a gradient left from an earlier backward pass, and no optimizer
-                has moved it since, where gradients are accumulated.
+            parameter: ``(...)``, one of the projector's: it has a gradient from an earlier backward pass, and no
+                optimizer has moved it since, where gradients are accumulated.
         """
         if self.accumulation is not None or parameter is None:
             return
@@ -94,8 +94,8 @@ class StepScale:
         if before is None or parameter.grad is None or before[0] == now[0] or before[1] != now[1]:
             return
         self._warn(
-            "The alignment loss rides on the outputs of a forward, and gradients of several backward passes are "
-            "accumulated: if the loop divides its loss for that, alignment is too strong by that factor. Pass "
+            "The alignment loss is injected through the outputs of a forward, and gradients of several backward passes "
+            "are accumulated: if the loop divides its loss for that, alignment is too strong by that factor. Pass "
             f"SpatialForcing.wrap(..., grad_accumulation=N), with 1 if it divides by nothing, {_ADD}"
         )
 

@@ -1,316 +1,293 @@
-"""From the arguments of ``wrap`` to a plan: which student layer is aligned with which layer of which teacher."""
+"""One alignment: the tokens of a tap site with the features of a teacher layer."""
 
 from __future__ import annotations
 
-import itertools
-import math
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from sfkit.config import ComponentSpec, PairConfig, SpatialForcingConfig, StudentLayer, attention_of, block_of
-from sfkit.errors import ConfigError
-from sfkit.factory.components import (
-    ComponentLike,
-    build_objective,
-    build_projector,
-    build_schedule,
-    build_teacher,
-    build_transforms,
-)
-from sfkit.factory.resolve import Wish, read_wishes
-from sfkit.objectives.base import Objective
-from sfkit.policies.base import PolicyAdapter
+from sfkit.config import ComponentSpec, Recompute
+from sfkit.errors import GradientError, ShapeError
+from sfkit.objectives.base import Objective, cosine_similarity, masked_mean
 from sfkit.projectors.base import Projector
-from sfkit.projectors.identity import Unprojected
-from sfkit.projectors.shared import SharedProjector
-from sfkit.schedules.base import Product, Schedule
-from sfkit.teachers.base import Teacher
+from sfkit.training.taps import Residual, TapSite
 from sfkit.training.teacher_runner import TeacherRunner
 from sfkit.transforms.base import Transform
-from sfkit.utils.rng import own_rng
+from sfkit.utils.recompute import recompute_scope, recomputed, run_recomputed, version_of
+from sfkit.views.resample import resample
+from sfkit.views.types import FeatureMap
 
-_T = TypeVar("_T")
-
-#: Keeps the first weights of an objective's head apart from those of the projectors, which count up from the seed.
-_HEAD_SEEDS = 1 << 20
+#: For a pair that is used alone.
+_ANYWHERE = Residual(0)
 
 
 @dataclass(frozen=True)
-class Pair:
-    """One alignment.
+class Compared:
+    """What was compared, without gradient; 0 where the mask is False.
 
     Attributes:
-        student_layer: As given; or :func:`~sfkit.config.attention_of` a block, if the objective reads attention.
-        host: Index of the teacher's host.
-        teacher_layer: Of the teacher; its block, where the objective reads attention.
-        weight: Within the alignment loss, as the user gave it.
-        objective: Compares the two.
-        future: How many steps ahead the frame is that the teacher sees.
+        projected: ``(b, v, gh, gw, d)`` float32.
+        target: ``(b, v, gh, gw, d)`` float32.
+        mask: ``(b, v, gh, gw)`` bool.
     """
 
-    student_layer: StudentLayer
-    host: int
-    teacher_layer: int
-    weight: float
-    objective: Objective
-    future: int = 0
+    projected: Tensor
+    target: Tensor
+    mask: Tensor
+
+
+class Alignment(NamedTuple):
+    """The result of one batch. A tuple, because FSDP2 looks for tensors with gradient in those alone.
+
+    Attributes:
+        loss: ``(b,)`` with gradient; 0 for a sample without a valid token.
+        cosine: ``()`` detached: mean cosine similarity over the valid tokens of the batch; NaN where there are none, or
+            where no features are compared.
+        valid: ``()`` detached: share of tokens that were compared.
+        compared: Of a single pair, if it was requested: the maps themselves, if they are features.
+    """
+
+    loss: Tensor
+    cosine: Tensor
+    valid: Tensor
+    compared: Compared | None = None
+
+
+class AlignmentPair(nn.Module):
+    """Projects the student's tokens and compares them with the teacher's, in float32 with autocast off.
+
+    Args:
+        projector: From student width to target width; None where attention is compared as it is.
+        objective: Compares the maps of each sample.
+        transforms: From the teacher's features to the target, in order. Without any, features are resampled.
+        head: What the objective trains for this pair, see :meth:`sfkit.Objective.head`.
+        site: Where the student is read.
+        runner: Runs the teacher.
+        teacher_layer: Layer of the teacher; its block, where attention is compared.
+        weight: Of this pair within the alignment loss.
+        future: How many steps ahead the teacher's frame is.
+        recompute: What backward recomputes instead of keeping it. ``selective``: masking, norms and activations of the
+            projectors that know how; about what the bare matrix products keep is left. ``full``: the projection and the
+            comparison; nothing is left but the two maps. An objective with collectives is never run a second time: the
+            ranks would wait for each other.
+    """
+
+    def __init__(
+        self,
+        projector: Projector | None,
+        objective: Objective,
+        *,
+        transforms: Sequence[Transform] = (),
+        head: nn.Module | None = None,
+        site: TapSite = _ANYWHERE,
+        runner: TeacherRunner | None = None,
+        teacher_layer: int = 1,
+        weight: float = 1.0,
+        future: int = 0,
+        recompute: Recompute = "none",
+    ) -> None:
+        super().__init__()
+        self.transforms: Any = nn.ModuleList(transforms)
+        self.objective = objective
+        self.site, self.teacher_layer = site, teacher_layer
+        self.runner: Any = runner
+        self.weight, self.future = weight, future
+        self.recompute: Recompute = recompute
+        self.connect(projector)
+        self.head = head
+
+    def connect(self, projector: Projector | None, shared: tuple[int, int] | None = None) -> None:
+        """Set the projector.
+
+        Args:
+            projector: From student width to target width; None where attention is compared as it is.
+            shared: Where several pairs share it: the number of this pair, and how many there are.
+        """
+        self.shared = shared
+        # A shared projector is a child of the first pair alone: once in the optimizer, in DDP and in checkpoints.
+        self._projector = (projector,)
+        self.projector = projector if shared is None or shared[0] == 0 else None
+
+    @property
+    def target_dim(self) -> int:
+        """Channels of the target."""
+        dim: int = self.transforms[-1].out_dim if self.transforms else self.runner.teacher.dim(self.teacher_layer)
+        return dim
 
     @property
     def reads_attention(self) -> bool:
         """Whether queries and keys are compared, and no features."""
-        return block_of(self.student_layer) is not None
+        return self.objective.reads == "attention"
 
+    def config(self, own: Sequence[str] = ()) -> dict[str, Any]:
+        """The fields of its :class:`~sfkit.config.PairConfig`.
 
-def featured(pairs: Sequence[Pair], things: Sequence[_T]) -> list[_T]:
-    """Of one thing for each pair, those of pairs that compare features."""
-    return [thing for thing, pair in zip(things, pairs, strict=True) if not pair.reads_attention]
+        Args:
+            own: Which of objective, projector and transforms are the pair's own, and not those of the whole run.
+        """
+        return {
+            "student_layer": self.site.student_layer,
+            "teacher": self.runner.teacher.spec,
+            "teacher_layer": self.teacher_layer,
+            "weight": self.weight,
+            "future": self.future,
+            "objective": self.objective.spec if "objective" in own else None,
+            "projector": self.projector_spec if "projector" in own else None,
+            "transforms": self.transform_specs if "transforms" in own else None,
+        }
 
+    @property
+    def shared_projector(self) -> Projector | None:
+        """The projector, which another pair may own."""
+        return self._projector[0]
 
-@dataclass(frozen=True)
-class Plan:
-    """Everything ``SpatialForcing`` is made of. Objectives and projectors of a pair stand at the pair's place."""
+    @property
+    def projector_spec(self) -> ComponentSpec | None:
+        """Name and options of the projector."""
+        (projector,) = self._projector
+        return None if projector is None else projector.spec
 
-    config: SpatialForcingConfig
-    adapter: PolicyAdapter
-    objective: Objective
-    pairs: tuple[Pair, ...]
-    hosts: tuple[TeacherRunner, ...]
-    projectors: tuple[Projector, ...]
-    schedule: Product
+    @property
+    def transform_specs(self) -> tuple[ComponentSpec, ...]:
+        """Names and options of the transforms."""
+        return tuple(transform.spec for transform in self.transforms)
 
+    def project(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """``(b, v, gh, gw, d_student)`` tokens to ``(b, v, gh, gw, d_target)``; the mask is ``(b, v, gh, gw)``."""
+        (projector,) = self._projector
+        if projector is None:
+            return tokens
+        if self.shared is not None:
+            return projector.forward_shared(tokens, mask, *self.shared)
+        projected: Tensor = projector(tokens, mask)
+        return projected
 
-def make_plan(
-    adapter: PolicyAdapter,
-    *,
-    teacher: ComponentLike | Teacher | None,
-    student_layer: StudentLayer | None,
-    teacher_layer: int | None,
-    objective: ComponentLike | Objective,
-    projector: ComponentLike | Projector,
-    transforms: Sequence[ComponentLike | Transform] = (),
-    schedule: ComponentLike | Schedule | Sequence[ComponentLike | Schedule] = (),
-    pairs: Sequence[Any] | None,
-    seed: int,
-    shared_projector: bool = False,
-    **settings: Any,
-) -> Plan:
-    """Resolve names and defaults, and check layers and widths.
+    def forward(self, student: FeatureMap, teacher: FeatureMap, keep_maps: bool = False) -> Alignment:
+        """Align one batch.
 
-    Args:
-        adapter: Of the policy.
-        teacher: This and the following are as in :meth:`sfkit.SpatialForcing.wrap`.
-        student_layer: Of a single pair.
-        teacher_layer: Of a single pair.
-        objective: Of the pairs that name none.
-        projector: Likewise.
-        transforms: Likewise.
-        schedule: Of the weight.
-        pairs: Several pairs.
-        seed: Of first weights.
-        shared_projector: Whether pairs share their projector.
-        settings: Further fields of :class:`~sfkit.config.SpatialForcingConfig`, kept as they are.
+        Args:
+            student: Visual tokens with gradient, ``(b, v, gh, gw, d_student)``.
+            teacher: Features without gradient on any grid, ``(b, v, *, *, d_teacher)``.
+            keep_maps: Whether to return what was compared.
 
-    Raises:
-        ConfigError: Neither or both of ``teacher`` and ``pairs``, or a layer, width or setting is not valid.
-    """
-    wishes = read_wishes(teacher, student_layer, teacher_layer, pairs)
-    _refuse_shared_instances(wishes, projector, transforms, shared_projector)
-    common, scheduled = build_objective(objective), build_schedule(schedule)
-    hosts: list[TeacherRunner] = []
-    resolved = [_resolve(adapter, wish, hosts, common) for wish in wishes]
-    projectors = _projectors(
-        adapter, [hosts[pair.host].teacher for pair in resolved], wishes, resolved,
-        projector=projector, transforms=transforms, seed=seed, shared=shared_projector,
-    )  # fmt: skip
-    records = [
-        _record(wish, pair, hosts[pair.host].teacher, built)
-        for wish, pair, built in zip(wishes, resolved, projectors, strict=True)
-    ]
-    if transforms and all(pair.reads_attention for pair in resolved):
-        raise ConfigError("There are transforms, and no pair compares features.", "Leave transforms out.")
-    with_features = featured(resolved, list(zip(wishes, projectors, strict=True)))
-    usual = [built.spec for wish, built in with_features if wish.projector is None]
-    chains: list[Any] = [built.target_transforms for wish, built in with_features if wish.transforms is None]
-    values = {
-        **settings,
-        "adapter": adapter.spec,
-        "pairs": records,
-        "objective": common.spec,
-        "projector": usual[0] if usual else projector,
-        "transforms": [step.spec for step in chains[0]] if chains else transforms,
-        "schedule": [item.spec for item in scheduled],
-        "seed": seed,
-        "shared_projector": shared_projector,
-    }
-    config = SpatialForcingConfig.parse("SpatialForcing", values)
-    return Plan(config, adapter, common, tuple(resolved), tuple(hosts), projectors, scheduled)
-
-
-def _projectors(
-    adapter: PolicyAdapter,
-    teachers: Sequence[Teacher],
-    wishes: Sequence[Wish],
-    pairs: Sequence[Pair],
-    *,
-    projector: ComponentLike | Projector,
-    transforms: Sequence[ComponentLike | Transform],
-    seed: int,
-    shared: bool,
-) -> tuple[Projector, ...]:
-    """The projector of each pair, with the transforms of its target and what its objective trains."""
-    if any(pair.reads_attention for pair in pairs):
-        return _beside_attention(
-            adapter, teachers, wishes, pairs, projector=projector, transforms=transforms, seed=seed, shared=shared
-        )
-    chains, widths = [], []
-    for wish, pair, teacher in zip(wishes, pairs, teachers, strict=True):
-        target = teacher.dim(pair.teacher_layer)
-        chain = build_transforms(transforms if wish.transforms is None else wish.transforms, target)
-        chains.append(chain)
-        widths.append((_width(adapter, pair.student_layer), chain[-1].out_dim if chain else target))
-    if shared:
-        built = _shared(projector, pairs, widths, seed)
-    else:
-        own = [projector if wish.projector is None else wish.projector for wish in wishes]
-        built = tuple(
-            build_projector(name, *width, seed + index)
-            for index, (name, width) in enumerate(zip(own, widths, strict=True))
-        )
-    for index, (one, pair) in enumerate(zip(built, pairs, strict=True)):
-        one.target_transforms = nn.ModuleList(chains[index])
-        with own_rng(seed=seed + index + _HEAD_SEEDS):
-            one.objective_head = pair.objective.head(widths[index][1])
-    return built
-
-
-def _beside_attention(
-    adapter: PolicyAdapter, teachers: Sequence[Teacher], wishes: Sequence[Wish], pairs: Sequence[Pair], **common: Any
-) -> tuple[Projector, ...]:
-    """As :func:`_projectors`, where some pairs read attention: these have neither projector nor transforms."""
-    chosen = featured(pairs, range(len(pairs)))
-    own = [featured(pairs, teachers), featured(pairs, wishes), featured(pairs, pairs)]
-    built = _projectors(adapter, *own, **common) if chosen else ()  # type: ignore[arg-type]
-    found: dict[int, Projector] = dict(zip(chosen, built, strict=True))
-    for index, (wish, pair, teacher) in enumerate(zip(wishes, pairs, teachers, strict=True)):
-        block = block_of(pair.student_layer)
-        if block is None:
-            continue
-        if wish.projector is not None or wish.transforms is not None:
-            raise ConfigError(
-                f"Objective {pair.objective.name!r} compares queries and keys as they are.",
-                "Leave projector and transforms out of its pairs.",
+        Raises:
+            ShapeError: Batches, views or widths do not fit.
+            GradientError: Projector or objective changed its input in place.
+        """
+        if student.values.shape[:2] != teacher.values.shape[:2]:
+            raise ShapeError(
+                f"Student tokens have (batch, views) {tuple(student.values.shape[:2])}, "
+                f"the teacher's features {tuple(teacher.values.shape[:2])}."
             )
-        sides = adapter.attention_heads(block), teacher.attention_heads(pair.teacher_layer)
-        found[index] = Unprojected(2 * math.prod(sides[0]), 2 * math.prod(sides[1]))
-        found[index].objective_head = pair.objective.attention_head(*sides)
-    return tuple(found[index] for index in range(len(pairs)))
+        with torch.autocast(student.values.device.type, enabled=False):
+            # Features that stay as they are need no copy: masked tokens are left out below.
+            unchanged = not self.transforms and teacher.grid == student.grid
+            target = teacher if unchanged else self.target(teacher, student.mask)
+            self._check_widths(student, target)
+            mask, source = student.mask & target.mask, target.values.detach()
+            del target
+            loss, cosine, projected, goal = self._compare(student.values, source, mask)
+        if self.reads_attention:
+            return Alignment(loss, loss.new_full((), torch.nan), mask.float().mean())
+        return Alignment(
+            loss,
+            _mean_over_batch(cosine, mask),
+            mask.float().mean(),
+            Compared(projected, goal, mask) if keep_maps else None,
+        )
 
+    @torch.no_grad()
+    def target(self, teacher: FeatureMap, requested: Tensor) -> FeatureMap:
+        """From the teacher's features to the target: the transforms, or resampling alone.
 
-def _resolve(adapter: PolicyAdapter, wish: Wish, hosts: list[TeacherRunner], common: Objective) -> Pair:
-    host = _host_for(wish.teacher, hosts)
-    teacher_layer = _teacher_layer(hosts[host].teacher, wish.teacher_layer)
-    objective = common if wish.objective is None else build_objective(wish.objective)
-    student_layer = _student_layer(adapter, wish.student_layer)
-    if objective.reads == "attention":
-        if isinstance(student_layer, str) or student_layer == 0:
-            raise ConfigError(
-                f"Objective {objective.name!r} reads the attention of a block, and there is none at {student_layer!r}.",
-                f"Blocks are 1 to {adapter.num_layers}.",
+        Args:
+            teacher: Features on any grid, ``(b, v, *, *, d_teacher)``.
+            requested: ``(b, v, gh, gw)`` bool, the student's tokens that may be aligned.
+
+        Returns:
+            ``(b, v, gh, gw, d_target)`` float32.
+
+        Raises:
+            ShapeError: The transforms do not end on the student's grid.
+        """
+        features, grid = FeatureMap(teacher.values.detach(), teacher.mask), (requested.shape[2], requested.shape[3])
+        if not self.transforms:
+            return resample(features, grid)
+        for transform in self.transforms:
+            features = transform(features, requested)
+        if features.grid != grid:
+            raise ShapeError(
+                f"After its transforms the target has a grid of {features.grid}, the student {grid}.",
+                'Add the transform "resample".',
             )
-        student_layer = attention_of(student_layer)
-    return Pair(student_layer, host, teacher_layer, wish.weight, objective, wish.future)
+        return features
+
+    def _check_widths(self, student: FeatureMap, target: FeatureMap) -> None:
+        (projector,) = self._projector
+        if projector is not None and (student.dim, target.dim) != (projector.student_dim, projector.teacher_dim):
+            raise ShapeError(
+                f"The projector maps {projector.student_dim} to {projector.teacher_dim} channels, "
+                f"but the student has {student.dim} and the target {target.dim}."
+            )
+
+    def _compare(self, values: Tensor, source: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Loss ``(b,)``; without gradient, cosine ``(b, v, gh, gw)`` and both maps ``(b, v, gh, gw, d)``."""
+        # Selected, not multiplied: a NaN in a masked token must reach neither the loss nor any gradient.
+        select = functools.partial(_select, None if _is_whole(mask) else mask)
+
+        def compare(tokens: Tensor, goal: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            """Tokens and target, ``(b, v, gh, gw, d)`` each."""
+            versions = version_of(tokens), version_of(goal)
+            projected = self.project(tokens, mask)
+            loss, cosine = self._objective(projected, goal, mask)
+            if (version_of(tokens), version_of(goal)) != versions:
+                spec = self.projector_spec
+                raise GradientError(
+                    f"Projector {spec and spec.name!r} or objective {self.objective.name!r} changed its input in "
+                    "place, which may be the policy's own tensor, or be recomputed for backward.",
+                    "Let it work on a copy.",
+                )
+            return loss, cosine, projected.detach(), goal
+
+        if self.recompute == "full" and not self.objective.has_collectives:
+            # The teacher's features may be inference tensors, which autograd keeps for nobody: hence no argument.
+            return run_recomputed(lambda tokens: compare(select(tokens), select(source)), values)
+        if self.recompute == "none":
+            return compare(select(values), select(source))
+        with recompute_scope(), recomputed(select, values, source) as maps:
+            return compare(*maps)
+
+    def _objective(self, projected: Tensor, goal: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss ``(b,)``, and cosine ``(b, v, gh, gw)`` of the maps ``(b, v, gh, gw, d)``, which is computed once."""
+        from_cosine = vars(type(self.objective)).get("from_cosine")  # a subclass may compute something else
+        if from_cosine is not None:
+            cosine = cosine_similarity(projected, goal)
+            return from_cosine(self.objective, cosine, mask), cosine.detach()
+        loss = self.objective.with_head(projected, goal, mask, self.head)
+        if self.reads_attention:
+            return loss, loss.detach()
+        with torch.no_grad():
+            return loss, cosine_similarity(projected, goal)
 
 
-def _record(wish: Wish, pair: Pair, teacher: Teacher, projector: Projector) -> dict[str, Any]:
-    """The pair as it is saved; what it shares with the others stands in the run's own fields."""
-    chain: Any = projector.target_transforms
-    return {
-        "student_layer": block_of(pair.student_layer) or pair.student_layer,
-        "teacher": teacher.spec,
-        "teacher_layer": pair.teacher_layer,
-        "weight": pair.weight,
-        "future": pair.future,
-        "objective": None if wish.objective is None else pair.objective.spec,
-        "projector": None if wish.projector is None else projector.spec,
-        "transforms": None if wish.transforms is None else [step.spec for step in chain],
-    }
+def _is_whole(mask: Tensor) -> bool:
+    """Whether a mask ``(b, v, gh, gw)`` is True everywhere, on the CPU: a GPU would have to be waited for."""
+    return mask.device.type == "cpu" and bool(mask.all())
 
 
-def _refuse_shared_instances(wishes: Sequence[Wish], projector: Any, transforms: Any, shared: bool) -> None:
-    if shared and any(wish.projector is not None for wish in wishes):
-        raise ConfigError(
-            "With shared_projector=True no pair can have a projector of its own.", "Take it out of the pairs."
-        )
-    if isinstance(projector, Projector) and len(wishes) > 1 and not shared:
-        raise ConfigError(
-            "A projector instance serves one pair only.",
-            "Give its name: each pair gets its own; or let all of them share it, with shared_projector=True.",
-        )
-    if len(wishes) > 1 and any(isinstance(transform, Transform) for transform in transforms):
-        raise ConfigError("A transform instance serves one pair only.", "Give its name: each pair gets its own.")
+def _select(mask: Tensor | None, values: Tensor) -> Tensor:
+    """``(b, v, gh, gw, d)`` values in float32, 0 where the mask ``(b, v, gh, gw)`` is False."""
+    if mask is None:
+        # Autograd would not keep a tensor of inference mode for backward.
+        return values.to(torch.float32, copy=values.is_inference())
+    return torch.where(mask.unsqueeze(-1), values.float(), 0.0)
 
 
-def _shared(
-    projector: ComponentLike | Projector, pairs: Sequence[Pair], widths: Sequence[tuple[int, int]], seed: int
-) -> tuple[Projector, ...]:
-    """One projector, as each pair sees it."""
-    if len(set(widths)) > 1:
-        found = ", ".join(f"{student} to {teacher}" for student, teacher in dict.fromkeys(widths))
-        raise ConfigError(
-            f"One projector cannot serve pairs of different widths: {found} channels.",
-            "Give shared_projector=False, or bring the targets to one width with a transform.",
-        )
-    core = build_projector(projector, *widths[0], seed)
-    student_layers = [-1 if isinstance(pair.student_layer, str) else pair.student_layer for pair in pairs]
-    if core.shallow_first and any(a >= b for a, b in itertools.pairwise(student_layers)):
-        raise ConfigError(
-            f"Projector {core.name!r} gives deeper pairs more hidden units, but the student layers are "
-            f"{', '.join(str(pair.student_layer) for pair in pairs)}.",
-            "List the pairs from shallow to deep, each student layer once.",
-        )
-    return tuple(SharedProjector(core, index, len(pairs)) for index in range(len(pairs)))
-
-
-def _host_for(value: ComponentLike | Teacher, hosts: list[TeacherRunner]) -> int:
-    """The host of this teacher: one for each distinct teacher, so that one run serves all of its pairs."""
-    for index, host in enumerate(hosts):
-        same_instance = isinstance(value, Teacher) and host.teacher is value
-        if same_instance or (not isinstance(value, Teacher) and host.teacher.spec == _resolved_spec(value)):
-            return index
-    hosts.append(TeacherRunner(build_teacher(value)))
-    return len(hosts) - 1
-
-
-def _resolved_spec(value: ComponentLike) -> ComponentSpec:
-    return build_teacher(value).spec
-
-
-def _student_layer(adapter: PolicyAdapter, student_layer: StudentLayer | None) -> StudentLayer:
-    student_layer = adapter.default_student_layer if student_layer is None else student_layer
-    if isinstance(student_layer, str):
-        PairConfig.parse("the pair", {"student_layer": student_layer, "teacher": "", "teacher_layer": 1})
-        adapter.encoder_tap()
-        return student_layer
-    if not 0 <= student_layer <= adapter.num_layers:
-        raise ConfigError(
-            f"Student layer {student_layer} is out of range for {type(adapter.policy).__name__}.",
-            f"Student layers are 0 (embeddings) to {adapter.num_layers} (after the last block).",
-        )
-    return student_layer
-
-
-def _width(adapter: PolicyAdapter, student_layer: StudentLayer) -> int:
-    return adapter.encoder_dim() if isinstance(student_layer, str) else adapter.dim(student_layer)
-
-
-def _teacher_layer(teacher: Teacher, layer: int | None) -> int:
-    layer = teacher.default_layer if layer is None else layer
-    if not 1 <= layer <= teacher.num_layers:
-        raise ConfigError(
-            f"Teacher layer {layer} is out of range for teacher {teacher.name!r}.",
-            f"Its layers are 1 to {teacher.num_layers}.",
-        )
-    return layer
+@torch.no_grad()
+def _mean_over_batch(cosine: Tensor, mask: Tensor) -> Tensor:
+    """``()``: mean of ``(b, v, gh, gw)`` values over all valid tokens; NaN where there are none."""
+    return torch.where(mask.any(), masked_mean(cosine[None], mask[None])[0], torch.nan)

@@ -1,9 +1,9 @@
-"""One forward's alignment loss on its way into the backward pass: it rides on the outputs of that forward.
+"""Injects the alignment loss of one forward into the backward pass, through the outputs of that forward.
 
 A training loop whose loss is computed outside the policy differentiates the policy's outputs, and nothing else of it.
 So each output passes through an identity node of the autograd graph, which has the alignment loss as a further input.
-Backward hands the output's gradient on unchanged, and the first node that it comes by sends the alignment loss a
-gradient of its own. This also makes the projector reachable from what forward returned, which DDP insists on
+Backward hands the output's gradient on unchanged, and the first such node sends the alignment loss a gradient of its
+own. This also makes the projector reachable from what forward returned, which DDP insists on
 (``find_unused_parameters=True``). One node for all outputs would run backward through those that the loop never uses.
 With several processes that is wanted: DDP waits for every parameter behind any of the outputs, as OFT's unused logits.
 """
@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfkit.utils.distributed import is_distributed
 from sfkit.utils.pytree import map_tensors, tensors_in
+from sfkit.utils.runtime import is_distributed
 
 
 @dataclass(eq=False)
@@ -62,23 +62,24 @@ class PendingLoss:
 
 
 class GradientInjector(torch.autograd.Function):
-    """Identity over outputs of a forward, with the alignment loss as a passenger."""
+    """Identity over outputs of a forward, which sends the alignment loss a gradient in backward."""
 
     @staticmethod
     def forward(
-        ctx: Any, boarding: tuple[PendingLoss, list[bool]], witness: Tensor, passenger: Tensor, *outputs: Tensor
+        ctx: Any, args: tuple[PendingLoss, list[bool]], witness: Tensor, loss: Tensor, *outputs: Tensor
     ) -> tuple[Tensor, ...]:
-        ctx.ride, alone = boarding
+        """Outputs ``(...)``, the alignment loss ``(b,)``, and a witness ``()``: a leaf that this node alone knows."""
+        ctx.pending, alone = args
         ctx.set_materialize_grads(False)
-        ctx.passenger = passenger
+        ctx.loss = loss
         return tuple(map(_alias, outputs, alone))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        share = ctx.ride.share(accumulates=_accumulates(ctx))
-        passenger = ctx.passenger
-        own = torch.as_tensor(share, dtype=passenger.dtype, device=passenger.device) / passenger.numel()
-        return None, None, own.expand_as(passenger), *gradients
+        share = ctx.pending.share(accumulates=_accumulates(ctx))
+        loss = ctx.loss
+        own = torch.as_tensor(share, dtype=loss.dtype, device=loss.device) / loss.numel()
+        return None, None, own.expand_as(loss), *gradients
 
 
 def _alone(tensors: Sequence[Tensor]) -> list[bool]:
@@ -88,7 +89,7 @@ def _alone(tensors: Sequence[Tensor]) -> list[bool]:
 
 
 def _alias(output: Tensor, alone: bool) -> Tensor:
-    """The same values, which a loop may change in place (``logits.div_(2)``) as it could without sfkit.
+    """The same values ``(...)``, which a loop may change in place (``logits.div_(2)``) as it could without sfkit.
 
     An alias that is no view, and has the version counter of the original: what autograd still needs of it is guarded.
     Where two outputs share memory, a change of one is one of the other's graph too; a view makes that torch's error.
@@ -103,55 +104,56 @@ def _accumulates(ctx: Any) -> bool:
     """
     if torch._C._will_engine_execute_node(ctx.next_functions[0][0]):
         return True
-    return any(_is_accumulated_into(leaf) for leaf in ctx.ride.leaves())
+    return any(_is_accumulated_into(leaf) for leaf in ctx.pending.leaves())
 
 
 def _is_accumulated_into(leaf: Tensor) -> bool:
+    """Whether the present backward pass accumulates into a parameter ``(...)``."""
     if not (leaf.is_leaf and leaf.requires_grad):
         return False
     with torch.enable_grad():
         node: Any = leaf.view_as(leaf).grad_fn
     try:
         return bool(torch._C._will_engine_execute_node(node.next_functions[0][0]))
-    except RuntimeError:  # what torch says to a leaf whose gradient autograd.grad was asked for
+    except RuntimeError:  # torch's answer for a leaf whose gradient autograd.grad was asked for
         return False
 
 
-def carry(output: Any, passenger: Tensor | Callable[[Tensor], Tensor], ride: PendingLoss) -> Any | None:
-    """``output`` with its differentiable tensors passed through the carrier; None if it holds none.
+def inject(output: Any, loss: Tensor | Callable[[Tensor], Tensor], pending: PendingLoss) -> Any | None:
+    """``output`` with its differentiable tensors passed through the injector; None if it holds none.
 
     Args:
         output: What forward returned.
-        passenger: The weighted alignment loss, whose mean counts, with gradient; or what makes it beside one of the
-            tensors.
-        ride: What is to become of it.
+        loss: The weighted alignment loss ``(b,)``, whose mean counts, with gradient; or a function that makes it from
+            one of the tensors.
+        pending: Its state.
     """
     found = [tensor for tensor in tensors_in(output) if tensor.requires_grad]
     if not found:
         return None
-    if not isinstance(passenger, Tensor):
-        passenger = passenger(found[0]).sum()
+    if not isinstance(loss, Tensor):
+        loss = loss(found[0]).sum()
     witness = torch.zeros((), requires_grad=True)
     replaced: dict[int, Tensor] = {}
     alone = _alone(found)
     size = len(found) if is_distributed() else 1
     for start in range(0, len(found), size):
         group = slice(start, start + size)
-        boarding = (ride, alone[group])
-        carried: Any = GradientInjector.apply(boarding, witness, passenger, *found[group])  # type: ignore[no-untyped-call]
-        replaced.update((id(tensor), fresh) for tensor, fresh in zip(found[group], carried, strict=True))
+        args = (pending, alone[group])
+        injected: Any = GradientInjector.apply(args, witness, loss, *found[group])  # type: ignore[no-untyped-call]
+        replaced.update((id(tensor), fresh) for tensor, fresh in zip(found[group], injected, strict=True))
     return map_tensors(output, lambda tensor: replaced.get(id(tensor), tensor))
 
 
-_CARRIER_NODE: Any = GradientInjector._backward_cls
+_INJECTOR_NODE: Any = GradientInjector._backward_cls
 
 
 def pending_losses(loss: Tensor, *, behind: bool = False) -> list[tuple[PendingLoss, Tensor]]:
-    """The rides that ``loss`` was computed from, each with its alignment loss.
+    """The pending losses that ``loss`` was computed from, each with its tensor ``(b,)``.
 
     Args:
-        loss: With gradient.
-        behind: Look behind carriers too, through whole policies, for a forward that was fed what an earlier one has
+        loss: With gradient, of any shape ``(...)``.
+        behind: Look behind injectors too, through whole policies, for a forward that was fed what an earlier one has
             returned.
     """
     found: dict[PendingLoss, Tensor] = {}
@@ -162,8 +164,8 @@ def pending_losses(loss: Tensor, *, behind: bool = False) -> list[tuple[PendingL
         if node is None or node in seen:
             continue
         seen.add(node)
-        if isinstance(node, _CARRIER_NODE):
-            found[node.ride] = node.passenger
-        if behind or not isinstance(node, _CARRIER_NODE):
+        if isinstance(node, _INJECTOR_NODE):
+            found[node.pending] = node.loss
+        if behind or not isinstance(node, _INJECTOR_NODE):
             stack.extend(following for following, _ in node.next_functions)
     return list(found.items())

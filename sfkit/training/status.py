@@ -1,24 +1,40 @@
-"""What ``status()`` tells, as data and in words."""
+"""The state of an aligned policy, as data and in words."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sfkit.config import StudentLayer
-from sfkit.training.taps import student_layer_name
+
+if TYPE_CHECKING:
+    from sfkit.training.step import Aligner
 
 
 @dataclass(frozen=True)
 class PairStatus:
-    """One alignment of the step."""
+    """One pair.
+
+    Attributes:
+        student_layer: As configured; the block, where attention is compared.
+        site: The tap site in words.
+        tap: Path of the hooked module.
+        teacher: Name.
+        teacher_layer: Of the teacher.
+        license: Of the teacher's weights.
+        objective: Name.
+        weight: Within the alignment loss.
+        fired: How often the tap fired in the last forward.
+    """
 
     student_layer: StudentLayer
+    site: str
     tap: str
     teacher: str
     teacher_layer: int
     license: str
+    objective: str
     weight: float
     fired: int
 
@@ -30,15 +46,15 @@ class Status:
     Attributes:
         policy: Class name.
         adapter: Adapter name.
-        pairs: What is aligned with what, and how often each tap fired in the last forward.
-        objective: Objective name.
+        pairs: What is aligned with what.
+        objective: Names of the objectives.
         weight: Weight of the alignment loss at present, before its schedule.
         balance: The ratio of gradients that the weight keeps; None for a fixed weight.
         schedule: The schedule, in words.
         factor: By which the schedule multiplies the weight at the coming step.
         enabled: False inside ``SpatialForcing.disabled``.
         training: Whether the policy is in training mode.
-        projector_parameters: Trainable values that are added for training.
+        projector_parameters: Number of trainable values that are added for training.
         steps: Training calls of ``forward`` so far, aligned or not.
         teacher_runs: How often teachers ran.
         metrics: ``action_loss``, ``sf_loss``, ``sf_cosine``, ``sf_effective_weight``,
@@ -64,6 +80,43 @@ class Status:
     reaches_policy: bool | None
     projector_moved: bool | None
 
+    @classmethod
+    def of(cls, aligner: Aligner, metrics: dict[str, float]) -> Status:
+        """The state of a handle now. Reading it waits for the device."""
+        weighting, schedule = aligner.weighting, aligner.weighting.schedule
+        pairs = tuple(
+            PairStatus(
+                student_layer=pair.site.student_layer,
+                site=str(pair.site),
+                tap=aligner.taps.at[pair.site].path,
+                teacher=pair.runner.teacher.name,
+                teacher_layer=pair.teacher_layer,
+                license=pair.runner.teacher.license,
+                objective=pair.objective.name,
+                weight=pair.weight,
+                fired=aligner.taps.at[pair.site].fired,
+            )
+            for pair in aligner.pairs
+        )
+        return cls(
+            policy=type(aligner.adapter.policy).__name__,
+            adapter=aligner.adapter.name,
+            pairs=pairs,
+            objective=", ".join(dict.fromkeys(pair.objective for pair in pairs)),
+            weight=float(weighting.now(next(aligner.adapter.policy.parameters()).device)),
+            balance=None if weighting.balance is None else weighting.balance.ratio,
+            schedule=schedule.describe(),
+            factor=schedule.factor(aligner.step),
+            enabled=aligner.enabled,
+            training=aligner.training,
+            projector_parameters=sum(parameter.numel() for parameter in aligner.parameters()),
+            steps=aligner.steps,
+            teacher_runs=sum(runner.num_forwards for runner in aligner.runners),
+            metrics=metrics,
+            reaches_policy=aligner.check.reaches_policy,
+            projector_moved=aligner.check.projector_moved,
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """Plain dictionaries, ready for JSON."""
         return asdict(self)
@@ -74,9 +127,8 @@ class Status:
         lines = [f"{self.policy}, adapter {self.adapter}: {state}{why}, {self.steps} steps so far"]
         for pair in self.pairs:
             lines.append(
-                f"  {student_layer_name(pair.student_layer)} -> {pair.teacher} layer {pair.teacher_layer} "
-                f"(license {pair.license}), weight {pair.weight:g}, tap {pair.tap} "
-                f"fired {pair.fired}x in the last forward"
+                f"  {pair.site} -> {pair.teacher} layer {pair.teacher_layer} (license {pair.license}), "
+                f"weight {pair.weight:g}, tap {pair.tap} fired {pair.fired}x in the last forward"
             )
         kept = "" if self.balance is None else f" (balance: gradient ratio {self.balance:g})"
         size = _count(self.projector_parameters)
@@ -86,8 +138,9 @@ class Status:
         if self.metrics:
             shown = ", ".join(f"{key} {_number(value)}" for key, value in self.metrics.items())
             lines.append(f"  last step: {shown}")
-        lines.append(f"  gradient reaches the policy: {_known(self.reaches_policy)}")
-        lines.append(f"  optimizer trains the projector: {_known(self.projector_moved)}")
+        known = {True: "yes", False: "NO", None: "not known yet"}
+        lines.append(f"  gradient reaches the policy: {known[self.reaches_policy]}")
+        lines.append(f"  optimizer trains the projector: {known[self.projector_moved]}")
         return "\n".join(lines)
 
     def _idle_reason(self) -> str:
@@ -98,8 +151,28 @@ class Status:
         return "the schedule rests" if self.weight else "weight 0"
 
 
-def _known(value: bool | None) -> str:
-    return {True: "yes", False: "NO", None: "not known yet"}[value]
+def describe(aligner: Aligner) -> str:
+    """The line that is logged at wrap time."""
+    terms = []
+    for pair in aligner.pairs:
+        teacher = pair.runner.teacher
+        layer = f"@{pair.teacher_layer}" if teacher.num_layers > 1 else ""
+        ahead = f"+{pair.future}" if pair.future else ""
+        factor = f"{pair.weight:g} × " if pair.weight != 1 else ""
+        student = f"{aligner.adapter.name}@{pair.site.key}"
+        terms.append(f"{factor}{pair.objective.name}({student} → {teacher.name}{layer}{ahead})")
+    inner = " + ".join(terms)
+    if len(terms) > 1:
+        inner = f"mean({inner})" if aligner.config.pair_reduction == "mean" else f"({inner})"
+    teachers = [runner.teacher for runner in aligner.runners]
+    licenses = ", ".join(sorted({f"{teacher.name}: {teacher.license}" for teacher in teachers}))
+    size = sum(parameter.numel() for parameter in aligner.parameters()) / 1e6
+    described = aligner.weighting.schedule.describe()
+    schedule = "" if described == "constant" else f" × {described}"
+    return (
+        f"loss = action + {aligner.config.weight}{schedule} × {inner}, projector {size:.1f} M parameters, "
+        f"teacher license {licenses}"
+    )
 
 
 def _number(value: float) -> str:

@@ -1,178 +1,298 @@
-"""The alignment of one pair of feature maps, as a pure function."""
+"""One training step, and the module beside a policy that runs it."""
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
-from typing import NamedTuple
+import inspect
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sfkit.config import Recompute
-from sfkit.errors import GradientError, ShapeError
-from sfkit.objectives.base import Objective, cosine_similarity, masked_mean
-from sfkit.projectors.base import Projector
-from sfkit.utils.recompute import recompute_scope, recomputed, run_recomputed, version_of
-from sfkit.views.resample import resample
-from sfkit.views.types import FeatureMap
+from sfkit.errors import SfkitWarning, log_info
+from sfkit.policies.base import ForwardCall
+from sfkit.training import state
+from sfkit.training.checks import SelfCheck
+from sfkit.training.loss_path import LossPaths
+from sfkit.training.loss_scale import LossScale
+from sfkit.training.observer import StepObserver
+from sfkit.training.pair import Alignment
+from sfkit.training.plan import Plan
+from sfkit.training.taps import Captured, Taps, TapSite
+from sfkit.training.teacher_runner import encode
+from sfkit.training.weighting import StepPlan, Weighting
+from sfkit.utils.runtime import is_distributed, is_recompute_forward, is_sharded, refuse_transforms
+
+#: Whether any token is valid is looked at every this many steps: looking costs a device synchronization.
+_LOOK_EVERY = 50
+
+_NOTHING_VALID = (
+    "No visual token of this batch could be aligned: all are masked, as padding, missing cameras or positions without "
+    "a valid target (for the geometry teacher: depth of 0, NaN or out of range)."
+)
 
 
-@dataclass(frozen=True)
-class Compared:
-    """What was compared, without gradient; 0 where the mask is False.
+class Aligner(nn.Module):
+    """Pairs, taps and teachers of one policy. :meth:`wrapped_forward` and :meth:`forward` are the training step.
+
+    Its ``state_dict`` holds the pairs, the step counter and small teacher statistics, never a teacher's weights.
 
     Attributes:
-        projected: ``(b, v, gh, gw, d)`` float32.
-        target: Likewise.
-        mask: ``(b, v, gh, gw)`` bool.
+        steps: Training calls of ``forward`` so far.
+        observers: What watches the steps.
+        save_callbacks: Called with the folder after each save.
+        enabled: False within ``SpatialForcing.disabled``.
     """
 
-    projected: Tensor
-    target: Tensor
-    mask: Tensor
+    #: Keys of the state that are no attributes.
+    statistics = measured = balance = schedule = state.StateKeyProxy()
 
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        self.config, self.adapter = plan.config, plan.adapter
+        self.pairs: Any = nn.ModuleList(plan.pairs)
+        self.runners = plan.runners
+        self.taps = Taps(plan.adapter, list(dict.fromkeys(pair.site for pair in plan.pairs)))
+        self.weighting = Weighting(plan.config.weight, plan.schedule, len(self.taps.at))
+        self.scale = LossScale(plan.config.grad_accumulation)
+        self.loss_paths = LossPaths(plan.adapter, plan.config.attach_loss, self.scale, self.parameters)
+        self.check = SelfCheck(plan.adapter, self, self.taps, enabled=plan.config.self_check)
+        self.observers: list[StepObserver] = [self.check]
+        self.save_callbacks: list[Callable[[Any], None]] = []
+        self.enabled = True
+        self.steps = 0
+        self._last: dict[str, Tensor] = {}
+        self._warned: set[str] = set()
+        self._released = False
 
-class Alignment(NamedTuple):
-    """What aligning one batch gave. A tuple, because FSDP2 looks for tensors with gradient in those alone.
+    # ---------------------------------------------------------------------------------------------------- the step
 
-    Attributes:
-        loss: ``(b,)`` with gradient; 0 for a sample without a valid token.
-        cosine: ``()`` detached: mean cosine similarity over the valid tokens of the batch; NaN where there are none, or
-            where no features are compared.
-        valid: ``()`` detached: share of tokens that were compared.
-        compared: Of a single pair: the maps themselves, if they are features.
-    """
+    def wrapped_forward(
+        self, policy: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run the policy's own forward; in training, attach the alignment loss to what it returns."""
+        if not (policy.training and torch.is_grad_enabled()):
+            self._warn_if_left_in_eval(policy)
+            return forward(*args, **kwargs)
+        plan = self._begin()
+        if not plan.factor:
+            return self._without_alignment(forward(*args, **kwargs))
+        output, captured, inputs = self.taps.run(forward, args, kwargs)
+        return self._attach(plan, (args, kwargs), output, captured, inputs)
 
-    loss: Tensor
-    cosine: Tensor
-    valid: Tensor
-    compared: Compared | None = None
+    def forward(self, call: ForwardCall, captured: Mapping[TapSite, Captured]) -> Alignment:
+        """Align one batch: the sum (or mean) over pairs of ``pair weight * objective``, for each sample.
 
+        It is a module's forward, because FSDP2 gathers the projectors as it begins.
+        """
+        watching = () if is_recompute_forward() else self.weighting.plan.observers
+        with torch.no_grad():
+            views = self.adapter.views(call)
+        students = {site: site.tokens(self.adapter, tensors, views) for site, tensors in captured.items()}
+        for observer in watching:
+            observer.captured(views, students)
+        features = encode(self.pairs, self.adapter, call, views, students)
+        keep_maps = any(observer.reads_gradients for observer in watching)
+        results = [
+            pair(students[pair.site], target, keep_maps) for pair, target in zip(self.pairs, features, strict=True)
+        ]
+        for observer in watching:
+            observer.aligned(views, students, results)
+        return self._combine(results)
 
-def align(
-    student: FeatureMap,
-    teacher: FeatureMap,
-    projector: Projector,
-    objective: Objective,
-    *,
-    recompute: Recompute = "none",
-    keep_maps: bool = True,
-) -> Alignment:
-    """Project the student's tokens and compare them with the teacher's, in float32 with autocast off.
+    def _begin(self) -> StepPlan:
+        """Plan this step; where backward recomputes a forward, its plan is that of the first run."""
+        if not is_recompute_forward():
+            self.loss_paths.start_step()
+            if self.enabled or is_distributed():
+                self.weighting.begin(self.step, self._device(), self.observers)
+                if self.enabled and self.weighting.plan.factor:
+                    refuse_transforms(type(self.adapter.policy).__name__)
+        return self.weighting.plan if self.enabled else StepPlan()
 
-    Args:
-        student: Visual tokens with gradient, ``(b, v, gh, gw, d_student)``.
-        teacher: Features without gradient on any grid, ``(b, v, *, *, d_teacher)``.
-        projector: From ``d_student`` to the width of the target, with the target's transforms, if any.
-        objective: Compares them for each sample.
-        recompute: What backward recomputes instead of keeping it. ``selective``: masking, norms and activations of the
-            projectors that know how; about what the bare matrix products keep is left. ``full``: the projection and the
-            comparison; nothing is left but the two maps. An objective that exchanges tokens with other ranks is not run
-            a second time: they would wait for each other.
-        keep_maps: Whether to return what was compared.
+    def _attach(
+        self,
+        plan: StepPlan,
+        arguments: tuple[tuple[Any, ...], dict[str, Any]],
+        output: Any,
+        captured: Mapping[TapSite, Captured],
+        inputs: Mapping[str, tuple[Any, ...]],
+    ) -> Any:
+        """Align, and attach the weighted loss."""
+        policy, (args, kwargs) = self.adapter.policy, arguments
+        bound = _signature(type(policy).forward).bind(policy, *args, **kwargs)
+        bound.apply_defaults()
+        call = ForwardCall(bound.arguments, output, inputs, tuple(site.student_layer for site in captured))
+        path = self.loss_paths.of(output)
+        share = self.scale.share_of_the_step({**bound.arguments, **kwargs})
+        weight = plan.factor * self.weighting.now(self._device())
+        if plan.measures:
+            meter = self.weighting.meter
+            with meter.paused():  # the self-check sends gradients of its own
+                result: Alignment = self(call, meter.branches(captured, weight))
+        else:
+            result = self(call, captured)
+        self._count_step()
+        self._log(plan, path.loss, result, weight)
+        # A plain number where there is one: autograd would keep a tensor for backward.
+        balanced = self.weighting.balance is not None
+        factor = beside(weight, result.loss) if balanced else plan.factor * self.weighting.weight
+        figures = {key: value for key, value in self._last.items() if key != "sf_valid_token_fraction"}
+        output, total = path.attach(output, factor * share * result.loss, {**figures, **plan.logs})
+        if total is not None and not is_recompute_forward():
+            for observer in plan.observers:
+                observer.attached(total)
+        return output
 
-    Raises:
-        ShapeError: Batches, views or widths do not fit.
-        GradientError: Projector or objective changed in place what it was given.
-    """
-    if student.values.shape[:2] != teacher.values.shape[:2]:
-        raise ShapeError(
-            f"Student tokens have (batch, views) {tuple(student.values.shape[:2])}, "
-            f"the teacher's features {tuple(teacher.values.shape[:2])}."
-        )
-    with torch.autocast(student.values.device.type, enabled=False):
-        # Features that stay as they are need no copy: masked tokens are left out below.
-        as_it_is = not projector.target_transforms and teacher.grid == student.grid
-        target = teacher if as_it_is else prepare_target(teacher, projector, student.mask)
-        _check_widths(student, target, projector)
-        mask, source = student.mask & target.mask, target.values.detach()
-        del target
-        loss, projected, goal = _compare(student.values, source, mask, projector, objective, recompute=recompute)
-    featured = objective.reads == "features"
-    cosine = _mean_cosine(projected, goal, mask) if featured else loss.new_full((), torch.nan)
-    compared = Compared(projected, goal, mask) if featured and keep_maps else None
-    return Alignment(loss, cosine, mask.float().mean(), compared)
+    def _combine(self, results: Sequence[Alignment]) -> Alignment:
+        losses = torch.stack([pair.weight * result.loss for pair, result in zip(self.pairs, results, strict=True)])
+        loss = losses.mean(0) if self.config.pair_reduction == "mean" else losses.sum(0)
+        features = [result for pair, result in zip(self.pairs, results, strict=True) if not pair.reads_attention]
+        cosine = torch.stack([result.cosine for result in features or results])
+        return Alignment(loss, cosine.mean(), torch.stack([result.valid for result in results]).mean())
 
+    # ------------------------------------------------------------------------------------ steps without alignment
 
-def _compare(
-    values: Tensor, source: Tensor, mask: Tensor, projector: Projector, objective: Objective, *, recompute: Recompute
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The losses, and without gradient what was compared."""
-    # Selected, not multiplied: a NaN in a masked token must reach neither the loss nor any gradient.
-    select = functools.partial(_select, None if _is_whole(mask) else mask)
+    def _without_alignment(self, output: Any) -> Any:
+        """A training step that is disabled, or at which weight or schedule are 0.
 
-    def compare(tokens: Tensor, goal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        versions = version_of(tokens), version_of(goal)
-        projected = projector(tokens, mask)
-        loss = objective.with_head(projected, goal, mask, projector.objective_head)
-        if (version_of(tokens), version_of(goal)) != versions:
-            raise GradientError(
-                f"Projector {projector.name!r} or objective {objective.name!r} changed in place what it was given; it "
-                "may be the policy's own tensor, or be made again for backward.",
-                "Let it work on a copy.",
+        With several processes, the projectors stay in its graph, and it takes part in all collectives. DDP otherwise
+        stops with "expected to have finished reduction", or hangs when only some ranks skip. Adding zero times a
+        parameter leaves the loss bit-identical. A single process needs none of it.
+        """
+        ended = self.weighting.schedule.over(self.step)
+        scheduled = self.enabled and self.weighting.weight
+        if scheduled and ended:
+            self._release_teachers()
+        if self._count_step() and is_distributed():
+            if not ended:
+                for runner, _ in dict.fromkeys((pair.runner, pair.future) for pair in self.pairs):
+                    runner.participate_without_data()
+                for pair in self.pairs:
+                    pair.objective.participate_without_data()
+            if not (is_sharded(self) or is_sharded(self.adapter.policy)):  # FSDP2 allows what all ranks leave out
+                output = self.loss_paths.of(output).keep_in_graph(output, self._zero)
+        loss = self.loss_paths.of(output).loss if scheduled else None
+        if loss is None:
+            return output
+        logs = {"action_loss": loss.detach().float().mean(), "sf_effective_weight": torch.tensor(0.0)}
+        return self.adapter.with_loss(output, loss, logs)
+
+    def _release_teachers(self) -> None:
+        """Free the memory of the teachers, once the weight is 0 for good."""
+        if self._released:
+            return
+        self._released = True
+        for runner in self.runners:
+            runner.release()
+        described = self.weighting.schedule.describe()
+        log_info(f"At step {self.step} the schedule ({described}) has ended: nothing is aligned any more.")
+
+    def _zero(self, like: Tensor) -> Tensor:
+        """0 times the projectors, in the shape ``(...)`` of a loss."""
+        parts = (p.flatten()[:1].sum() * 0.0 for p in self.pairs.parameters())
+        return sum(parts, torch.zeros_like(like))
+
+    # ---------------------------------------------------------------------------------------------- counting, logs
+
+    @property
+    def step(self) -> int:
+        """The schedule's step: training calls of ``forward`` so far, in groups of ``grad_accumulation``."""
+        return self.steps // (self.scale.accumulation or 1)
+
+    def _count_step(self) -> bool:
+        """Count a training forward, unless it is recomputed."""
+        # Also where nothing is aligned: all ranks, and the steps of a schedule, stay together.
+        fresh = not is_recompute_forward()
+        self.steps += fresh
+        return fresh
+
+    def _log(self, plan: StepPlan, loss: Tensor | None, result: Alignment, weight: Tensor) -> None:
+        """Keep the figures of a step: the action loss, ``()`` or ``(b, ...)``, and the weight ``()``."""
+        self._last = {
+            **({} if loss is None else {"action_loss": loss.detach().float().mean()}),
+            "sf_loss": result.loss.detach().mean(),
+            "sf_cosine": result.cosine,
+            "sf_effective_weight": weight,
+            "sf_valid_token_fraction": result.valid,
+        }
+        self._released = False
+        if self.steps % _LOOK_EVERY == 1:
+            if not bool(result.valid > 0):
+                self._warn_once(_NOTHING_VALID)
+            balance = self.weighting.balance
+            if balance is not None and self.steps > 1 and not balance.measured:
+                self._warn_once(
+                    f'weight="{self.config.weight}" has nothing to balance: no action gradient was seen at the tapped '
+                    f"tokens, so the weight stays {balance.ratio:g}. Choose a smaller student layer (after the last "
+                    "block, the tapped tokens may take no part in the action), or a fixed weight; inside a graph of "
+                    "torch.compile it cannot be measured."
+                )
+
+    def _warn_if_left_in_eval(self, policy: nn.Module) -> None:
+        forgotten = not policy.training and self.enabled and self.weighting.weight and torch.is_grad_enabled()
+        if forgotten and any(parameter.requires_grad for parameter in policy.parameters()):
+            self._warn_once(
+                f"{type(policy).__name__} ran with gradients while in eval mode, so nothing is aligned. Call "
+                "policy.train() before training (LeRobot's from_pretrained returns policies in eval mode), or use "
+                "torch.no_grad() for evaluation."
             )
-        return loss, projected.detach(), goal
 
-    if recompute == "full" and not objective.has_collectives:
-        # The teacher's features may be inference tensors, which autograd keeps for nobody: hence no argument.
-        return run_recomputed(lambda tokens: compare(select(tokens), select(source)), values)
-    if recompute == "none":
-        return compare(select(values), select(source))
-    with recompute_scope(), recomputed(select, values, source) as maps:
-        return compare(*maps)
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(f"sfkit: {message}", SfkitWarning, stacklevel=4)
+
+    # ------------------------------------------------------------------------------------------------ device, state
+
+    def _device(self) -> torch.device:
+        return next(self.adapter.policy.parameters()).device
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Aligner:
+        """Follow the policy to another device, but stay in float32 when it is cast."""
+
+        def keep_precision(tensor: Tensor) -> Tensor:
+            """A parameter or buffer ``(...)``."""
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(keep_precision, recurse)  # type: ignore[no-any-return, no-untyped-call]
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.update({f"{prefix}{key}": value for key, value in state.of(self).items()})
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if not any(key.startswith(prefix) for key in state_dict):
+            # A plain checkpoint of the policy: the children then load what they already hold.
+            state_dict.update(self.state_dict(prefix=prefix))
+            warnings.warn(
+                "sfkit: the checkpoint has no projector; the present one was kept.", SfkitWarning, stacklevel=2
+            )
+        state.load(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def _is_whole(mask: Tensor) -> bool:
-    """Whether nothing is masked, where that is known at once: a GPU would have to be waited for."""
-    return mask.device.type == "cpu" and bool(mask.all())
+def beside(scalar: Tensor, other: Tensor) -> Tensor:
+    """A number ``()`` on the device of a tensor ``(...)``; a number on the host works with any, without a copy."""
+    return scalar if scalar.device.type == "cpu" else scalar.to(other.device)
 
 
-def _select(mask: Tensor | None, values: Tensor) -> Tensor:
-    if mask is None:
-        # Autograd would not keep a tensor of inference mode for backward.
-        return values.to(torch.float32, copy=values.is_inference())
-    return torch.where(mask.unsqueeze(-1), values.float(), 0.0)
+@functools.cache
+def disable_compile() -> None:
+    """Keep torch.compile out of the alignment, which is Python by nature; the policy's own forward is compiled.
 
-
-@torch.no_grad()
-def prepare_target(teacher: FeatureMap, projector: Projector, wanted: Tensor) -> FeatureMap:
-    """From the teacher's features to the target: the projector's transforms, or resampling alone.
-
-    Args:
-        teacher: Features on any grid, ``(b, v, *, *, d_teacher)``.
-        projector: Whose target it is to be.
-        wanted: ``(b, v, gh, gw)`` bool, the student's tokens that may be aligned.
-
-    Returns:
-        ``(b, v, gh, gw, projector.teacher_dim)`` float32.
-
-    Raises:
-        ShapeError: The transforms do not end on the student's grid.
+    Called at wrap time and not on import: it pulls in torch._dynamo, as building an optimizer does anyway.
     """
-    features, grid = FeatureMap(teacher.values.detach(), teacher.mask), (wanted.shape[2], wanted.shape[3])
-    if not projector.target_transforms:
-        return resample(features, grid)
-    for transform in projector.target_transforms:
-        features = transform(features, wanted)
-    if features.grid != grid:
-        raise ShapeError(
-            f"After its transforms the target has a grid of {features.grid}, the student {grid}.",
-            'Add the transform "resample".',
-        )
-    return features
+    disable: Any = torch.compiler.disable
+    disable(Aligner.wrapped_forward, recursive=False)
+    disable(Taps.run, recursive=False)
+    for name in ("_begin", "_attach", "_without_alignment"):
+        setattr(Aligner, name, disable(getattr(Aligner, name)))
 
 
-def _check_widths(student: FeatureMap, target: FeatureMap, projector: Projector) -> None:
-    if (student.dim, target.dim) != (projector.student_dim, projector.teacher_dim):
-        raise ShapeError(
-            f"The projector maps {projector.student_dim} to {projector.teacher_dim} channels, "
-            f"but the student has {student.dim} and the target {target.dim}."
-        )
-
-
-@torch.no_grad()
-def _mean_cosine(projected: Tensor, goal: Tensor, mask: Tensor) -> Tensor:
-    cosine = cosine_similarity(projected, goal)
-    has_any = mask.any()
-    return torch.where(has_any, masked_mean(cosine[None], mask[None])[0], torch.nan)
+@functools.cache
+def _signature(forward: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(forward)

@@ -1,74 +1,187 @@
-"""Taps and watches: read what passes through a module, once for each armed forward or each time."""
+"""Tap sites, and the hooks that read them: persistent forward pre-hooks, armed for the policy's own forward alone."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from sfkit.config import ENCODER, StudentLayer, block_of
-from sfkit.errors import TapError
+from sfkit.config import ENCODER, StudentLayer
+from sfkit.errors import ConfigError, TapError
 from sfkit.policies.base import PolicyAdapter, TapPoint
-from sfkit.utils.rng import own_rng
+from sfkit.utils.runtime import is_sharded, own_rng
 from sfkit.views.types import FeatureMap, Views
 
-#: What a tap hands over: one tensor, or every one of a forward, where the point says so.
-Captured: TypeAlias = "Tensor | tuple[Tensor, ...]"
+#: What one tap read in one forward: one tensor for each module, or for each call.
+Captured: TypeAlias = tuple[Tensor, ...]
 
 
-def tap_at(adapter: PolicyAdapter, student_layer: StudentLayer) -> Tap:
-    """A tap at a layer, at the output of the vision tower, or at what a block's queries and keys are made of."""
-    block = block_of(student_layer)
-    if block is not None:
-        return Tap(student_layer, adapter.tap(block - 1))
-    return Tap(student_layer, adapter.encoder_tap() if isinstance(student_layer, str) else adapter.tap(student_layer))
+@dataclass(frozen=True)
+class Residual:
+    """The residual stream after ``student_layer`` blocks: ``hidden_states[student_layer]`` of Hugging Face.
+
+    Like every site it says which module to hook (``tap``), how wide its tokens are (``width``), and which visual tokens
+    ``(b, v, gh, gw, d)`` are in the captured tensors (``tokens``). Equal sites read the same tensors.
+    """
+
+    student_layer: int
+
+    def __str__(self) -> str:
+        return f"student layer {self.student_layer}"
+
+    @property
+    def key(self) -> str:
+        """A short name, for saved figures."""
+        return str(self.student_layer)
+
+    def tap(self, adapter: PolicyAdapter) -> TapPoint:
+        if not 0 <= self.student_layer <= adapter.num_layers:
+            raise ConfigError(
+                f"Student layer {self.student_layer} is out of range for {type(adapter.policy).__name__}.",
+                f"Student layers are 0 (embeddings) to {adapter.num_layers} (after the last block).",
+            )
+        return adapter.tap(self.student_layer)
+
+    def width(self, adapter: PolicyAdapter) -> int:
+        return adapter.dim(self.student_layer)
+
+    def tokens(self, adapter: PolicyAdapter, captured: Captured, views: Views) -> FeatureMap:
+        # One module for each camera: joined here, behind the hooks that measure gradients.
+        return adapter.visual_tokens(captured[0] if len(captured) == 1 else torch.cat(captured), views)
 
 
-def tokens_at(adapter: PolicyAdapter, student_layer: StudentLayer, captured: Captured, views: Views) -> FeatureMap:
-    """The visual tokens in what was captured there, or their queries and keys."""
-    block = block_of(student_layer)
-    if block is not None:
-        assert isinstance(captured, Tensor)
-        with own_rng(captured.device):  # dropout of an adapter on the projections
-            return adapter.attention_tokens(captured, block, views)
-    if isinstance(captured, Tensor):
-        return adapter.visual_tokens(captured, views)
-    return adapter.encoder_tokens(captured, views)
+@dataclass(frozen=True)
+class Encoder:
+    """The output of the vision tower, before the language model."""
+
+    student_layer: str = ENCODER
+    key: str = ENCODER
+
+    def __str__(self) -> str:
+        return "the encoder"
+
+    def tap(self, adapter: PolicyAdapter) -> TapPoint:
+        return adapter.encoder_tap()
+
+    def width(self, adapter: PolicyAdapter) -> int:
+        return adapter.encoder_dim()
+
+    def tokens(self, adapter: PolicyAdapter, captured: Captured, views: Views) -> FeatureMap:
+        return adapter.encoder_tokens(captured, views)
 
 
-def student_layer_name(student_layer: StudentLayer) -> str:
-    """``"student layer 3"``, ``"the encoder"`` or ``"the attention of block 3"``, for messages."""
-    block = block_of(student_layer)
-    if block is not None:
-        return f"the attention of block {block}"
-    return "the encoder" if student_layer == ENCODER else f"student layer {student_layer}"
+@dataclass(frozen=True)
+class Attention:
+    """Queries and keys of block ``student_layer``, counted from 1; computed from the input of that block."""
+
+    student_layer: int
+
+    def __str__(self) -> str:
+        return f"the attention of block {self.student_layer}"
+
+    @property
+    def key(self) -> str:
+        return f"attention:{self.student_layer}"
+
+    def tap(self, adapter: PolicyAdapter) -> TapPoint:
+        return adapter.tap(self.student_layer - 1)
+
+    def width(self, adapter: PolicyAdapter) -> int:
+        heads, channels = adapter.attention_heads(self.student_layer)
+        return 2 * heads * channels
+
+    def tokens(self, adapter: PolicyAdapter, captured: Captured, views: Views) -> FeatureMap:
+        if any(is_sharded(module) for module in adapter.policy.modules()):
+            raise ConfigError(
+                "Queries and keys are computed outside the policy's blocks, where FSDP2 has scattered their weights.",
+                "Train with DDP, or choose an objective that reads features.",
+            )
+        with own_rng(captured[0].device):  # LoRA on the projections may use dropout
+            return adapter.attention_tokens(captured[0], self.student_layer, views)
+
+
+TapSite: TypeAlias = Residual | Encoder | Attention
+
+
+def site_of(student_layer: StudentLayer) -> Residual | Encoder:
+    """The site of a configured student layer, for an objective that reads features."""
+    return Encoder() if isinstance(student_layer, str) else Residual(student_layer)
+
+
+class Taps:
+    """All hooks of one policy.
+
+    Args:
+        adapter: Names the modules.
+        sites: What the pairs read.
+    """
+
+    def __init__(self, adapter: PolicyAdapter, sites: Sequence[TapSite]) -> None:
+        self.at = {site: Tap(str(site), site.tap(adapter)) for site in sites}
+        self.recorders = {name: InputRecorder(name, point) for name, point in adapter.extra_hooks().items()}
+        self._hooks = (*self.at.values(), *self.recorders.values())
+
+    def run(
+        self, forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[Any, dict[TapSite, Captured], dict[str, Captured]]:
+        """Run the policy's forward once.
+
+        Returns:
+            Its output; the tensors of each site, with gradient; the inputs of each extra hook, without.
+
+        Raises:
+            TapError: A hooked module did not run, or its input is no tensor of tokens.
+        """
+        for hook in self._hooks:
+            hook.arm()
+        try:
+            output = forward(*args, **kwargs)
+            captured = {site: tap.take() for site, tap in self.at.items()}
+            inputs = {name: recorder.take() for name, recorder in self.recorders.items()}
+        finally:
+            # Before backward, where activation checkpointing fires the hooks again.
+            for hook in self._hooks:
+                hook.disarm()
+        return output, captured, inputs
+
+    def remove(self) -> None:
+        """Remove all hooks."""
+        for hook in self._hooks:
+            hook.remove()
 
 
 class Tap:
-    """One persistent pre-hook that keeps the first input of a module while armed.
+    """Keeps the first input of a module in each armed forward; the inputs of all calls, if the point says so.
 
-    It is installed once and gated by ``armed`` rather than registered for each forward: a hook that comes and goes is
-    silently dead under ``torch.compile`` after the first call. It is a bound method rather than a closure, so that
-    ``deepcopy`` and pickle rebind it to the copied tap. It keeps the first call, or with ``all_calls`` of the point
-    all of them; activation checkpointing fires it again during backward, when it is disarmed.
+    The hook is installed once and gated: one that is registered for each forward is silently dead under
+    ``torch.compile`` after the first call. It is a bound method and no closure, so that ``deepcopy`` and pickle bind it
+    to the copy.
+
+    Args:
+        name: Of the site, for errors.
+        point: Which module.
+
+    Attributes:
+        fired: Calls in the last forward.
+        without_gradient: Whether gradients were off in the last call.
     """
 
-    def __init__(self, student_layer: StudentLayer, point: TapPoint) -> None:
-        self.student_layer = student_layer
-        self.path = point.path
-        self.all_calls = point.all_calls
-        self.armed = False
+    def __init__(self, name: str, point: TapPoint) -> None:
+        self.name, self.path, self.all_calls = name, point.path, point.all_calls
+        self.armed = self.without_gradient = False
         self.fired = 0
-        self.without_gradient = False
-        self.hidden: Tensor | None = None
-        self._later: list[Tensor] = []
-        self._others = [Tap(student_layer, TapPoint(module, point.path)) for module in point.extra_modules]
+        self.hidden: Any = None
+        self._later: list[Any] = []
+        self._extract = point.extract
+        self._others = [type(self)(name, TapPoint(module, point.path)) for module in point.extra_modules]
         self._handle: RemovableHandle = point.module.register_forward_pre_hook(self.capture, with_kwargs=True)
 
     def capture(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """The hook itself. It must return None, or torch would replace the module's input."""
+        """The hook itself. It returns None: torch would take anything else for the module's new input."""
         if self.armed:
             self.fired += 1
             self.without_gradient = not torch.is_grad_enabled()
@@ -85,22 +198,21 @@ class Tap:
             other.arm()
 
     def disarm(self) -> None:
-        """End a forward and forget what was kept: no graph stays alive between steps."""
+        """End a forward and drop what was kept, so that no graph stays alive between steps."""
         self.armed, self.hidden, self._later = False, None, []
         for other in self._others:
             other.disarm()
 
     def take(self) -> Captured:
-        """Hand over the captured tensor, ``(b, n, d)`` or a map ``(b, d, h, w)``, or all of them, and forget them.
+        """Return and drop the captured tensors, ``(b, n, d)`` or ``(b, d, h, w)`` each.
 
         Raises:
-            TapError: The tap did not fire in this forward, or caught something that is no such tensor.
+            TapError: The module did not run in this forward, or its input is no such tensor.
         """
         hidden, later, self.hidden, self._later = self.hidden, self._later, None, []
         if hidden is None:
             raise TapError(
-                f"The tap at {student_layer_name(self.student_layer)} ({self.path}, input) did not fire "
-                "during forward.",
+                f"The tap at {self.name} ({self.path}, input) did not fire during forward.",
                 "The policy's forward does not call this module: check the framework's version against the adapter's. "
                 "If its blocks were compiled one by one, torch reuses another block's graph, which has no tap: compile "
                 "the whole policy, or set torch._dynamo.config.skip_nnmodule_hook_guards = False.",
@@ -108,64 +220,36 @@ class Tap:
         for state in (hidden, *later):
             if not isinstance(state, Tensor) or state.ndim not in (3, 4):
                 found = tuple(state.shape) if isinstance(state, Tensor) else type(state).__name__
-                where = student_layer_name(self.student_layer)
                 raise TapError(
-                    f"The tap at {where} ({self.path}) caught {found}, expected (b, n, d) or a map (b, d, h, w)."
+                    f"The tap at {self.name} ({self.path}) caught {found}, expected (b, n, d) or a map (b, d, h, w)."
                 )
-        if self._others:
-            return torch.cat([hidden, *(other.take() for other in self._others)])  # type: ignore[list-item]
-        return (hidden, *later) if self.all_calls else hidden
+        return (hidden, *later, *(state for other in self._others for state in other.take()))
 
     def remove(self) -> None:
-        """Take the hook off."""
+        """Remove the hook."""
         self.disarm()
-        self._handle.remove()
-        for other in self._others:
-            other.remove()
+        for tap in (self, *self._others):
+            tap._handle.remove()
 
 
-class InputRecorder:
-    """One persistent pre-hook that keeps, detached, every first input of a module while armed, or what is read of it.
+class InputRecorder(Tap):
+    """Keeps the first input of every call, detached, or what the point extracts from it, of any type."""
 
-    Like a :class:`Tap` it is gated and not registered anew, and is disarmed before backward.
-    """
-
-    def __init__(self, point: TapPoint) -> None:
-        self.path = point.path
-        self.armed = False
-        self.inputs: list[Any] = []
-        self._read = point.extract
-        self._handle: RemovableHandle = point.module.register_forward_pre_hook(self.keep, with_kwargs=True)
-
-    def keep(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """The hook itself. It must return None, or torch would replace the module's input."""
+    def capture(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.armed:
             value = args[0] if args else next(iter(kwargs.values()))
-            self.inputs.append(value.detach() if self._read is None else self._read(module, value))
-
-    def arm(self) -> None:
-        """Start a forward."""
-        self.armed, self.inputs = True, []
-
-    def disarm(self) -> None:
-        """End a forward and forget what was kept."""
-        self.armed, self.inputs = False, []
+            self._later.append(value.detach() if self._extract is None else self._extract(module, value))
 
     def take(self) -> tuple[Any, ...]:
-        """Hand over what was kept, in the order in which the module ran, and forget it.
+        """Return and drop what was kept, in the order of the calls.
 
         Raises:
             TapError: The module did not run in this forward.
         """
-        inputs, self.inputs = tuple(self.inputs), []
+        inputs, self._later = tuple(self._later), []
         if not inputs:
             raise TapError(
-                f"{self.path} did not run during forward, so the policy's pictures are not known.",
+                f"{self.path} did not run during forward, so the policy's images are not known.",
                 "The policy's forward does not call this module: check the framework's version against the adapter's.",
             )
         return inputs
-
-    def remove(self) -> None:
-        """Take the hook off."""
-        self.disarm()
-        self._handle.remove()

@@ -1,34 +1,71 @@
-"""Running a teacher: loading it late, keeping it frozen and out of the policy, and hiding absent cameras from it."""
+"""Running teachers: loaded late, frozen, kept out of the policy's modules, and blind to absent cameras."""
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from sfkit.errors import ViewsError
-from sfkit.teachers.base import Teacher
-from sfkit.teachers.memory import explain_out_of_memory
-from sfkit.utils.log import log_info
-from sfkit.utils.replay import is_recompute_forward
-from sfkit.utils.rng import own_rng
+from sfkit.errors import ViewsError, log_info
+from sfkit.policies.base import ForwardCall, PolicyAdapter
+from sfkit.teachers.base import Teacher, explain_out_of_memory
+from sfkit.training.taps import TapSite
+from sfkit.utils.runtime import is_recompute_forward, own_rng
 from sfkit.views.types import FeatureMap, Views
+
+if TYPE_CHECKING:
+    from sfkit.training.pair import AlignmentPair
+
+
+def encode(
+    pairs: Sequence[AlignmentPair],
+    adapter: PolicyAdapter,
+    call: ForwardCall,
+    views: Views,
+    students: Mapping[TapSite, FeatureMap],
+) -> list[FeatureMap]:
+    """The teacher's features for each pair; each teacher runs once for each frame that its pairs request.
+
+    Args:
+        pairs: What is aligned.
+        adapter: Gives the views of future frames, and explains missing fields.
+        call: Of the policy.
+        views: What the student saw.
+        students: Visual tokens; a teacher is given the grid of its first pair.
+    """
+    found: dict[tuple[TeacherRunner, int, bool, int], FeatureMap] = {}
+    explain = functools.partial(adapter.explain_missing, call=call)
+    for runner, future in dict.fromkeys((pair.runner, pair.future) for pair in pairs):
+        mine = [pair for pair in pairs if (pair.runner, pair.future) == (runner, future)]
+        layers = sorted({pair.teacher_layer for pair in mine if not pair.reads_attention})
+        blocks = sorted({pair.teacher_layer for pair in mine if pair.reads_attention})
+        with torch.no_grad():
+            seen = adapter.future_views(call, future) if future else views
+        maps = runner.features(seen, layers, students[mine[0].site].grid, explain, blocks)
+        names = [*((False, layer) for layer in layers), *((True, block) for block in blocks)]
+        found.update({(runner, future, *name): one for name, one in zip(names, maps, strict=True)})
+    return [found[pair.runner, pair.future, pair.reads_attention, pair.teacher_layer] for pair in pairs]
 
 
 class TeacherRunner:
-    """Owns a teacher's network. Deliberately no ``nn.Module``: nothing of it may enter the policy's module tree.
+    """Owns a teacher's network. It is no ``nn.Module``: nothing of it may enter the policy's module tree.
 
-    ``deepcopy`` shares it (an EMA copy needs no second teacher); pickle drops the network, which is loaded again when
-    first needed, and keeps the teacher's small state.
+    ``deepcopy`` shares it (an EMA copy needs no second teacher); pickle drops the network, which is loaded again on
+    first use, and keeps the teacher's small state.
+
+    Attributes:
+        teacher: The teacher.
+        num_forwards: How often it ran.
     """
 
     def __init__(self, teacher: Teacher) -> None:
         self.teacher = teacher
-        self.runs = 0
+        self.num_forwards = 0
         self._model: nn.Module | None = None
         self._loaded = False
         self._device: torch.device | None = None
@@ -52,10 +89,10 @@ class TeacherRunner:
 
         Args:
             views: What the student saw.
-            layers: Layers wanted.
+            layers: Requested layers.
             grid: The student's grid.
-            explain: Says of a missing field of ``views`` why it is missing.
-            blocks: Blocks whose queries and keys are wanted; their maps come after those of the layers.
+            explain: From a missing field of ``views`` to why it is missing.
+            blocks: Blocks whose queries and keys are requested; their maps come after those of the layers.
 
         Raises:
             ViewsError: ``views`` lack a field that the teacher requires.
@@ -70,7 +107,7 @@ class TeacherRunner:
                 "that it names in the batch, or choose another teacher.",
             )
         device = views.images.device
-        self.runs += 1
+        self.num_forwards += 1
         views = replace(views, images=views.images.float())
         doing = f"running teacher {self.teacher.name!r} on {tuple(views.images.shape)}"
         with (
@@ -78,25 +115,34 @@ class TeacherRunner:
             torch.autocast(device.type, enabled=False),
             explain_out_of_memory(doing, self.teacher.memory_advice),
         ):
-            model = self._place(views, layers or blocks)
-            # Outside inference mode: statistics are communicated and kept, which inference tensors resent.
+            model = self._load(views, layers or blocks)
+            # Outside inference mode: statistics are communicated and kept, which inference tensors do not support.
             if not is_recompute_forward():
                 self.teacher.observe((views, grid))
             with torch.inference_mode():
-                if not self.teacher.drops_absent:
-                    return self._encode(model, views, layers, blocks, grid)
-                return self._encode_present(model, views, layers, blocks, grid)
+
+                def run(seen: Views) -> list[FeatureMap]:
+                    if blocks:
+                        return self.teacher.encode_with_attention(model, seen, layers, blocks, grid)
+                    return self.teacher.encode(model, seen, layers, grid)
+
+                if not self.teacher.drops_absent or bool(views.present.all()):
+                    return run(views)
+                widths = [self.teacher.dim(layer) for layer in layers]
+                widths += [2 * math.prod(self.teacher.attention_heads(block)) for block in blocks]
+                return _only_present(run, views, widths, grid)
 
     @torch.no_grad()
     def participate_without_data(self) -> None:
-        """Take part in what all ranks do together, in a training step in which this rank does not align."""
+        """Take part in the collectives of a training step in which this rank does not align."""
         self.teacher.observe(None)
 
     def release(self) -> None:
-        """Let go of the network; it is loaded again if it is asked for again."""
+        """Drop the network; it is loaded again on next use."""
         self._model, self._loaded, self._device = None, False, None
 
-    def _place(self, views: Views, layers: Sequence[int]) -> nn.Module | None:
+    def _load(self, views: Views, layers: Sequence[int]) -> nn.Module | None:
+        """The frozen network, on the device of the views."""
         device = views.images.device
         if not self._loaded:
             b, v, _, h, w = views.images.shape
@@ -112,41 +158,30 @@ class TeacherRunner:
             self._device = device
         return self._model
 
-    def _encode(
-        self, model: nn.Module | None, views: Views, layers: Sequence[int], blocks: Sequence[int], grid: tuple[int, int]
-    ) -> list[FeatureMap]:
-        if blocks:
-            return self.teacher.encode_with_attention(model, views, layers, blocks, grid)
-        return self.teacher.encode(model, views, layers, grid)
 
-    def _encode_present(
-        self, model: nn.Module | None, views: Views, layers: Sequence[int], blocks: Sequence[int], grid: tuple[int, int]
-    ) -> list[FeatureMap]:
-        present = views.present
-        if bool(present.all()):
-            return self._encode(model, views, layers, blocks, grid)
-        rows = present.tolist()
-        widths = [self.teacher.dim(layer) for layer in layers]
-        widths += [2 * math.prod(self.teacher.attention_heads(block)) for block in blocks]
-        maps: list[FeatureMap | None] = [None] * len(widths)
-        for pattern in sorted({tuple(row) for row in rows}):
-            columns = [i for i, there in enumerate(pattern) if there]
-            if not columns:
-                continue
-            samples = torch.tensor([i for i, row in enumerate(rows) if tuple(row) == pattern], device=present.device)
-            part = self._encode(model, views.select(samples, columns), layers, blocks, grid)
-            maps = [
-                _scatter(whole, new, samples, columns, present.shape) for whole, new in zip(maps, part, strict=True)
-            ]
-        return [
-            _all_masked(width, present.shape, grid, views.images) if whole is None else whole
-            for whole, width in zip(maps, widths, strict=True)
-        ]
+def _only_present(
+    run: Callable[[Views], list[FeatureMap]], views: Views, widths: Sequence[int], grid: tuple[int, int]
+) -> list[FeatureMap]:
+    """Run once for each combination of present cameras, so that no absent one touches a real one."""
+    rows, shape = views.present.tolist(), views.present.shape
+    maps: list[FeatureMap | None] = [None] * len(widths)
+    for pattern in sorted({tuple(row) for row in rows}):
+        columns = [i for i, there in enumerate(pattern) if there]
+        if not columns:
+            continue
+        samples = torch.tensor([i for i, row in enumerate(rows) if tuple(row) == pattern], device=views.present.device)
+        parts = run(views.select(samples, columns))
+        maps = [_scatter(whole, part, samples, columns, shape) for whole, part in zip(maps, parts, strict=True)]
+    return [
+        _all_masked(width, shape, grid, views.images) if whole is None else whole
+        for whole, width in zip(maps, widths, strict=True)
+    ]
 
 
 def _scatter(
     whole: FeatureMap | None, part: FeatureMap, samples: Tensor, columns: list[int], shape: torch.Size
 ) -> FeatureMap:
+    """Put the maps of ``(n,)`` samples and some views, ``(n, len(columns), gh, gw, d)``, in the place of theirs."""
     if whole is None:
         values = part.values.new_zeros(*shape, *part.values.shape[2:])
         whole = FeatureMap(values, torch.zeros_like(values[..., 0], dtype=torch.bool))
@@ -157,5 +192,6 @@ def _scatter(
 
 
 def _all_masked(dim: int, shape: torch.Size, grid: tuple[int, int], like: Tensor) -> FeatureMap:
+    """A map without a valid token, ``(b, v, gh, gw, dim)``, on the device of ``like``, ``(...)``."""
     values = like.new_zeros(*shape, *grid, dim)
     return FeatureMap(values, torch.zeros_like(values[..., 0], dtype=torch.bool))

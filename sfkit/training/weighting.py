@@ -1,16 +1,120 @@
-"""Balance: the weight that keeps the alignment gradient at a given ratio to the action gradient."""
+"""What a training step does: the weight of the alignment loss, its schedule, its balance, and who observes the step."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from sfkit.training.gradients import GradientSums
+from sfkit.config import balance_ratio
+from sfkit.schedules.base import Product
+from sfkit.training.gradients import GradientMeter, GradientSums
+from sfkit.training.observer import StepObserver
 
 #: Share of the running mean that one step keeps: it looks back over about fifty steps.
 _KEEP = 0.98
 #: The weight stays within the ratio times or over this, whatever was measured.
 _WIDEST = 1e4
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What one training step does; the same on all ranks.
+
+    Attributes:
+        step: The schedule's step.
+        factor: Of the schedule, on the weight; at 0 nothing is aligned.
+        measures: Whether the gradients at the taps are measured.
+        observers: Who observes the step.
+        logs: Figures of the step before, for the log of this one.
+    """
+
+    step: int = 0
+    factor: float = 0.0
+    measures: bool = False
+    observers: Sequence[StepObserver] = ()
+    logs: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Weighting:
+    """The weight of the alignment loss, step by step.
+
+    Args:
+        weight: A number, or ``"balance:R"``.
+        schedule: Factors on it.
+        sites: How many sites are tapped.
+
+    Attributes:
+        plan: Of the present step.
+        gradients: ``sf_grad_ratio`` and ``sf_grad_cosine``, once they were measured.
+    """
+
+    def __init__(self, weight: float | str, schedule: Product, sites: int) -> None:
+        ratio = balance_ratio(weight)
+        self.weight = float(weight) if ratio is None else ratio
+        self.balance = None if ratio is None else Balance(ratio)
+        self.schedule = schedule
+        self.meter = GradientMeter(sites)
+        self.plan = StepPlan()
+        self.gradients: dict[str, Tensor] = {}
+
+    def begin(self, step: int, device: torch.device, observers: Sequence[StepObserver]) -> None:
+        """Take in what the last step has measured, and plan this one. A collective where gradients were measured."""
+        logs = self._take_in(device) if self.plan.measures else {}
+        factor = self.schedule.factor(step) if self.weight else 0.0
+        present = tuple(one for one in observers if one.next_step <= step) if factor else ()
+        for observer in present:
+            observer.begin(step)
+        measures = bool(factor) and (
+            self.balance is not None or self.schedule.watches_at(step) or any(one.reads_gradients for one in present)
+        )
+        self.plan = StepPlan(step, factor, measures, present, logs)
+
+    def _take_in(self, device: torch.device) -> dict[str, Tensor]:
+        step, logs = self.plan.step, {}
+        sums = GradientSums.of(self.meter.take(device))
+        for observer in self.plan.observers:
+            if observer.reads_gradients:
+                observer.gradients(step, sums)
+                logs = self.gradients = {"sf_grad_ratio": sums.ratio, "sf_grad_cosine": sums.cosine}
+        if self.balance is not None:
+            self.balance.update(sums)
+        if self.schedule.watches_at(step):
+            self.schedule.observe(step, float(sums.cosine))
+        return logs
+
+    def now(self, device: torch.device) -> Tensor:
+        """``()``: the weight of the coming step, before its schedule."""
+        return torch.tensor(self.weight) if self.balance is None else self.balance.weight(device)
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed run needs; the same keys at every step, as an EMA goes through two states side by side."""
+        found = {}
+        if self.balance is not None:
+            found["balance.log"] = self.balance.log.detach().clone()
+        for key, figure in self.schedule.state().items():
+            found[f"schedule.{key}"] = torch.tensor(figure, dtype=torch.float64)
+        if found:
+            table = self.meter.table
+            found["measured"] = torch.zeros(self.meter.sites, 4) if table is None else table.clone()
+        return found
+
+    def load_state(self, state: Mapping[str, Tensor], step: int) -> None:
+        """Resume. The step after the save takes in what the step before it, ``step``, has measured.
+
+        Args:
+            state: Of :meth:`state`; ``measured`` is ``(sites, 4)``, ``balance.log`` is ``()``.
+            step: The last step of the saved run.
+        """
+        table, log = state.get("measured"), state.get("balance.log")
+        self.meter.table = None if table is None else table.clone()
+        self.plan = StepPlan(step, measures=table is not None)
+        if self.balance is not None and log is not None:
+            self.balance.log = log.detach().clone().float()
+        own = "schedule."
+        self.schedule.load_state({key[len(own) :]: float(state[key]) for key in state if key.startswith(own)})
 
 
 class Balance:
@@ -42,7 +146,7 @@ class Balance:
         return self.ratio * gain
 
     def update(self, sums: GradientSums) -> None:
-        """Take in what the last backward has measured; nothing happens where it has measured nothing."""
+        """Add a measurement to the running mean; one in which a gradient was not seen changes nothing."""
         fresh = 0.5 * (sums.action.sum().log() - sums.unweighted.sum().log())
         before = self.log.to(fresh.device)
         mean = torch.where(before.isnan(), fresh, _KEEP * before + (1 - _KEEP) * fresh)
@@ -52,8 +156,3 @@ class Balance:
     def measured(self) -> bool:
         """Whether anything was measured so far. Asking waits for the device."""
         return not bool(self.log.isnan())
-
-
-def beside(scalar: Tensor, other: Tensor) -> Tensor:
-    """A 0-d tensor where it may be multiplied with another; one on the host may be anyway, without a copy."""
-    return scalar if scalar.device.type == "cpu" else scalar.to(other.device)

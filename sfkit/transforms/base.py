@@ -12,14 +12,14 @@ from sfkit.views.types import FeatureMap
 
 
 class Transform(Configurable, nn.Module, ABC):
-    """One step from the teacher's features to the target, without gradient and without trainable parameters.
+    """One step from the teacher's features to the target, without gradient and without trained parameters.
 
-    Transforms are applied in order. ``resample`` stands first if the sequence does not hold it, so that the others see
-    the student's grid and only those tokens that take part in the loss; what is listed before an explicit ``resample``
-    sees the teacher's own grid. The core keeps the parameters' device and float32; what is kept as a buffer is saved.
+    Transforms apply in order. If the sequence holds no ``resample``, the core puts it first, so that the others see the
+    student's grid and only the tokens that take part in the loss. A transform in front of an explicit ``resample`` sees
+    the teacher's own grid. The core keeps buffers on the policy's device and in float32, and saves them.
 
     Attributes:
-        dim: Channels that come in.
+        dim: Channels of the input.
         resamples: True for the transform that brings the map to the student's grid.
     """
 
@@ -32,7 +32,7 @@ class Transform(Configurable, nn.Module, ABC):
 
     @property
     def out_dim(self) -> int:
-        """Channels that come out."""
+        """Channels of the output."""
         return self.dim
 
     @abstractmethod
@@ -44,6 +44,6 @@ class Transform(Configurable, nn.Module, ABC):
             wanted: ``(b, v, gh, gw)`` bool on the student's grid: its tokens that may be aligned.
 
         Returns:
-            ``(b, v, *, *, out_dim)`` float32, 0 where masked; on the grid that came in, or for a transform that
-            resamples, on the student's, with the mask of tokens that are valid on both sides.
+            ``(b, v, *, *, out_dim)`` float32, 0 where masked. The grid is that of the input. A transform that resamples
+            returns the student's grid, with the mask of tokens that are valid on both sides.
         """

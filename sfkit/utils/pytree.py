@@ -1,7 +1,8 @@
-"""The tensors in what a forward returned, whatever it is packed in."""
+"""The tensors in the output of a forward, in whatever it is packed."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import types
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
@@ -10,76 +11,53 @@ from typing import Any
 from torch import Tensor
 from torch.distributions import Distribution
 
-#: What holds its tensors in plain attributes. Policies of reinforcement learning return distributions.
-_RECORDS = (Distribution, types.SimpleNamespace)
 
-
-def tensors_in(output: Any) -> Iterator[Tensor]:
+def tensors_in(output: object) -> Iterator[Tensor]:
     """Tensors in nested tuples, lists, mappings (as ``ModelOutput``), dataclasses and distributions, each once."""
-    seen: set[int] = set()
-    for tensor in _walk(output):
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            yield tensor
+    return iter({id(tensor): tensor for tensor in _walk(output)}.values())
 
 
-def _walk(output: Any) -> Iterator[Tensor]:
+def _walk(output: object) -> Iterator[Tensor]:
     if isinstance(output, Tensor):
         yield output
-    elif isinstance(output, Mapping):
-        for value in output.values():
-            yield from _walk(value)
-    elif isinstance(output, (tuple, list)):
-        for value in output:
-            yield from _walk(value)
-    elif is_dataclass_object(output):
-        for field in dataclasses.fields(output):
-            yield from _walk(getattr(output, field.name))
-    elif isinstance(output, _RECORDS):
-        yield from _walk(vars(output))
+    for value in _parts(output).values():
+        yield from _walk(value)
 
 
-def map_tensors(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def map_tensors(output: object, change: Callable[[Tensor], Tensor]) -> Any:
     """``output`` with each of its tensors changed.
 
     Mappings are changed in place, as their framework's own code would do: ``ModelOutput`` keeps keys and attributes
-    in step. Everything else is made anew, and is the same object where nothing in it changed.
+    in step. Everything else is copied, and stays the same object where nothing in it changed.
     """
     if isinstance(output, Tensor):
         return change(output)
+    if isinstance(output, Mapping) and not isinstance(output, MutableMapping):
+        return output
+    parts = _parts(output)
+    fresh = {key: map_tensors(value, change) for key, value in parts.items()}
+    changed = {key: value for key, value in fresh.items() if value is not parts[key]}
     if isinstance(output, MutableMapping):
-        for key, value in list(output.items()):
-            fresh = map_tensors(value, change)
-            if fresh is not value:
-                output[key] = fresh
+        for key, value in changed.items():
+            output[key] = value
+        return output
+    if not changed:
         return output
     if isinstance(output, (tuple, list)):
-        items = [map_tensors(value, change) for value in output]
-        if all(fresh is value for fresh, value in zip(items, output, strict=True)):
-            return output
-        return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
-    if is_dataclass_object(output):
-        values = {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
-        fresh_values = {name: map_tensors(value, change) for name, value in values.items()}
-        changed = {name: fresh for name, fresh in fresh_values.items() if fresh is not values[name]}
-        return with_fields(output, changed) if changed else output
-    if isinstance(output, _RECORDS):
-        attributes = {name: map_tensors(value, change) for name, value in vars(output).items()}
-        renewed = {name: fresh for name, fresh in attributes.items() if fresh is not vars(output)[name]}
-        return with_fields(output, renewed) if renewed else output
-    return output
+        return getattr(type(output), "_make", type(output))(fresh.values())  # a named tuple has _make
+    copied = copy.copy(output)
+    for name, value in changed.items():
+        object.__setattr__(copied, str(name), value)  # a dataclass may be frozen, or not be built from its fields
+    return copied
 
 
-def is_dataclass_object(value: Any) -> bool:
-    """True for an instance of a dataclass, not for the class."""
-    return dataclasses.is_dataclass(value) and not isinstance(value, type)
-
-
-def with_fields(record: Any, changes: Mapping[str, Any]) -> Any:
-    """A copy of a dataclass object with some fields changed; it need not be possible to construct it anew."""
-    import copy
-
-    fresh = copy.copy(record)
-    for name, value in changes.items():
-        object.__setattr__(fresh, name, value)
-    return fresh
+def _parts(value: object) -> Mapping[Any, object]:
+    # Mappings first: a ModelOutput of transformers is a dataclass too, whose fields may lag behind its keys.
+    if isinstance(value, Mapping):
+        return value
+    if isinstance(value, (tuple, list)):
+        return dict(enumerate(value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    # Policies of reinforcement learning return distributions, which hold their tensors in plain attributes.
+    return vars(value) if isinstance(value, (Distribution, types.SimpleNamespace)) else {}

@@ -1,11 +1,10 @@
-"""What the backward pass can make again is not kept for it."""
+"""Activation recomputation: backward computes cheap tensors again instead of keeping them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -14,39 +13,40 @@ from torch.utils.checkpoint import checkpoint
 
 Result = TypeVar("Result")
 
-_sparing: ContextVar[bool] = ContextVar("sfkit_sparing", default=False)
+_in_scope: ContextVar[bool] = ContextVar("sfkit_recompute_scope", default=False)
 
 
 @contextmanager
 def recompute_scope(on: bool = True) -> Iterator[None]:
-    """Within the block, :func:`recompute` keeps inputs only."""
-    token = _sparing.set(on)
+    """Within the block, :func:`recompute` keeps inputs alone for backward."""
+    token = _in_scope.set(on)
     try:
         yield
     finally:
-        _sparing.reset(token)
+        _in_scope.reset(token)
 
 
 def recompute(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """``function(x)``; within :func:`recompute_scope` it keeps ``x`` alone for backward, which computes the rest again.
+    """``function(x)``; within :func:`recompute_scope` it keeps ``x`` alone, and backward recomputes the rest.
 
-    What ends on a matrix product is run again up to that product and no further: torch stops as soon as it has all
-    that backward needs. So a norm or an activation before a product costs itself once more, and the product nothing.
+    Backward recomputes up to the last matrix product, without the product: torch stops once it has all that it needs.
+    A norm or an activation before a product thus costs itself once more, and the product nothing.
 
     Args:
-        function: Deterministic, and without a random number.
-        x: Its input.
+        function: Deterministic; it draws no random number.
+        x: Its input ``(*)``.
     """
-    if not (_sparing.get() and torch.is_grad_enabled()):
+    if not (_in_scope.get() and torch.is_grad_enabled()):
         return function(x)
-    found: Tensor = checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
-    return found
+    # The reentrant kind trains nothing where the input carries no gradient.
+    result: Tensor = checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
+    return result
 
 
 def run_recomputed(function: Callable[..., Result], *args: Tensor) -> Result:
-    """``function(*args)``, all of which is run again in backward, with the same random numbers; only ``args`` are kept.
+    """``function(*args)``, which keeps the tensors ``(*)`` of ``args`` alone; backward runs it again.
 
-    The random state of the program is as if it had been run once.
+    Both runs draw the same random numbers. The program's random state is that after one run.
     """
     if not torch.is_grad_enabled():
         return function(*args)
@@ -54,53 +54,45 @@ def run_recomputed(function: Callable[..., Result], *args: Tensor) -> Result:
     return result
 
 
-@dataclass(frozen=True)
-class _Remade:
-    """A tensor that backward gets by making it again."""
-
-    source: Tensor
-    version: int | None
-    make: Callable[[Tensor], Tensor]
-    shape: torch.Size
-
-    def __call__(self) -> Tensor:
-        if version_of(self.source) != self.version:
-            raise RuntimeError(
-                "sfkit was to make a tensor again for backward, but what it is made from was changed in place after "
-                'the forward pass. Do not change it, or wrap with recompute="none".'
-            )
-        return self.make(self.source).reshape(self.shape)
-
-
 @contextmanager
 def recomputed(make: Callable[[Tensor], Tensor], *sources: Tensor) -> Iterator[list[Tensor]]:
-    """``make`` of each source; what operations in the block would keep of them for backward is made anew there.
+    """Yield ``make`` of each source; backward recomputes these results instead of keeping them.
 
     Args:
         make: Cheap and deterministic; its result is contiguous.
-        sources: What is in memory anyway.
+        sources: Tensors ``(*)`` that stay in memory anyway.
     """
-    origins = [source.detach() for source in sources]
     results = [make(source) for source in sources]
-    kept = {
-        (result.data_ptr(), result.numel(), result.dtype): source
-        for result, source in zip(results, origins, strict=True)
-    }
+    # Operations keep views of the results too, so that an object's identity would not find them: their memory does.
+    origins = {_memory(result): source.detach() for result, source in zip(results, sources, strict=True)}
 
-    def pack(tensor: Tensor) -> Tensor | _Remade:
-        source = kept.get((tensor.data_ptr(), tensor.numel(), tensor.dtype))
+    def pack(tensor: Tensor) -> Tensor | Callable[[], Tensor]:
+        """Replace a tensor ``(*)`` that an operation keeps for backward, if it is one of the results."""
+        source = origins.get(_memory(tensor))
         if source is None or not (tensor.numel() and tensor.is_contiguous()):
             return tensor
-        return _Remade(source, version_of(source), make, tensor.shape)
+        # autograd checks versions of what it keeps itself; of what is recomputed, the check is ours.
+        version, shape = version_of(source), tensor.shape
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, _unpack):
+        def unpack() -> Tensor:
+            if version_of(source) != version:
+                raise RuntimeError(
+                    "sfkit cannot recompute a tensor for backward: its source was changed in place after the forward "
+                    'pass. Do not change it, or wrap with recompute="none".'
+                )
+            return make(source).reshape(shape)
+
+        return unpack
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept if isinstance(kept, Tensor) else kept()):
         yield results
 
 
-def _unpack(kept: Tensor | _Remade) -> Tensor:
-    return kept() if isinstance(kept, _Remade) else kept
+def _memory(tensor: Tensor) -> tuple[int, int, torch.dtype]:
+    """What identifies the values of a contiguous tensor ``(*)``, however its shape is viewed."""
+    return tensor.data_ptr(), tensor.numel(), tensor.dtype
 
 
 def version_of(tensor: Tensor) -> int | None:
-    """How often it was changed in place; None for tensors of inference mode, which do not count it."""
+    """How often a tensor ``(*)`` was changed in place; None in inference mode, where torch does not count."""
     return None if tensor.is_inference() else tensor._version

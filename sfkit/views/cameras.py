@@ -28,10 +28,10 @@ Row4 = tuple[float, float, float, float]
 class Camera(Options):
     """Calibration of one camera. OpenCV axes; integer pixel coordinates are pixel centers."""
 
-    width: int = Field(ge=1, description="Width of the dataset's picture in pixels.")
-    height: int = Field(ge=1, description="Height of the dataset's picture in pixels.")
+    width: int = Field(ge=1, description="Width of the dataset's image in pixels.")
+    height: int = Field(ge=1, description="Height of the dataset's image in pixels.")
     intrinsics: tuple[Row3, Row3, Row3] | None = Field(
-        default=None, description="3x3 matrix K in pixels of that picture; None where it is unknown."
+        default=None, description="3x3 matrix K in pixels of that image; None where it is unknown."
     )
     depth_key: str | None = Field(default=None, description="Batch key of the depth map (same field of view).")
     depth_unit: Literal["m", "mm"] | None = Field(
@@ -83,10 +83,10 @@ class PoseTable:
 
 @dataclass(frozen=True)
 class CameraRig:
-    """All cameras of a dataset, by the batch key of their picture.
+    """All cameras of a dataset, by the batch key of their image.
 
     Attributes:
-        cameras: Calibration by picture key.
+        cameras: Calibration by image key.
         poses: Pose tables by ``pose_key``.
     """
 
@@ -118,17 +118,17 @@ class CameraRig:
         """``(3, 3)`` float32 K of a camera; NaN where it is unknown.
 
         Args:
-            key: Batch key of its picture.
-            size: Height and width of the picture in the batch, which must be the calibrated ones.
+            key: Batch key of its image.
+            size: Height and width of the image in the batch, which must be the calibrated ones.
 
         Raises:
-            ViewsError: The picture has another size than the calibration.
+            ViewsError: The image has another size than the calibration.
         """
         camera = self.cameras[key]
         if size != (camera.height, camera.width):
             raise ViewsError(
                 f"{key} arrives as {size[0]}x{size[1]}, its calibration is for {camera.height}x{camera.width}.",
-                "Calibrate for the pictures as they are in the dataset, before any resize.",
+                "Calibrate for the images as they are in the dataset, before any resize.",
             )
         return torch.full((3, 3), torch.nan) if camera.intrinsics is None else torch.tensor(camera.intrinsics)
 
@@ -162,7 +162,7 @@ class CameraRig:
         """``(b, 4, 4)`` poses of a camera, or None where they are unknown.
 
         Args:
-            key: Batch key of its picture.
+            key: Batch key of its image.
             index: ``(b,)`` global frame indices; only a moving camera needs them.
             batch: Batch size.
         """

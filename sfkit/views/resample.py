@@ -1,4 +1,4 @@
-"""Bringing a teacher's grid to the student's."""
+"""Resampling of feature maps, and ImageNet's normalization of images."""
 
 from __future__ import annotations
 
@@ -8,14 +8,24 @@ from torch import Tensor
 
 from sfkit.views.types import FeatureMap
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def imagenet_normalized(images: Tensor) -> Tensor:
+    """``(..., 3, h, w)`` images in [0, 1] minus ImageNet's mean, over its deviation."""
+    # By scalars: a tensor of constants would have to be sent to the device, and waited for.
+    channels = zip(images.unbind(-3), IMAGENET_MEAN, IMAGENET_STD, strict=True)
+    return torch.stack([(channel - mean) / std for channel, mean, std in channels], -3)
+
+
 _MIN_COVERAGE = 0.5
 
 
 def resample(features: FeatureMap, grid: tuple[int, int]) -> FeatureMap:
     """Resample to an explicit ``(rows, columns)``: bilinear, cell centers aligned, antialiased when shrinking.
 
-    Masked tokens take no part: each target is the weighted mean of the valid tokens under its kernel, and is valid
-    itself where those carry at least half of the kernel's weight. Explicit sizes and centered cells avoid the two known
+    Masked tokens do not count: each target is the weighted mean of the valid tokens under its kernel, and is valid
+    where those carry at least half of the kernel's weight. Explicit sizes and centered cells avoid the two known
     faults of scale factors (``int(37 * r)`` is off by one for many grids) and of ``align_corners=True`` (up to 0.28
     of a patch of shift at the borders).
 
@@ -37,5 +47,6 @@ def resample(features: FeatureMap, grid: tuple[int, int]) -> FeatureMap:
 
 
 def _interpolate(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """``(n, d, gh, gw)`` to ``(n, d, *size)``."""
     shrinking = x.shape[-2] > size[0] or x.shape[-1] > size[1]
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=shrinking)

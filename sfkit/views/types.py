@@ -1,4 +1,4 @@
-"""The two data types that both sides speak: what the student sees, and a grid of features."""
+"""The two data types that student and teacher share: what the student sees, and a grid of features."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from torch import Tensor
 from sfkit.errors import ShapeError
 
 
-def _expect(name: str, value: Tensor, shape: tuple[int | None, ...]) -> None:
-    actual = tuple(value.shape)
-    if len(actual) != len(shape) or any(want not in (None, got) for want, got in zip(shape, actual, strict=True)):
-        wanted = " ".join("*" if size is None else str(size) for size in shape)
-        raise ShapeError(f"{name} has shape {actual}, expected ({wanted}).")
+def _expect(name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> None:
+    """Raise a ShapeError unless ``value`` has ``shape``, such as ``(b, v, h, w)``, and ``dtype``."""
+    if tuple(value.shape) != shape:
+        raise ShapeError(f"{name} has shape {tuple(value.shape)}, expected {shape}.")
+    if dtype not in (None, value.dtype):
+        raise ShapeError(f"{name} has dtype {value.dtype}, expected {str(dtype).removeprefix('torch.')}.")
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class Views:
     """What the student sees, in a form that any teacher can use.
 
     Letters: ``b`` samples, ``v`` views, ``h``/``w`` pixels. Camera axes are OpenCV's (x right, y down, z forward) and
-    integer pixel coordinates are pixel centers. Everything refers to the *view* (the picture after the policy's own
-    resize, crop and letterbox), not to the picture in the dataset.
+    integer pixel coordinates are pixel centers. Everything refers to the *view* (the image after the policy's own
+    resize, crop and letterbox), not to the image in the dataset.
 
     Attributes:
         images: ``(b, v, 3, h, w)`` float in [0, 1]: the student's own pixels with its normalization undone.
@@ -52,21 +53,19 @@ class Views:
         if self.images.ndim != 5 or self.images.shape[2] != 3:
             raise ShapeError(f"Views.images has shape {tuple(self.images.shape)}, expected (b, v, 3, h, w).")
         b, v, _, h, w = self.images.shape
-        _expect("Views.valid", self.valid, (b, v, h, w))
-        if self.valid.dtype != torch.bool:
-            raise ShapeError(f"Views.valid has dtype {self.valid.dtype}, expected bool.")
+        _expect("Views.valid", self.valid, (b, v, h, w), torch.bool)
         if len(self.names) != v:
             raise ShapeError(f"Views.names has {len(self.names)} entries for {v} views.")
-        for name, shape in (
-            ("depth", (b, v, h, w)),
-            ("intrinsics", (b, v, 3, 3)),
-            ("world_from_camera", (b, v, 4, 4)),
-            ("source_to_view", (b, v, 3, 3)),
-            ("time", (b, v)),
-        ):
-            value = getattr(self, name)
-            if value is not None:
-                _expect(f"Views.{name}", value, shape)
+        shapes = {
+            "depth": (h, w),
+            "intrinsics": (3, 3),
+            "world_from_camera": (4, 4),
+            "source_to_view": (3, 3),
+            "time": (),
+        }
+        for name, shape in shapes.items():
+            if getattr(self, name) is not None:
+                _expect(f"Views.{name}", getattr(self, name), (b, v, *shape))
         if self.keys is not None and len(self.keys) != b:
             raise ShapeError(f"Views.keys has {len(self.keys)} entries for {b} samples.")
 
@@ -81,10 +80,11 @@ class Views:
         return self.valid.flatten(2).any(-1)
 
     def select(self, samples: Tensor, views: Sequence[int]) -> Views:
-        """Keep some samples (``(n,)`` long) and some views, with every field in step."""
+        """Some samples (``(n,)`` long) and some views of every field."""
         columns = torch.as_tensor(list(views), device=self.images.device)
 
         def pick(value: Tensor | None) -> Tensor | None:
+            """``(b, v, ...)`` to ``(n, len(views), ...)``."""
             return None if value is None else value.index_select(0, samples).index_select(1, columns)
 
         tensors = {f.name: pick(getattr(self, f.name)) for f in fields(self) if f.name not in ("names", "keys")}
@@ -119,9 +119,7 @@ class FeatureMap:
     def __post_init__(self) -> None:
         if self.values.ndim != 5:
             raise ShapeError(f"FeatureMap.values has shape {tuple(self.values.shape)}, expected (b, v, gh, gw, d).")
-        _expect("FeatureMap.mask", self.mask, tuple(self.values.shape[:-1]))
-        if self.mask.dtype != torch.bool:
-            raise ShapeError(f"FeatureMap.mask has dtype {self.mask.dtype}, expected bool.")
+        _expect("FeatureMap.mask", self.mask, tuple(self.values.shape[:-1]), torch.bool)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -134,5 +132,5 @@ class FeatureMap:
         return self.values.shape[-1]
 
     def sanitized(self) -> FeatureMap:
-        """Zero what is masked, by selection and not by product, so that NaN cannot leak into values or gradients."""
+        """The map with masked values 0, by selection and not by product: NaN leaks into no value and no gradient."""
         return FeatureMap(torch.where(self.mask.unsqueeze(-1), self.values, 0.0), self.mask)

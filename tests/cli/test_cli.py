@@ -23,7 +23,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Registry:
     """A registry of our own in the place of what is installed."""
     registry = Registry()
     registry.add_plugin(builtin, "sfkit")
-    monkeypatch.setattr("sfkit.cli.app.default_registry", lambda: registry)
+    monkeypatch.setattr("sfkit.cli.default_registry", lambda: registry)
     return registry
 
 
@@ -111,7 +111,7 @@ def test_a_plugins_command_gets_its_own_options_and_help(
     assert "--loud" in told
 
 
-def test_a_command_is_imported_when_it_is_called_and_its_failure_is_explained(
+def test_a_command_that_cannot_be_imported_is_explained(
     installed: Registry, capsys: pytest.CaptureFixture[str]
 ) -> None:
     installed.entries.append(Entry("command", "odd", "no_such_module:run", "sfkit-odd", summary="is odd"))
@@ -149,7 +149,7 @@ def test_a_missing_command_says_what_brings_it(
 
 
 @pytest.mark.parametrize(("command", "distribution"), [("demo", "sfkit-demo"), ("rank-layers", "sfkit-tools")])
-def test_a_broken_plugin_is_named_by_the_command_that_it_would_bring(
+def test_a_missing_command_names_its_broken_plugin(
     command: str, distribution: str, installed: Registry, capsys: pytest.CaptureFixture[str]
 ) -> None:
     installed.broken.append(BrokenPlugin(distribution, "module", ImportError("no such host")))
@@ -157,10 +157,10 @@ def test_a_broken_plugin_is_named_by_the_command_that_it_would_bring(
     assert "no such host" in capsys.readouterr().err
 
 
-def test_a_teacher_that_takes_an_argument_is_listed_with_its_form(
+def test_a_teacher_with_an_argument_is_listed_with_its_form(
     installed: Registry, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from sfkit.testing.teachers import PatchTeacher
+    from sfkit.testing.tiny import PatchTeacher
 
     installed.entries.append(Entry("teacher", "hf", PatchTeacher, "acme", argument="model", placeholder="repo"))
     for arguments in (("teachers",), ("plugins",), ("teachers", "hf"), ("teachers", "hf:owner/model")):

@@ -14,7 +14,7 @@ from rich.console import Console
 from sfkit.cli import main
 from sfkit.cli.console import plain_console
 from sfkit.config import Options
-from sfkit.presets.base import Preset
+from sfkit.presets import Preset
 from sfkit.registry.registry import BrokenPlugin, Entry, Registry
 
 #: An end without a beginning is an error in rich's markup, and a word in brackets is swallowed.
@@ -31,7 +31,6 @@ class Thing:
 
 PRESET = Preset(
     name="odd",
-    summary=HOSTILE,
     source=HOSTILE,
     arguments={"depth": HOSTILE},
     teacher_hint=HOSTILE,
@@ -64,14 +63,14 @@ def hostile(monkeypatch: pytest.MonkeyPatch) -> None:
         ],
         [BrokenPlugin(HOSTILE, "odd", ImportError(HOSTILE))],
     )
-    monkeypatch.setattr("sfkit.cli.app.default_registry", lambda: registry)
+    monkeypatch.setattr("sfkit.cli.default_registry", lambda: registry)
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
         ("plugins",), ("plugins", "--json"), ("teachers",), ("teachers", "odd"), ("policies",),
-        ("policies", "--markdown"), ("presets",), ("presets", "odd"), ("--help",), ("odd", "--help"),
+        ("presets",), ("presets", "odd"), ("--help",), ("odd", "--help"),
     ],
     ids=" ".join,
 )  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sfkit.cli.options import parse_options
+from sfkit.cli.console import parse_options
 from sfkit.errors import ConfigError
 
 

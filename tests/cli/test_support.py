@@ -1,20 +1,16 @@
-"""The support table: from the registry to the terminal and to the page of the docs."""
+"""The support table on the terminal."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import re
 
 import pytest
 from torch import nn
 
 from sfkit.cli import main
-from sfkit.cli.support import support_tables
 from sfkit.errors import AdapterError, PluginError, UnknownNameError
 from sfkit.factory.components import build_adapter
 from sfkit.registry.registry import Entry, Registry, default_registry
-
-ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "policies.md"
 
 
 class Unfit(nn.Module):
@@ -33,32 +29,18 @@ def registry() -> Registry:
     )
 
 
-def test_the_tables_have_a_line_for_each_policy_and_one_for_each_reason(registry: Registry) -> None:
-    assert support_tables(registry).splitlines() == [
-        "| policy | from | aligned | trained by default | verified on |",
-        "| --- | --- | --- | --- | --- |",
-        "| `a` | `one` | an adapter | not known | not said |",
-        "| `b` | `two` | tokens | everything | a tiny one |",
-        "",
-        "| policy | from | why there is no adapter |",
-        "| --- | --- | --- |",
-        "| `unfit` | `two` | it has no pictures |",
-    ]
-
-
-def test_the_terminal_shows_them_too(
+def test_policies_with_and_without_an_adapter_are_listed(
     registry: Registry, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sfkit.cli.app.default_registry", lambda: registry)
-    for flags, told in (([], "unfit (two): no adapter: it has no pictures"), (["--markdown"], "| `unfit` |")):
-        with pytest.raises(SystemExit):
-            main(["policies", *flags])
-        assert told in capsys.readouterr().out
+    monkeypatch.setattr("sfkit.cli.default_registry", lambda: registry)
+    with pytest.raises(SystemExit):
+        main(["policies"])
+    shown = capsys.readouterr().out
+    assert re.search(r"b +two +tokens +everything +a tiny one", shown)
+    assert "unfit (two): no adapter: it has no pictures" in shown
 
 
-def test_a_policy_that_cannot_be_aligned_is_refused_with_the_reason(
-    registry: Registry, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unsupported_policy_is_refused_with_the_reason(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sfkit.factory.components.default_registry", lambda: registry)
     with pytest.raises(AdapterError, match=r"unfit \(.*Unfit\) cannot be aligned: it has no pictures\."):
         build_adapter(Unfit(), None)
@@ -75,16 +57,7 @@ def test_an_entry_has_a_target_or_a_reason(target: str | None, reason: str) -> N
         Entry("policy", "x", target, "one", reason=reason)
 
 
-@pytest.mark.skipif(not PAGE.is_file(), reason="the docs are not beside the tests of an installed wheel")
-def test_the_page_of_the_docs_is_the_registry() -> None:
-    pytest.importorskip("sfkit_lerobot", reason="the plugins are not installed")
-    _, _, rest = PAGE.read_text().partition("<!-- sfkit policies --markdown -->\n")
-    shown, _, _ = rest.partition("<!-- end of the table -->\n")
-    assert shown.strip() == support_tables(default_registry()).strip(), "put in what `sfkit policies --markdown` prints"
-
-
-@pytest.mark.skipif(not PAGE.is_file(), reason="the docs are not beside the tests of an installed wheel")
-def test_every_policy_of_this_project_says_what_the_table_tells() -> None:
+def test_every_policy_of_this_project_fills_its_row() -> None:
     for entry in default_registry().of_kind("policy"):
         assert entry.aligned, entry.name
         assert entry.trains, entry.name

@@ -13,7 +13,7 @@ from sfkit.config import ComponentSpec, Options
 from sfkit.errors import ConfigError
 from sfkit.factory.components import build_teacher
 from sfkit.registry.registry import Registry
-from sfkit.testing.teachers import PatchTeacher, PatchTeacherOptions
+from sfkit.testing.tiny import PatchTeacher, PatchTeacherOptions
 
 
 class NamedOptions(PatchTeacherOptions):

@@ -10,8 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sfkit.health.correspondence import SHIFTS, shift_errors
-from sfkit.health.directions import mean_norm, spread_and_rank, variation_over_samples
-from sfkit.health.drift import drift, drift_noise, moments, sample_of
+from sfkit.health.figures import (
+    drift,
+    drift_noise,
+    mean_norm,
+    moments,
+    sample_of,
+    spread_and_rank,
+    variation_over_samples,
+)
 
 FULL = torch.ones(4, 2, 5, 6, dtype=torch.bool)
 

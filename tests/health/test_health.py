@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from sfkit import SpatialForcing
 from sfkit.config import HealthOptions
 from sfkit.errors import ConfigError, SfkitWarning
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.rounding import assert_rounded
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.checks import assert_rounded
+from sfkit.testing.tiny import PatchTeacher, TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.views.types import FeatureMap, Views
 
 Make = Callable[..., TinyPolicy]
@@ -152,12 +151,12 @@ def test_fault_16_tokens_off_by_one_are_named(tiny: Make, layer: int) -> None:
     SpatialForcing.wrap(policy, PatchTeacher(), student_layer=layer, adapter=Shifted(policy), health=HEALTH)
     (said,) = train(policy)
     assert "spatially shifted" in said
-    assert "by the token +0 rows and +1 columns away" in said
+    assert "the token +0 rows and +1 columns away" in said
     assert policy.spatial_forcing.health().pairs[0].shift == (0, 1)
 
 
 @pytest.mark.parametrize(
-    ("teacher", "says"), [(Constant(), "all its tokens point the same way"), (Places(), "the same for every picture")]
+    ("teacher", "says"), [(Constant(), "all its tokens point the same way"), (Places(), "the same for every image")]
 )
 def test_a_constant_target_is_named(wrapped: Make, teacher: Any, says: str) -> None:
     said = [one for one in train(wrapped(teacher, health=HEALTH)) if "constant" in one]
@@ -181,8 +180,8 @@ def test_a_saturated_alignment_is_named(wrapped: Make) -> None:
 
 def test_a_collapse_is_named(wrapped: Make) -> None:
     policy = wrapped(health=HEALTH)
-    nn.init.zeros_(policy.spatial_forcing.projectors[0].fc2.weight)
-    nn.init.ones_(policy.spatial_forcing.projectors[0].fc2.bias)
+    nn.init.zeros_(policy.spatial_forcing.pairs[0].projector.fc2.weight)
+    nn.init.ones_(policy.spatial_forcing.pairs[0].projector.fc2.bias)
     said = train(policy, lr=1e-7)
     assert sum("have collapsed: effective rank" in one for one in said) == 1
 
@@ -192,19 +191,19 @@ def test_a_finding_that_comes_and_goes_is_not_worth_a_warning(wrapped: Make) -> 
     handle = policy.spatial_forcing
     for step in range(16):
         policy(patchwork(step))[0].backward()
-        if handle._looking:
-            handle.meter.take(torch.device("cpu"))
-            handle.meter.add(0, torch.tensor([4.0 if step % 6 else 0.1, 1.0, 0.0, 1.0]))
+        if handle.monitor in handle.weighting.plan.observers:
+            handle.weighting.meter.take(torch.device("cpu"))
+            handle.weighting.meter.add(0, torch.tensor([4.0 if step % 6 else 0.1, 1.0, 0.0, 1.0]))
     assert handle.health().warnings == ()
 
 
 def test_steps_between_measure_nothing(wrapped: Make, monkeypatch: Any) -> None:
     policy = wrapped(health={"every": 4}, self_check=False)
     looks: list[int] = []
-    real = policy.spatial_forcing.monitor.look
+    real = policy.spatial_forcing.monitor.aligned
     monkeypatch.setattr(
         policy.spatial_forcing.monitor,
-        "look",
+        "aligned",
         lambda *a, **k: looks.append(policy.spatial_forcing.steps) or real(*a, **k),
     )
     train(policy, 9)
@@ -274,7 +273,7 @@ def test_a_step_without_a_valid_token_is_unknown_and_not_wrong(wrapped: Make) ->
     health = policy.spatial_forcing.health()
     assert "unknown" in str(health)
     assert health.as_dict()["ratio"] is None
-    policy.spatial_forcing._open_step()
+    policy.spatial_forcing._begin()
     assert policy.spatial_forcing.health().warnings == ()
 
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from sfkit.errors import ConfigError, ShapeError
 from sfkit.factory.components import build_objective
 from sfkit.objectives.base import Objective, cosine_similarity
-from sfkit.projectors.mlp import MLPProjector
+from sfkit.projectors.standard import MLPProjector
 from sfkit.registry.registry import default_registry
-from sfkit.training.step import align
+from sfkit.training.pair import AlignmentPair
 from sfkit.views.resample import resample
 from sfkit.views.types import FeatureMap
 
@@ -237,7 +237,7 @@ def aligned(name: str, student: FeatureMap, teacher: FeatureMap) -> tuple[Tensor
     for bias in (projector.fc1.bias, projector.fc2.bias):
         nn.init.normal_(bias)  # a projected zero is then no zero
     projector.objective_head = head_of(objective, dtype=torch.float32)
-    return align(student, teacher, projector, objective).loss, projector
+    return AlignmentPair(projector, objective)(student, teacher).loss, projector
 
 
 @every

@@ -15,9 +15,8 @@ from torch import Tensor
 from sfkit import SpatialForcing
 from sfkit.errors import ConfigError
 from sfkit.policies.base import PolicyAdapter
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.rounding import assert_rounded
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.checks import assert_rounded
+from sfkit.testing.tiny import PatchTeacher, TinyAdapter, TinyPolicy, tiny_batch
 
 Make = Callable[..., TinyPolicy]
 
@@ -34,9 +33,9 @@ def test_attention_is_aligned_beside_features_from_one_run_of_the_teacher(wrappe
     loss, logs = policy(batch)
     loss.backward()
     handle = policy.spatial_forcing
-    assert handle.hosts[0].runs == 1
+    assert handle.runners[0].num_forwards == 1
     singles = [wrapped(pairs=[pair]) for pair in pairs]
-    singles[0].spatial_forcing.projectors.load_state_dict(handle.projectors.state_dict())
+    singles[0].spatial_forcing.pairs.load_state_dict(handle.pairs.state_dict())
     found = [one(batch)[1] for one in singles]
     assert logs["sf_loss"] == pytest.approx(sum(one["sf_loss"] for one in found))
     assert logs["sf_cosine"] == pytest.approx(found[0]["sf_cosine"]), "attention has no cosine, and spoils none"

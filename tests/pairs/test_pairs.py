@@ -14,11 +14,11 @@ import torch
 from sfkit import SpatialForcing
 from sfkit.errors import ConfigError, ShapeError, TapError, ViewsError
 from sfkit.policies.base import ForwardCall
-from sfkit.projectors.mlp import MLPProjector
-from sfkit.projectors.nested import NestedProjector, nested_widths
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.rounding import assert_rounded
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.projectors.standard import MLPProjector, NestedProjector, nested_widths
+from sfkit.testing.checks import assert_rounded
+from sfkit.testing.tiny import PatchTeacher, TinyAdapter, TinyPolicy, tiny_batch
+from sfkit.training.taps import Encoder, Residual
+from sfkit.training.teacher_runner import encode
 
 Make = Callable[..., TinyPolicy]
 TEACHER = PatchTeacher()
@@ -59,10 +59,10 @@ def test_a_pair_may_have_an_objective_a_projector_and_transforms_of_its_own(wrap
     }
     special["transforms"] = ["layer-norm"]
     policy = wrapped(pairs=[(1, TEACHER), special], projector=("mlp", {"hidden": 5}))
-    first, second = policy.spatial_forcing.projectors
-    assert (first.name, second.name) == ("mlp", "linear")
-    assert [step.name for step in second.target_transforms] == ["resample", "layer-norm"]
-    assert not first.target_transforms
+    first, second = policy.spatial_forcing.pairs
+    assert (first.projector.name, second.projector.name) == ("mlp", "linear")
+    assert [step.name for step in second.transforms] == ["resample", "layer-norm"]
+    assert not first.transforms
     assert policy.spatial_forcing.status().objective == "cosine, mse"
     train(policy)
 
@@ -108,7 +108,7 @@ def test_the_same_layer_may_be_compared_in_two_ways(wrapped: Make) -> None:
     twice = [(2, TEACHER, 1), {"student_layer": 2, "teacher": TEACHER, "teacher_layer": 1, "objective": "relational"}]
     policy = wrapped(pairs=twice)
     train(policy)
-    assert policy.spatial_forcing.hosts[0].runs == 3
+    assert policy.spatial_forcing.runners[0].num_forwards == 3
 
 
 # -------------------------------------------------------------------------------------------- a shared projector
@@ -117,9 +117,9 @@ def test_the_same_layer_may_be_compared_in_two_ways(wrapped: Make) -> None:
 def test_a_shared_projector_is_one_projector(wrapped: Make) -> None:
     policy = wrapped(pairs=THREE, shared_projector=True)
     handle = policy.spatial_forcing
-    core = handle.projectors[0].shared
-    assert all(projector.shared is core for projector in handle.projectors)
-    assert set(handle.projectors.parameters()) == set(core.parameters())
+    core = handle.pairs[0].shared_projector
+    assert all(pair.shared_projector is core for pair in handle.pairs)
+    assert set(handle.pairs.parameters()) == set(core.parameters())
     assert sum("fc1.weight" in key for key in handle.state_dict()) == 1
     before = core.fc1.weight.detach().clone()
     train(policy)
@@ -132,7 +132,7 @@ def test_its_gradient_is_the_sum_of_what_each_pair_gives(wrapped: Make) -> None:
     def gradient(pairs: Any) -> torch.Tensor:
         policy = wrapped(pairs=pairs, shared_projector=True)
         policy(tiny_batch())[0].backward()
-        found: torch.Tensor = policy.spatial_forcing.projectors[0].shared.fc2.weight.grad
+        found: torch.Tensor = policy.spatial_forcing.pairs[0].shared_projector.fc2.weight.grad
         return found
 
     parts = [gradient([pair]) for pair in THREE]
@@ -141,12 +141,12 @@ def test_its_gradient_is_the_sum_of_what_each_pair_gives(wrapped: Make) -> None:
 
 def test_nested_widths_grow_from_pair_to_pair(wrapped: Make) -> None:
     policy = wrapped(pairs=THREE, projector=("nested", {"hidden": 20}), shared_projector=True, pair_reduction="mean")
-    projectors = policy.spatial_forcing.projectors
-    core = projectors[0].shared
+    pairs = policy.spatial_forcing.pairs
+    core = pairs[0].shared_projector
     assert nested_widths(3, 20) == (4, 12, 20)
     tokens, mask = torch.randn(1, 1, 2, 2, 16), torch.ones(1, 1, 2, 2, dtype=torch.bool)
-    for projector, units in zip(projectors, (4, 12, 20), strict=True):
-        assert torch.equal(projector(tokens, mask), core.project(tokens, units))
+    for pair, units in zip(pairs, (4, 12, 20), strict=True):
+        assert torch.equal(pair.project(tokens, mask), core.project(tokens, units))
     policy(tiny_batch())[0].backward()
     assert core.fc1.weight.grad is not None
     share = core.fc1.weight.grad.abs().sum(1)
@@ -176,17 +176,17 @@ def test_a_shared_projector_is_saved_resumed_copied_and_pickled(wrapped: Make, t
     assert resumed.spatial_forcing.config == policy.spatial_forcing.config
     assert torch.equal(sf_loss(resumed, 9), sf_loss(policy, 9))
     for twin in (copy.deepcopy(policy), pickle.loads(pickle.dumps(policy))):
-        projectors = twin.spatial_forcing.projectors
-        assert projectors[1].shared is projectors[0].shared
-        assert projectors[0].shared is not policy.spatial_forcing.projectors[0].shared
+        pairs = twin.spatial_forcing.pairs
+        assert pairs[1].shared_projector is pairs[0].shared_projector
+        assert pairs[0].shared_projector is not policy.spatial_forcing.pairs[0].shared_projector
 
 
 def test_heads_and_transforms_stay_each_pairs_own(wrapped: Make) -> None:
     policy = wrapped(pairs=THREE, shared_projector=True, objective="angular-scale", transforms=[("pca", {"dim": 4})])
     train(policy)
-    first, second, third = policy.spatial_forcing.projectors
-    assert first.objective_head is not second.objective_head
-    assert first.target_transforms[1] is not third.target_transforms[1]
+    first, second, third = policy.spatial_forcing.pairs
+    assert first.head is not second.head
+    assert first.transforms[1] is not third.transforms[1]
 
 
 def test_what_cannot_be_shared_is_refused(wrapped: Make) -> None:
@@ -204,7 +204,7 @@ def test_what_cannot_be_shared_is_refused(wrapped: Make) -> None:
 def test_an_instance_serves_several_pairs_if_they_share_it(wrapped: Make) -> None:
     core = NestedProjector(16, 12, {"hidden": 10})
     policy = wrapped(pairs=THREE, projector=core, shared_projector=True)
-    assert all(projector.shared is core for projector in policy.spatial_forcing.projectors)
+    assert all(pair.shared_projector is core for pair in policy.spatial_forcing.pairs)
     with pytest.raises(ConfigError, match="serves one pair only"):
         wrapped(pairs=THREE, projector=MLPProjector(16, 12))
 
@@ -264,7 +264,7 @@ def test_an_adapter_without_an_encoder_says_so(tiny: Make) -> None:
 
 def test_a_tower_that_runs_in_another_way_is_an_error(wrapped: Make) -> None:
     policy = wrapped(student_layer="encoder")
-    tap = policy.spatial_forcing.taps["encoder"]
+    tap = policy.spatial_forcing.taps.at[Encoder()]
     take = tap.take
     tap.take = lambda: (*take(), torch.zeros(1, 16, 16))
     with pytest.raises(ShapeError, match=r"gave .* expected 2 times \(2, 16\) or once \(4, 16\)"):
@@ -289,8 +289,9 @@ def test_the_teacher_sees_the_future_frame_and_the_policy_does_not(wrapped: Make
     )
     # What the teacher gives is what it gives for that frame as the present one.
     handle = ahead.spatial_forcing
-    seen = handle.hosts[0].features(handle.adapter.views(call(now | {"images": later["images"]})), [3], (4, 4))[0]
-    target = handle._targets(call({**now, "future": frames}), handle.adapter.views(call(now)), {2: seen})[0]
+    seen = handle.runners[0].features(handle.adapter.views(call(now | {"images": later["images"]})), [3], (4, 4))[0]
+    views = handle.adapter.views(call(now))
+    (target,) = encode(handle.pairs, handle.adapter, call({**now, "future": frames}), views, {Residual(2): seen})
     assert torch.equal(target.values, seen.values)
 
 
@@ -306,9 +307,9 @@ def test_the_teacher_runs_once_for_each_frame(wrapped: Make) -> None:
     ]
     pairs.append({"student_layer": 2, "teacher": TEACHER, "teacher_layer": 1, "future": 1})
     policy = wrapped(pairs=pairs)
-    runs = policy.spatial_forcing.hosts[0].runs
+    runs = policy.spatial_forcing.runners[0].num_forwards
     policy({**tiny_batch(), "future": tiny_batch(seed=3)["images"][:, None]})
-    assert policy.spatial_forcing.hosts[0].runs == runs + 2
+    assert policy.spatial_forcing.runners[0].num_forwards == runs + 2
 
 
 def test_a_batch_or_an_adapter_without_future_frames_says_so(wrapped: Make, tiny: Make) -> None:

@@ -13,12 +13,11 @@ from sfkit import SpatialForcing
 from sfkit.cli import main
 from sfkit.config import ComponentSpec, Options, SpatialForcingConfig
 from sfkit.errors import ConfigError, SfkitWarning, UnknownNameError
-from sfkit.presets.base import Preset
-from sfkit.projectors.nested import nested_widths
+from sfkit.presets import Preset
+from sfkit.projectors.standard import nested_widths
 from sfkit.registry.component import AnyOptions
 from sfkit.registry.registry import CORE, Entry, default_registry
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.tiny import PatchTeacher, TinyAdapter, TinyPolicy, tiny_batch
 
 Make = Callable[..., TinyPolicy]
 NAMES = ("haste", "irepa", "repa", "rocket", "spatial-forcing-openvla", "spatial-forcing-pi0", "vega")
@@ -102,9 +101,9 @@ def test_fault_35_rockets_pairs_are_layers_that_mean_one_thing(
     assert {pair.weight for pair in found.pairs} == {1.0}
     assert (found.pair_reduction, found.shared_projector, found.weight) == ("mean", True, 0.5)
     assert found.adapter.options == shift
-    assert len(policy.spatial_forcing.hosts) == 1, "the teacher runs once"
+    assert len(policy.spatial_forcing.runners) == 1, "the teacher runs once"
     policy(tiny_batch())[0].backward()
-    assert policy.spatial_forcing.hosts[0].runs == 1
+    assert policy.spatial_forcing.runners[0].num_forwards == 1
 
 
 def test_rockets_widths_are_the_released_ones(tiny: Make) -> None:
@@ -152,7 +151,7 @@ def test_haste_has_repas_term_and_one_on_attention(tiny: Make) -> None:
     preset = default_registry().get("preset", "haste").load()
     assert (preset.arguments["teacher"], preset.arguments["projector"][0]) == (teacher.name, "mlp-silu")
     policy(tiny_batch())[0].backward()
-    assert policy.spatial_forcing.hosts[0].runs == 1, "features and attention come from one run"
+    assert policy.spatial_forcing.runners[0].num_forwards == 1, "features and attention come from one run"
 
 
 def test_hastes_stop_frees_the_teacher(tiny: Make) -> None:
@@ -160,22 +159,20 @@ def test_hastes_stop_frees_the_teacher(tiny: Make) -> None:
     policy = wrap(tiny, "haste", pairs=pairs, schedule="stop:2")
     losses = [policy(tiny_batch(seed=step))[1] for step in range(4)]
     assert ["sf_loss" in logs for logs in losses] == [True, True, False, False]
-    assert policy.spatial_forcing.hosts[0].runs == 2
+    assert policy.spatial_forcing.runners[0].num_forwards == 2
 
 
 @pytest.mark.filterwarnings("ignore:sfkit. the position code")
 @pytest.mark.parametrize("name", NAMES)
 def test_every_preset_trains_a_policy_that_it_fits(tiny: Make, name: str) -> None:
     policy = wrap(tiny, name, 32, teacher=Stand() if name in ("rocket", "spatial-forcing-openvla") else Stand(name))
-    before = [value.detach().clone() for value in policy.spatial_forcing.projectors.parameters()]
+    before = [value.detach().clone() for value in policy.spatial_forcing.pairs.parameters()]
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3)
     loss, logs = policy(tiny_batch())
     loss.backward()
     optimizer.step()
     assert 0 < logs["sf_loss"] < 3
-    assert any(
-        not torch.equal(a, b) for a, b in zip(before, policy.spatial_forcing.projectors.parameters(), strict=True)
-    )
+    assert any(not torch.equal(a, b) for a, b in zip(before, policy.spatial_forcing.pairs.parameters(), strict=True))
 
 
 # --------------------------------------------------------------------------------------------- what overrides it
@@ -294,7 +291,6 @@ def test_a_run_of_a_preset_is_saved_and_resumed_without_it(tiny: Make, tmp_path:
 def test_a_preset_of_ones_own(tiny: Make) -> None:
     mine = Preset(
         name="mine",
-        summary="ours",
         source="here",
         arguments={"teacher": "geometry", "student_layer": 1, "weight": 0.125},
     )
@@ -327,6 +323,6 @@ def test_the_registry_says_of_each_preset_what_it_says_itself() -> None:
     for name, entry in entries.items():
         preset = entry.load()
         assert isinstance(preset, Preset)
-        assert (preset.name, preset.summary) == (name, entry.summary)
+        assert preset.name == name
         assert preset.released
         assert preset.missing

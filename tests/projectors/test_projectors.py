@@ -14,11 +14,10 @@ from torch import Tensor
 from sfkit.errors import ConfigError
 from sfkit.factory.components import build_objective, build_projector
 from sfkit.projectors.base import Projector
-from sfkit.projectors.conv import ConvProjector
-from sfkit.projectors.nested import NestedProjector, nested_widths
+from sfkit.projectors.standard import ConvProjector, NestedProjector, nested_widths
 from sfkit.registry.registry import default_registry
-from sfkit.testing.rounding import assert_rounded
-from sfkit.training.step import align
+from sfkit.testing.checks import assert_rounded
+from sfkit.training.pair import AlignmentPair
 from sfkit.views.types import FeatureMap
 
 ALL: dict[str, Any] = {
@@ -96,7 +95,7 @@ def test_bfloat16_tokens_of_any_size_are_projected_to_finite_ones(name: str, see
     half = (tokens * 2.0**power).bfloat16().requires_grad_()
     goal = FeatureMap(torch.randn(2, 2, 3, 4, 4, generator=torch.Generator().manual_seed(seed)), mask)
     projector = build(name)
-    loss = align(FeatureMap(half, mask), goal, projector, build_objective("cosine")).loss
+    loss = AlignmentPair(projector, build_objective("cosine"))(FeatureMap(half, mask), goal).loss
     loss.sum().backward()
     assert projector(half.detach().float(), mask).isfinite().all()
     assert loss.isfinite().all()
@@ -114,7 +113,7 @@ def test_the_loss_is_zero_where_the_target_is_what_is_projected(name: str, seed:
     with torch.no_grad():
         goal = FeatureMap(projector(tokens, mask), mask)
     for objective in ("cosine", "mse"):
-        loss = align(FeatureMap(tokens, mask), goal, projector, build_objective(objective)).loss
+        loss = AlignmentPair(projector, build_objective(objective))(FeatureMap(tokens, mask), goal).loss
         assert loss.abs().max() < 1e-5
 
 
@@ -125,9 +124,9 @@ def test_fault_21_masked_tokens_reach_no_projector(name: str, seed: int) -> None
     values, mask = case(seed)
     goal = FeatureMap(torch.randn(2, 2, 3, 4, 4), torch.ones_like(mask))
     projector, objective = build(name), build_objective("cosine")
-    wanted = align(FeatureMap(values, mask), goal, projector, objective).loss
+    wanted = AlignmentPair(projector, objective)(FeatureMap(values, mask), goal).loss
     poisoned = torch.where(mask.unsqueeze(-1), values, torch.nan).requires_grad_()
-    loss = align(FeatureMap(poisoned, mask), goal, projector, objective).loss
+    loss = AlignmentPair(projector, objective)(FeatureMap(poisoned, mask), goal).loss
     assert torch.equal(loss, wanted)
     loss.sum().backward()
     assert poisoned.grad is not None

@@ -1,4 +1,4 @@
-"""Which options a file may set: told by their types and marks, and safe where nothing is said."""
+"""Which options a file may set, by their types and marks. Without a mark the call alone sets a text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from pydantic import Field
 
 from sfkit.config import ComponentSpec, Options
-from sfkit.registry.marks import Harmless, Reaching, SetBy, is_data, set_by
+from sfkit.registry.component import Harmless, Reaching, SetBy, is_data, set_by
 from sfkit.registry.registry import default_registry
 
 #: Options of sfkit's own plugins that name something outside of the file that sets them.

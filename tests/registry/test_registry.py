@@ -60,7 +60,7 @@ def test_fault_40_a_broken_plugin_stops_nobody_else() -> None:
     assert isinstance(caught.value.__cause__, ModuleNotFoundError)
 
 
-def test_fault_40_a_duplicate_name_is_an_error_that_names_both_owners() -> None:
+def test_fault_40_a_duplicate_name_names_both_owners() -> None:
     registry = discover_fakes([FakePoint("one", teacher("t")), FakePoint("two", teacher("t"))], None)
     with pytest.raises(PluginError, match="registered by one and two"):
         registry.get("teacher", "t")
@@ -165,7 +165,7 @@ def test_the_interface_version_is_checked() -> None:
     assert "plugin interface 0, this sfkit has 1" in str(registry.broken[0])
 
 
-def test_unknown_names_get_the_nearest_match_and_what_is_installed() -> None:
+def test_unknown_names_show_the_nearest_and_the_installed_names() -> None:
     registry = discover_fakes([FakePoint("good", teacher("vggt"))], None)
     with pytest.raises(UnknownNameError, match="Did you mean 'vggt'") as caught:
         registry.get("teacher", "vgtt")
@@ -199,7 +199,7 @@ def test_policies_are_matched_by_class_name_most_derived_first() -> None:
     assert registry.adapters_for(int) == []
 
 
-def test_a_name_with_an_argument_is_found_by_what_stands_before_the_colon() -> None:
+def test_a_name_is_looked_up_without_its_argument() -> None:
     def register_teachers(register: Any) -> None:
         register("math:pi", name="hf", argument="model", placeholder="repo or folder")
         register("math:pi", name="plain")

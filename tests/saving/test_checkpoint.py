@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from sfkit import SfkitWarning, SpatialForcing
 from sfkit.errors import CheckpointError, ConfigError, WrapError
 from sfkit.saving import checkpoint
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
 
 
 class Saving(TinyPolicy):
@@ -111,7 +111,7 @@ def test_what_is_written_names_the_teacher_and_its_license(tmp_path: Path) -> No
     assert record["teachers"] == [{"name": "geometry", "license": "Apache-2.0"}]
     assert record["config"]["pairs"][0]["student_layer"] == 2
     keys = load_file(tmp_path / "spatial_forcing" / "projector.safetensors").keys()
-    assert all(key.startswith(("projectors.", "step", "teachers.0.")) for key in keys)
+    assert all(key.startswith(("pairs.", "step", "statistics.0.")) for key in keys)
 
 
 def test_saving_twice_replaces_and_an_interruption_keeps_the_old(tmp_path: Path, monkeypatch: Any) -> None:
@@ -137,16 +137,16 @@ def test_fault_29_a_projector_that_does_not_fit_is_an_error(tmp_path: Path) -> N
     # Copies: the file is written over below, and tensors that are mapped from it would go with it.
     state = {key: value.clone() for key, value in load_file(file).items()}
     lacking = dict(state)
-    del lacking["projectors.0.fc1.weight"]
+    del lacking["pairs.0.projector.fc1.weight"]
     save_file(lacking, file)
     fresh = make(wrap=False)
-    with pytest.raises(CheckpointError, match=r"projectors\.0\.fc1\.weight"):
+    with pytest.raises(CheckpointError, match=r"pairs\.0\.projector\.fc1\.weight"):
         SpatialForcing.from_pretrained(fresh, tmp_path, adapter=TinyAdapter(fresh))
     assert type(fresh) is Saving, "a failed resume leaves the policy as it was"
-    save_file({**state, "projectors.0.extra": torch.zeros(1)}, file)
+    save_file({**state, "pairs.0.projector.extra": torch.zeros(1)}, file)
     with pytest.raises(CheckpointError, match="extra"):
         SpatialForcing.from_pretrained(fresh, tmp_path, adapter=TinyAdapter(fresh))
-    save_file({**state, "projectors.0.fc1.weight": torch.zeros(3, 3)}, file)
+    save_file({**state, "pairs.0.projector.fc1.weight": torch.zeros(3, 3)}, file)
     with pytest.raises(CheckpointError, match="size mismatch"):
         SpatialForcing.from_pretrained(fresh, tmp_path, adapter=TinyAdapter(fresh))
     file.write_bytes(file.read_bytes()[:100])
@@ -165,7 +165,7 @@ def test_missing_or_foreign_folders_are_explained(tmp_path: Path, monkeypatch: A
     config = tmp_path / "spatial_forcing" / "config.json"
     written = config.read_text()
     for other in (1, 9):
-        config.write_text(written.replace("sfkit.checkpoint/2", f"sfkit.checkpoint/{other}"))
+        config.write_text(written.replace("sfkit.checkpoint/3", f"sfkit.checkpoint/{other}"))
         with pytest.raises(CheckpointError, match=rf"sfkit\.checkpoint/{other}.*expected"):
             SpatialForcing.from_pretrained(fresh, tmp_path)
     config.write_text("{")
@@ -173,15 +173,15 @@ def test_missing_or_foreign_folders_are_explained(tmp_path: Path, monkeypatch: A
         SpatialForcing.from_pretrained(fresh, tmp_path)
 
 
-def test_a_plain_checkpoint_loads_into_a_wrapped_policy_with_one_warning() -> None:
+def test_a_plain_checkpoint_loads_with_one_warning() -> None:
     plain, policy = make(wrap=False), make()
     torch.nn.init.zeros_(plain.head.weight)
-    before = policy.spatial_forcing.projectors[0].fc1.weight.clone()
+    before = policy.spatial_forcing.pairs[0].projector.fc1.weight.clone()
     with pytest.warns(SfkitWarning, match="the present one was kept") as caught:
         policy.load_state_dict(plain.state_dict(), strict=True)
     assert len(caught) == 1
     assert (policy.head.weight == 0).all()
-    assert torch.equal(policy.spatial_forcing.projectors[0].fc1.weight, before)
+    assert torch.equal(policy.spatial_forcing.pairs[0].projector.fc1.weight, before)
 
 
 def test_fault_31_a_wrapped_state_dict_round_trips() -> None:
@@ -191,7 +191,7 @@ def test_fault_31_a_wrapped_state_dict_round_trips() -> None:
     assert other.spatial_forcing.steps == 2
     assert train(policy, 2, start=5) == train(other, 2, start=5)
     broken = policy.state_dict()
-    del broken["spatial_forcing.projectors.0.fc1.weight"]
+    del broken["spatial_forcing.pairs.0.projector.fc1.weight"]
     with pytest.raises(RuntimeError, match=r"Missing key.*fc1\.weight"):
         other.load_state_dict(broken, strict=True)
 
@@ -201,7 +201,7 @@ def test_only_wrapped_policies_are_exported(tmp_path: Path) -> None:
         SpatialForcing.export(make(wrap=False), tmp_path)
 
 
-def test_fault_31_32_what_the_loop_does_with_its_loss_is_saved_with_the_run(tmp_path: Path) -> None:
+def test_fault_31_32_loss_path_and_accumulation_are_saved(tmp_path: Path) -> None:
     """Without it the schedule, which counts groups of batches, would jump ahead at the resumption."""
     policy = make(attach_loss="return", schedule="stop:5")
     policy.spatial_forcing.grad_accumulation = 4  # as a trainer's callback does
@@ -213,9 +213,9 @@ def test_fault_31_32_what_the_loop_does_with_its_loss_is_saved_with_the_run(tmp_
         return SpatialForcing.from_pretrained(plain, tmp_path, adapter=TinyAdapter(plain), **changes).spatial_forcing
 
     same = resumed()
-    assert (same.joiner.attach_loss, same.grad_accumulation, same.step, same.steps) == ("return", 4, 2, 9)
+    assert (same.loss_paths.attach_loss, same.grad_accumulation, same.step, same.steps) == ("return", 4, 2, 9)
     other = resumed(grad_accumulation=2, attach_loss="auto")
-    assert (other.joiner.attach_loss, other.grad_accumulation, other.step, other.steps) == ("auto", 2, 2, 4)
+    assert (other.loss_paths.attach_loss, other.grad_accumulation, other.step, other.steps) == ("auto", 2, 2, 4)
 
 
 def test_accumulation_of_no_batches_is_an_error() -> None:

@@ -12,13 +12,13 @@ import torch
 
 from sfkit import SpatialForcing
 from sfkit.saving import checkpoint
-from sfkit.testing.policies import TinyAdapter, TinyPolicy
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy
 
 PROGRAM = """
 import os, signal, sys
 from sfkit import SpatialForcing
 from sfkit.saving import checkpoint
-from sfkit.testing.policies import TinyAdapter, TinyPolicy
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy
 
 policy = TinyPolicy()
 handle = SpatialForcing.wrap(policy, "geometry", adapter=TinyAdapter(policy)).spatial_forcing
@@ -52,7 +52,7 @@ def _steps(folder: Path) -> int:
 
 
 @pytest.mark.parametrize("call", [1, 2])
-def test_fault_31_a_kill_while_the_folder_is_replaced_leaves_the_earlier_one(tmp_path: Path, call: int) -> None:
+def test_fault_31_a_killed_save_leaves_the_earlier_folder(tmp_path: Path, call: int) -> None:
     _killed(tmp_path, call)
     assert _steps(tmp_path) == 1
     policy = TinyPolicy()
@@ -70,7 +70,7 @@ def test_what_a_living_process_is_writing_is_left_alone(tmp_path: Path) -> None:
     assert mine.is_dir()
 
 
-def test_companions_are_called_with_the_folder_after_each_save(tmp_path: Path) -> None:
+def test_save_callbacks_get_the_folder_after_each_save(tmp_path: Path) -> None:
     class Saved(TinyPolicy):
         def save_pretrained(self, folder: Path) -> None:
             torch.save(self.state_dict(), folder / "weights.pt")

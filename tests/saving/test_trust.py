@@ -16,13 +16,12 @@ from safetensors.torch import save_file
 from sfkit import SpatialForcing
 from sfkit.config import Options
 from sfkit.errors import CheckpointError, ConfigError, TrustError
-from sfkit.objectives.mse import MSEObjective
-from sfkit.registry.marks import Harmless, Reaching
+from sfkit.objectives.distances import MSEObjective
+from sfkit.registry.component import Harmless, Reaching
 from sfkit.registry.registry import Entry, default_registry
 from sfkit.saving import checkpoint
 from sfkit.saving.trust import public_text
-from sfkit.testing.policies import TinyAdapter, TinyPolicy
-from sfkit.testing.teachers import PatchTeacher, PatchTeacherOptions
+from sfkit.testing.tiny import PatchTeacher, PatchTeacherOptions, TinyAdapter, TinyPolicy
 from sfkit.utils.places import digest_of
 
 MADE: list[dict[str, Any]] = []
@@ -151,7 +150,7 @@ def test_fault_56_permission_is_given_anew_in_every_call(tmp_path: Path) -> None
     for source in (folder, tmp_path / "b"):
         with pytest.raises(TrustError, match="run_code"):
             load(source)
-    assert load(folder, options={"risky": {"run_code": False}}).hosts[0].teacher.options.run_code is False
+    assert load(folder, options={"risky": {"run_code": False}}).runners[0].teacher.options.run_code is False
 
 
 def test_fault_56_the_hub_names_no_other_place(tmp_path: Path, on_the_hub: Any) -> None:
@@ -160,7 +159,7 @@ def test_fault_56_the_hub_names_no_other_place(tmp_path: Path, on_the_hub: Any) 
         load(repo)
     assert MADE == []
     handle = load(repo, options=as_printed(caught.value))
-    assert (handle.hosts[0].teacher.options.weights, handle.hosts[0].teacher.options.dim) == ("owner/model", 8)
+    assert (handle.runners[0].teacher.options.weights, handle.runners[0].teacher.options.dim) == ("owner/model", 8)
 
 
 def test_fault_56_a_place_in_a_name_counts_too(tmp_path: Path, on_the_hub: Any) -> None:
@@ -168,14 +167,14 @@ def test_fault_56_a_place_in_a_name_counts_too(tmp_path: Path, on_the_hub: Any) 
     with pytest.raises(TrustError, match="weights='owner/model'") as caught:
         load(repo)
     assert as_printed(caught.value) == {"named:owner/model": {"weights": "owner/model"}}
-    assert load(repo, options=as_printed(caught.value)).hosts[0].teacher.name == "named:owner/model"
-    assert load(repo, options={"named:owner/model": {"weights": "my/own"}}).hosts[0].teacher.name == "named:my/own"
+    assert load(repo, options=as_printed(caught.value)).runners[0].teacher.name == "named:owner/model"
+    assert load(repo, options={"named:owner/model": {"weights": "my/own"}}).runners[0].teacher.name == "named:my/own"
 
 
 def test_fault_56_a_local_file_names_places_and_it_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = saved(tmp_path, ("risky", {"weights": "owner/model"}))
     caplog.clear()
-    assert load(folder).hosts[0].teacher.options.weights == "owner/model"
+    assert load(folder).runners[0].teacher.options.weights == "owner/model"
     assert any("names weights='owner/model' of teacher 'risky'" in record.getMessage() for record in caplog.records)
 
 
@@ -185,12 +184,12 @@ def test_fault_56_who_permits_code_names_whose(tmp_path: Path) -> None:
         load(folder, options={"risky": {"run_code": True}})
     assert MADE == []
     given = {"risky": {**as_printed(caught.value)["risky"], "run_code": True}}
-    assert load(folder, options=given).hosts[0].teacher.options.run_code
+    assert load(folder, options=given).runners[0].teacher.options.run_code
 
 
-def test_what_is_marked_harmless_comes_from_any_file(tmp_path: Path, on_the_hub: Any) -> None:
+def test_any_file_sets_harmless_options(tmp_path: Path, on_the_hub: Any) -> None:
     options = {"label": "/not/a/path", "dim": 8, "joint": True}
-    teacher = load(on_the_hub(saved(tmp_path / "run", ("risky", options)))).hosts[0].teacher
+    teacher = load(on_the_hub(saved(tmp_path / "run", ("risky", options)))).runners[0].teacher
     assert teacher.options.model_dump(exclude_defaults=True) == options
 
 
@@ -242,10 +241,10 @@ def test_fault_56_components_inside_components_are_checked(tmp_path: Path) -> No
 def test_what_the_caller_replaces_is_not_asked_for(tmp_path: Path) -> None:
     folder = saved(tmp_path, ("risky", {"run_code": True}))
     handle = load(folder, pairs=[(2, ("risky", {"dim": 12}))])
-    assert not handle.hosts[0].teacher.options.run_code
+    assert not handle.runners[0].teacher.options.run_code
 
 
-def test_options_for_what_is_not_there_are_an_error(tmp_path: Path) -> None:
+def test_options_of_an_unknown_component_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"'riski', and nothing in .* has that name\. Did you mean 'risky'"):
         load(saved(tmp_path, "risky"), options={"riski": {"dim": 3}})
 
@@ -282,7 +281,7 @@ def test_fault_57_a_saved_digest_is_asked_for_and_verified(alice: Path, tmp_path
         load(folder)
     assert as_printed(caught.value) == {"risky": {"weights": "/path/to/it"}}
     moved = shutil.copy(path, tmp_path / "moved.safetensors")
-    assert load(folder, options={"risky": {"weights": str(moved)}}).hosts[0].teacher.options.weights == str(moved)
+    assert load(folder, options={"risky": {"weights": str(moved)}}).runners[0].teacher.options.weights == str(moved)
     (tmp_path / "moved.safetensors").write_bytes(b"others")
     with pytest.raises(TrustError, match=r"is not what .* was trained with"):
         load(folder, options={"risky": {"weights": str(moved)}})
@@ -294,7 +293,7 @@ def test_fault_57_texts_about_a_teacher_name_no_local_path(alice: Path) -> None:
     assert public_text("teacher", teacher.spec, "3D points / offsets") == "3D points / offsets"
 
 
-def test_fault_57_two_local_folders_are_told_apart(alice: Path, tmp_path: Path) -> None:
+def test_fault_57_two_local_folders_have_two_digests(alice: Path, tmp_path: Path) -> None:
     other = tmp_path / "home" / "bob"
     other.mkdir()
     (other / "model.safetensors").write_bytes(b"other weights")
@@ -305,7 +304,7 @@ def test_fault_57_two_local_folders_are_told_apart(alice: Path, tmp_path: Path) 
     names = [pair["teacher"]["name"] for pair in config_of(tmp_path / "run")["config"]["pairs"]]
     given = [{"weights": str(alice)}, {"weights": str(other)}]
     again = load(tmp_path / "run", options=dict(zip(names, given, strict=True)))
-    assert [host.teacher.name for host in again.hosts] == [name for _, name in pairs]
+    assert [host.teacher.name for host in again.runners] == [name for _, name in pairs]
     with pytest.raises(TrustError, match=r"is not what .* was trained with"):
         load(tmp_path / "run", options=dict(zip(names, reversed(given), strict=True)))
 
@@ -337,7 +336,7 @@ def test_a_folders_digest_is_that_of_its_models_and_settings(alice: Path) -> Non
 
 def test_fault_57_a_ranking_names_no_local_path(alice: Path, tmp_path: Path) -> None:
     tools = pytest.importorskip("sfkit_tools")
-    from sfkit.testing.policies import tiny_batch
+    from sfkit.testing.tiny import tiny_batch
 
     plain = policy()
     ranking = tools.rank_layers(
@@ -415,7 +414,7 @@ def test_a_hostile_calibration_file_is_an_error_of_ours(tmp_path: Path) -> None:
         CameraRig.load(tmp_path / "cameras.json")
 
 
-def test_pca_components_named_by_a_local_file_are_published_by_digest(tmp_path: Path) -> None:
+def test_local_pca_components_are_published_by_digest(tmp_path: Path) -> None:
     file = tmp_path / "components.safetensors"
     save_file({"mean": torch.zeros(12), "components": torch.zeros(4, 12)}, file)
     folder = saved(tmp_path / "run", "risky", transforms=[("pca", {"dim": 4, "file": str(file)})])

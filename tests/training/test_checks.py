@@ -10,7 +10,7 @@ import torch
 
 from sfkit import SfkitWarning
 from sfkit.errors import GradientError, ViewsError
-from sfkit.testing.policies import TinyPolicy, tiny_batch
+from sfkit.testing.tiny import TinyPolicy, tiny_batch
 
 
 def step(policy: TinyPolicy, optimizer: torch.optim.Optimizer, seed: int = 0) -> None:
@@ -27,8 +27,7 @@ def freeze_all_but_state(policy: TinyPolicy) -> None:
 
 def test_fault_06_a_frozen_backbone_is_an_error_although_the_tap_requires_grad(tiny: Callable[..., Any]) -> None:
     from sfkit import SpatialForcing
-    from sfkit.testing.policies import TinyAdapter
-    from sfkit.testing.teachers import PatchTeacher
+    from sfkit.testing.tiny import PatchTeacher, TinyAdapter
 
     policy = tiny()
     freeze_all_but_state(policy)
@@ -79,8 +78,7 @@ def test_the_check_costs_nothing_after_the_first_batch(wrapped: Callable[..., An
 
 def test_fault_09_an_optimizer_built_before_wrap_is_found_out(tiny: Callable[..., Any]) -> None:
     from sfkit import SpatialForcing
-    from sfkit.testing.policies import TinyAdapter
-    from sfkit.testing.teachers import PatchTeacher
+    from sfkit.testing.tiny import PatchTeacher, TinyAdapter
 
     policy = tiny()
     optimizer = torch.optim.AdamW(policy.parameters(), 1e-3)

@@ -13,9 +13,10 @@ import torch
 
 from sfkit import SpatialForcing
 from sfkit.errors import ConfigError, SfkitWarning
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.training.gradients import GradientMeter, GradientSums
+from sfkit.training.taps import Residual
 from sfkit.training.weighting import Balance
 
 Make = Callable[..., TinyPolicy]
@@ -35,7 +36,7 @@ def by_hand(make: Make, tiny: Make, batch: dict[str, torch.Tensor]) -> tuple[flo
 
 
 def measured(policy: TinyPolicy) -> GradientSums:
-    return GradientSums.of(policy.spatial_forcing.meter.take(torch.device("cpu")))
+    return GradientSums.of(policy.spatial_forcing.weighting.meter.take(torch.device("cpu")))
 
 
 @pytest.mark.parametrize("checkpointing", ["none", "non-reentrant"])
@@ -81,7 +82,9 @@ def test_the_balance_makes_no_further_backward_through_the_policy(
         policy(tiny_batch(seed=seed))[0].backward()
         assert sorted(passes) == ["backward", *["block"] * len(policy.blocks)]
         passes.clear()
-    assert float(policy.spatial_forcing.weight_now()) != pytest.approx(0.3), "and yet it has measured"
+    assert float(policy.spatial_forcing.weighting.now(torch.device("cpu"))) != pytest.approx(0.3), (
+        "and yet it has measured"
+    )
 
 
 def test_the_balanced_weight_gives_the_ratio_that_was_asked_for(wrapped: Make) -> None:
@@ -95,7 +98,7 @@ def test_the_balanced_weight_gives_the_ratio_that_was_asked_for(wrapped: Make) -
         else:
             again = measured(policy)
             assert float(again.ratio) == pytest.approx(0.1, rel=1e-3)
-            policy.spatial_forcing.meter.add(0, torch.stack([s[0] for s in vars(again).values()]))
+            policy.spatial_forcing.weighting.meter.add(0, torch.stack([s[0] for s in vars(again).values()]))
     assert "balance: gradient ratio 0.1" in str(policy.spatial_forcing.status())
     assert "loss = action + balance:0.1 × " in policy.spatial_forcing.describe()
 
@@ -107,7 +110,7 @@ def test_the_schedule_scales_the_ratio_and_not_the_balance(wrapped: Make) -> Non
         policy(tiny_batch())[0].backward()
         sums = measured(policy)
         ratios.append(float(sums.ratio))
-        policy.spatial_forcing.meter.add(0, torch.stack([s[0] for s in vars(sums).values()]))
+        policy.spatial_forcing.weighting.meter.add(0, torch.stack([s[0] for s in vars(sums).values()]))
     assert ratios[1:] == pytest.approx([0.075, 0.05, 0.025], rel=1e-3)
 
 
@@ -145,7 +148,7 @@ def test_fault_32_the_balance_survives_a_resume(wrapped: Make, tiny: Make, tmp_p
     assert uninterrupted == again
     assert again[0] != pytest.approx(0.1)
     fixed: Any = SpatialForcing.from_pretrained(tiny_ := tiny(), tmp_path, adapter=TinyAdapter(tiny_), weight=0.2)
-    assert float(fixed.spatial_forcing.weight_now()) == pytest.approx(0.2)
+    assert float(fixed.spatial_forcing.weighting.now(torch.device("cpu"))) == pytest.approx(0.2)
 
 
 def test_without_an_action_gradient_at_the_tap_the_user_is_told(wrapped: Make) -> None:
@@ -169,9 +172,9 @@ def test_overflow_and_empty_steps_leave_the_balance_as_it_was() -> None:
 
 
 def test_a_tensor_without_gradient_is_left_alone() -> None:
-    meter = GradientMeter((1,))
+    meter, site = GradientMeter(1), Residual(1)
     frozen = torch.zeros(1, 2, 3)
-    assert meter.branches({1: frozen}, 1.0)[1] is frozen
+    assert meter.branches({site: (frozen,)}, 1.0)[site][0] is frozen
     assert float(GradientSums.of(meter.take(torch.device("cpu"))).ratio.isnan())
 
 
@@ -202,10 +205,10 @@ def test_a_run_stops_when_the_gradients_have_opposed_each_other_for_long(wrapped
     handle = policy.spatial_forcing
     for step in range(9):
         policy(tiny_batch())[0].backward()
-        if handle.meter.table is not None:
+        if handle.weighting.meter.table is not None:
             assert step % 2 == 0, "measured where it watches only"
-            handle.meter.take(torch.device("cpu"))
-            handle.meter.add(0, torch.tensor([1.0, 1.0, -0.5 if step else 0.5, 1.0]))
-    assert [s.state() for s in handle.schedule] == [{"mean": pytest.approx(-1 / 6), "count": 3, "stopped": 1}]
+            handle.weighting.meter.take(torch.device("cpu"))
+            handle.weighting.meter.add(0, torch.tensor([1.0, 1.0, -0.5 if step else 0.5, 1.0]))
+    assert [s.state() for s in handle.weighting.schedule] == [{"mean": pytest.approx(-1 / 6), "count": 3, "stopped": 1}]
     assert handle.status().factor == 0
-    assert handle.hosts[0]._model is None
+    assert handle.runners[0]._model is None

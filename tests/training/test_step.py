@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from sfkit.errors import ShapeError
-from sfkit.objectives.cosine import CosineObjective
-from sfkit.projectors.mlp import MLPProjector
-from sfkit.testing.rounding import assert_rounded
-from sfkit.training.step import align
+from sfkit.objectives.distances import CosineObjective
+from sfkit.projectors.standard import MLPProjector
+from sfkit.testing.checks import assert_rounded
+from sfkit.training.pair import AlignmentPair
 from sfkit.views.types import FeatureMap
 
 
@@ -24,7 +24,7 @@ def maps(b: int = 3, grid: int = 4, ds: int = 8, dt: int = 6) -> tuple[FeatureMa
 def test_against_a_transcription_of_the_formula() -> None:
     # L = 1/B sum_b [1 - mean_{i in M_b} cos(P(h_bi), t_bi)], arXiv 2510.12276 with the released code's constant.
     student, teacher, projector = maps()
-    result = align(student, teacher, projector, CosineObjective())
+    result = AlignmentPair(projector, CosineObjective())(student, teacher)
     for b in range(3):
         picked = student.mask[b]
         p, t = projector(student.values, student.mask)[b][picked], teacher.values[b][picked]
@@ -35,14 +35,14 @@ def test_against_a_transcription_of_the_formula() -> None:
 
 def test_fault_21_nan_in_masked_tokens_reaches_neither_loss_nor_gradient() -> None:
     student, teacher, projector = maps()
-    clean = align(student, teacher, projector, CosineObjective()).loss.sum()
+    clean = AlignmentPair(projector, CosineObjective())(student, teacher).loss.sum()
     (wanted,) = torch.autograd.grad(clean, student.values)
     hidden = student.values.detach().clone()
     hidden[~student.mask] = torch.nan
     poisoned = FeatureMap(hidden.requires_grad_(), student.mask)
     target = teacher.values.clone()
     target[~student.mask] = torch.nan
-    loss = align(poisoned, FeatureMap(target, teacher.mask), projector, CosineObjective()).loss.sum()
+    loss = AlignmentPair(projector, CosineObjective())(poisoned, FeatureMap(target, teacher.mask)).loss.sum()
     loss.backward()
     assert torch.equal(loss, clean)
     assert torch.equal(hidden.grad, wanted)  # type: ignore[arg-type]
@@ -54,7 +54,7 @@ def test_fault_21_nan_where_only_the_teacher_is_masked() -> None:
     mask = teacher.mask.clone()
     mask[:, :, 0] = False
     target = torch.where(mask.unsqueeze(-1), teacher.values, torch.nan)
-    loss = align(student, FeatureMap(target, mask), projector, CosineObjective()).loss.sum()
+    loss = AlignmentPair(projector, CosineObjective())(student, FeatureMap(target, mask)).loss.sum()
     loss.backward()
     assert loss.isfinite()
     assert all(parameter.grad.isfinite().all() for parameter in projector.parameters())
@@ -68,7 +68,7 @@ def test_fault_21_nan_where_a_masked_teacher_is_resampled() -> None:
     mask = torch.ones(values.shape[:-1], dtype=torch.bool)
     mask[:, :, :4] = False
     values[:, :, :4] = torch.nan
-    result = align(student, FeatureMap(values, mask), projector, CosineObjective())
+    result = AlignmentPair(projector, CosineObjective())(student, FeatureMap(values, mask))
     result.loss.sum().backward()
     assert result.loss.isfinite().all()
     assert (result.loss > 0).all()
@@ -80,11 +80,11 @@ def test_fault_22_a_sample_without_a_valid_token_contributes_zero() -> None:
     student, teacher, projector = maps()
     mask = student.mask.clone()
     mask[1] = False
-    result = align(FeatureMap(student.values, mask), teacher, projector, CosineObjective())
+    result = AlignmentPair(projector, CosineObjective())(FeatureMap(student.values, mask), teacher)
     assert result.loss[1] == 0
     result.loss.sum().backward()
     assert (student.values.grad[1] == 0).all()  # type: ignore[index]
-    nothing = align(FeatureMap(student.values, torch.zeros_like(mask)), teacher, projector, CosineObjective())
+    nothing = AlignmentPair(projector, CosineObjective())(FeatureMap(student.values, torch.zeros_like(mask)), teacher)
     assert (nothing.loss == 0).all()
     assert nothing.cosine.isnan()
     assert nothing.valid == 0
@@ -93,15 +93,19 @@ def test_fault_22_a_sample_without_a_valid_token_contributes_zero() -> None:
 def test_the_teacher_gets_no_gradient() -> None:
     student, teacher, projector = maps()
     target = teacher.values.requires_grad_()
-    align(student, FeatureMap(target, teacher.mask), projector, CosineObjective()).loss.sum().backward()
+    AlignmentPair(projector, CosineObjective())(student, FeatureMap(target, teacher.mask)).loss.sum().backward()
     assert target.grad is None
 
 
 def test_low_precision_and_autocast_are_computed_in_float32() -> None:
     student, teacher, projector = maps()
-    exact = align(FeatureMap(student.values.bfloat16(), student.mask), teacher, projector, CosineObjective()).loss
+    exact = AlignmentPair(projector, CosineObjective())(
+        FeatureMap(student.values.bfloat16(), student.mask), teacher
+    ).loss
     with torch.autocast("cpu", torch.bfloat16):
-        auto = align(FeatureMap(student.values.bfloat16(), student.mask), teacher, projector, CosineObjective()).loss
+        auto = AlignmentPair(projector, CosineObjective())(
+            FeatureMap(student.values.bfloat16(), student.mask), teacher
+        ).loss
     assert auto.dtype == torch.float32
     assert torch.equal(auto, exact)
 
@@ -109,9 +113,9 @@ def test_low_precision_and_autocast_are_computed_in_float32() -> None:
 def test_misfits_are_shape_errors() -> None:
     student, teacher, projector = maps()
     with pytest.raises(ShapeError, match="batch, views"):
-        align(student, FeatureMap(teacher.values[:2], teacher.mask[:2]), projector, CosineObjective())
+        AlignmentPair(projector, CosineObjective())(student, FeatureMap(teacher.values[:2], teacher.mask[:2]))
     with pytest.raises(ShapeError, match="projector maps 8 to 6"):
-        align(student, FeatureMap(teacher.values[..., :5], teacher.mask), projector, CosineObjective())
+        AlignmentPair(projector, CosineObjective())(student, FeatureMap(teacher.values[..., :5], teacher.mask))
 
 
 def test_identical_maps_are_at_the_minimum() -> None:

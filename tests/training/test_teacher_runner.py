@@ -13,8 +13,8 @@ from torch import nn
 
 from sfkit.errors import ViewsError
 from sfkit.teachers.geometry import GeometryTeacher
-from sfkit.testing.rounding import assert_rounded
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.checks import assert_rounded
+from sfkit.testing.tiny import PatchTeacher
 from sfkit.training.teacher_runner import TeacherRunner
 from sfkit.views.types import Views
 

@@ -14,14 +14,13 @@ from torch import Tensor
 
 from sfkit.errors import CheckpointError, ConfigError, ShapeError
 from sfkit.factory.components import build_transforms
-from sfkit.objectives.cosine import CosineObjective
-from sfkit.projectors.identity import IdentityProjector
+from sfkit.objectives.distances import CosineObjective
+from sfkit.projectors.standard import IdentityProjector
 from sfkit.registry.registry import default_registry
 from sfkit.training.step import prepare_target
 from sfkit.transforms.base import Transform
-from sfkit.transforms.pca import PCATransform
-from sfkit.transforms.position import PositionCode, position_code
-from sfkit.transforms.resample import ResampleTransform
+from sfkit.transforms.projection import PCATransform
+from sfkit.transforms.standard import PositionCode, ResampleTransform, position_code
 from sfkit.views.types import FeatureMap
 
 DIM = 8

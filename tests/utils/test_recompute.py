@@ -14,16 +14,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sfkit import SpatialForcing
 from sfkit.config import Recompute
 from sfkit.errors import ConfigError, GradientError
-from sfkit.objectives.cosine import CosineObjective
-from sfkit.objectives.info_nce import InfoNCEObjective
-from sfkit.objectives.weighted_sum import SumObjective
+from sfkit.factory.components import build_objective
+from sfkit.objectives.distances import CosineObjective
+from sfkit.objectives.pairwise import InfoNCEObjective
 from sfkit.projectors.base import Projector
-from sfkit.projectors.mlp import MLPProjector
-from sfkit.projectors.mlp_silu import SiLUMLPProjector
-from sfkit.projectors.nested import NestedProjector
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.rounding import assert_rounded
-from sfkit.training.step import align
+from sfkit.projectors.standard import MLPProjector, NestedProjector, SiLUMLPProjector
+from sfkit.testing.checks import assert_rounded
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
+from sfkit.training.pair import AlignmentPair
 from sfkit.utils import recompute as scoped
 from sfkit.utils.recompute import recompute_scope, recomputed
 from sfkit.views.types import FeatureMap
@@ -65,7 +63,7 @@ def maps() -> tuple[FeatureMap, FeatureMap]:
 def gradients(projector: Projector, recompute: Recompute, objective: Any = None) -> list[Tensor]:
     student, teacher = maps()
     torch.manual_seed(5)
-    result = align(student, teacher, projector, objective or CosineObjective(), recompute=recompute)
+    result = AlignmentPair(projector, objective or CosineObjective(), recompute=recompute)(student, teacher)
     return [result.loss, *torch.autograd.grad(result.loss.sum(), [student.values, *projector.parameters()])]
 
 
@@ -78,7 +76,7 @@ def test_loss_and_gradients_are_the_same_to_the_last_bit(kind: type[Projector], 
     assert all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True))
 
 
-def test_random_numbers_are_drawn_again_as_they_were_and_the_random_state_is_left_alone() -> None:
+def test_recomputing_draws_the_same_numbers_and_keeps_the_state() -> None:
     projector = DroppingProjector(8, 6)
     states = []
     for recompute in MODES:
@@ -96,7 +94,7 @@ def test_each_kind_of_operation_runs_as_often_as_it_is_said_to() -> None:
     for recompute in MODES:
         student, teacher = maps()
         projector = MLPProjector(8, 6)
-        loss = align(student, teacher, projector, CosineObjective(), recompute=recompute).loss.sum()
+        loss = AlignmentPair(projector, CosineObjective(), recompute=recompute)(student, teacher).loss.sum()
         with Names() as run:
             loss.backward()
         counts[recompute] = {name: run.names.count(f"aten::{name}") for name in ("addmm", "gelu", "native_layer_norm")}
@@ -117,7 +115,7 @@ def test_memory_of_ten_pairs_is_that_of_their_products_or_less() -> None:
     assert held["full"].peak < held["selective"].peak
 
 
-def test_a_source_that_was_changed_in_place_is_an_error_and_no_wrong_gradient() -> None:
+def test_a_source_changed_in_place_is_an_error() -> None:
     weight, source = torch.randn(4, 4, requires_grad=True), torch.randn(4)
     with recomputed(lambda x: x * 2, source) as (doubled,):
         loss = (weight @ doubled).sum()
@@ -133,14 +131,16 @@ def test_features_of_inference_mode_serve_as_well() -> None:
         student, teacher = maps()
         with torch.inference_mode():
             features = teacher.values.clone()
-        result = align(student, FeatureMap(features, teacher.mask), projector, CosineObjective(), recompute=recompute)
+        result = AlignmentPair(projector, CosineObjective(), recompute=recompute)(
+            student, FeatureMap(features, teacher.mask)
+        )
         found = torch.autograd.grad(result.loss.sum(), [student.values, *projector.parameters()])
         assert all(torch.equal(a, b) for a, b in zip(wanted[1:], found, strict=True))
 
 
 @pytest.mark.parametrize("recompute", MODES)
 @pytest.mark.parametrize("inference", [True, False])
-def test_where_nothing_is_masked_nothing_is_copied_and_all_is_the_same(recompute: Recompute, inference: bool) -> None:
+def test_unmasked_maps_are_not_copied(recompute: Recompute, inference: bool) -> None:
     """Compared with the same batch where the last sample is masked, so that copies are made."""
     projector, found = MLPProjector(8, 6), {}
     student, teacher = torch.randn(3, 2, 4, 4, 8), torch.randn(3, 2, 4, 4, 6)
@@ -150,8 +150,8 @@ def test_where_nothing_is_masked_nothing_is_copied_and_all_is_the_same(recompute
         tokens = student.clone().requires_grad_()
         mask = torch.ones(3, 2, 4, 4, dtype=torch.bool)
         mask[2] = not masked
-        result = align(
-            FeatureMap(tokens, mask), FeatureMap(features, mask), projector, CosineObjective(), recompute=recompute
+        result = AlignmentPair(projector, CosineObjective(), recompute=recompute)(
+            FeatureMap(tokens, mask), FeatureMap(features, mask)
         )
         gradients = torch.autograd.grad(result.loss[:2].sum(), [tokens, *projector.parameters()])
         found[masked] = [result.loss[:2], gradients[0][:2], *gradients[1:]]
@@ -171,11 +171,9 @@ def test_what_is_changed_in_place_is_an_error(recompute: Recompute, whole: bool)
     student, teacher = torch.randn(1, 1, 2, 2, 8, requires_grad=True), torch.randn(1, 1, 2, 2, 6)
     mask = torch.ones(1, 1, 2, 2, dtype=torch.bool)
     mask[0, 0, 0, 0] = whole
-    with pytest.raises(GradientError, match="'in-place' or objective 'cosine' changed in place"):
-        align(
-            FeatureMap(student * 1, mask), FeatureMap(teacher, mask), InPlace(8, 6), CosineObjective(),
-            recompute=recompute,
-        )  # fmt: skip
+    pair = AlignmentPair(InPlace(8, 6), CosineObjective(), recompute=recompute)
+    with pytest.raises(GradientError, match="'in-place' or objective 'cosine' changed its input"):
+        pair(FeatureMap(student * 1, mask), FeatureMap(teacher, mask))
 
 
 @pytest.mark.parametrize("recompute", MODES)
@@ -183,11 +181,11 @@ def test_a_loss_alone_may_be_computed_in_inference_mode(recompute: Recompute) ->
     with torch.inference_mode():
         mask = torch.ones(1, 1, 2, 2, dtype=torch.bool)
         maps = FeatureMap(torch.randn(1, 1, 2, 2, 8), mask), FeatureMap(torch.randn(1, 1, 2, 2, 6), mask)
-        result = align(*maps, MLPProjector(8, 6), CosineObjective(), recompute=recompute)
+        result = AlignmentPair(MLPProjector(8, 6), CosineObjective(), recompute=recompute)(*maps)
     assert result.loss.isfinite().all()
 
 
-def test_an_objective_that_talks_to_other_ranks_is_not_called_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_objective_with_collectives_is_called_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     plain = InfoNCEObjective.__call__
 
@@ -199,12 +197,13 @@ def test_an_objective_that_talks_to_other_ranks_is_not_called_twice(monkeypatch:
     projector = MLPProjector(8, 6)
     for negatives in ("sample", "devices"):
         gradients(projector, "full", InfoNCEObjective({"negatives": negatives}))
-        gradients(projector, "full", SumObjective({"terms": [(("info-nce", {"negatives": negatives}), 1.0)]}))
+        terms = [(("info-nce", {"negatives": negatives}), 1.0)]
+        gradients(projector, "full", build_objective(("sum", {"terms": terms})))
     assert calls.count("sample") == 4
     assert calls.count("devices") == 2
 
 
-def test_nothing_is_made_again_outside_of_sparing_or_without_gradient() -> None:
+def test_nothing_is_recomputed_out_of_scope_or_without_gradient() -> None:
     runs = []
 
     def function(x: Tensor) -> Tensor:
@@ -239,7 +238,7 @@ def test_policies_train_alike_and_what_was_chosen_is_saved(
         recompute: wrapped(pairs=PAIRS, projector="nested", shared_projector=shared, recompute=recompute)
         for recompute in (*MODES, "auto")
     }
-    assert {name: policy.spatial_forcing.recompute for name, policy in made.items()} == {
+    assert {name: policy.spatial_forcing.pairs[0].recompute for name, policy in made.items()} == {
         "none": "none", "selective": "selective", "full": "full", "auto": "selective",
     }  # fmt: skip
     results = {name: trained(policy) for name, policy in made.items()}
@@ -248,10 +247,10 @@ def test_policies_train_alike_and_what_was_chosen_is_saved(
     made["full"].spatial_forcing.save(tmp_path)
     plain = tiny()
     resumed = SpatialForcing.from_pretrained(plain, tmp_path, adapter=TinyAdapter(plain))
-    assert resumed.spatial_forcing.recompute == "full"
+    assert resumed.spatial_forcing.pairs[0].recompute == "full"
 
 
 def test_a_single_pair_keeps_everything_by_default(wrapped: Callable[..., TinyPolicy]) -> None:
-    assert wrapped().spatial_forcing.recompute == "none"
+    assert wrapped().spatial_forcing.pairs[0].recompute == "none"
     with pytest.raises(ConfigError, match="recompute"):
         wrapped(recompute="some")

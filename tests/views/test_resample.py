@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sfkit.views.resample import resample
+from sfkit.views.resample import IMAGENET_MEAN, IMAGENET_STD, imagenet_normalized, resample
 from sfkit.views.types import FeatureMap
 
 sides = st.integers(1, 37)
@@ -74,3 +74,9 @@ def test_low_precision_is_computed_in_float32() -> None:
     values = ramp(16, 16).values
     out = resample(FeatureMap(values.bfloat16(), torch.ones(1, 1, 16, 16, dtype=torch.bool)), (8, 8))
     assert out.values.dtype == torch.float32
+
+
+def test_each_channel_has_its_own_mean_and_deviation() -> None:
+    images = torch.rand(2, 3, 3, 4, 5)
+    mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    assert torch.allclose(imagenet_normalized(images), (images - mean) / std)

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from sfkit.objectives.info_nce import InfoNCEObjective
+from sfkit.objectives.pairwise import InfoNCEObjective
 
 
 def case(rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -16,9 +16,15 @@ import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from sfkit import SpatialForcing
-from sfkit.testing.outside import OutsideAdapter, OutsidePolicy, loop_loss
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.tiny import (
+    OutsideAdapter,
+    OutsidePolicy,
+    PatchTeacher,
+    TinyAdapter,
+    TinyPolicy,
+    loop_loss,
+    tiny_batch,
+)
 
 
 def build(attach_loss: str, **options: Any) -> Any:

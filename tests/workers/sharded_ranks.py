@@ -20,7 +20,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from sfkit import SpatialForcing
 from sfkit.errors import ConfigError, WrapError
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
 
 #: On the first rank; the others get nothing.
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)

@@ -9,7 +9,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import nn
 
-from sfkit.testing.policies import tiny_batch
+from sfkit.testing.tiny import tiny_batch
 
 
 def worker(policy: nn.Module) -> None:

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sfkit import SpatialForcing
 from sfkit.errors import WrapError
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
 
 
 def batch_of(rank: int, step: int, scenario: str) -> dict[str, torch.Tensor]:
@@ -43,7 +43,7 @@ def train(rank: int, scenario: str, options: dict[str, Any]) -> dict[str, torch.
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    teacher = policy.spatial_forcing.hosts[0].teacher.state()
+    teacher = policy.spatial_forcing.runners[0].teacher.state()
     state = {name: parameter.detach() for name, parameter in policy.named_parameters()}
     return state | {f"teacher.{key}": value for key, value in teacher.items()}
 

@@ -15,7 +15,7 @@ import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from sfkit import SpatialForcing
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
 
 
 def train(rank: int, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def train(rank: int, arguments: dict[str, Any]) -> dict[str, Any]:
         "state": {key: value for key, value in handle.state_dict().items() if key.startswith(("balance", "schedule"))},
         "parameters": {name: parameter.detach() for name, parameter in policy.named_parameters()},
         "health": handle.health().as_dict(),
-        "loaded": [host._model is not None or host._loaded for host in handle.hosts],
+        "loaded": [host._model is not None or host._loaded for host in handle.runners],
     }
 
 

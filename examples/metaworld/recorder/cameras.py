@@ -136,7 +136,7 @@ class CameraRig:
     def world_from_camera(self, camera: Camera) -> NDArray[np.float64]:
         """Current pose, shape (4, 4), OpenCV axes, meters."""
         handle = self._data.camera(camera.mujoco_name)
-        # MuJoCo's cameras look along -z with y up. A half turn of the picture negates x and y.
+        # MuJoCo's cameras look along -z with y up. A half turn of the image negates x and y.
         axes = np.diag([-1.0, 1.0, -1.0]) if camera.half_turn else np.diag([1.0, -1.0, -1.0])
         pose = np.eye(4)
         pose[:3, :3] = handle.xmat.reshape(3, 3) @ axes

@@ -23,7 +23,7 @@ def flags(common, shape, aligned) -> list[str]:
 def test_bfloat16_on_a_gpu_trains_and_resumes(lerobot_train, resume, flags, tmp_path) -> None:
     amp = ["--policy.device=cuda", "--policy.use_amp=true", "--steps=4", "--save_freq=2"]
     run = lerobot_train(*flags, *amp, f"--output_dir={tmp_path / 'run'}")
-    assert {p.dtype for p in run.policy.spatial_forcing.projectors.parameters()} == {torch.float32}
+    assert {p.dtype for p in run.policy.spatial_forcing.pairs.parameters()} == {torch.float32}
     resumed = resume(tmp_path / "run" / "checkpoints" / "000002")
     for before, after in zip(run.curve[2:], resumed.curve, strict=True):
         assert after["action_loss"] == pytest.approx(before["action_loss"], rel=0.02)

@@ -45,7 +45,7 @@ def test_fault_07_targets_in_the_action_expert_alone_are_refused_with_the_right_
 
 def test_fault_08_the_projector_is_trained_and_kept_beside_the_adapter(adapted) -> None:
     run, folder = adapted
-    projector = list(run.policy.spatial_forcing.projectors.parameters())
+    projector = list(run.policy.spatial_forcing.pairs.parameters())
     assert all(parameter.requires_grad for parameter in projector)
     known = {id(parameter) for group in run.optimizer.param_groups for parameter in group["params"]}
     assert {id(parameter) for parameter in projector} <= known
@@ -62,7 +62,7 @@ def test_an_adapter_that_was_loaded_is_wrapped_before_it_is_trained(adapted, mak
     with pytest.raises(GradientError, match=r"never wrapped.*\n.*get_optim_params"):
         policy.train()
     known = {id(parameter) for parameter in policy.get_optim_params()}
-    assert {id(parameter) for parameter in policy.spatial_forcing.projectors.parameters()} <= known
+    assert {id(parameter) for parameter in policy.spatial_forcing.pairs.parameters()} <= known
     assert policy.train().training
     assert "spatial_forcing" not in dict(policy.get_base_model().named_children())
 
@@ -75,7 +75,7 @@ def test_fault_07_pi0_and_pi05_get_targets_before_the_tap_too(kind, make, tiny_p
     blocks = {name.split("language_model.layers.")[1][0] for name in trained if "language_model.layers." in name}
     assert blocks == {"0", "1"}
     assert any("gemma_expert" in name for name in trained)
-    assert any("spatial_forcing.projectors" in name for name in trained)
+    assert any("spatial_forcing.pairs" in name for name in trained)
 
 
 def test_the_projector_joins_parameters_in_every_form_that_an_optimizer_takes() -> None:

@@ -26,7 +26,7 @@ def test_fault_02_the_trainer_calls_forward_and_alignment_runs_in_every_step(tra
 def test_fault_10_the_projector_is_in_the_optimizer_and_moves(trained) -> None:
     run, folder = trained
     known = {id(parameter) for group in run.optimizer.param_groups for parameter in group["params"]}
-    projector = list(run.policy.spatial_forcing.projectors.parameters())
+    projector = list(run.policy.spatial_forcing.pairs.parameters())
     assert {id(parameter) for parameter in projector} <= known
     first, last = (
         load_file(folder / "checkpoints" / step / "pretrained_model/spatial_forcing/projector.safetensors")
@@ -161,7 +161,7 @@ def test_what_the_health_monitor_finds_is_in_lerobots_log(
 
 def test_mixed_precision_leaves_the_projector_exact(evaluated) -> None:
     run, folder = evaluated
-    assert {parameter.dtype for parameter in run.policy.spatial_forcing.projectors.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in run.policy.spatial_forcing.pairs.parameters()} == {torch.float32}
     assert all(math.isfinite(window["loss"]) and window["sf_loss"] > 0 for window in run.curve)
     saved = load_file(folder / "checkpoints/last/pretrained_model/spatial_forcing/projector.safetensors")
     assert {value.dtype for key, value in saved.items() if key.startswith("projectors")} == {torch.float32}

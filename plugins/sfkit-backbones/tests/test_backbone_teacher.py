@@ -17,8 +17,8 @@ from torch import Tensor
 
 from sfkit import SpatialForcing
 from sfkit.errors import CheckpointError, ConfigError, ShapeError, TeacherMemoryError, ViewsError
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.training.teacher_runner import TeacherRunner
 from sfkit.views.types import FeatureMap, Views
 
@@ -35,13 +35,13 @@ def run(teacher: Any, seen: Views, layers: Sequence[int] = (2,)) -> list[Feature
 
 
 def seen_by(teacher: Any, seen: Views) -> Tensor:
-    """The prepared pictures that reach the trunk."""
+    """The prepared images that reach the backbone."""
     caught: list[Tensor] = []
     real = type(teacher).features
 
-    def features(self: Any, trunk: Any, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+    def features(self: Any, backbone: Any, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
         caught.append(images)
-        return real(self, trunk, images, layers)
+        return real(self, backbone, images, layers)
 
     with mock.patch.object(type(teacher), "features", features):
         run(teacher, seen)
@@ -102,7 +102,7 @@ def test_fault_19_a_view_that_is_not_square_keeps_its_aspect(small_teacher: Any)
     assert found.grid == (4, 2)
 
 
-def test_fault_26_pictures_out_of_range_are_refused(small_teacher: Any) -> None:
+def test_fault_26_images_out_of_range_are_refused(small_teacher: Any) -> None:
     for change in (lambda x: x * 2 - 1, lambda x: x * 255, lambda x: x * torch.nan):
         seen = views()
         wrong = Views(change(seen.images), seen.valid, seen.names)
@@ -110,7 +110,7 @@ def test_fault_26_pictures_out_of_range_are_refused(small_teacher: Any) -> None:
             run(small_teacher({"config": "tiny"}), wrong)
 
 
-def test_pictures_that_are_not_there_are_refused(small_teacher: Any) -> None:
+def test_images_that_are_not_there_are_refused(small_teacher: Any) -> None:
     teacher = small_teacher({"config": "tiny"})
     for empty in (views(v=0), views(b=0)):
         with pytest.raises(ShapeError, match="nothing"):
@@ -139,18 +139,18 @@ def test_wrong_options_are_told(small_teacher: Any, options: dict[str, Any], say
 
 
 def full_checkpoint(teacher: Any, path: Path) -> Path:
-    state = {f"trunk.{key}": torch.randn_like(value) for key, value in teacher.build().state_dict().items()}
+    state = {f"backbone.{key}": torch.randn_like(value) for key, value in teacher.build().state_dict().items()}
     save_file({**state, "head.weight": torch.zeros(2)}, path)
     return path
 
 
 def test_weights_come_from_a_file_in_the_dtype_of_the_run(small_teacher: Any, tmp_path: Path) -> None:
     path = full_checkpoint(small_teacher(), tmp_path / "model.safetensors")
-    trunk = small_teacher({"weights": str(path)}).load(CPU)
-    assert trunk.patch_embed.proj.weight.dtype == torch.float32
+    backbone = small_teacher({"weights": str(path)}).load(CPU)
+    assert backbone.patch_embed.proj.weight.dtype == torch.float32
     coarse = small_teacher({"weights": str(path), "dtype": "bfloat16"}).load(CPU)
     assert coarse.patch_embed.proj.weight.dtype == torch.bfloat16
-    assert torch.equal(coarse.first_view, trunk.first_view)
+    assert torch.equal(coarse.first_view, backbone.first_view)
 
 
 def test_fault_29_weights_of_another_size_are_refused(small_teacher: Any, tmp_path: Path) -> None:
@@ -178,8 +178,8 @@ def test_the_estimate_follows_size_batch_and_dtype(small_teacher: Any) -> None:
         return small_teacher(options).memory((b, 2, 16, 16), [2], CPU)
 
     plain = estimate()
-    trunk = small_teacher().build()
-    assert plain.weights == sum(p.numel() * 4 for p in trunk.parameters())
+    backbone = small_teacher().build()
+    assert plain.weights == sum(p.numel() * 4 for p in backbone.parameters())
     assert estimate(dtype="bfloat16").weights < plain.weights
     assert estimate(size=32).working == 4 * plain.working
     assert estimate(micro_batch=2).working * 4 == plain.working

@@ -9,7 +9,7 @@ from sfkit_backbones.blocks import Block, cast_products
 from sfkit_backbones.randomize import randomize
 from sfkit_backbones.rope import grid_positions, rope_table, rotate
 
-from sfkit.testing.rounding import assert_rounded, float64
+from sfkit.testing.checks import assert_rounded, float64
 
 
 def plain(block: Block, x: torch.Tensor) -> torch.Tensor:

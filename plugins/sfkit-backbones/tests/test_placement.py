@@ -55,8 +55,8 @@ def test_resizing_is_pillows() -> None:
     for size, new in (((40, 40), (56, 56)), ((60, 48), (28, 28))):
         # Far from black and white: Pillow cuts overshoot off after each of its two passes, in whole numbers.
         pixels = torch.randint(90, 166, (*size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-        picture = pillow.frombytes("RGB", size[::-1], bytes(pixels.flatten().tolist()))
-        wanted = torch.tensor(list(picture.resize(new[::-1], pillow.BICUBIC).tobytes())).reshape(*new, 3)
+        image = pillow.frombytes("RGB", size[::-1], bytes(pixels.flatten().tolist()))
+        wanted = torch.tensor(list(image.resize(new[::-1], pillow.BICUBIC).tobytes())).reshape(*new, 3)
         ours = paint(pixels.permute(2, 0, 1)[None] / 255, Placement(new, new), fill=1.0)[0].permute(1, 2, 0)
         assert (ours * 255 - wanted).abs().max() <= 1.6
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from sfkit_backbones.rope import grid_positions, rope_table, rotate
 
-from sfkit.testing.rounding import assert_rounded, float64
+from sfkit.testing.checks import assert_rounded, float64
 
 
 def test_positions_are_row_major_with_specials_at_the_origin() -> None:

@@ -24,14 +24,14 @@ needs_safe_pickles = pytest.mark.skipif(
 )
 
 
-def trunk() -> Block:
+def backbone() -> Block:
     return Block(8, 2, 16, eps=1e-6)
 
 
 @pytest.fixture
 def state() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    own = {f"body.{key}": torch.randn(t.shape, generator=generator) for key, t in trunk().state_dict().items()}
+    own = {f"body.{key}": torch.randn(t.shape, generator=generator) for key, t in backbone().state_dict().items()}
     return {**own, "head.weight": torch.randn(3, 3)}
 
 
@@ -44,7 +44,7 @@ def checkpoint(tmp_path: Path, state: dict[str, torch.Tensor]) -> Path:
 def load(path: Path, network: nn.Module | None = None, **options: object) -> nn.Module:
     if network is None:
         with without_weights():
-            network = trunk()
+            network = backbone()
     load_weights(network, path, **{"prefix": "body.", "ignored": ("head.*",), **options})  # type: ignore[arg-type]
     return network
 
@@ -65,7 +65,7 @@ def test_tensors_arrive_as_they_are_stored(checkpoint: Path, state: dict[str, to
 
 def test_they_take_the_dtype_that_the_network_was_given(checkpoint: Path) -> None:
     with without_weights():
-        network = trunk()
+        network = backbone()
     cast_products(network, torch.bfloat16)
     loaded = load(checkpoint, network).state_dict()
     assert loaded["mlp.fc1.weight"].dtype == torch.bfloat16
@@ -111,12 +111,12 @@ def test_fault_29_missing_unexpected_and_misshapen_tensors_are_all_named(checkpo
 
 
 def test_fault_29_a_renamed_prefix_is_no_reason_for_random_weights(checkpoint: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"missing \(14\): trunk\.attn"):
-        load(checkpoint, prefix="trunk.")
+    with pytest.raises(CheckpointError, match=r"missing \(14\): backbone\.attn"):
+        load(checkpoint, prefix="backbone.")
 
 
 def test_fault_29_nothing_is_loaded_where_anything_is_wrong(checkpoint: Path) -> None:
-    network = trunk()
+    network = backbone()
     before = {key: value.clone() for key, value in network.state_dict().items()}
     with pytest.raises(CheckpointError, match="Nothing was loaded"):
         load(rewrite(checkpoint, lambda state: state.pop("body.norm1.weight")), network)

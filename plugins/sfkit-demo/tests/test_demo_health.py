@@ -16,8 +16,7 @@ import torch
 from sfkit import SpatialForcing
 from sfkit.errors import SfkitWarning
 from sfkit.health.report import Health
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.tiny import PatchTeacher, TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.views.types import FeatureMap
 
 plots = pytest.importorskip("sfkit_demo.plots_health", reason="the demo's plots are not installed")
@@ -95,10 +94,10 @@ def test_the_figure_shows_all_that_is_measured_and_a_healthy_run_is_said_to_be_o
     reports = run()
     section = plots.health_section(reports)
     assert "Nothing was found that is worth a warning." in section
-    (picture,) = re.findall(r'src="data:image/png;base64,([^"]+)"', section)
+    (image,) = re.findall(r'src="data:image/png;base64,([^"]+)"', section)
     from matplotlib.image import imread
 
-    pixels = imread(BytesIO(base64.b64decode(picture)), format="png")
+    pixels = imread(BytesIO(base64.b64decode(image)), format="png")
     assert min(pixels.shape[:2]) > 200
     drawn = {title: {label: list(line) for label, line in lines.items()} for title, lines in
              plots._panels(reports).items()}  # fmt: skip

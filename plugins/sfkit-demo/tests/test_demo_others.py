@@ -21,7 +21,7 @@ from torch import nn
 from sfkit import SpatialForcing
 from sfkit.factory.components import build_adapter
 from sfkit.registry.registry import Entry, default_registry
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.tiny import PatchTeacher
 
 
 class DrawnTeacher(PatchTeacher):

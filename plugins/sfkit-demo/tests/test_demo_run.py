@@ -135,7 +135,7 @@ def test_the_report_has_every_section(demo_run: Any) -> None:
 
 
 def test_the_report_needs_no_network_and_has_no_hole(demo_run: Any) -> None:
-    # One figure of curves, one of health, and six rows of five pictures.
+    # One figure of curves, one of health, and six rows of five images.
     assert demo_run.page.count("data:image/png;base64,") == 2 + 6 * 5
     text = re.sub(r"data:image/png;base64,[^\"]*", "", demo_run.page)
     for trace in ("http:", "https:", 'src="//', "<script", "$", "nan", ">None<"):

@@ -1,4 +1,4 @@
-"""Small trunks, views and files, shared as fixtures: test folders are no packages here."""
+"""Small backbones, views and files, shared as fixtures: test folders are no packages here."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from sfkit_backbones.randomize import randomize
-from sfkit_depth_anything.config import TINY, TrunkConfig
-from sfkit_depth_anything.trunk import DepthAnythingTrunk
+from sfkit_depth_anything.backbone import DepthAnythingBackbone
+from sfkit_depth_anything.config import TINY, DepthAnythingConfig
 from torch import Tensor
 
 from sfkit.views.types import Views
@@ -20,20 +20,20 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 @pytest.fixture(scope="session")
-def trunk_of() -> Callable[..., DepthAnythingTrunk]:
-    """``trunk_of(config, seed)``: a trunk with random weights under which every part counts."""
+def backbone_of() -> Callable[..., DepthAnythingBackbone]:
+    """``backbone_of(config, seed)``: a backbone with random weights under which every part counts."""
 
-    def make(config: TrunkConfig = TINY, seed: int = 0) -> DepthAnythingTrunk:
-        trunk = randomize(DepthAnythingTrunk(config), seed)
-        assert isinstance(trunk, DepthAnythingTrunk)
-        return trunk.eval().requires_grad_(False)
+    def make(config: DepthAnythingConfig = TINY, seed: int = 0) -> DepthAnythingBackbone:
+        backbone = randomize(DepthAnythingBackbone(config), seed)
+        assert isinstance(backbone, DepthAnythingBackbone)
+        return backbone.eval().requires_grad_(False)
 
     return make
 
 
 @pytest.fixture(scope="session")
 def views_of() -> Callable[..., Views]:
-    """``views_of([[True, False], ...], size)``: random pictures of named cameras, some of them absent."""
+    """``views_of([[True, False], ...], size)``: random images of named cameras, some of them absent."""
 
     def make(present: list[list[bool]], size: tuple[int, int] = (56, 56), seed: int = 0) -> Views:
         b, v = len(present), len(present[0])
@@ -46,9 +46,9 @@ def views_of() -> Callable[..., Views]:
 
 @pytest.fixture
 def checkpoint(
-    tmp_path: Path, trunk_of: Callable[..., DepthAnythingTrunk]
-) -> Callable[..., tuple[Path, DepthAnythingTrunk]]:
-    """``checkpoint(prefix, change)``: a file as published, of a tiny trunk with its heads, and that trunk.
+    tmp_path: Path, backbone_of: Callable[..., DepthAnythingBackbone]
+) -> Callable[..., tuple[Path, DepthAnythingBackbone]]:
+    """``checkpoint(prefix, change)``: a file as published, of a tiny backbone with its heads, and that backbone.
 
     ``change`` may alter the dict of tensors before it is written.
     """
@@ -56,16 +56,16 @@ def checkpoint(
     def make(
         prefix: str = "model.backbone.pretrained.",
         change: Callable[[dict[str, Tensor]], object] = lambda tensors: None,
-        config: TrunkConfig = TINY,
-    ) -> tuple[Path, DepthAnythingTrunk]:
-        trunk = trunk_of(config, 7)
-        tensors = {prefix + name: value.clone() for name, value in trunk.state_dict().items()}
+        config: DepthAnythingConfig = TINY,
+    ) -> tuple[Path, DepthAnythingBackbone]:
+        backbone = backbone_of(config, 7)
+        tensors = {prefix + name: value.clone() for name, value in backbone.state_dict().items()}
         root = prefix.removesuffix("backbone.pretrained.")
         for head in ("head.projects.0.weight", "cam_enc.trunk.0.norm1.bias", "cam_dec.fc_t.bias", "gs_head.norm.bias"):
             tensors[root + head] = torch.zeros(3)
         change(tensors)
         path = tmp_path / "model.safetensors"
         save_file(tensors, path)
-        return path, trunk
+        return path, backbone
 
     return make

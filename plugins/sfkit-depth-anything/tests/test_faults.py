@@ -15,8 +15,8 @@ from sfkit_depth_anything.teachers import DA3Base, DA3Giant
 
 from sfkit import SpatialForcing
 from sfkit.errors import CheckpointError, ViewsError
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.training.teacher_runner import TeacherRunner
 from sfkit.views.types import Views
 
@@ -37,7 +37,7 @@ def test_fault_19_a_wide_view_reaches_the_students_own_grid() -> None:
     )
     batch = tiny_batch(2, 2, geometry=False)
     batch["images"] = torch.rand(2, 2, 3, 32, 128)  # a grid of 4 x 16 for the student, of 2 x 8 for the teacher
-    host = SpatialForcing.of(policy.train()).hosts[0]  # type: ignore[union-attr]
+    host = SpatialForcing.of(policy.train()).runners[0]  # type: ignore[union-attr]
     seen: list[tuple[int, int]] = []
     encode = host.teacher.encode
 
@@ -111,7 +111,7 @@ def test_fault_23_the_reference_is_chosen_among_the_present(
         asked.append(tokens.shape[1])
         return saddle_balanced(tokens)
 
-    monkeypatch.setattr("sfkit_depth_anything.trunk.saddle_balanced", spy)
+    monkeypatch.setattr("sfkit_depth_anything.backbone.saddle_balanced", spy)
     layout = [[True] * 4, [True, False, True, True], [True, False, False, True]]
     TeacherRunner(DA3Base({"config": "tiny", "size": 42})).features(views_of(layout, (42, 42)), [6], (3, 3))
     assert sorted(asked) == [3, 4]  # and not for the sample with two
@@ -128,7 +128,7 @@ def test_fault_23_masked_pixels_change_nothing(views_of: Callable[..., Views]) -
 
 
 @pytest.mark.parametrize("scale", ["-1 to 1", "0 to 255", "normalized", "NaN"])
-def test_fault_26_pictures_outside_0_1_are_refused(views_of: Callable[..., Views], scale: str) -> None:
+def test_fault_26_images_outside_0_1_are_refused(views_of: Callable[..., Views], scale: str) -> None:
     views = views_of([[True, True]])
     images = {
         "-1 to 1": views.images * 2 - 1,
@@ -142,11 +142,11 @@ def test_fault_26_pictures_outside_0_1_are_refused(views_of: Callable[..., Views
         )
 
 
-def test_fault_26_pictures_are_normalized_exactly_once(views_of: Callable[..., Views]) -> None:
+def test_fault_26_images_are_normalized_exactly_once(views_of: Callable[..., Views]) -> None:
     teacher, views = DA3Base({"config": "tiny", "size": 56}), views_of([[True, True]])
-    trunk = teacher.load(CPU)
+    backbone = teacher.load(CPU)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    wanted = trunk((views.images - mean[:, None, None]) / std[:, None, None], [6])[0]
+    wanted = backbone((views.images - mean[:, None, None]) / std[:, None, None], [6])[0]
     (found,) = TeacherRunner(teacher).features(views, [6], (4, 4))
     assert_rounded(found.values, wanted)
 
@@ -180,5 +180,5 @@ def test_fault_29_a_file_that_does_not_fit_is_refused(checkpoint: Callable[..., 
 def test_fault_29_a_renamed_prefix_is_refused(checkpoint: Callable[..., Any]) -> None:
     path, _ = checkpoint()
     save_file({key.replace("pretrained", "encoder"): value for key, value in load_file(path).items()}, path)
-    with pytest.raises(CheckpointError, match="holds no trunk of a multi-view Depth Anything 3"):
+    with pytest.raises(CheckpointError, match="holds no backbone of a multi-view Depth Anything 3"):
         DA3Base({"config": "tiny", "weights": str(path)}).load(CPU)

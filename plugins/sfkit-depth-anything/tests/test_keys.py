@@ -12,7 +12,7 @@ from sfkit_depth_anything.teachers import DA3Base, DA3Giant, DA3Large, DA3Small,
 
 FACTS = Path(__file__).parents[4] / "shared" / "facts" / "da3_keys.json"
 TEACHERS = (DA3Small, DA3Base, DA3Large, DA3Giant)
-#: Tensors and values of the published trunks.
+#: Tensors and values of the published backbones.
 COUNTS = {
     "da3-small": (207, 22_059_008),
     "da3-base": (207, 86_583_296),

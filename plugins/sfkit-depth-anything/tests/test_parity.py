@@ -13,10 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sfkit_backbones.parity import Fixture, compare, record
 from sfkit_backbones.weights import load_weights, without_weights
-from sfkit_depth_anything.config import TINY, TINY_GATED, TrunkConfig
+from sfkit_depth_anything.backbone import DepthAnythingBackbone
+from sfkit_depth_anything.config import TINY, TINY_GATED, DepthAnythingConfig
 from sfkit_depth_anything.parity import DepthAnythingParity
 from sfkit_depth_anything.teachers import DA3Giant, DA3Small
-from sfkit_depth_anything.trunk import DepthAnythingTrunk
 
 from sfkit.errors import CheckpointError
 
@@ -50,19 +50,19 @@ def test_recorded_outputs_are_met(name: str) -> None:
 def test_recorded_cases_choose_another_reference_than_the_first(name: str) -> None:
     fixture = Fixture.load(OWN / f"{name}.safetensors")
     with without_weights():
-        trunk = DepthAnythingParity().build(fixture.config, fixture.shapes)
-    load_weights(trunk, fixture.path, prefix="sd.", ignored=["*.in.*", "*.out.*"])
+        backbone = DepthAnythingParity().build(fixture.config, fixture.shapes)
+    load_weights(backbone, fixture.path, prefix="sd.", ignored=["*.in.*", "*.out.*"])
     for case in ("triple", "quadruple_tall"):
         images = fixture.cases[case].inputs["images_normalised"]
-        (chosen,), (first,) = trunk(images, [6]), trunk(images, [6], reference="first")
+        (chosen,), (first,) = backbone(images, [6]), backbone(images, [6], reference="first")
         assert (chosen - first).abs().max() > 0.01
 
 
-WRONG: dict[str, Callable[[DepthAnythingTrunk], object]] = {
-    "epsilon of the blocks": lambda trunk: [setattr(block.norm1, "eps", 1e-5) for block in trunk.blocks],
-    "epsilon of queries": lambda trunk: [setattr(b.attn.q_norm, "eps", 1e-6) for b in trunk.blocks[3:]],
-    "epsilon of the final norm": lambda trunk: setattr(trunk.norm, "eps", 1e-6),
-    "camera tokens exchanged": lambda trunk: trunk.camera_token.data.copy_(trunk.camera_token.data.flip(1)),
+WRONG: dict[str, Callable[[DepthAnythingBackbone], object]] = {
+    "epsilon of the blocks": lambda backbone: [setattr(block.norm1, "eps", 1e-5) for block in backbone.blocks],
+    "epsilon of queries": lambda backbone: [setattr(b.attn.q_norm, "eps", 1e-6) for b in backbone.blocks[3:]],
+    "epsilon of the final norm": lambda backbone: setattr(backbone.norm, "eps", 1e-6),
+    "camera tokens exchanged": lambda backbone: backbone.camera_token.data.copy_(backbone.camera_token.data.flip(1)),
 }
 
 
@@ -70,24 +70,24 @@ WRONG: dict[str, Callable[[DepthAnythingTrunk], object]] = {
 def test_a_wrong_constant_shows(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     original = DepthAnythingParity.run
 
-    def run(self: DepthAnythingParity, trunk: Any, *arguments: Any) -> Any:
+    def run(self: DepthAnythingParity, backbone: Any, *arguments: Any) -> Any:
         with torch.no_grad():
-            if not hasattr(trunk, "spoilt"):
-                WRONG[what](trunk)
-                trunk.spoilt = True
-        return original(self, trunk, *arguments)
+            if not hasattr(backbone, "spoilt"):
+                WRONG[what](backbone)
+                backbone.spoilt = True
+        return original(self, backbone, *arguments)
 
     monkeypatch.setattr(DepthAnythingParity, "run", run)
     assert worst(OWN / "gated_small_stream.safetensors") > 10 * TOLERANCE
 
 
 @pytest.mark.parametrize("config", [TINY, TINY_GATED, TINY.model_copy(update={"alt_start": 0, "num_layers": 4})])
-def test_a_fixture_tells_the_configuration(config: TrunkConfig) -> None:
-    trunk, reader = DepthAnythingTrunk(config), DepthAnythingParity()
-    shapes = {key: tuple(value.shape) for key, value in trunk.state_dict().items()}
+def test_a_fixture_tells_the_configuration(config: DepthAnythingConfig) -> None:
+    backbone, reader = DepthAnythingBackbone(config), DepthAnythingParity()
+    shapes = {key: tuple(value.shape) for key, value in backbone.state_dict().items()}
     described = json.loads(json.dumps(reader.describe(config)))
     rebuilt = reader.build(described, shapes)
-    assert isinstance(rebuilt, DepthAnythingTrunk)
+    assert isinstance(rebuilt, DepthAnythingBackbone)
     assert rebuilt.config == config
 
 
@@ -113,11 +113,11 @@ def damaged(tmp_path: Path, drop: str) -> Path:
 
 @pytest.mark.parametrize("drop", ["num_heads", "alt_start", "pos_embed", "mlp.fc2"])
 def test_a_fixture_that_lacks_something_says_what(tmp_path: Path, drop: str) -> None:
-    with pytest.raises(CheckpointError, match=f"does not describe a trunk.*{drop}"):
+    with pytest.raises(CheckpointError, match=f"does not describe a backbone.*{drop}"):
         compare(Fixture.load(damaged(tmp_path, drop)))
 
 
-def test_outputs_that_the_trunk_does_not_have_are_told(tmp_path: Path) -> None:
+def test_outputs_that_the_backbone_does_not_have_are_told(tmp_path: Path) -> None:
     with safe_open(OWN / "tiny.safetensors", "pt") as file:
         metadata = dict(file.metadata())
     tensors = load_file(OWN / "tiny.safetensors")

@@ -9,12 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sfkit_depth_anything.config import TINY, TINY_GATED, TrunkConfig
+from sfkit_depth_anything.backbone import DepthAnythingBackbone
+from sfkit_depth_anything.config import TINY, TINY_GATED, DepthAnythingConfig
 from sfkit_depth_anything.reference import saddle_balanced
-from sfkit_depth_anything.trunk import DepthAnythingTrunk
 from torch import Tensor
 
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded
 
 
 def by_hand(tokens: list[list[float]]) -> int:
@@ -60,9 +60,12 @@ def moved(images: Tensor, chosen: list[int]) -> tuple[Tensor, list[list[int]]]:
 @pytest.mark.parametrize("config", [TINY, TINY_GATED], ids=["tiny", "gated"])
 @pytest.mark.parametrize("views", [3, 4])
 def test_choosing_is_moving_the_reference_to_the_front_and_back(
-    trunk_of: Callable[..., DepthAnythingTrunk], config: TrunkConfig, views: int, monkeypatch: pytest.MonkeyPatch
+    backbone_of: Callable[..., DepthAnythingBackbone],
+    config: DepthAnythingConfig,
+    views: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    trunk, images = trunk_of(config), torch.randn(5, views, 3, 42, 56)
+    backbone, images = backbone_of(config), torch.randn(5, views, 3, 42, 56)
     seen: list[list[int]] = []
 
     def spy(tokens: Tensor) -> Tensor:
@@ -70,48 +73,48 @@ def test_choosing_is_moving_the_reference_to_the_front_and_back(
         seen.append(chosen.tolist())
         return chosen
 
-    monkeypatch.setattr("sfkit_depth_anything.trunk.saddle_balanced", spy)
+    monkeypatch.setattr("sfkit_depth_anything.backbone.saddle_balanced", spy)
     layers = list(range(1, config.num_layers + 1))
-    auto = trunk(images, layers)
+    auto = backbone(images, layers)
     (chosen,) = seen
     assert len(set(chosen)) > 1
     front, orders = moved(images, chosen)
-    for found, first in zip(auto, trunk(front, layers, reference="first"), strict=True):
+    for found, first in zip(auto, backbone(front, layers, reference="first"), strict=True):
         for sample, order in enumerate(orders):
             assert_rounded(found[sample, order], first[sample])
 
 
-def test_each_sample_chooses_by_itself(trunk_of: Callable[..., DepthAnythingTrunk]) -> None:
-    trunk, images = trunk_of(), torch.randn(4, 3, 3, 28, 42)
-    (together,) = trunk(images, [6])
+def test_each_sample_chooses_by_itself(backbone_of: Callable[..., DepthAnythingBackbone]) -> None:
+    backbone, images = backbone_of(), torch.randn(4, 3, 3, 28, 42)
+    (together,) = backbone(images, [6])
     for sample in range(4):
-        (alone,) = trunk(images[sample : sample + 1], [6])
+        (alone,) = backbone(images[sample : sample + 1], [6])
         assert_rounded(together[sample], alone[0])
 
 
 @settings(max_examples=15)
 @given(st.permutations(range(4)), st.integers(0, 1000))
 def test_with_a_chosen_reference_views_have_no_order(
-    trunk_of: Callable[..., DepthAnythingTrunk], order: list[int], seed: int
+    backbone_of: Callable[..., DepthAnythingBackbone], order: list[int], seed: int
 ) -> None:
     images = torch.randn(2, 4, 3, 28, 28, generator=torch.Generator().manual_seed(seed))
-    (plain,), (permuted,) = trunk_of()(images, [6]), trunk_of()(images[:, order], [6])
+    (plain,), (permuted,) = backbone_of()(images, [6]), backbone_of()(images[:, order], [6])
     assert_rounded(plain[:, order], permuted)
 
 
 @settings(max_examples=10)
 @given(st.permutations(range(1, 4)))
 def test_with_the_first_as_reference_the_others_have_no_order(
-    trunk_of: Callable[..., DepthAnythingTrunk], order: list[int]
+    backbone_of: Callable[..., DepthAnythingBackbone], order: list[int]
 ) -> None:
     images, shuffled = torch.randn(1, 4, 3, 28, 28), [0, *order]
-    (plain,), (permuted,) = (trunk_of()(x, [6], reference="first") for x in (images, images[:, shuffled]))
+    (plain,), (permuted,) = (backbone_of()(x, [6], reference="first") for x in (images, images[:, shuffled]))
     assert_rounded(plain[:, shuffled], permuted)
 
 
-def test_which_view_is_first_counts_for_two(trunk_of: Callable[..., DepthAnythingTrunk]) -> None:
-    trunk, images = trunk_of(), torch.randn(1, 2, 3, 28, 28)
-    (plain,), (turned,) = trunk(images, [6]), trunk(images.flip(1), [6])
+def test_which_view_is_first_counts_for_two(backbone_of: Callable[..., DepthAnythingBackbone]) -> None:
+    backbone, images = backbone_of(), torch.randn(1, 2, 3, 28, 28)
+    (plain,), (turned,) = backbone(images, [6]), backbone(images.flip(1), [6])
     assert (plain - turned.flip(1)).abs().max() > 0.1
-    (chosen,), (first,) = trunk(images, [6]), trunk(images, [6], reference="first")
+    (chosen,), (first,) = backbone(images, [6]), backbone(images, [6], reference="first")
     assert torch.equal(chosen, first)

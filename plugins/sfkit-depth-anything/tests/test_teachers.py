@@ -20,8 +20,8 @@ from sfkit import SpatialForcing
 from sfkit.errors import ConfigError, ShapeError
 from sfkit.factory.components import build_teacher
 from sfkit.registry.registry import default_registry
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.training.teacher_runner import TeacherRunner
 from sfkit.views.types import Views
 
@@ -133,26 +133,26 @@ def test_micro_batches_change_nothing(views_of: Callable[..., Views], options: d
 def test_view_order_names_the_reference_of_two(views_of: Callable[..., Views]) -> None:
     views = views_of([[True, True]])
     turned = Views(views.images.flip(1), views.valid.flip(1), views.names[::-1])
-    (asked,), (given,) = (
+    (reordered,), (given,) = (
         TeacherRunner(DA3Base(options)).features(seen, [6], (4, 4))
         for options, seen in (({**TINY, "view_order": ("cam1",)}, views), (TINY, turned))
     )
-    assert_rounded(asked.values, given.values.flip(1))
+    assert_rounded(reordered.values, given.values.flip(1))
     (plain,) = TeacherRunner(DA3Base(TINY)).features(views, [6], (4, 4))
-    assert (plain.values - asked.values).abs().max() > 0.1
+    assert (plain.values - reordered.values).abs().max() > 0.1
 
 
-def test_view_order_has_no_say_where_the_reference_is_chosen(
+def test_view_order_is_ignored_where_the_reference_is_chosen(
     views_of: Callable[..., Views], caplog: pytest.LogCaptureFixture
 ) -> None:
     views, order = views_of([[True] * 3]), {"view_order": ("cam2",)}
     with caplog.at_level(logging.INFO, logger="sfkit"):
         host = TeacherRunner(DA3Base({**TINY, **order}))
-        (asked,) = host.features(views, [6], (4, 4))
+        (reordered,) = host.features(views, [6], (4, 4))
         host.features(views, [6], (4, 4))
-    assert sum("view_order has no say" in record.getMessage() for record in caplog.records) == 1
+    assert sum("ignores view_order" in record.getMessage() for record in caplog.records) == 1
     (plain,) = TeacherRunner(DA3Base(TINY)).features(views, [6], (4, 4))
-    assert_rounded(plain.values, asked.values)
+    assert_rounded(plain.values, reordered.values)
     caplog.clear()
     first = {**TINY, "reference": "first"}
     (ordered,), (unordered,) = (
@@ -203,16 +203,16 @@ def test_memory_is_estimated_from_above_and_not_by_far(
     }
     monkeypatch.setattr(DA3Base, "configs", {**DA3Base.configs, **extra})
     teacher = DA3Base({"config": "tiny", "size": 224, **options})
-    trunk = teacher.build().eval()
-    cast_products(trunk, torch.bfloat16 if teacher.options.dtype == "bfloat16" else torch.float32)
+    backbone = teacher.build().eval()
+    cast_products(backbone, torch.bfloat16 if teacher.options.dtype == "bfloat16" else torch.float32)
     images = torch.rand(2, 2, 3, 224, 224)
 
     def run() -> object:
         with torch.inference_mode():
-            return teacher.features(trunk, images, layers)
+            return teacher.features(backbone, images, layers)
 
     run()
-    measured = peak(run) + images.numel() * 4  # and the pictures as painted
+    measured = peak(run) + images.numel() * 4  # and the images as painted
     estimate = teacher.memory((2, 2, 224, 224), layers, torch.device("cpu")).working
     assert 0.95 * measured <= estimate <= 1.5 * measured
 

@@ -19,20 +19,20 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
-def test_the_trunk_is_found_where_it_is(checkpoint: Callable[..., Any], prefix: str) -> None:
-    path, trunk = checkpoint(prefix)
+def test_the_backbone_is_found_where_it_is(checkpoint: Callable[..., Any], prefix: str) -> None:
+    path, backbone = checkpoint(prefix)
     loaded = DA3Base({"config": "tiny", "weights": str(path)}).load(CPU)
     images = torch.randn(1, 3, 3, 28, 42)
-    assert torch.equal(loaded(images, [6])[0], trunk(images, [6])[0])
+    assert torch.equal(loaded(images, [6])[0], backbone(images, [6])[0])
 
 
-def test_the_nested_model_gives_its_multi_view_trunk(checkpoint: Callable[..., Any]) -> None:
+def test_the_nested_model_gives_its_multi_view_backbone(checkpoint: Callable[..., Any]) -> None:
     def add_metric(tensors: dict[str, torch.Tensor]) -> None:
         tensors["model.da3_metric.backbone.pretrained.cls_token"] = torch.zeros(1, 1, 8)
 
-    path, trunk = checkpoint("model.da3.backbone.pretrained.", add_metric, TINY_GATED)
+    path, backbone = checkpoint("model.da3.backbone.pretrained.", add_metric, TINY_GATED)
     loaded = DA3Giant({"config": "tiny", "weights": str(path.parent)}).load(CPU)
-    assert torch.equal(loaded.camera_token, trunk.camera_token)
+    assert torch.equal(loaded.camera_token, backbone.camera_token)
 
 
 def test_matrix_products_are_cast_on_the_way_and_all_else_is_not(checkpoint: Callable[..., Any]) -> None:
@@ -43,16 +43,16 @@ def test_matrix_products_are_cast_on_the_way_and_all_else_is_not(checkpoint: Cal
     assert kinds["blocks.0.norm1.weight"] == kinds["pos_embed"] == kinds["blocks.5.ls2.gamma"] == torch.float32
 
 
-def test_a_file_without_a_trunk_says_what_it_looked_for(tmp_path: Path) -> None:
+def test_a_file_without_a_backbone_says_what_it_looked_for(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"model.backbone.pretrained.cls_token": torch.zeros(1, 1, 8)}, path)
-    with pytest.raises(CheckpointError, match=r"(?s)no trunk .*pretrained\.camera_token.*mono and metric"):
+    with pytest.raises(CheckpointError, match=r"(?s)no backbone .*pretrained\.camera_token.*mono and metric"):
         find_prefix(path)
 
 
-def test_a_file_with_two_trunks_is_refused(checkpoint: Callable[..., Any]) -> None:
+def test_a_file_with_two_backbones_is_refused(checkpoint: Callable[..., Any]) -> None:
     path, _ = checkpoint(change=lambda tensors: tensors.update({"camera_token": torch.zeros(1, 2, 32)}))
-    with pytest.raises(CheckpointError, match="several trunks"):
+    with pytest.raises(CheckpointError, match="several backbones"):
         find_prefix(path)
 
 

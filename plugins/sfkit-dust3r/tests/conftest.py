@@ -1,4 +1,4 @@
-"""A plain implementation of the trunk, from its description alone, and small teachers with their checkpoints."""
+"""A plain implementation of the backbone, from its description alone, and small teachers with their checkpoints."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHARED = Path(__file__).parents[4] / "shared"
 
 
 class Reference:
-    """One pair of pictures at a time, one head at a time, in float64.
+    """One pair of images at a time, one head at a time, in float64.
 
     Args:
         state: Checkpoint.
@@ -125,35 +125,35 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def make_trunk() -> Callable[..., Any]:
-    """``make_trunk(seed=0, **sizes)``: a small trunk with random weights."""
+def make_backbone() -> Callable[..., Any]:
+    """``make_backbone(seed=0, **sizes)``: a small backbone with random weights."""
+    from sfkit_dust3r.backbone import PairBackbone
     from sfkit_dust3r.config import TINY
-    from sfkit_dust3r.trunk import PairTrunk
 
     def make(seed: int = 0, **sizes: Any) -> Any:
-        return randomize(PairTrunk(TINY.model_copy(update=sizes)), seed).eval()
+        return randomize(PairBackbone(TINY.model_copy(update=sizes)), seed).eval()
 
     return make
 
 
 @pytest.fixture(scope="session")
 def reference_of() -> Callable[[Any], Reference]:
-    """The plain implementation with a trunk's weights."""
+    """The plain implementation with a backbone's weights."""
 
-    def of(trunk: Any) -> Reference:
-        return Reference(trunk.state_dict(), trunk.config.enc_heads, trunk.config.dec_heads)
+    def of(backbone: Any) -> Reference:
+        return Reference(backbone.state_dict(), backbone.config.enc_heads, backbone.config.dec_heads)
 
     return of
 
 
 @pytest.fixture
-def checkpoint(make_trunk: Callable[..., Any], tmp_path: Path) -> Callable[..., Path]:
+def checkpoint(make_backbone: Callable[..., Any], tmp_path: Path) -> Callable[..., Path]:
     """``checkpoint(drop=..., add=..., **sizes)``: a file as the released ones, with heads and a mask token."""
 
     def write(
         drop: Callable[[str], bool] = lambda key: False, add: Mapping[str, Tensor] | None = None, **sizes: Any
     ) -> Path:
-        state = {key: value.contiguous() for key, value in make_trunk(**sizes).state_dict().items() if not drop(key)}
+        state = {key: value.contiguous() for key, value in make_backbone(**sizes).state_dict().items() if not drop(key)}
         heads = {
             f"downstream_head{i}.{name}": torch.zeros(2)
             for i in (1, 2)

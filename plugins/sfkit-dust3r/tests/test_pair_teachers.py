@@ -21,8 +21,8 @@ from sfkit import SpatialForcing
 from sfkit.errors import ConfigError, ShapeError
 from sfkit.factory.components import build_teacher
 from sfkit.registry.registry import default_registry
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.training.teacher_runner import TeacherRunner
 from sfkit.views.types import Views
 
@@ -197,18 +197,18 @@ class Peak(TorchDispatchMode):
     [("encoder", [2], 2), ("encoder", [1, 2], 1), ("decoder", [3], 3), ("decoder", [1, 2, 3], 2), ("both", [1, 3], 2)],
 )
 def test_the_memory_estimate_is_honest(
-    make_trunk: Callable[..., Any], target: str, layers: list[int], v: int, widths: tuple[int, int]
+    make_backbone: Callable[..., Any], target: str, layers: list[int], v: int, widths: tuple[int, int]
 ) -> None:
     from sfkit_dust3r.memory import working_bytes
 
     enc, dec = widths
-    trunk = make_trunk(enc_dim=enc, enc_hidden=4 * enc, dec_dim=dec, dec_hidden=4 * dec)
+    backbone = make_backbone(enc_dim=enc, enc_hidden=4 * enc, dec_dim=dec, dec_hidden=4 * dec)
     images = torch.rand(2, v, 3, 96, 96)
     with torch.inference_mode():
-        trunk(images, layers, target)  # tables are made once
+        backbone(images, layers, target)  # tables are made once
         with Peak() as peak:
-            trunk(images * 2 - 1, layers, target)
-    estimate = working_bytes(trunk.config, target, (2, v, 96, 96), layers, product=4, residual=4)
+            backbone(images * 2 - 1, layers, target)
+    estimate = working_bytes(backbone.config, target, (2, v, 96, 96), layers, product=4, residual=4)
     assert 0.9 < estimate / peak.most < 1.3
 
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sfkit_backbones.weights import without_weights
+from sfkit_dust3r.backbone import PairBackbone
 from sfkit_dust3r.config import FULL
 from sfkit_dust3r.teacher import DUSt3RTeacher, MASt3RTeacher
-from sfkit_dust3r.trunk import PairTrunk
 
 from sfkit.errors import CheckpointError, ConfigError
 from sfkit.factory.components import build_teacher
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 def shapes_of(config: Any) -> dict[str, tuple[int, ...]]:
     with without_weights():
-        return {key: tuple(value.shape) for key, value in PairTrunk(config).state_dict().items()}
+        return {key: tuple(value.shape) for key, value in PairBackbone(config).state_dict().items()}
 
 
 def tiny(path: Path, **options: Any) -> DUSt3RTeacher:
@@ -39,7 +39,7 @@ def tiny(path: Path, **options: Any) -> DUSt3RTeacher:
     # Without the mask token, which the released files hold beside these: 768 values.
     [(FULL, 872, 530_767_872 - 768), (FULL.encoder_only(), 292, 303_098_880)],
 )
-def test_as_many_tensors_and_values_as_the_released_trunk(config: Any, tensors: int, values: int) -> None:
+def test_as_many_tensors_and_values_as_the_released_backbone(config: Any, tensors: int, values: int) -> None:
     shapes = shapes_of(config)
     assert len(shapes) == tensors
     assert sum(torch.Size(shape).numel() for shape in shapes.values()) == values
@@ -100,16 +100,16 @@ def test_an_unknown_config_names_the_known_ones() -> None:
 
 @pytest.mark.parametrize("target", ["encoder", "decoder", "both"])
 def test_a_checkpoint_is_read_without_heads_and_mask_token(
-    checkpoint: Callable[..., Path], make_trunk: Callable[..., Any], target: str
+    checkpoint: Callable[..., Path], make_backbone: Callable[..., Any], target: str
 ) -> None:
-    trunk = tiny(checkpoint(), target=target).load(CPU)
-    wanted = make_trunk().state_dict()
-    found = trunk.state_dict()
+    backbone = tiny(checkpoint(), target=target).load(CPU)
+    wanted = make_backbone().state_dict()
+    found = backbone.state_dict()
     assert {key: value for key, value in wanted.items() if target != "encoder" or not key.startswith("dec")}.keys() == (
         found.keys()
     )
     assert all(torch.equal(value, wanted[key]) for key, value in found.items())
-    assert not any(parameter.requires_grad for parameter in trunk.parameters())
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())
 
 
 def test_the_encoder_alone_reads_no_tensor_of_the_decoder(
@@ -127,8 +127,8 @@ def test_the_encoder_alone_reads_no_tensor_of_the_decoder(
 def test_a_bare_state_dict_of_torch_is_read(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     state = load_file(checkpoint())
     torch.save({"model": state}, tmp_path / "model.pth")
-    trunk = tiny(tmp_path / "model.pth").load(CPU)
-    assert torch.equal(trunk.state_dict()["enc_norm.weight"], state["enc_norm.weight"])
+    backbone = tiny(tmp_path / "model.pth").load(CPU)
+    assert torch.equal(backbone.state_dict()["enc_norm.weight"], state["enc_norm.weight"])
 
 
 def test_the_released_pth_with_its_namespace_is_refused(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
@@ -176,14 +176,14 @@ def test_fault_29_a_deeper_checkpoint_is_not_cut_off(checkpoint: Callable[..., P
 
 
 def test_fault_29_one_decoder_is_shared_only_if_asked_for(
-    checkpoint: Callable[..., Path], make_trunk: Callable[..., Any]
+    checkpoint: Callable[..., Path], make_backbone: Callable[..., Any]
 ) -> None:
     path = checkpoint(drop=lambda key: key.startswith("dec_blocks2."))
     with pytest.raises(CheckpointError, match=r"missing \(\d+\): dec_blocks2\.0(.|\n)*decoders='shared'"):
         tiny(path).load(CPU)
     shared: Any = tiny(path, decoders="shared").load(CPU)
     views = torch.rand(1, 3, 3, 32, 32) * 2 - 1
-    both = make_trunk()
+    both = make_backbone()
     both.dec_blocks2.load_state_dict(both.dec_blocks.state_dict())
     with torch.no_grad():
         torch.testing.assert_close(shared(views, [3]), both(views, [3]))

@@ -43,13 +43,13 @@ def test_our_own_records(name: str) -> None:
 
 
 def test_a_wrong_epsilon_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sfkit_dust3r.trunk
+    import sfkit_dust3r.backbone
 
-    monkeypatch.setattr(sfkit_dust3r.trunk, "_EPS", 1e-5)
+    monkeypatch.setattr(sfkit_dust3r.backbone, "_EPS", 1e-5)
     assert largest(HERE / "pairs_smallvar.safetensors") > 1e-3
 
 
-def write(path: Path, trunk: Any, reference: Any, sizes: list[tuple[int, int]], batch: int = 1) -> None:
+def write(path: Path, backbone: Any, reference: Any, sizes: list[tuple[int, int]], batch: int = 1) -> None:
     """A fixture whose outputs come from the plain implementation."""
     images = [torch.rand(batch, 3, *size) * 2 - 1 for size in sizes]
     outputs = {}
@@ -58,8 +58,12 @@ def write(path: Path, trunk: Any, reference: Any, sizes: list[tuple[int, int]], 
             for k, values in enumerate(found):
                 outputs.setdefault(f"view{view}.{k}", []).append(values.float())
     stacked = {name: torch.stack(values) for name, values in outputs.items()}
-    config = {"model": "DUSt3R trunk", "enc_heads": trunk.config.enc_heads, "dec_heads": trunk.config.dec_heads}
-    state = {**trunk.state_dict(), "mask_token": torch.zeros(1, 1, 4), "downstream_head1.proj.weight": torch.zeros(2)}
+    config = {"model": "DUSt3R trunk", "enc_heads": backbone.config.enc_heads, "dec_heads": backbone.config.dec_heads}
+    state = {
+        **backbone.state_dict(),
+        "mask_token": torch.zeros(1, 1, 4),
+        "downstream_head1.proj.weight": torch.zeros(2),
+    }
     path.unlink(missing_ok=True)
     save_fixture(path, config, state, {"case": Case({"img1": images[0], "img2": images[1]}, stacked)})
 
@@ -74,7 +78,7 @@ def write(path: Path, trunk: Any, reference: Any, sizes: list[tuple[int, int]], 
 )
 @settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_fixtures_of_any_size_are_rebuilt_and_agree_with_the_plain_implementation(
-    tmp_path: Path, make_trunk: Callable[..., Any], reference_of: Callable[..., Any], enc: Any, dec: Any, grids: Any,
+    tmp_path: Path, make_backbone: Callable[..., Any], reference_of: Callable[..., Any], enc: Any, dec: Any, grids: Any,
     batch: int, patch: int, shared_decoder: bool,
 ) -> None:  # fmt: skip
     sizes = {
@@ -82,9 +86,9 @@ def test_fixtures_of_any_size_are_rebuilt_and_agree_with_the_plain_implementatio
         "dec_heads": dec[0], "dec_dim": 8 * dec[0] * dec[1], "dec_layers": dec[2], "dec_hidden": 12,
         "patch": patch, "shared_decoder": shared_decoder,
     }  # fmt: skip
-    trunk = make_trunk(seed=1, **sizes)
+    backbone = make_backbone(seed=1, **sizes)
     pixels = [(rows * patch, columns * patch) for rows, columns in grids]
-    write(tmp_path / "pairs.safetensors", trunk, reference_of(trunk), pixels, batch)
+    write(tmp_path / "pairs.safetensors", backbone, reference_of(backbone), pixels, batch)
     for found in compare(Fixture.load(tmp_path / "pairs.safetensors")):
         assert found.error < TOLERANCE, found
 
@@ -97,21 +101,21 @@ def test_a_fixture_of_the_encoder_alone(tmp_path: Path) -> None:
     assert largest(tmp_path / "encoder.safetensors") < TOLERANCE
 
 
-def test_an_output_that_does_not_exist_is_named(tmp_path: Path, make_trunk: Callable[..., Any]) -> None:
-    trunk = make_trunk()
+def test_an_output_that_does_not_exist_is_named(tmp_path: Path, make_backbone: Callable[..., Any]) -> None:
+    backbone = make_backbone()
     images = torch.zeros(1, 3, 16, 16)
     outputs = {"view1.4": torch.zeros(1, 1, 24), "view3.0": torch.zeros(1, 1, 24), "view1.0": torch.zeros(1, 2, 24)}
     config = {"model": "DUSt3R trunk", "enc_heads": 2, "dec_heads": 2}
     case = Case({"img1": images, "img2": images}, outputs)
-    save_fixture(tmp_path / "odd.safetensors", config, trunk.state_dict(), {"case": case})
+    save_fixture(tmp_path / "odd.safetensors", config, backbone.state_dict(), {"case": case})
     notes = {found.output: found.note for found in compare(Fixture.load(tmp_path / "odd.safetensors"))}
     assert notes["view1.4"] == "not given"
     assert notes["view3.0"] == "not given"
     assert "shape" in notes["view1.0"]
 
 
-def test_what_a_fixture_lacks_is_named(tmp_path: Path, make_trunk: Callable[..., Any]) -> None:
-    state, images = make_trunk().state_dict(), torch.zeros(1, 3, 16, 16)
+def test_what_a_fixture_lacks_is_named(tmp_path: Path, make_backbone: Callable[..., Any]) -> None:
+    state, images = make_backbone().state_dict(), torch.zeros(1, 3, 16, 16)
     cases = {"case": Case({"img1": images, "img2": images}, {"view1.0": torch.zeros(1, 1, 32)})}
     save_fixture(tmp_path / "a.safetensors", {"model": "DUSt3R trunk", "dec_heads": 2}, state, cases)
     with pytest.raises(CheckpointError, match="lacks 'enc_heads'"):

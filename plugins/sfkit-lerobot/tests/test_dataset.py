@@ -237,7 +237,7 @@ def test_future_frames_come_through_lerobots_processors_to_the_teacher(root, bui
         [True], [True], [True], [False],
     ]  # fmt: skip
     seen = []
-    host = policy.spatial_forcing.hosts[0]
+    host = policy.spatial_forcing.runners[0]
     features = host.features
     host.features = lambda views, *rest: seen.append(views) or features(views, *rest)
     policy(batch)

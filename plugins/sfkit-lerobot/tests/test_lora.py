@@ -30,7 +30,7 @@ def _step(policy, batch):
 
 def test_fault_08_the_projector_trains_beside_lora(build, wrap) -> None:
     policy = wrap(_lora(build("smolvla")))
-    projector = next(policy.spatial_forcing.projectors.parameters())
+    projector = next(policy.spatial_forcing.pairs.parameters())
     before = projector.detach().clone()
     batch = tiny_lerobot_batch(policy.get_base_model(), geometry=True)
     info = _step(policy, batch)

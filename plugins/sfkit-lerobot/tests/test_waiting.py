@@ -74,7 +74,7 @@ def step(build, wrap, moving):
         hidden = {
             layer: torch.empty_like(state, device=device, requires_grad=True) for layer, state in seen["hidden"].items()
         }
-        handle._open_step()
+        handle._begin()
         return lambda: handle._join((batch,), {}, (loss, {}), hidden, {})
 
     return step

@@ -56,7 +56,7 @@ def test_an_exported_checkpoint_is_that_of_a_plain_run(setup, wrap, tmp_path) ->
 
 
 def test_the_command(standin, wrap, tmp_path) -> None:
-    from sfkit.cli.app import build_app
+    from sfkit.cli import build_app
 
     aligned = saved(wrap(standin.build()), tmp_path / "aligned")
     done = CliRunner().invoke(build_app(), ["openpi-export", str(aligned), str(tmp_path / "plain")])

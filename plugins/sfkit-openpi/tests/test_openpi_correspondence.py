@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_openpi import CAMERAS
 
-from sfkit.testing.correspondence import CorrespondenceError, check_correspondence
+from sfkit.testing.checks import CorrespondenceError, check_correspondence
 
 
 def nearly_still(size: int) -> int:
@@ -26,10 +26,10 @@ def nearly_still(size: int) -> int:
 def perturb(batch, view, box):
     observation, actions = batch
     name = CAMERAS[view]
-    picture = observation.images[name].clone()
+    image = observation.images[name].clone()
     rows, columns = box
-    picture[:, :, rows, columns] = -picture[:, :, rows, columns].sign() * 0.9
-    return dataclasses.replace(observation, images={**observation.images, name: picture}), actions
+    image[:, :, rows, columns] = -image[:, :, rows, columns].sign() * 0.9
+    return dataclasses.replace(observation, images={**observation.images, name: image}), actions
 
 
 def run(setup, policy, batch, **options):

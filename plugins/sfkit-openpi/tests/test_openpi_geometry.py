@@ -1,4 +1,4 @@
-"""Depth and calibration fit a picture whose pixels stay in place, and no other."""
+"""Depth and calibration fit an image whose pixels stay in place, and no other."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def with_depth(batch, setup, *names, source=None):
 def test_fault_27_a_moved_camera_gets_no_depth(setup, look) -> None:
     adapter = OpenPIAdapter(setup.build())
     adapter.cameras = rig_of(setup, BASE, LEFT)
-    with pytest.warns(SfkitWarning, match=r"base_0_rgb are left out: openpi crops and turns"):
+    with pytest.warns(SfkitWarning, match=r"base_0_rgb are left out: openpi crops and rotates"):
         _, views, _ = look(adapter, with_depth(setup.batch(), setup, BASE, LEFT))
     assert not bool(views.depth[:, 0].any())
     assert bool((views.depth[:, 1] > 0).all())
@@ -49,7 +49,7 @@ def test_fault_27_a_moved_camera_gets_no_depth(setup, look) -> None:
 
 def test_fault_27_only_moved_cameras_are_an_error_that_says_what_to_do(setup, wrap) -> None:
     policy = wrap(setup.build(), "geometry", cameras=rig_of(setup, BASE))
-    with pytest.raises(SfkitError, match=r'(?s)base_0_rgb: the pixels do not stay.*if "wrist" not in key.*off there'):
+    with pytest.raises(SfkitError, match=r'(?s)base_0_rgb: the pixels are moved.*if "wrist" not in key.*off there'):
         policy(*with_depth(setup.batch(), setup, BASE))
 
 
@@ -96,7 +96,7 @@ def test_geometry_trains_on_the_wrist_camera(standin, wrap) -> None:
     [
         ((), "No cameras were given"),
         (("head",), "The cameras given are head"),
-        ((LEFT,), "looked for under left"),
+        ((LEFT,), "no depth under left"),
     ],
 )
 def test_what_is_missing_is_explained(names, said, standin, wrap) -> None:

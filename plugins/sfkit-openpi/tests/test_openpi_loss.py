@@ -38,8 +38,8 @@ def explicit(setup, batch, handle):
     side = setup.size // 14
     tokens = hidden[0][:, : 3 * side**2].reshape(2, 3, side, side, -1).float()
     pooled = F.adaptive_avg_pool2d(torch.stack(pixels, 1).flatten(0, 1) / 2 + 0.5, (side, side)).permute(0, 2, 3, 1)
-    target = handle.hosts[0]._model(pooled).reshape(2, 3, side, side, -1) * 3
-    distance = 1 - F.cosine_similarity(handle.projectors[0](tokens, None), target, dim=-1)
+    target = handle.runners[0]._model(pooled).reshape(2, 3, side, side, -1) * 3
+    distance = 1 - F.cosine_similarity(handle.pairs[0].projector(tokens, None), target, dim=-1)
     return plain, losses, distance[:, :2].flatten(1).mean(1)  # the third camera is absent
 
 
@@ -59,8 +59,8 @@ def test_gradients_are_those_of_the_explicit_sum(reduction, checkpointing, setup
     assert losses.shape == (2, 3, 4)
     reduce(losses).backward()
     mine = {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
-    heads = [p.grad.clone() for p in handle.projectors.parameters()]
-    handle.projectors.zero_grad()
+    heads = [p.grad.clone() for p in handle.pairs.parameters()]
+    handle.pairs.zero_grad()
 
     plain, alone, aux = explicit(setup, batch, handle)
     torch.testing.assert_close(losses.mean(), alone.mean() + WEIGHT * aux.mean(), rtol=1e-5, atol=0)
@@ -75,7 +75,7 @@ def test_gradients_are_those_of_the_explicit_sum(reduction, checkpointing, setup
     nothing = [torch.zeros_like(g) if without[name] is None else without[name] for name, g in wanted.items()]
     effect = relative(torch.cat([value.flatten() for value in nothing]), flat)
     head = relative(
-        torch.cat([g.flatten() for g in heads]), torch.cat([p.grad.flatten() for p in handle.projectors.parameters()])
+        torch.cat([g.flatten() for g in heads]), torch.cat([p.grad.flatten() for p in handle.pairs.parameters()])
     )
     record_property("error", error)
     record_property("effect", effect)

@@ -24,5 +24,5 @@ def test_a_stale_file_of_paligemma_is_told_apart_by_what_it_does(standin, monkey
     patched = gemma.PaliGemmaModel.get_image_features
     stock = lambda self, pixels: patched(self, pixels) / self.config.text_config.hidden_size**0.5  # noqa: E731
     monkeypatch.setattr(gemma.PaliGemmaModel, "get_image_features", stock)
-    with pytest.raises(AdapterError, match=r"multiplies the tokens of pictures by 0\.177"):
+    with pytest.raises(AdapterError, match=r"multiplies the tokens of images by 0\.177"):
         OpenPIAdapter(policy)

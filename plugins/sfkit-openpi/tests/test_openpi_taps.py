@@ -1,4 +1,4 @@
-"""Where hidden states and pictures are read."""
+"""Where hidden states and images are read."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def test_fault_01_taps_fire_once_where_hooks_on_blocks_are_silent(setup) -> None
     assert losses.shape == (2, 3, 4)
     assert [tap.fired for tap in taps] == [1] * len(taps)
     assert not fired
-    for tap in taps:
+    for layer, tap in enumerate(taps):
         assert policy.get_submodule(tap.path) is not None
-        assert tap.take().shape[-1] == adapter.dim(tap.student_layer)
+        assert tap.take()[0].shape[-1] == adapter.dim(layer)
 
 
 def test_fault_04_the_policy_checkpoints_twice_and_nothing_is_caught_twice(setup, wrap) -> None:
@@ -34,11 +34,11 @@ def test_fault_04_the_policy_checkpoints_twice_and_nothing_is_caught_twice(setup
     torch.manual_seed(3)
     losses = policy(*setup.batch())
     handle = policy.spatial_forcing
-    (tap,), (watch,) = handle.taps.values(), handle.watches.values()
+    (tap,), (watch,) = handle.taps.at.values(), handle.taps.recorders.values()
     assert tap.fired == 1
     losses.mean().backward()
     assert tap.fired == 1, "recomputed during backward, when it must not capture"
-    assert watch.inputs == []
+    assert watch._later == []
 
 
 def test_a_layer_is_the_input_of_that_block_and_0_what_the_embedding_gave(standin, look) -> None:

@@ -14,6 +14,7 @@ from tiny_openpi import CAMERAS
 
 from sfkit import SpatialForcing
 from sfkit.errors import SfkitWarning
+from sfkit.training.taps import Residual
 
 WORKER = Path(__file__).parent / "workers" / "openpi_ranks.py"
 
@@ -73,7 +74,7 @@ def test_steps_in_bfloat16(setup, wrap) -> None:
     metrics = policy.spatial_forcing.metrics()
     assert losses.dtype == torch.float32
     assert losses.mean().item() == pytest.approx(metrics["action_loss"] + 0.5 * metrics["sf_loss"], rel=1e-5)
-    assert all(p.dtype == p.grad.dtype == torch.float32 for p in policy.spatial_forcing.projectors.parameters())
+    assert all(p.dtype == p.grad.dtype == torch.float32 for p in policy.spatial_forcing.pairs.parameters())
     below = policy.get_parameter(decoder).grad - plain.get_parameter(decoder).grad
     assert float(below.float().norm()) > 0.05 * float(plain.get_parameter(decoder).grad.float().norm())
     # The expert is above the tap: its gradient is the plain policy's to the last bit.
@@ -134,7 +135,7 @@ def test_a_policy_compiled_after_the_wrap_aligns_at_every_step(standin, wrap) ->
         for called, owner in ((eager, eager), (compiled, policy)):
             owner.zero_grad()
             forward(called, standin.batch(seed=seed), seed).mean().backward()
-        assert policy.spatial_forcing.taps[2].fired == 1
+        assert policy.spatial_forcing.taps.at[Residual(2)].fired == 1
         assert policy.spatial_forcing.metrics() == pytest.approx(eager.spatial_forcing.metrics(), rel=1e-5)
         assert_same(gradients(policy), gradients(eager))
     torch._dynamo.reset()

@@ -10,7 +10,7 @@ from sfkit_openpi import OpenPIAdapter
 from tiny_openpi import CAMERAS
 
 from sfkit.errors import SfkitWarning, ViewsError
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.tiny import PatchTeacher
 
 BASE, LEFT, RIGHT = CAMERAS
 
@@ -34,26 +34,26 @@ def test_fault_27_views_are_the_pixels_that_the_vision_tower_saw(setup, look) ->
     for column, name in enumerate(CAMERAS):
         assert torch.equal(views.images[:, column], given[column] * 0.5 + 0.5)
         moved = (views.images[:, column] - (batch[0].images[name] * 0.5 + 0.5)).abs().mean()
-        assert moved > 0.005, "augmentation has changed every picture"
+        assert moved > 0.005, "augmentation has changed every image"
 
 
 def test_fault_26_views_are_in_0_to_1(setup, look) -> None:
     _, views, _ = look(OpenPIAdapter(setup.build()), setup.batch())
-    for picture in views.images.flatten(0, 1):
-        assert 0 <= float(picture.min()) < 0.45
-        assert 0.55 < float(picture.max()) <= 1
+    for image in views.images.flatten(0, 1):
+        assert 0 <= float(image.min()) < 0.45
+        assert 0.55 < float(image.max()) <= 1
 
 
 @pytest.mark.parametrize("scale", ["0-255", "uint8"])
-def test_fault_26_pictures_of_another_range_are_an_error(scale, standin, wrap) -> None:
+def test_fault_26_images_of_another_range_are_an_error(scale, standin, wrap) -> None:
     policy, batch = wrap(standin.build()), standin.batch()
-    picture = (batch[0].images[LEFT] * 0.5 + 0.5) * 255
-    batch = change(batch, {LEFT: picture if scale == "0-255" else picture.to(torch.uint8)})
+    image = (batch[0].images[LEFT] * 0.5 + 0.5) * 255
+    batch = change(batch, {LEFT: image if scale == "0-255" else image.to(torch.uint8)})
     with pytest.raises(ViewsError, match=r"left_wrist_0_rgb (ranges from .* expected \[-1, 1\]|is of type)"):
         policy(*batch)
 
 
-def test_fault_26_pictures_in_0_to_1_are_suspected(standin, wrap) -> None:
+def test_fault_26_images_in_0_to_1_are_suspected(standin, wrap) -> None:
     policy, batch = wrap(standin.build()), standin.batch()
     batch = change(batch, {name: batch[0].images[name] * 0.5 + 0.5 for name in CAMERAS})
     with pytest.warns(SfkitWarning, match=r"seem to be in \[0, 1\]"):
@@ -78,7 +78,7 @@ def test_fault_23_an_absent_camera_touches_neither_loss_nor_gradient(standin, wr
         absent = {LEFT: torch.full((2, 3, standin.size, standin.size), shade)}
         torch.manual_seed(4)
         policy(*change(standin.batch(), absent, {LEFT: torch.zeros(2, dtype=torch.bool)})).mean().backward()
-        gradient = policy.spatial_forcing.projectors.parameters()
+        gradient = policy.spatial_forcing.pairs.parameters()
         found.append((policy.spatial_forcing.metrics(), torch.cat([p.grad.flatten() for p in gradient])))
     (black, one), (bright, two) = found
     assert black["sf_valid_token_fraction"] == pytest.approx(2 / 3)
@@ -93,7 +93,7 @@ def test_fault_24_black_bars_are_masked(where, setup, look) -> None:
     batch = setup.batch(source=source)
     if where == "forward":  # openpi letterboxes what the pipeline has not
         quarter = side // 4
-        crop = {name: picture[:, :, quarter:-quarter] for name, picture in batch[0].images.items()}
+        crop = {name: image[:, :, quarter:-quarter] for name, image in batch[0].images.items()}
         batch = change(batch, crop)
     _, views, tokens = look(OpenPIAdapter(setup.build()), batch)
     for column in (1, 2):  # wrist cameras are not moved
@@ -101,12 +101,12 @@ def test_fault_24_black_bars_are_masked(where, setup, look) -> None:
         assert bool(inside[:, side // 4 : -(side // 4)].all())
         assert not bool(inside[:, : side // 4].any() | inside[:, -(side // 4) :].any())
     share = views.valid[:, 0].float().mean()
-    assert 0.4 < share < 0.6, "cropped and turned, but half of it is picture still"
+    assert 0.4 < share < 0.6, "cropped and turned, but half of it is image still"
     rows = tokens.mask[:, 1:].any(-1).any(1)
     assert not bool(rows[:, 0].any() | rows[:, -1].any())
 
 
-def test_fault_24_a_black_picture_is_no_camera_whatever_its_mask_says(setup, look) -> None:
+def test_fault_24_a_black_image_is_no_camera_whatever_its_mask_says(setup, look) -> None:
     batch = setup.batch()
     batch = change(batch, {name: torch.full_like(batch[0].images[name], -1.0) for name in (BASE, RIGHT)})
     assert all(bool(mask.all()) for mask in batch[0].image_masks.values())
@@ -120,11 +120,11 @@ def test_bars_may_be_declared_part_of_the_scene(standin, look) -> None:
     assert bool(views.valid.all())
 
 
-def test_a_picture_without_bars_keeps_its_dark_corners(standin, look) -> None:
+def test_an_image_without_bars_keeps_its_dark_corners(standin, look) -> None:
     batch = standin.batch()
-    picture = batch[0].images[LEFT].clone()
-    picture[:, :, :20, :20] = -1.0
-    _, views, _ = look(OpenPIAdapter(standin.build()), change(batch, {LEFT: picture}))
+    image = batch[0].images[LEFT].clone()
+    image[:, :, :20, :20] = -1.0
+    _, views, _ = look(OpenPIAdapter(standin.build()), change(batch, {LEFT: image}))
     assert bool(views.valid.all())
 
 
@@ -143,5 +143,5 @@ def test_another_number_of_cameras_is_an_error(standin, wrap) -> None:
     with pytest.raises(ViewsError, match=r"ran 3 times in this forward, for 2 cameras \(base_0_rgb, left"):
         policy(*standin.batch())
     policy = wrap(standin.build(), adapter=("openpi", {"cameras": [BASE, LEFT, "head"]}))
-    with pytest.raises(ViewsError, match="no picture of head; it has base_0_rgb, left_wrist_0_rgb, right_wrist_0_rgb"):
+    with pytest.raises(ViewsError, match="no image of head; it has base_0_rgb, left_wrist_0_rgb, right_wrist_0_rgb"):
         policy(*standin.batch())

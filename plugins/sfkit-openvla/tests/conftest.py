@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from sfkit import SpatialForcing
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.tiny import PatchTeacher
 
 SUPPORT = Path(__file__).parent / "support"
 sys.path.append(str(SUPPORT))  # at the end: a package of upstream's is found before its stand-in

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
 from sfkit.errors import ConfigError
+from sfkit.training.taps import Residual
 
 WEIGHT, LAYER = 0.7, 2
 OUTSIDE = ("oft-l1", "oft-diffusion")
@@ -21,8 +22,8 @@ def explicit(it, batch, handle, **changes):
     b, v = batch["images"].shape[:2]
     tokens = hidden[0][:, 1 : 1 + 16 * v].float()
     pooled = F.adaptive_avg_pool2d(batch["images"].flatten(0, 1), 4).permute(0, 2, 3, 1)
-    target = handle.hosts[0]._model(pooled).reshape(b, 16 * v, -1) * 3
-    distance = 1 - F.cosine_similarity(handle.projectors[0](tokens, None), target, dim=-1)
+    target = handle.runners[0]._model(pooled).reshape(b, 16 * v, -1) * 3
+    distance = 1 - F.cosine_similarity(handle.pairs[0].projector(tokens, None), target, dim=-1)
     return plain, heads, loss, distance.mean()
 
 
@@ -46,10 +47,10 @@ def error(found, wanted):
 def compare(it, batches, policy, heads, scale, record):
     """What was trained against ``scale`` times the explicit sum over the batches, and how much alignment matters."""
     handle = policy.spatial_forcing
-    assert all(p.grad is not None for p in handle.projectors.parameters()), "alignment joined nothing that was read"
+    assert all(p.grad is not None for p in handle.pairs.parameters()), "alignment joined nothing that was read"
     mine = gradients(policy, heads)
-    own = {name: p.grad.clone() for name, p in handle.projectors.named_parameters()}
-    handle.projectors.zero_grad()
+    own = {name: p.grad.clone() for name, p in handle.pairs.named_parameters()}
+    handle.pairs.zero_grad()
     plain, without, wanted = None, {}, {}
     for batch in batches:
         plain, others, loss, aux = explicit(it, batch, handle)
@@ -66,7 +67,7 @@ def compare(it, batches, policy, heads, scale, record):
     figures = {
         "effect": error(without, wanted),
         "error": error(mine, wanted),
-        "projector": error(own, {name: p.grad for name, p in handle.projectors.named_parameters()}),
+        "projector": error(own, {name: p.grad for name, p in handle.pairs.named_parameters()}),
     }
     for name, value in figures.items():
         record(name, value)
@@ -85,7 +86,7 @@ def test_fault_03_04_13_the_loss_of_the_script_trains_the_explicit_sum(
     if checkpointing is not None:
         policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": checkpointing})
     it.loss(policy, it.batch(), heads).backward()
-    assert policy.spatial_forcing.taps[LAYER].fired == 1, "nothing is caught when blocks are run again"
+    assert policy.spatial_forcing.taps.at[Residual(LAYER)].fired == 1, "nothing is caught when blocks are run again"
     compare(it, [it.batch()], policy, heads, 1, record_property)
 
 
@@ -101,7 +102,7 @@ def test_fault_14_accumulated_batches_count_as_one(loop, script, wrap, record_pr
 @pytest.mark.parametrize("images", [1, 3])
 def test_fault_14_what_is_added_follows_every_factor(loop, images, script, wrap, record_property) -> None:
     if loop == "openvla" and images > 1:
-        pytest.skip("OpenVLA takes one picture")
+        pytest.skip("OpenVLA takes one image")
     it = script(loop, images=images, film=loop != "openvla")
     policy, heads = wrap(it.policy(), weight=WEIGHT, student_layer=LAYER), it.heads()
     loss = it.loss(policy, it.batch(), heads)
@@ -164,13 +165,13 @@ def test_evaluation_is_bit_identical(loop, script, wrap) -> None:
     assert policy.spatial_forcing.status().teacher_runs == 0
 
 
-def test_fault_52_a_policy_in_bfloat16_keeps_its_projector_and_pictures(loop, script, wrap) -> None:
+def test_fault_52_a_policy_in_bfloat16_keeps_its_projector_and_images(loop, script, wrap) -> None:
     it = script(loop)
     policy, heads, seen = wrap(it.policy(), weight=WEIGHT), it.heads(), []
     policy.to(torch.bfloat16)
     if heads is not None:
         heads.to(torch.bfloat16)
-    host = policy.spatial_forcing.hosts[0]
+    host = policy.spatial_forcing.runners[0]
     real = host.features
     host.features = lambda views, *rest: seen.append(views.images) or real(views, *rest)
     batch = it.batch()

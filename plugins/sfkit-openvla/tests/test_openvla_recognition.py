@@ -59,7 +59,7 @@ def test_film_may_replace_the_backbone_before_or_after_the_wrap(images, script, 
     assert policy.spatial_forcing.steps == 1
 
 
-def test_the_number_of_pictures_may_be_set_after_the_wrap(wrap, standins) -> None:
+def test_the_number_of_images_may_be_set_after_the_wrap(wrap, standins) -> None:
     policy = wrap(standins.tiny_oft(images=1)).train()
     policy.vision_backbone.set_num_images_in_input(3)
     batch = prismatic_batch(policy.config, images=3)

@@ -97,9 +97,9 @@ def test_saving_merging_and_resuming_after_lora(script, wrap, tmp_path) -> None:
     with torch.no_grad():
         torch.testing.assert_close(it.loss(merged, it.batch()), it.loss(model.eval(), it.batch()))
     again = peft.PeftModel.from_pretrained(bare(it), tmp_path, is_trainable=True)
-    teacher = model.spatial_forcing.hosts[0].teacher  # of this test alone, and so in no registry
+    teacher = model.spatial_forcing.runners[0].teacher  # of this test alone, and so in no registry
     resumed = SpatialForcing.from_pretrained(again, tmp_path, pairs=[(3, teacher)])
-    old, new = (m.spatial_forcing.projectors.state_dict() for m in (model, resumed))
+    old, new = (m.spatial_forcing.pairs.state_dict() for m in (model, resumed))
     assert all(torch.equal(old[key], new[key]) for key in old)
     assert resumed.spatial_forcing.steps == model.spatial_forcing.steps == 4
 

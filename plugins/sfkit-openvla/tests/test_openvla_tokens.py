@@ -9,7 +9,7 @@ import torch
 from prismatic_loop import perturbed
 
 from sfkit.errors import AdapterError, ConfigError, ShapeError
-from sfkit.testing.correspondence import CorrespondenceError, check_correspondence
+from sfkit.testing.checks import CorrespondenceError, check_correspondence
 from sfkit.training.taps import Tap
 
 
@@ -29,7 +29,7 @@ def test_fault_35_a_tap_at_layer_k_reads_the_hidden_state_k(loop, script) -> Non
     assert [tap.fired for tap in taps] == [1] * len(taps)
     states = seen["hidden_states"]
     assert len(states) == len(taps)
-    *below, last = [tap.take() for tap in taps]
+    *below, last = [tap.take()[0] for tap in taps]
     for layer, hidden in enumerate(below):
         assert torch.equal(hidden, states[layer]), f"student layer {layer}"
     # The last one is the stream before the final norm: upstream's own last entry lies behind it.
@@ -133,4 +133,4 @@ def test_the_encoders_tokens_are_the_vision_backbones_output(loop, images, film,
     adapter.encoder_tokens = lambda states, views: found.append(real(states, views)) or found[-1]
     it.loss(policy, it.batch())
     assert torch.equal(found[0].values, given[0].reshape(2, images, 4, 4, -1))
-    assert found[0].dim == adapter.encoder_dim() == policy.spatial_forcing.projectors[0].student_dim
+    assert found[0].dim == adapter.encoder_dim() == policy.spatial_forcing.pairs[0].projector.student_dim

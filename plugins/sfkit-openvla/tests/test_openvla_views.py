@@ -1,4 +1,4 @@
-"""The pictures that teachers are shown, against those that went into upstream's image processor."""
+"""The images that teachers are shown, against those that went into upstream's image processor."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_fault_25_views_come_in_the_order_of_the_channels(script, adapter_of, vi
 @pytest.mark.parametrize(
     ("change", "error", "says"),
     [
-        (lambda p: None, ViewsError, "no pictures: pixel_values is None"),
+        (lambda p: None, ViewsError, "no images: pixel_values is None"),
         (lambda p: {"dino": p}, ViewsError, "pixel_values is a dict"),
         (lambda p: p[:, :6], ShapeError, r"\(2, 6, 56, 56\), which would be 1 views; .* takes \(b, 12, h, w\)"),
         (lambda p: p.unflatten(1, (2, 6)), ShapeError, r"shape \(2, 2, 6, 56, 56\)"),
@@ -89,13 +89,13 @@ def test_fault_25_26_channels_in_another_order_or_range_are_an_error(wrong, scri
     policy, batch = oft.policy(), oft.batch()
     batch["images"] = batch["images"] * torch.tensor([1.0, 0.7, 0.2]).view(3, 1, 1)  # no gray noise: colors matter
     pixels = wrong(normalized(batch["images"]), batch["images"])
-    with pytest.raises(ViewsError, match="halves of view 0 of pixel_values do not show one picture"):
+    with pytest.raises(ViewsError, match="halves of view 0 of pixel_values do not show one image"):
         views_of(adapter_of(policy), {**batch, "pixel_values": pixels})
     adapter = adapter_of(policy, verify_images=False)
     views_of(adapter, {**batch, "pixel_values": pixels})
 
 
-def test_pictures_are_verified_once(script, adapter_of, views_of) -> None:
+def test_images_are_verified_once(script, adapter_of, views_of) -> None:
     oft = script("oft-l1", images=1)
     adapter, batch = adapter_of(oft.policy()), oft.batch()
     views_of(adapter, batch)
@@ -105,7 +105,7 @@ def test_pictures_are_verified_once(script, adapter_of, views_of) -> None:
 def test_a_teacher_that_needs_depth_is_told_that_there_is_none(script, wrap) -> None:
     openvla = script("openvla")
     policy = wrap(openvla.policy(), "geometry")
-    with pytest.raises(ViewsError, match=r"handed pictures \(pixel_values\) and no"):
+    with pytest.raises(ViewsError, match=r"gets images \(pixel_values\) and no"):
         openvla.loss(policy, openvla.batch())
 
 
@@ -126,7 +126,7 @@ def test_fault_24_the_bars_of_a_letterbox_are_not_aligned(dtype, script, adapter
 
 
 @pytest.mark.parametrize("strategy", ["resize-naive", "letterbox"])
-def test_pictures_of_upstreams_own_processor(strategy, checkout, script, adapter_of, views_of) -> None:
+def test_images_of_upstreams_own_processor(strategy, checkout, script, adapter_of, views_of) -> None:
     pil = pytest.importorskip("PIL.Image")
     processing = checkout.module("prismatic.extern.hf.processing_prismatic")
     imagenet, half = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), ((0.5,) * 3,) * 2
@@ -138,8 +138,8 @@ def test_pictures_of_upstreams_own_processor(strategy, checkout, script, adapter
         means=[imagenet[0], half[0]],
         stds=[imagenet[1], half[1]],
     )
-    picture = pil.new("RGB", (60, 40), (255, 0, 51))
-    pixels = processor(picture, return_tensors="pt")["pixel_values"]
+    image = pil.new("RGB", (60, 40), (255, 0, 51))
+    pixels = processor(image, return_tensors="pt")["pixel_values"]
     it = script("oft-discrete" if checkout.is_oft else "openvla")
     adapter = adapter_of(it.policy(image_resize_strategy=strategy))
     views = views_of(adapter, {**it.batch(), "pixel_values": pixels})

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sfkit.testing.policies import Block, TinyPolicy
+from sfkit.testing.tiny import Block, TinyPolicy
 
 
 class Patches(nn.Module):
-    """Pictures ``(b, v, 3, h, w)`` to tokens, a row of blocks, an action from the last token.
+    """Images ``(b, v, 3, h, w)`` to tokens, a row of blocks, an action from the last token.
 
     Args:
         blocks: The blocks.
@@ -54,7 +54,7 @@ class Attending(Block):
 
 
 class Cameras(nn.Module):
-    """A picture for each camera under a key with dots, of another order than the tokens; losses in a dictionary."""
+    """An image for each camera under a key with dots, of another order than the tokens; losses in a dictionary."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,14 +67,14 @@ class Cameras(nn.Module):
 
 
 class Examples(nn.Module):
-    """The way of starVLA: a list of examples with pictures, and a dictionary with ``action_loss``."""
+    """The way of starVLA: a list of examples with images, and a dictionary with ``action_loss``."""
 
     def __init__(self) -> None:
         super().__init__()
         self.inner = TinyPolicy()
 
     def forward(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-        rows = [[torch.as_tensor(picture) for picture in example["image"]] for example in examples]
+        rows = [[torch.as_tensor(image) for image in example["image"]] for example in examples]
         images = torch.stack([torch.stack(row) for row in rows]).permute(0, 1, 4, 2, 3) / 255
         actions = torch.stack([torch.tensor(example["action"]) for example in examples])
         batch = {"images": images, "state": torch.zeros(len(examples), 3), "action": actions}

@@ -8,8 +8,8 @@ from sfkit_tools import capture_tokens
 
 from sfkit import SpatialForcing
 from sfkit.errors import AdapterError, ConfigError
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
 
 
 def hooks(policy: torch.nn.Module) -> int:

@@ -43,7 +43,7 @@ def test_token_depth_is_the_mean_of_the_valid_pixels() -> None:
     assert got[1, 1, 1, 1] == pytest.approx(float(depth[1, 1, 4:, 4:].mean()))
 
 
-def test_patches_with_too_little_depth_or_outside_the_picture_are_masked() -> None:
+def test_patches_with_too_little_depth_or_outside_the_image_are_masked() -> None:
     seen = views()
     assert seen.depth is not None
     depth, valid = seen.depth.clone(), seen.valid.clone()

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from sfkit import ImageTokens, Span, SpatialForcing
 from sfkit.errors import AdapterError, ConfigError, ViewsError, WrapError
 from sfkit.policies.generic import MeanStd
-from sfkit.testing.policies import TinyPolicy, tiny_batch
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.tiny import PatchTeacher, TinyPolicy, tiny_batch
 
 
 def pasted(found: Inspection, policy: nn.Module) -> Any:
@@ -64,14 +63,14 @@ def test_fault_06_a_frozen_backbone_is_shown(tiny: Callable[..., Any]) -> None:
         part.requires_grad_(False)
     found = inspect_policy(policy, tiny_batch())
     assert [tap.trained for tap in found.taps] == [False, False, False, True]
-    # The state's token is trained, shares the sequence, and is never seen by the pictures' tokens.
+    # The state's token is trained, shares the sequence, and is never seen by the images' tokens.
     assert all(tap.gradient for tap in found.taps)
     assert "The default student layer 2 trains nothing: choose student_layer=3." in found.notes
     policy.blocks.requires_grad_(False)
     assert any("reaches no trainable parameter" in note for note in inspect_policy(policy, tiny_batch()).notes)
 
 
-def test_fault_16_20_tokens_are_those_that_move_with_the_pictures(cases: Any) -> None:
+def test_fault_16_20_tokens_are_those_that_move_with_the_images(cases: Any) -> None:
     class Towered(cases.Patches):
         def __init__(self) -> None:
             super().__init__(nn.ModuleList(cases.Attending(16) for _ in range(2)))
@@ -113,7 +112,7 @@ def test_class_tokens_are_left_out(make_patches: Callable[..., Any]) -> None:
     assert found.hits == 1.0
 
 
-# ------------------------------------------------------------------------------------------------- pictures and loss
+# ------------------------------------------------------------------------------------------------- images and loss
 
 
 def test_cameras_with_keys_of_their_own(cases: Any) -> None:
@@ -140,8 +139,8 @@ def test_fault_25_cameras_are_told_in_the_order_of_their_tokens(cases: Any) -> N
 
 
 def test_examples_of_starvla(cases: Any) -> None:
-    pictures = torch.randint(0, 256, (2, 2, 32, 32, 3), dtype=torch.uint8)
-    examples = [{"image": [p.numpy() for p in row], "action": [0.0, 1.0, 2.0]} for row in pictures]
+    images = torch.randint(0, 256, (2, 2, 32, 32, 3), dtype=torch.uint8)
+    examples = [{"image": [p.numpy() for p in row], "action": [0.0, 1.0, 2.0]} for row in images]
     found = inspect_policy(cases.Examples(), examples)
     assert options(found) == {
         "blocks": "inner.blocks", "tokens": Span(0, 32), "grid": (2, 4, 4), "images": "examples.*.image",
@@ -149,19 +148,19 @@ def test_examples_of_starvla(cases: Any) -> None:
     }  # fmt: skip
 
 
-def test_pictures_of_pillow(cases: Any) -> None:
+def test_images_of_pillow(cases: Any) -> None:
     image = pytest.importorskip("PIL.Image")
 
     class Opening(cases.Examples):
         def forward(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
             return super().forward([{**e, "image": [np.array(e["image"])]} for e in examples])
 
-    pictures = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
-    examples = [{"image": image.fromarray(p), "action": [0.0, 1.0, 2.0]} for p in pictures]
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    examples = [{"image": image.fromarray(p), "action": [0.0, 1.0, 2.0]} for p in images]
     found = inspect_policy(Opening(), examples)
     assert options(found)["images"] == "examples.*.image"
     assert options(found)["grid"] == (1, 4, 4)
-    assert np.array_equal(np.array(examples[0]["image"]), pictures[0])
+    assert np.array_equal(np.array(examples[0]["image"]), images[0])
 
 
 @pytest.mark.parametrize("layout", ["(b v) c h w", "(v b) c h w", "b (v c) h w"])
@@ -198,11 +197,11 @@ def test_what_could_not_be_verified_is_not_judged(tiny: Callable[..., Any], froz
     assert not any("trains nothing" in note or "reaches no trainable" in note for note in found.notes)
 
 
-def test_the_pictures_may_be_named(tiny: Callable[..., Any]) -> None:
+def test_the_images_may_be_named(tiny: Callable[..., Any]) -> None:
     batch = tiny_batch()
     batch["images_of_yesterday"] = batch["images"].clone()
     assert options(inspect_policy(tiny(), batch, images=["images"]))["images"] == "images"
-    with pytest.raises(ViewsError, match=r"'state' does not look like pictures: \(2, 3\) float32"):
+    with pytest.raises(ViewsError, match=r"'state' does not look like images: \(2, 3\) float32"):
         inspect_policy(tiny(), batch, images=["state"])
     with pytest.raises(ViewsError, match="images='pixels' is not in the batch"):
         inspect_policy(tiny(), batch, images=["pixels"])
@@ -214,7 +213,7 @@ def test_the_pictures_may_be_named(tiny: Callable[..., Any]) -> None:
         _ = found.adapter
 
 
-def test_pictures_that_the_policy_resizes(cases: Any) -> None:
+def test_images_that_the_policy_resizes(cases: Any) -> None:
     class Resizing(cases.Patches):
         def tokens(self, images: Tensor) -> Tensor:
             small = nn.functional.interpolate(images.flatten(0, 1), (24, 32), mode="bilinear", antialias=True)
@@ -299,13 +298,13 @@ def test_a_batch_that_forward_does_not_take_is_an_error(make_patches: Callable[.
     assert inspect_policy(policy, (batch["images"], batch["action"])).hits == 1.0
 
 
-def test_a_batch_without_pictures_is_told(cases: Any) -> None:
+def test_a_batch_without_images_is_told(cases: Any) -> None:
     class Blind(cases.Patches):
         def forward(self, state: Tensor) -> Tensor:
             return self.run(state).mean()
 
     found = inspect_policy(Blind(nn.ModuleList(cases.Attending(16) for _ in range(2))), torch.rand(2, 5, 16))
-    assert any("Nothing in the batch looks like pictures" in note for note in found.notes)
+    assert any("Nothing in the batch looks like images" in note for note in found.notes)
 
 
 def test_options_are_written_as_python() -> None:

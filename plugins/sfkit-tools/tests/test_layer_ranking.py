@@ -1,4 +1,4 @@
-"""Layers of a policy in which it is known where the pictures, and their depth, can be read."""
+"""Layers of a policy in which it is known where the images, and their depth, can be read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sfkit import GenericAdapter, Span
 from sfkit.cli import main
 from sfkit.errors import AdapterError, ConfigError
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.tiny import PatchTeacher
 
 
 class Scramble(nn.Module):
@@ -35,7 +35,7 @@ class Scramble(nn.Module):
 
 
 class Scrambling(nn.Module):
-    """Pictures can be read from the embeddings and after the first block, and no more after the second."""
+    """Images can be read from the embeddings and after the first block, and no more after the second."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Scrambling(nn.Module):
 
 
 def batch_of(samples: int = 12) -> dict[str, Tensor]:
-    """Pictures of patches of one color, as far away as they are bright."""
+    """Images of patches of one color, as far away as they are bright."""
     colors = torch.rand(samples, 1, 3, 4, 4)
     images = colors.repeat_interleave(8, 3).repeat_interleave(8, 4)
     return {"images": images, "depth": 1 + images.mean(2)}
@@ -69,7 +69,7 @@ def ranked() -> Ranking:
     return rank_layers(Scrambling(), batch_of(), PatchTeacher(), adapter=GenericAdapter(**WITH_DEPTH), teacher_layer=2)
 
 
-def test_the_layers_where_the_pictures_can_be_read_come_first(ranked: Ranking) -> None:
+def test_the_layers_where_the_images_can_be_read_come_first(ranked: Ranking) -> None:
     assert [rank.student_layer for rank in ranked.layers] == [0, 1, 2]
     assert ranked.teacher == "patch@2"
     assert (ranked.samples, ranked.tokens) == (12, 12 * 16)
@@ -91,7 +91,7 @@ def test_depth_is_read_where_it_can_be(ranked: Ranking) -> None:
     assert 2 not in ranked.rivals("probe")
 
 
-def test_depth_of_other_pictures_cannot_be_read() -> None:
+def test_depth_of_other_images_cannot_be_read() -> None:
     torch.manual_seed(0)
     batch = batch_of()
     batch["depth"] = batch["depth"].roll(1, 0)
@@ -161,24 +161,24 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     (tmp_path / "ranked_policy.py").write_text(
         "import torch\n"
         "from sfkit import GenericAdapter, Span\n"
-        "from sfkit.testing.policies import TinyPolicy, tiny_batch\n"
+        "from sfkit.testing.tiny import TinyPolicy, tiny_batch\n"
         "def make():\n"
         "    torch.manual_seed(0)\n"
         "    adapter = GenericAdapter(blocks='blocks', tokens=Span(0, 32), grid=(2, 4, 4), images='images',\n"
         "                             pixels='[0,1]', depth='depth', depth_unit='m', intrinsics='intrinsics')\n"
         "    return TinyPolicy(), tiny_batch(b=4), adapter\n"
     )
-    picture = tmp_path / "layers.svg"
+    image = tmp_path / "layers.svg"
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setattr(sys, "path", [*sys.path])
-    arguments = ["--teacher", "geometry", "--count", "2", "--resamples", "20", "--plot", str(picture)]
+    arguments = ["--teacher", "geometry", "--count", "2", "--resamples", "20", "--plot", str(image)]
     with pytest.raises(SystemExit) as ended:
         main(["rank-layers", f"{tmp_path / 'ranked_policy.py'}:make", *arguments])
     assert not ended.value.code
     told = capsys.readouterr().out
     for line in ("CKA to geometry@1", "depth probe, R²", "Best by CKA: student layer", "2 layers, end-anchored: 2, 3"):
         assert line in told
-    assert ET.parse(picture).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+    assert ET.parse(image).getroot().tag == "{http://www.w3.org/2000/svg}svg"
 
 
 def test_an_unknown_format_is_an_error_before_the_policy_runs(

@@ -18,7 +18,7 @@ PAGE = ROOT / "docs" / "any-policy.md"
 
 SCRIPT = """
 import torch
-from sfkit.testing.policies import TinyPolicy, tiny_batch
+from sfkit.testing.tiny import TinyPolicy, tiny_batch
 import beside_it
 
 MODEL = TinyPolicy()
@@ -27,7 +27,7 @@ def make():
     torch.manual_seed(beside_it.SEED)
     return TinyPolicy(), tiny_batch()
 
-def without_pictures():
+def without_images():
     batch = tiny_batch()
     batch["images"] = batch["images"] - 60
     return TinyPolicy(), batch
@@ -101,12 +101,12 @@ def test_the_command_prints_tables_and_code(script: Path, capsys: pytest.Capture
 
 
 def test_what_is_not_found_is_told_and_ends_in_1(script: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("inspect", "own_policy:without_pictures", "--images", "images") == 1
+    assert run("inspect", "own_policy:without_images", "--images", "images") == 1
     told = capsys.readouterr().out
     assert "not found: pixels" in told
     assert "    pixels=...," in told
-    assert run("inspect", "own_policy:make", "--images", "pictures") == 1
-    assert "images='pictures' is not in the batch" in capsys.readouterr().err
+    assert run("inspect", "own_policy:make", "--images", "frames") == 1
+    assert "images='frames' is not in the batch" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not PAGE.is_file(), reason="the docs are not beside the tests of an installed wheel")

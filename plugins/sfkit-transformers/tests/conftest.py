@@ -18,7 +18,7 @@ with warnings.catch_warnings():
 
 from sfkit_backbones.randomize import randomize
 
-from sfkit.utils.rng import own_rng
+from sfkit.utils.runtime import own_rng
 from sfkit.views.types import Views
 
 _BLOCKS = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
@@ -157,8 +157,8 @@ def views_of(images: Tensor, valid: Tensor | None = None) -> Views:
 
 
 @pytest.fixture
-def pictures() -> Callable[..., Views]:
-    """``pictures(b, v, h, w)``: random 8-bit pictures, in [0, 1]."""
+def make_views() -> Callable[..., Views]:
+    """``make_views(b, v, h, w)``: random 8-bit images, in [0, 1]."""
 
     def make(b: int, v: int, h: int = 32, w: int = 32, seed: int = 0) -> Views:
         generator = torch.Generator().manual_seed(seed)

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from sfkit import SpatialForcing
 from sfkit.errors import ConfigError
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.training.teacher_runner import TeacherRunner
 from sfkit.views.types import Views
 
 Folders = Callable[[str], Path]
-Pictures = Callable[..., Views]
+MakeViews = Callable[..., Views]
 KNOWN = {"dinov2": 1, "dinov2_registers": 4, "vit": 1, "siglip": 0, "clip": 1}
 
 
@@ -33,26 +33,26 @@ def reported(folder: Path, views: Views) -> list[Tensor]:
         whole: Any = transformers.AutoModel.from_pretrained(folder, attn_implementation="eager")
         processor = transformers.AutoImageProcessor.from_pretrained(folder)
     model = getattr(whole, "vision_model", whole).eval()
-    pictures = processor(list(views.images.flatten(0, 1)), return_tensors="pt", do_rescale=False, do_resize=False)
+    images = processor(list(views.images.flatten(0, 1)), return_tensors="pt", do_rescale=False, do_resize=False)
     found: list[Tensor] = []
     for module in model.modules():
         if hasattr(module, "q_proj") or hasattr(module, "query"):
             module.register_forward_hook(lambda module, args, output: found.append(output[1]))
     with torch.no_grad():
-        model(pictures["pixel_values"])
+        model(images["pixel_values"])
     return found
 
 
 @pytest.mark.parametrize("name", sorted(KNOWN))
-def test_their_softmax_is_the_models_own_attention(name: str, folders: Folders, pictures: Pictures) -> None:
-    views, prefix = pictures(1, 2), KNOWN[name]
+def test_their_softmax_is_the_models_own_attention(name: str, folders: Folders, make_views: MakeViews) -> None:
+    views, prefix = make_views(1, 2), KNOWN[name]
     teacher = TransformersTeacher({"model": str(folders(name))})
     heads, width = teacher.attention_heads(1)
     assert (heads, width) == (2, 12)
     wanted = reported(folders(name), views)
     host = TeacherRunner(teacher)
     maps = host.features(views, [2], (4, 4), blocks=[3, 1])
-    assert host.runs == 1
+    assert host.num_forwards == 1
     assert torch.equal(maps[0].values, host.features(views, [2], (4, 4))[0].values)
     for found, block in zip(maps[1:], (3, 1), strict=True):
         assert found.values.shape == (1, 2, 4, 4, 2 * heads * width)
@@ -77,7 +77,7 @@ def test_a_policy_is_aligned_with_them_and_blocks_are_checked(dinov2: Path) -> N
     policy(tiny_batch())[0].backward()
     handle = policy.spatial_forcing
     assert isinstance(handle, SpatialForcing)
-    assert handle.hosts[0].runs == len(handle.hosts) == 1
+    assert handle.runners[0].num_forwards == len(handle.runners) == 1
     with pytest.raises(ConfigError, match="Teacher layer 4 is out of range"):
         SpatialForcing.wrap(
             TinyPolicy(), name, teacher_layer=4, objective="attention", adapter=TinyAdapter(TinyPolicy())

@@ -15,12 +15,12 @@ from sfkit_transformers.teacher import TransformersTeacher
 from torch import Tensor
 
 from sfkit.errors import ShapeError
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded
 from sfkit.training.teacher_runner import TeacherRunner
 from sfkit.views.types import Views
 
 Folders = Callable[[str], Path]
-Pictures = Callable[..., Views]
+MakeViews = Callable[..., Views]
 
 #: Family to the number of tokens before its patches.
 PREFIX = {
@@ -38,7 +38,7 @@ PREFIX = {
     "deit": 2,
 }
 ALL = [*PREFIX, "dinov3_convnext"]
-#: A convolutional model's grid is coarse: its pictures are larger.
+#: A convolutional model's grid is coarse: its images are larger.
 SIDE = {"dinov3_convnext": 96}
 #: Families whose own forward normalizes the patch tokens at the end.
 NORMED = [name for name in PREFIX if name != "clip"]
@@ -56,17 +56,17 @@ def vision_model(folder: Path) -> Any:
 
 def upstream(folder: Path, name: str, views: Views) -> tuple[list[Tensor], Tensor]:
     """Hidden states and last hidden state of the real classes, through the real processor, by transformers' own way."""
-    pictures = (views.images.flatten(0, 1) * 255).round().to(torch.uint8)
+    images = (views.images.flatten(0, 1) * 255).round().to(torch.uint8)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         if name == "vjepa2":
             processor = transformers.AutoVideoProcessor.from_pretrained(folder, do_resize=False, do_center_crop=False)
-            clips = [picture.expand(2, -1, -1, -1) for picture in pictures]
+            clips = [image.expand(2, -1, -1, -1) for image in images]
             inputs = dict(processor(clips, return_tensors="pt"), skip_predictor=True)
         else:
             processor = transformers.AutoImageProcessor.from_pretrained(folder)
             plain = {"do_resize": False, "do_center_crop": False} if name != "siglip2_naflex" else {}
-            inputs = dict(processor(list(pictures), return_tensors="pt", **plain))
+            inputs = dict(processor(list(images), return_tensors="pt", **plain))
         inputs["output_hidden_states"] = True
         if name == "depth_anything":
             whole = transformers.AutoModelForDepthEstimation.from_pretrained(folder).eval()
@@ -83,9 +83,9 @@ def as_grid(tokens: Tensor, prefix: int, views: Views) -> Tensor:
 
 @pytest.mark.parametrize("name", PREFIX)
 def test_layers_are_the_hidden_states_and_the_last_is_the_last_hidden_state(
-    name: str, folders: Folders, pictures: Pictures
+    name: str, folders: Folders, make_views: MakeViews
 ) -> None:
-    views = pictures(2, 2)
+    views = make_views(2, 2)
     hidden, last = upstream(folders(name), name, views)
     first, second, third = run(TransformersTeacher({"model": str(folders(name))}), views, [1, 2, 3])
     assert_rounded(first, as_grid(hidden[0], PREFIX[name], views))
@@ -95,8 +95,8 @@ def test_layers_are_the_hidden_states_and_the_last_is_the_last_hidden_state(
         assert (float((third - as_grid(hidden[2], PREFIX[name], views)).abs().max()) > 0.01) == (name in NORMED)
 
 
-def test_a_convolutional_models_layers_are_its_stages(folders: Folders, pictures: Pictures) -> None:
-    views = pictures(2, 1, 96, 96)
+def test_a_convolutional_models_layers_are_its_stages(folders: Folders, make_views: MakeViews) -> None:
+    views = make_views(2, 1, 96, 96)
     folder = folders("dinov3_convnext")
     hidden, last = upstream(folder, "dinov3_convnext", views)
     teacher = TransformersTeacher({"model": str(folder)})
@@ -109,8 +109,8 @@ def test_a_convolutional_models_layers_are_its_stages(folders: Folders, pictures
 
 
 @pytest.mark.parametrize("norm", ["all", "none"])
-def test_the_final_norm_is_applied_where_the_option_says(norm: str, folders: Folders, pictures: Pictures) -> None:
-    views, folder = pictures(1, 1), folders("dinov2")
+def test_the_final_norm_is_applied_where_the_option_says(norm: str, folders: Folders, make_views: MakeViews) -> None:
+    views, folder = make_views(1, 1), folders("dinov2")
     hidden, last = upstream(folder, "dinov2", views)
     first, third = run(TransformersTeacher({"model": str(folder), "norm": norm}), views, [1, 3])
     own = transformers.AutoModel.from_pretrained(folder).layernorm
@@ -123,10 +123,10 @@ def test_the_final_norm_is_applied_where_the_option_says(norm: str, folders: Fol
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("wide", [False, True], ids=["square", "wide"])
 def test_fault_20_a_changed_patch_moves_its_own_feature_most(
-    name: str, wide: bool, folders: Folders, pictures: Pictures
+    name: str, wide: bool, folders: Folders, make_views: MakeViews
 ) -> None:
     side = SIDE.get(name, 32)
-    views = pictures(1, 2, side, side * (2 if wide else 1))
+    views = make_views(1, 2, side, side * (2 if wide else 1))
     teacher = TransformersTeacher({"model": str(folders(name)), "size": views.size[1]})
     host = TeacherRunner(teacher)
     (before,) = host.features(views, [1], (4, 4))
@@ -144,20 +144,22 @@ def test_fault_20_a_changed_patch_moves_its_own_feature_most(
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_fault_19_pictures_that_are_not_square_give_grids_that_are_not_square(
-    name: str, folders: Folders, pictures: Pictures
+def test_fault_19_images_that_are_not_square_give_grids_that_are_not_square(
+    name: str, folders: Folders, make_views: MakeViews
 ) -> None:
     side = SIDE.get(name, 32)
     teacher = TransformersTeacher({"model": str(folders(name)), "size": 2 * side})
-    (found,) = TeacherRunner(teacher).features(pictures(2, 1, side, 2 * side), [teacher.num_layers], (4, 4))
+    (found,) = TeacherRunner(teacher).features(make_views(2, 1, side, 2 * side), [teacher.num_layers], (4, 4))
     assert found.grid == (side // teacher.patch, 2 * side // teacher.patch)
     assert bool(found.mask.all())
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_layer_is_the_same_alone_and_nothing_behind_it_runs(name: str, folders: Folders, pictures: Pictures) -> None:
+def test_a_layer_is_the_same_alone_and_nothing_behind_it_runs(
+    name: str, folders: Folders, make_views: MakeViews
+) -> None:
     side = SIDE.get(name, 32)
-    views, teacher = pictures(1, 1, side, side), TransformersTeacher({"model": str(folders(name))})
+    views, teacher = make_views(1, 1, side, side), TransformersTeacher({"model": str(folders(name))})
     model = teacher.load(torch.device("cpu"))
     assert isinstance(model, Backbone)
     ran: list[int] = []
@@ -174,10 +176,10 @@ def test_a_layer_is_the_same_alone_and_nothing_behind_it_runs(name: str, folders
 
 # Those left out have a test of their own, take their size from the input, or are DINOv2.
 @pytest.mark.parametrize("name", sorted(PREFIX.keys() - {"siglip2_naflex", "vjepa2", "depth_anything"}))
-def test_pictures_of_another_size_get_the_features_that_transformers_gives(
-    name: str, folders: Folders, pictures: Pictures
+def test_images_of_another_size_get_the_features_that_transformers_gives(
+    name: str, folders: Folders, make_views: MakeViews
 ) -> None:
-    views, folder = pictures(1, 1, 48, 80), folders(name)
+    views, folder = make_views(1, 1, 48, 80), folders(name)
     (found,) = run(TransformersTeacher({"model": str(folder), "size": 80}), views, [1])
     model = vision_model(folder)
     teacher = TransformersTeacher({"model": str(folder)})
@@ -189,10 +191,10 @@ def test_pictures_of_another_size_get_the_features_that_transformers_gives(
 
 
 def test_v_jepa_2_sees_other_sizes_as_a_model_made_for_them_does(
-    folders: Folders, pictures: Pictures, tmp_path: Path
+    folders: Folders, make_views: MakeViews, tmp_path: Path
 ) -> None:
     """By itself it would take a patch for that of another row: its positions are those of the configured size."""
-    views, folder = pictures(1, 1, 64, 64), folders("vjepa2")
+    views, folder = make_views(1, 1, 64, 64), folders("vjepa2")
     (found,) = run(TransformersTeacher({"model": str(folder), "size": 64}), views, [3])
     model = transformers.AutoModel.from_pretrained(folder)
     config = transformers.AutoConfig.from_pretrained(folder)
@@ -207,20 +209,20 @@ def test_v_jepa_2_sees_other_sizes_as_a_model_made_for_them_does(
     assert float((found - as_grid(wrong, 0, views)).abs().max()) > 0.01
 
 
-def test_v_jepa_2_refuses_pictures_that_are_higher_than_wide(folders: Folders, pictures: Pictures) -> None:
+def test_v_jepa_2_refuses_images_that_are_higher_than_wide(folders: Folders, make_views: MakeViews) -> None:
     folder = str(folders("vjepa2"))
     with pytest.raises(ShapeError, match="4x2 patches"):
-        run(TransformersTeacher({"model": folder}), pictures(1, 1, 64, 32), [1])
-    assert run(TransformersTeacher({"model": folder, "fit": "pad"}), pictures(1, 1, 64, 32), [1])
+        run(TransformersTeacher({"model": folder}), make_views(1, 1, 64, 32), [1])
+    assert run(TransformersTeacher({"model": folder, "fit": "pad"}), make_views(1, 1, 64, 32), [1])
 
 
-def test_a_model_that_takes_its_own_size_alone_says_so(folders: Folders, pictures: Pictures) -> None:
+def test_a_model_that_takes_its_own_size_alone_says_so(folders: Folders, make_views: MakeViews) -> None:
     teacher = TransformersTeacher({"model": str(folders("vit"))})
     model: Any = teacher.load(torch.device("cpu"))
     model._flexible = False  # as in a release whose forward has no interpolate_pos_encoding
-    assert model(pictures(1, 1).images.flatten(0, 1), [1])
-    with pytest.raises(ShapeError, match=r"no pictures of \(32, 64\) pixels") as caught:
-        model(pictures(1, 1, 32, 64).images.flatten(0, 1), [1])
+    assert model(make_views(1, 1).images.flatten(0, 1), [1])
+    with pytest.raises(ShapeError, match=r"no images of \(32, 64\) pixels") as caught:
+        model(make_views(1, 1, 32, 64).images.flatten(0, 1), [1])
     assert "size=32 and fit=pad or fit=stretch" in caught.value.remedy
 
 

@@ -1,4 +1,4 @@
-"""The teacher in sfkit: options, pictures, precision, wrapping, saving."""
+"""The teacher in sfkit: options, images, precision, wrapping, saving."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ from torch import Tensor
 from sfkit import SpatialForcing
 from sfkit.errors import ConfigError, ShapeError, ViewsError
 from sfkit.factory.components import build_teacher
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.training.teacher_runner import TeacherRunner
 from sfkit.utils.places import digest_of
 from sfkit.views.types import Views
 
 Folders = Callable[[str], Path]
-Pictures = Callable[..., Views]
+MakeViews = Callable[..., Views]
 
 
 def run(teacher: TransformersTeacher, views: Views, layers: list[int]) -> list[Tensor]:
     return [found.values for found in TeacherRunner(teacher).features(views, layers, (4, 4))]
 
 
-# ------------------------------------------------------------------------------------------------------------ pictures
+# ------------------------------------------------------------------------------------------------------------ images
 
 
 @pytest.mark.parametrize("name", ["dinov2", "siglip", "vjepa2"])
-def test_fault_26_pictures_are_normalized_exactly_once_as_the_processor_does(
-    name: str, folders: Folders, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+def test_fault_26_images_are_normalized_exactly_once_as_the_processor_does(
+    name: str, folders: Folders, make_views: MakeViews, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    views, folder = pictures(1, 1), folders(name)
+    views, folder = make_views(1, 1), folders(name)
     seen: dict[str, Tensor] = {}
     model = TransformersTeacher({"model": str(folder)})
     host = TeacherRunner(model)
@@ -75,10 +75,10 @@ def test_fault_26_pictures_are_normalized_exactly_once_as_the_processor_does(
     ],
     ids=["minus one to one", "bytes", "normalized", "nan"],
 )
-def test_fault_26_pictures_in_another_range_are_refused(
-    wrong: Callable[[Tensor], Tensor], dinov2: Path, pictures: Pictures
+def test_fault_26_images_in_another_range_are_refused(
+    wrong: Callable[[Tensor], Tensor], dinov2: Path, make_views: MakeViews
 ) -> None:
-    views = pictures(1, 2)
+    views = make_views(1, 2)
     changed = Views(wrong(views.images), views.valid, views.names)
     with pytest.raises(ViewsError, match=r"expected \[0, 1\]"):
         run(TransformersTeacher({"model": str(dinov2)}), changed, [1])
@@ -133,40 +133,40 @@ def test_settings_that_do_not_say_how_to_normalize(settings_: dict[str, Any], gi
     assert "mean" in caught.value.remedy + caught.value.message
 
 
-def test_a_folder_without_a_processor_needs_mean_and_std(dinov2: Path, tmp_path: Path, pictures: Pictures) -> None:
+def test_a_folder_without_a_processor_needs_mean_and_std(dinov2: Path, tmp_path: Path, make_views: MakeViews) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(dinov2, folder, ignore=shutil.ignore_patterns("preprocessor_config.json"))
     with pytest.raises(ConfigError, match=r"no preprocessor_config\.json"):
         TransformersTeacher({"model": str(folder)})
     own = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-    (stated,) = run(TransformersTeacher({"model": str(folder), **own}), pictures(1, 1), [2])
-    (read,) = run(TransformersTeacher({"model": str(dinov2)}), pictures(1, 1), [2])
+    (stated,) = run(TransformersTeacher({"model": str(folder), **own}), make_views(1, 1), [2])
+    (read,) = run(TransformersTeacher({"model": str(dinov2)}), make_views(1, 1), [2])
     assert_rounded(stated, read)
 
 
-def test_the_size_is_that_of_the_processor_or_the_option(dinov2: Path, pictures: Pictures) -> None:
+def test_the_size_is_that_of_the_processor_or_the_option(dinov2: Path, make_views: MakeViews) -> None:
     teacher = TransformersTeacher({"model": str(dinov2)})
     assert (teacher.side, teacher.patch) == (32, 8)
-    assert run(teacher, pictures(1, 1, 64, 64), [1])[0].shape == (1, 1, 4, 4, 24)
+    assert run(teacher, make_views(1, 1, 64, 64), [1])[0].shape == (1, 1, 4, 4, 24)
     larger = TransformersTeacher({"model": str(dinov2), "size": 48})
-    assert run(larger, pictures(1, 1, 64, 64), [1])[0].shape == (1, 1, 6, 6, 24)
+    assert run(larger, make_views(1, 1, 64, 64), [1])[0].shape == (1, 1, 6, 6, 24)
     with pytest.raises(ConfigError, match="multiples of 8, not 30") as caught:
         TransformersTeacher({"model": str(dinov2), "size": 30})
     assert caught.value.remedy == "Set size=32."
 
 
 @pytest.mark.parametrize("name", ["dinov2", "dinov3_convnext"])
-def test_padding_is_taken_out_again_at_every_stride(name: str, folders: Folders, pictures: Pictures) -> None:
+def test_padding_is_taken_out_again_at_every_stride(name: str, folders: Folders, make_views: MakeViews) -> None:
     teacher = TransformersTeacher({"model": str(folders(name)), "size": 128, "fit": "pad"})
-    maps = TeacherRunner(teacher).features(pictures(1, 1, 64, 128), [1, teacher.num_layers], (4, 4))
+    maps = TeacherRunner(teacher).features(make_views(1, 1, 64, 128), [1, teacher.num_layers], (4, 4))
     for found in maps:
         rows, columns = found.grid
         assert columns == 2 * rows
         assert bool(found.mask.all())
 
 
-def test_the_students_letterbox_is_painted_over(dinov2: Path, pictures: Pictures) -> None:
-    views = pictures(1, 1)
+def test_the_students_letterbox_is_painted_over(dinov2: Path, make_views: MakeViews) -> None:
+    views = make_views(1, 1)
     valid = views.valid.clone()
     valid[:, :, :8] = False
     host = TeacherRunner(TransformersTeacher({"model": str(dinov2)}))
@@ -182,9 +182,9 @@ def test_the_students_letterbox_is_painted_over(dinov2: Path, pictures: Pictures
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(present=st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=3))
 def test_absent_views_change_nothing_and_are_masked(
-    present: list[list[bool]], dinov2: Path, pictures: Pictures
+    present: list[list[bool]], dinov2: Path, make_views: MakeViews
 ) -> None:
-    views = pictures(len(present), 3)
+    views = make_views(len(present), 3)
     there = torch.tensor(present)
     valid = there[:, :, None, None].expand_as(views.valid)
     host = TeacherRunner(TransformersTeacher({"model": str(dinov2)}))
@@ -198,9 +198,9 @@ def test_absent_views_change_nothing_and_are_masked(
 @settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(order=st.permutations(range(3)), layers=st.permutations([1, 2, 3]), micro=st.sampled_from([None, 1, 2]))
 def test_views_and_layers_in_any_order(
-    order: list[int], layers: list[int], micro: int | None, dinov2: Path, pictures: Pictures
+    order: list[int], layers: list[int], micro: int | None, dinov2: Path, make_views: MakeViews
 ) -> None:
-    views = pictures(3, 3)
+    views = make_views(3, 3)
     plain = run(TransformersTeacher({"model": str(dinov2)}), views, [1, 2, 3])
     shuffled = Views(views.images[:, order], views.valid, views.names)
     found = run(TransformersTeacher({"model": str(dinov2), "micro_batch": micro}), shuffled, layers)
@@ -209,9 +209,9 @@ def test_views_and_layers_in_any_order(
 
 
 @pytest.mark.parametrize("layers", [[0], [4], []])
-def test_layers_that_do_not_exist(layers: list[int], dinov2: Path, pictures: Pictures) -> None:
+def test_layers_that_do_not_exist(layers: list[int], dinov2: Path, make_views: MakeViews) -> None:
     with pytest.raises(ConfigError, match="has no layer") as caught:
-        run(TransformersTeacher({"model": str(dinov2)}), pictures(1, 1), layers)
+        run(TransformersTeacher({"model": str(dinov2)}), make_views(1, 1), layers)
     assert caught.value.remedy == "Layers are 1 to 3."
 
 
@@ -231,30 +231,30 @@ def _unlisted(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 
 
 def test_a_kind_that_sfkit_does_not_know_says_which_tokens_are_patches(
-    folders: Folders, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+    folders: Folders, make_views: MakeViews, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = str(folders("dinov2_registers"))
-    (known,) = run(TransformersTeacher({"model": folder}), pictures(1, 1), [2])
+    (known,) = run(TransformersTeacher({"model": folder}), make_views(1, 1), [2])
     _unlisted(monkeypatch, "dinov2_with_registers")
-    with pytest.raises(ShapeError, match="gives 20 tokens for a picture of 4x4 patches, that is 4 more") as caught:
-        run(TransformersTeacher({"model": folder}), pictures(1, 1), [2])
+    with pytest.raises(ShapeError, match="gives 20 tokens for an image of 4x4 patches, that is 4 more") as caught:
+        run(TransformersTeacher({"model": folder}), make_views(1, 1), [2])
     assert "prefix_tokens=4" in caught.value.remedy
-    (told,) = run(TransformersTeacher({"model": folder, "prefix_tokens": 4}), pictures(1, 1), [2])
+    (told,) = run(TransformersTeacher({"model": folder, "prefix_tokens": 4}), make_views(1, 1), [2])
     assert torch.equal(told, known)
 
 
 def test_a_kind_that_sfkit_does_not_know_works_where_all_tokens_are_patches(
-    folders: Folders, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+    folders: Folders, make_views: MakeViews, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (known,) = run(TransformersTeacher({"model": str(folders("ijepa"))}), pictures(1, 1), [2])
+    (known,) = run(TransformersTeacher({"model": str(folders("ijepa"))}), make_views(1, 1), [2])
     _unlisted(monkeypatch, "ijepa")
-    (unknown,) = run(TransformersTeacher({"model": str(folders("ijepa"))}), pictures(1, 1), [2])
+    (unknown,) = run(TransformersTeacher({"model": str(folders("ijepa"))}), make_views(1, 1), [2])
     assert torch.equal(unknown, known)
 
 
-def test_a_wrong_number_of_prefix_tokens_is_an_error(dinov2: Path, pictures: Pictures) -> None:
+def test_a_wrong_number_of_prefix_tokens_is_an_error(dinov2: Path, make_views: MakeViews) -> None:
     with pytest.raises(ShapeError, match="1 more, where 2 were expected"):
-        run(TransformersTeacher({"model": str(dinov2), "prefix_tokens": 2}), pictures(1, 1), [1])
+        run(TransformersTeacher({"model": str(dinov2), "prefix_tokens": 2}), make_views(1, 1), [1])
 
 
 @pytest.mark.parametrize("name", ["clip", "dinov3_convnext"])
@@ -268,10 +268,10 @@ def test_a_norm_for_every_layer_needs_a_model_that_has_one(name: str, folders: F
 
 @pytest.mark.parametrize("name", ["dinov2", "dinov3", "siglip2_naflex", "clip", "vjepa2", "dinov3_convnext"])
 def test_products_in_bfloat16_stay_close_and_the_stream_stays_float32(
-    name: str, folders: Folders, pictures: Pictures
+    name: str, folders: Folders, make_views: MakeViews
 ) -> None:
     side = 96 if name == "dinov3_convnext" else 32
-    views, folder = pictures(1, 2, side, side), str(folders(name))
+    views, folder = make_views(1, 2, side, side), str(folders(name))
     exact = run(TransformersTeacher({"model": folder}), views, [2, 3])
     fast = TransformersTeacher({"model": folder, "dtype": "bfloat16"})
     for wanted, found in zip(exact, run(fast, views, [2, 3]), strict=True):
@@ -285,14 +285,14 @@ def test_products_in_bfloat16_stay_close_and_the_stream_stays_float32(
     assert dtypes["LayerNorm"] == torch.float32
 
 
-def test_compiled_blocks_give_the_same(dinov2: Path, pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
-    (plain,) = run(TransformersTeacher({"model": str(dinov2)}), pictures(1, 1), [2])
+def test_compiled_blocks_give_the_same(dinov2: Path, make_views: MakeViews, monkeypatch: pytest.MonkeyPatch) -> None:
+    (plain,) = run(TransformersTeacher({"model": str(dinov2)}), make_views(1, 1), [2])
     compiled: list[Any] = []
     real = functools.partial(torch.compile, backend="eager")
     monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function) or real(function))
     host = TeacherRunner(TransformersTeacher({"model": str(dinov2), "compile": True}))
     for layers in ([2], [1, 2], [2]):  # what is taken out may change from call to call
-        found = host.features(pictures(1, 1), layers, (4, 4))[-1]
+        found = host.features(make_views(1, 1), layers, (4, 4))[-1]
         assert_rounded(found.values, plain)
     assert len(compiled) == 3
 
@@ -338,7 +338,7 @@ def test_wrapping_training_saving_and_resuming(folders: Folders, tmp_path: Path)
     pairs = [(1, first, 2), (2, (first, {}), 3), (2, second, 3)]
     policy = SpatialForcing.wrap(policy, pairs=pairs, adapter=TinyAdapter(policy))
     handle = policy.spatial_forcing
-    assert len(handle.hosts) == 2, "one teacher for both of its pairs"
+    assert len(handle.runners) == 2, "one teacher for both of its pairs"
     optimizer = torch.optim.AdamW(policy.parameters())
     policy.train()
     for _ in range(3):
@@ -379,9 +379,9 @@ def test_importing_the_plugin_is_light() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=1200)
 
 
-def test_the_teacher_leaves_global_random_numbers_alone(dinov2: Path, pictures: Pictures) -> None:
+def test_the_teacher_leaves_global_random_numbers_alone(dinov2: Path, make_views: MakeViews) -> None:
     host = TeacherRunner(TransformersTeacher({"model": str(dinov2)}))
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    host.features(pictures(1, 1), [3], (4, 4))
+    host.features(make_views(1, 1), [3], (4, 4))
     assert torch.equal(torch.get_rng_state(), before)

@@ -1,4 +1,4 @@
-"""The real Trainer, and a real tiny Llama that reads a picture."""
+"""The real Trainer, and a real tiny Llama that reads an image."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 from sfkit import SpatialForcing
 from sfkit.errors import LossError, WrapError
 from sfkit.policies.base import ForwardCall, PolicyAdapter, TapPoint
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.tiny import PatchTeacher
 from sfkit.views.types import FeatureMap, Views
 
 PATCH, SIDE, WORDS = 8, 32, 6
 GRID = (SIDE // PATCH, SIDE // PATCH)
 
 
-class Pictured(LlamaForCausalLM):
+class PolicyWithImages(LlamaForCausalLM):
     """Visual tokens before the words."""
 
     def __init__(self, config: LlamaConfig) -> None:
@@ -41,9 +41,9 @@ class Pictured(LlamaForCausalLM):
         return super().forward(inputs_embeds=embeds, labels=torch.cat([ignored, labels], 1), **kwargs)
 
 
-class PicturedAdapter(PolicyAdapter):
-    name = "pictured"
-    policy: Pictured
+class ImageAdapter(PolicyAdapter):
+    name = "wrapped_policy"
+    policy: PolicyWithImages
 
     @property
     def num_layers(self) -> int:
@@ -79,21 +79,21 @@ class Frames(torch.utils.data.Dataset):  # type: ignore[type-arg]
         return {"images": torch.rand(3, SIDE, SIDE, generator=g), "input_ids": words, "labels": labels, "index": index}
 
 
-def pictured(**options: Any) -> Pictured:
+def wrapped_policy(**options: Any) -> PolicyWithImages:
     """Wrapped with these arguments, and always with the same weights."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
-    policy = Pictured(LlamaConfig(vocab_size=48, pad_token_id=0, **sizes))
-    return SpatialForcing.wrap(policy, PatchTeacher(), student_layer=2, adapter=PicturedAdapter(policy), **options)
+    policy = PolicyWithImages(LlamaConfig(vocab_size=48, pad_token_id=0, **sizes))
+    return SpatialForcing.wrap(policy, PatchTeacher(), student_layer=2, adapter=ImageAdapter(policy), **options)
 
 
 @pytest.fixture
-def build() -> Callable[..., Pictured]:
-    return pictured
+def build() -> Callable[..., PolicyWithImages]:
+    return wrapped_policy
 
 
 def train(
-    policy: Pictured, folder: Path, batch: int, accumulation: int, *, callback: bool = True, steps: int = 2,
+    policy: PolicyWithImages, folder: Path, batch: int, accumulation: int, *, callback: bool = True, steps: int = 2,
     **further: Any,
 ) -> Trainer:  # fmt: skip
     settings: dict[str, Any] = {
@@ -114,7 +114,9 @@ def train(
     return trainer
 
 
-def test_fault_47_and_48_accumulated_batches_train_as_one(build: Callable[..., Pictured], tmp_path: Path) -> None:
+def test_fault_47_and_48_accumulated_batches_train_as_one(
+    build: Callable[..., PolicyWithImages], tmp_path: Path
+) -> None:
     """The columns arrive although forward was overridden, and the alignment counts once for each optimizer step."""
     whole, parts = build(), build()
     train(whole, tmp_path, 4, 1)
@@ -129,21 +131,21 @@ def test_fault_47_and_48_accumulated_batches_train_as_one(build: Callable[..., P
     assert first["sf_effective_weight"] == 0.5
 
 
-def test_the_alignment_moves_what_is_trained(build: Callable[..., Pictured], tmp_path: Path) -> None:
+def test_the_alignment_moves_what_is_trained(build: Callable[..., PolicyWithImages], tmp_path: Path) -> None:
     aligned, plain = build(), build(weight=0.0)
     train(aligned, tmp_path, 4, 1)
     train(plain, tmp_path, 4, 1)
     assert (aligned.patches.weight - plain.patches.weight).abs().max() > 1e-4
 
 
-def test_accumulation_that_nobody_told_is_an_error(build: Callable[..., Pictured], tmp_path: Path) -> None:
+def test_accumulation_that_nobody_told_is_an_error(build: Callable[..., PolicyWithImages], tmp_path: Path) -> None:
     with pytest.raises(LossError, match="SpatialForcingCallback"):
         train(build(), tmp_path, 1, 4, callback=False)
 
 
 @pytest.mark.parametrize(("averages", "processes"), [(True, 2), (False, 1)])
 def test_the_callback_tells_whether_the_loss_is_multiplied_by_the_processes(
-    averages: bool, processes: int, build: Callable[..., Pictured]
+    averages: bool, processes: int, build: Callable[..., PolicyWithImages]
 ) -> None:
     """As Trainer.compute_loss does under average_tokens_across_devices, to make up for DDP's mean."""
     policy = build()
@@ -158,7 +160,7 @@ def test_a_policy_that_is_not_wrapped_is_refused() -> None:
         SpatialForcingCallback(nn.Linear(2, 2))
 
 
-def step_by_hand(policy: Pictured, groups: Sequence[Sequence[int]]) -> None:
+def step_by_hand(policy: PolicyWithImages, groups: Sequence[Sequence[int]]) -> None:
     """One step by the mean, over groups of samples, of the loss over all their words with the alignment loss added."""
     handle, seen = policy.spatial_forcing, []
     norm = policy.model.layers[2].input_layernorm
@@ -170,15 +172,15 @@ def step_by_hand(policy: Pictured, groups: Sequence[Sequence[int]]) -> None:
             output = policy.train()(**data)
         views = handle.adapter.views(ForwardCall(data, output))
         tokens = handle.adapter.visual_tokens(seen.pop(), views)
-        (target,) = handle.hosts[0].features(views, [1], tokens.grid)
-        projected = handle.projectors[0](tokens.values, tokens.mask)
+        (target,) = handle.runners[0].features(views, [1], tokens.grid)
+        projected = handle.pairs[0].projector(tokens.values, tokens.mask)
         alignment = 0.5 * (1 - nn.functional.cosine_similarity(projected, target.values, dim=-1)).mean()
         ((output.loss + alignment) / len(groups)).backward()
     hook.remove()
     torch.optim.SGD(policy.parameters(), 0.5).step()
 
 
-def test_fault_48_the_trainer_trains_the_explicit_sum(build: Callable[..., Pictured], tmp_path: Path) -> None:
+def test_fault_48_the_trainer_trains_the_explicit_sum(build: Callable[..., PolicyWithImages], tmp_path: Path) -> None:
     """One step of four batches moves every parameter as the loss over all words, with the alignment added by hand."""
     policy, other = build(), build()
     train(policy, tmp_path, 1, 4, steps=1)
@@ -201,7 +203,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("average", [True, False])
 def test_fault_48_two_processes_train_the_explicit_sum(
-    average: bool, ranks: Path, build: Callable[..., Pictured]
+    average: bool, ranks: Path, build: Callable[..., PolicyWithImages]
 ) -> None:
     """With ``average_tokens_across_devices`` each word counts alike, else each process: the alignment counts once."""
     start, other = build(), build()

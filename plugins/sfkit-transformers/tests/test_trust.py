@@ -14,7 +14,7 @@ from sfkit_transformers.teacher import TransformersTeacher
 
 from sfkit import SpatialForcing
 from sfkit.errors import CheckpointError, TrustError
-from sfkit.testing.policies import TinyAdapter, TinyPolicy
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy
 from sfkit.utils.places import digest_of
 
 _CODE = """
@@ -104,7 +104,7 @@ def test_fault_57_a_models_folder_is_published_by_digest(dinov2: Path, tmp_path:
         load(tmp_path / "run")
     assert f"options={{'hf:sha256:{digest}': {{'model': '/path/to/it'}}}}" in caught.value.remedy
     assert (
-        load(tmp_path / "run", options={f"hf:sha256:{digest}": {"model": str(home)}}).hosts[0].teacher.name
+        load(tmp_path / "run", options={f"hf:sha256:{digest}": {"model": str(home)}}).runners[0].teacher.name
         == f"hf:{home}"
     )
 

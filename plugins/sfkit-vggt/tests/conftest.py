@@ -1,4 +1,4 @@
-"""The tiny trunk and what the tests share (as fixtures: test folders are no packages here)."""
+"""The tiny backbone and what the tests share (as fixtures: test folders are no packages here)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sfkit_vggt.aggregator import Aggregator
 from sfkit_vggt.config import TINY
 from torch import nn
 
-from sfkit.testing.policies import TinyAdapter, TinyPolicy
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy
 from sfkit.views.types import Views
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -32,26 +32,26 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def new_trunk() -> Callable[..., Aggregator]:
-    """``new_trunk(**settings)``: the tiny trunk, always with the same weights."""
+def new_backbone() -> Callable[..., Aggregator]:
+    """``new_backbone(**settings)``: the tiny backbone, always with the same weights."""
 
     def new(**settings: Any) -> Aggregator:
         with torch.inference_mode(False):  # as teachers are loaded
-            trunk = randomize(Aggregator(TINY, **settings)).eval().requires_grad_(False)
-        assert isinstance(trunk, Aggregator)
-        return trunk
+            backbone = randomize(Aggregator(TINY, **settings)).eval().requires_grad_(False)
+        assert isinstance(backbone, Aggregator)
+        return backbone
 
     return new
 
 
 @pytest.fixture(scope="session")
-def trunk(new_trunk: Callable[..., Aggregator]) -> Aggregator:
-    return new_trunk()
+def backbone(new_backbone: Callable[..., Aggregator]) -> Aggregator:
+    return new_backbone()
 
 
 @pytest.fixture(scope="session")
 def make_views() -> Callable[..., Views]:
-    """``make_views(present, size)``: random pictures, of which those that are not present are invalid."""
+    """``make_views(present, size)``: random images, of which those that are not present are invalid."""
 
     def make(present: list[list[bool]], size: tuple[int, int] = (56, 56), seed: int = 0) -> Views:
         b, v = len(present), len(present[0])
@@ -63,9 +63,9 @@ def make_views() -> Callable[..., Views]:
 
 
 @pytest.fixture(scope="session")
-def weights(tmp_path_factory: pytest.TempPathFactory, trunk: Aggregator) -> Path:
-    """A file with the tiny trunk's weights under the official keys, and heads beside them."""
-    state = {f"aggregator.{key}": value for key, value in trunk.state_dict().items()}
+def weights(tmp_path_factory: pytest.TempPathFactory, backbone: Aggregator) -> Path:
+    """A file with the tiny backbone's weights under the official keys, and heads beside them."""
+    state = {f"aggregator.{key}": value for key, value in backbone.state_dict().items()}
     heads = {f"{head}_head.layers.0.weight": torch.zeros(3) for head in ("camera", "point", "depth", "track")}
     path = tmp_path_factory.mktemp("weights") / "model.safetensors"
     save_file({**state, **heads}, path)

@@ -6,7 +6,7 @@ import pytest
 from sfkit_vggt.teacher import Vggt
 
 from sfkit.factory.components import build_teacher
-from sfkit.factory.preset_defaults import find_preset
+from sfkit.factory.resolve import find_preset
 
 
 @pytest.mark.parametrize("name", ["spatial-forcing-openvla", "spatial-forcing-pi0", "rocket"])

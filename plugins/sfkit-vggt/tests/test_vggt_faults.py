@@ -16,8 +16,8 @@ from torch import nn
 
 from sfkit import SpatialForcing
 from sfkit.errors import ViewsError
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded
+from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
 from sfkit.training.teacher_runner import TeacherRunner
 from sfkit.views.resample import resample
 from sfkit.views.types import FeatureMap, Views
@@ -95,7 +95,7 @@ def test_fault_23_a_blank_camera_never_touches_real_ones(host: TeacherRunner, ma
     [lambda x: x * 2 - 1, lambda x: (x - MEAN) / STD, lambda x: x * 255, lambda x: x.where(x < 0.9, torch.nan)],
     ids=["[-1,1]", "ImageNet", "[0,255]", "NaN"],
 )
-def test_fault_26_pictures_outside_0_1_are_an_error(
+def test_fault_26_the_teacher_refuses_images_outside_0_1(
     host: TeacherRunner, make_views: Callable[..., Views], spoil: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
     views = make_views([[True, True]])
@@ -103,10 +103,10 @@ def test_fault_26_pictures_outside_0_1_are_an_error(
         host.features(replace(views, images=spoil(views.images)), (4,), (4, 4))
 
 
-def test_fault_26_the_trunk_normalizes_exactly_once(trunk: Aggregator) -> None:
+def test_fault_26_the_backbone_normalizes_exactly_once(backbone: Aggregator) -> None:
     images = torch.rand(1, 2, 3, 28, 42)
-    wanted = trunk.patch_embed((images[0] - MEAN) / STD)
-    assert_rounded(trunk.embed(images)[:, 5:], wanted)
+    wanted = backbone.patch_embed((images[0] - MEAN) / STD)
+    assert_rounded(backbone.embed(images)[:, 5:], wanted)
 
 
 def test_fault_28_the_teacher_is_frozen_and_nowhere_in_the_policy(
@@ -119,7 +119,7 @@ def test_fault_28_the_teacher_is_frozen_and_nowhere_in_the_policy(
     policy.train().bfloat16().float()
     handle = SpatialForcing.of(policy)
     assert handle is not None
-    network = handle.hosts[0]._model
+    network = handle.runners[0]._model
     assert isinstance(network, Aggregator)
     assert not any(module.training for module in network.modules())
     own = list(network.parameters())
@@ -130,28 +130,28 @@ def test_fault_28_the_teacher_is_frozen_and_nowhere_in_the_policy(
     assert not any(isinstance(module, Aggregator) for module in policy.modules())
     saved = Vggt({"config": "tiny", "weights": str(weights)}).load(torch.device("cpu")).state_dict()
     assert all(torch.equal(value, saved[key]) for key, value in network.state_dict().items())
-    assert copy.deepcopy(handle).hosts[0]._model is network
+    assert copy.deepcopy(handle).runners[0]._model is network
 
 
 def test_fault_36_rotary_tables_do_not_depend_on_what_was_called_before(
-    new_trunk: Callable[..., Aggregator],
+    new_backbone: Callable[..., Aggregator],
 ) -> None:
     images = torch.rand(1, 2, 3, 56, 56)
     with torch.no_grad():
-        exact, rounded = (new_trunk(round_angles=option)(images, [4])[0] for option in (False, True))
+        exact, rounded = (new_backbone(round_angles=option)(images, [4])[0] for option in (False, True))
         assert (exact - rounded).abs().max() > 1e-5
         for first in (False, True):
-            trunk = new_trunk()
+            backbone = new_backbone()
             for option in (first, not first, first):
-                trunk.round_angles = option
-                (found,) = trunk(images, [4])
+                backbone.round_angles = option
+                (found,) = backbone(images, [4])
                 assert torch.equal(found, rounded if option else exact)
 
 
-def test_fault_36_autocast_does_not_round_the_tables(new_trunk: Callable[..., Aggregator]) -> None:
-    trunk, other = new_trunk(), new_trunk()
+def test_fault_36_autocast_does_not_round_the_tables(new_backbone: Callable[..., Aggregator]) -> None:
+    backbone, other = new_backbone(), new_backbone()
     with torch.autocast("cpu", torch.bfloat16):
-        coarse = trunk.rope((4, 4), 2, torch.device("cpu"))
+        coarse = backbone.rope((4, 4), 2, torch.device("cpu"))
     for one, wanted in zip(coarse, other.rope((4, 4), 2, torch.device("cpu")), strict=True):
         assert one.dtype == torch.float32
         assert torch.equal(one, wanted)

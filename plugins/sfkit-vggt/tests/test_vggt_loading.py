@@ -37,27 +37,27 @@ def same(one: Aggregator, other: Aggregator) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
 
 
-def test_the_official_keys_are_read_and_the_heads_are_left(weights: Path, trunk: Aggregator) -> None:
+def test_the_official_keys_are_read_and_the_heads_are_left(weights: Path, backbone: Aggregator) -> None:
     loaded = load(weights)
-    assert same(loaded, trunk)
+    assert same(loaded, backbone)
     assert not any(parameter.is_meta for parameter in loaded.parameters())
 
 
-def test_a_folder_will_do(weights: Path, trunk: Aggregator) -> None:
-    assert same(load(weights.parent), trunk)
+def test_a_folder_will_do(weights: Path, backbone: Aggregator) -> None:
+    assert same(load(weights.parent), backbone)
 
 
 @pytest.mark.parametrize("inside", [None, "model"])
-def test_a_pickled_state_dict_will_do(weights: Path, tmp_path: Path, trunk: Aggregator, inside: str | None) -> None:
+def test_a_pickled_state_dict_will_do(weights: Path, tmp_path: Path, backbone: Aggregator, inside: str | None) -> None:
     state = load_file(weights)
     torch.save(state if inside is None else {inside: state}, tmp_path / "model.pt")
-    assert same(load(tmp_path / "model.pt"), trunk)
-    assert same(load(tmp_path), trunk)
+    assert same(load(tmp_path / "model.pt"), backbone)
+    assert same(load(tmp_path), backbone)
 
 
-def test_heads_are_never_read(weights: Path, tmp_path: Path, trunk: Aggregator) -> None:
+def test_heads_are_never_read(weights: Path, tmp_path: Path, backbone: Aggregator) -> None:
     path = rewrite(weights, tmp_path, lambda state: state.update({"point_head.x": torch.full((2,), torch.nan)}))
-    assert same(load(path), trunk)  # a NaN that is read is an error
+    assert same(load(path), backbone)  # a NaN that is read is an error
 
 
 def test_products_may_be_bfloat16(weights: Path) -> None:
@@ -84,7 +84,7 @@ FAULTY: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
         lambda state: state.pop("aggregator.global_blocks.3.ls2.gamma"),
         r"missing \(1\): aggregator\.global_blocks\.3\.ls2\.gamma",
     ),
-    "unexpected in the trunk": (
+    "unexpected in the backbone": (
         lambda state: state.update({"aggregator.frame_blocks.4.x": torch.ones(1)}),
         r"unexpected \(1\): aggregator\.frame_blocks\.4\.x",
     ),
@@ -155,7 +155,7 @@ def test_without_access_the_gate_is_explained(monkeypatch: pytest.MonkeyPatch) -
         assert words in str(caught.value)
 
 
-def test_the_full_trunk_takes_no_memory_until_it_is_loaded() -> None:
+def test_the_full_backbone_takes_no_memory_until_it_is_loaded() -> None:
     with without_weights():
         full = Vggt().build()
     assert all(tensor.is_meta for tensor in full.state_dict().values())

@@ -97,9 +97,13 @@ def with_global_first() -> Any:
         real(self, *args, **kwargs)
         self.register_forward_pre_hook(exchange)
 
-    def exchange(trunk: Any, args: Any) -> None:
-        if not getattr(trunk, "exchanged", False):
-            trunk.frame_blocks, trunk.global_blocks, trunk.exchanged = trunk.global_blocks, trunk.frame_blocks, True
+    def exchange(backbone: Any, args: Any) -> None:
+        if not getattr(backbone, "exchanged", False):
+            backbone.frame_blocks, backbone.global_blocks, backbone.exchanged = (
+                backbone.global_blocks,
+                backbone.frame_blocks,
+                True,
+            )
 
     return mock.patch.object(aggregator.Aggregator, "__init__", build)
 
@@ -161,7 +165,7 @@ def configs(draw: st.DrawFn) -> VggtConfig:
 
 @given(config=configs(), seed=st.integers(0, 2**31 - 2))
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_trunk_of_any_size_is_rebuilt_from_its_fixture(config: VggtConfig, seed: int, tmp_path: Path) -> None:
+def test_a_backbone_of_any_size_is_rebuilt_from_its_fixture(config: VggtConfig, seed: int, tmp_path: Path) -> None:
     class Other(VggtTeacher):
         name = "other"
         license = "none"
@@ -188,7 +192,7 @@ def test_a_part_of_the_layers_and_a_batch_of_views_alone_are_fine(tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["layer4", "depth"])
-def test_an_output_that_the_trunk_does_not_have_fails(tmp_path: Path, name: str) -> None:
+def test_an_output_that_the_backbone_does_not_have_fails(tmp_path: Path, name: str) -> None:
     path = rewritten(UNIT, tmp_path, lambda state: state.update({f"native.out.{name}": torch.zeros(2)}))
     bad = [difference for difference in compare(Fixture.load(path)) if difference.error > TOLERANCE]
     assert [(difference.case, difference.output) for difference in bad] == [("native", name)]

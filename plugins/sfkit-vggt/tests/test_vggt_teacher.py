@@ -22,8 +22,8 @@ from sfkit import SpatialForcing
 from sfkit.errors import ConfigError, TeacherMemoryError
 from sfkit.factory.components import build_teacher
 from sfkit.registry.registry import default_registry
-from sfkit.testing.policies import tiny_batch
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded
+from sfkit.testing.tiny import tiny_batch
 from sfkit.training.teacher_runner import TeacherRunner
 from sfkit.views.types import FeatureMap, Views
 
@@ -132,10 +132,12 @@ def test_maps_have_the_promised_form(
 
 
 @pytest.mark.parametrize("tokens", ["camera", "register"])
-def test_single_tokens_are_those_of_the_trunk(make_views: Callable[..., Views], trunk: Aggregator, tokens: str) -> None:
+def test_single_tokens_are_those_of_the_backbone(
+    make_views: Callable[..., Views], backbone: Aggregator, tokens: str
+) -> None:
     views = make_views([[True, True]])
     (found,) = features(views, tokens=tokens)
-    (whole,) = trunk(views.images, [4])
+    (whole,) = backbone(views.images, [4])
     wanted = whole[:, :, :1] if tokens == "camera" else whole[:, :, 1:5]
     assert_rounded(found.values[:, :, 0, 0], wanted.flatten(2))
 

@@ -1,4 +1,4 @@
-"""The generic adapter, and what it is told."""
+"""The generic adapter and its options."""
 
 from __future__ import annotations
 

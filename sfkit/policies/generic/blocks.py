@@ -1,8 +1,8 @@
-"""Where a stack of decoder blocks can be tapped."""
+"""The taps of a stack of decoder blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -13,22 +13,15 @@ from sfkit.policies.base import TapPoint
 from sfkit.policies.generic.options import GenericOptions
 from sfkit.policies.generic.paths import find_module
 
-#: Names in use for the norm that a pre-norm block begins with. What follows attention is called otherwise.
+#: Names in use for the norm that a pre-norm block begins with. The norm after attention has other names.
 FIRST_NORMS = (
     "input_layernorm", "ln_1", "norm1", "norm_1", "attention_norm", "attn_norm", "layer_norm1", "ln1",
     "self_attn_layer_norm", "input_norm", "pre_attn_norm", "pre_attention_layernorm",
 )  # fmt: skip
 #: Names in use for the norm after the last block, beside the blocks.
 FINAL_NORMS = (
-    "norm",
-    "final_layernorm",
-    "ln_f",
-    "final_norm",
-    "norm_f",
-    "final_layer_norm",
-    "post_layernorm",
-    "ln_post",
-)
+    "norm", "final_layernorm", "ln_f", "final_norm", "norm_f", "final_layer_norm", "post_layernorm", "ln_post",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,9 +29,9 @@ class Stack:
     """Decoder blocks, and the taps before and after each.
 
     Attributes:
-        points: One tap for each layer, 0 to the number of blocks; the last is None where nothing after the last block
-            is known.
-        dim: Width of the residual stream; None where it cannot be read from a norm.
+        points: One tap for each layer, 0 to the number of blocks; the last is None where no module is known to follow
+            the last block.
+        dim: Width of the residual stream; None where no norm gives it.
     """
 
     points: tuple[TapPoint | None, ...]
@@ -67,9 +60,8 @@ def _blocks(policy: nn.Module, options: GenericOptions) -> Iterable[tuple[str, n
         return [(f"{where}.{name}", block) for name, block in holder.named_children()]
     if isinstance(where, tuple):
         return [(path, find_module(policy, path, "blocks")) for path in where]
-    found: Sequence[nn.Module] = list(where(policy))
     names = {id(module): name for name, module in policy.named_modules()}
-    return [(names.get(id(block), f"block {index}"), block) for index, block in enumerate(found)]
+    return [(names.get(id(block), f"block {index}"), block) for index, block in enumerate(where(policy))]
 
 
 def first_tap(block: nn.Module, path: str, norm: str | None = None) -> TapPoint:
@@ -83,13 +75,11 @@ def first_tap(block: nn.Module, path: str, norm: str | None = None) -> TapPoint:
     Raises:
         AdapterError: It has no module of that name.
     """
-    if norm is None and getattr(block, "norm_first", True) is False:
-        norm = ""  # of a block that ends in its norms, as torch's own does by default, the norms see no stream
     if norm is None:
-        norm = next((name for name in FIRST_NORMS if isinstance(getattr(block, name, None), nn.Module)), "")
-    if not norm:
-        return TapPoint(block, path)
-    return TapPoint(find_module(block, norm, "norm"), f"{path}.{norm}")
+        names = (name for name in FIRST_NORMS if isinstance(getattr(block, name, None), nn.Module))
+        # A post-norm block, such as torch's own by default, has no norm on the residual stream.
+        norm = "" if getattr(block, "norm_first", True) is False else next(names, "")
+    return TapPoint(find_module(block, norm, "norm"), f"{path}.{norm}") if norm else TapPoint(block, path)
 
 
 def _after(policy: nn.Module, last: str, final_norm: str | None) -> TapPoint | None:
@@ -101,13 +91,13 @@ def _after(policy: nn.Module, last: str, final_norm: str | None) -> TapPoint | N
     except AdapterError:
         return None
     for name in FINAL_NORMS:
-        found = getattr(parent, name, None)
-        if isinstance(found, nn.Module):
-            return TapPoint(found, f"{holder}.{name}" if holder else name)
+        norm = getattr(parent, name, None)
+        if isinstance(norm, nn.Module):
+            return TapPoint(norm, f"{holder}.{name}" if holder else name)
     return None
 
 
 def norm_width(module: nn.Module) -> int | None:
-    """Width of a norm, from its weight; None for what is no norm."""
+    """Width of a norm, from its weight; None for another module."""
     weight = getattr(module, "weight", None)
     return weight.shape[0] if isinstance(weight, torch.Tensor) and weight.ndim == 1 else None

@@ -1,4 +1,4 @@
-"""What the generic adapter is told. Everything but functions is saved with a checkpoint, and read again on resume."""
+"""Options of the generic adapter. A checkpoint holds all of them but functions, and a resumed run reads them again."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainSerializer, field_validator, model_validator
+from pydantic import Field, PlainSerializer, PositiveInt, model_validator
 from typing_extensions import Self
 
 from sfkit.config import Options
 from sfkit.errors import ConfigError
-from sfkit.registry.marks import Harmless
+from sfkit.registry.component import Harmless
 
 _FUNCTION = "function"
 
@@ -20,7 +20,7 @@ Layout = Literal["b v c h w", "b v h w c", "b c h w", "b h w c", "b (v c) h w", 
 Colors = tuple[float, float, float]
 
 
-def _name_of(function: Callable[..., Any]) -> dict[str, str]:
+def _name_of(function: Callable[..., object]) -> dict[str, str]:
     module, name = getattr(function, "__module__", "?"), getattr(function, "__qualname__", type(function).__name__)
     return {_FUNCTION: f"{module}:{name}"}
 
@@ -60,7 +60,7 @@ class ImageTokens:
 
 @dataclass(frozen=True)
 class MeanStd:
-    """Pictures were normalized as ``(x - mean) / std``, with x in [0, 1]."""
+    """Images are normalized as ``(x - mean) / std``, with x in [0, 1]."""
 
     mean: Colors
     std: Colors
@@ -73,7 +73,7 @@ class MeanStd:
 class GenericOptions(Options):
     """Options of :class:`sfkit.GenericAdapter`.
 
-    Functions are given a :class:`sfkit.policies.base.ForwardCall` (``blocks``: the policy).
+    A function gets the :class:`sfkit.policies.base.ForwardCall` (``blocks``: the policy).
     """
 
     blocks: Harmless[str | tuple[str, ...] | Function] = Field(
@@ -83,94 +83,87 @@ class GenericOptions(Options):
         default=None, description="Path, within a block, of the norm that it begins with; '' taps the block itself."
     )
     final_norm: Harmless[str | None] = Field(default=None, description="Path of the norm after the last block.")
-    dim: int | None = Field(default=None, ge=1, description="Width of the hidden states; read from the norm.")
+    dim: int | None = Field(default=None, ge=1, description="Width of the hidden states; by default the norm's.")
     tokens: Harmless[Span | tuple[Span, ...] | ImageTokens | Function] = Field(
         description="Visual tokens in the tapped sequence, view by view and row by row; a function returns positions."
     )
-    grid: tuple[int, int, int] = Field(description="Views, and rows and columns of visual tokens in each.")
-    images: Harmless[Where] = Field(description="The pictures that the policy is given.")
+    grid: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(
+        description="Number of views, and rows and columns of visual tokens in each."
+    )
+    images: Harmless[Where] = Field(description="The images that the policy gets.")
     layout: Layout | None = Field(
-        default=None, description="Axes of the pictures; needed unless they are 5-D, or 4-D of a single view."
+        default=None, description="Axes of the images; needed unless they are 5-D, or 4-D of a single view."
     )
     channels: tuple[int, int, int] | None = Field(
         default=None, description="Which channels of a view are red, green and blue, where there are more than three."
     )
     pixels: Harmless[Literal["[0,1]", "[-1,1]", "0-255", "imagenet", "clip"] | MeanStd | None] = Field(
-        default=None, description="How the pictures are normalized when they reach the policy; checked, never guessed."
+        default=None, description="How the images are normalized when they reach the policy; checked, never guessed."
     )
     resize: tuple[int, int] | None = Field(
         default=None, description="Height and width to which the policy itself stretches what is in the batch."
     )
     merge: int = Field(default=2, ge=1, description="Layout 'patches': patches along each side of a visual token.")
-    frames: int = Field(default=2, ge=1, description="Layout 'patches': copies of a still picture in time.")
+    frames: int = Field(default=2, ge=1, description="Layout 'patches': copies of a still image in time.")
     names: Harmless[tuple[str, ...]] = Field(default=(), description="A name for each view.")
-    present: Harmless[Where | None] = Field(
-        default=None, description="Bool (b, v), or (b,) for each view: cameras that exist."
-    )
+    present: Harmless[Where | None] = Field(default=None, description="Cameras that exist: bool (b, v), or (b,) each.")
     valid: Harmless[Where | tuple[int, int, int, int] | None] = Field(
-        default=None,
-        description="Pixels that are no padding: bool (b, v, h, w), or the box (top, left, height, width).",
+        default=None, description="Pixels without padding: bool (b, v, h, w), or the box (top, left, height, width)."
     )
     depth: Harmless[Where | None] = Field(default=None, description="Depth maps (b, v, h, w) at the view's resolution.")
     depth_unit: Literal["m", "mm"] | None = Field(default=None, description="Their unit; never guessed.")
     intrinsics: Harmless[Where | None] = Field(default=None, description="K (b, v, 3, 3) in pixels of the view.")
     world_from_camera: Harmless[Where | None] = Field(default=None, description="Poses (b, v, 4, 4), meters.")
     connector: Harmless[str | None] = Field(
-        default=None,
-        description="Path of the module that takes what the vision tower gives to the language model: "
-        "student_layer='encoder' reads its input.",
+        default=None, description="Path of the module behind the vision tower: student_layer='encoder' reads its input."
     )
     tower: tuple[int, int, int] | None = Field(
         default=None, description="Rows and columns of the tower's tokens in a view, and their width."
     )
     future: Harmless[dict[int, str | tuple[str, ...]]] = Field(
-        default_factory=dict,
-        description="The pictures so many steps later, laid out as images: where they are, by the number of steps.",
+        default={}, description="Paths of future images, laid out as images, by the number of steps ahead."
     )
     future_present: Harmless[dict[int, str | tuple[str, ...]]] = Field(
-        default_factory=dict,
-        description="Bool (b, v), or (b,) for each view, by the number of steps: False where the episode ends before.",
+        default={}, description="Bool (b, v), or (b,) each, by steps ahead: False where the episode ends before."
     )
     loss: Harmless[str | None] = Field(
         default=None,
         description="Path of the loss in what forward returns; 'output' where that is the loss itself, 'outside' where "
-        "the loss is computed by the training loop. Found by itself where there is no doubt.",
+        "the training loop computes the loss. By default the adapter looks for it.",
     )
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """The visual tokens as spans; empty where the batch decides."""
+        return (
+            (self.tokens,) if isinstance(self.tokens, Span) else self.tokens if isinstance(self.tokens, tuple) else ()
+        )
 
     @model_validator(mode="before")
     @classmethod
-    def _functions_are_not_saved(cls, values: Any) -> Any:
-        lost = {
-            key: item[_FUNCTION] for key, item in dict(values).items() if isinstance(item, dict) and _FUNCTION in item
-        }
+    def _functions_are_not_saved(cls, values: dict[str, object]) -> dict[str, object]:
+        lost = [
+            f"{key} was {item[_FUNCTION]}"
+            for key, item in values.items()
+            if isinstance(item, dict) and _FUNCTION in item
+        ]
         if lost:
-            told = ", ".join(f"{key} was {name}" for key, name in lost.items())
             raise ConfigError(
-                f"The saved run used functions in its GenericAdapter, and functions are not saved: {told}.",
+                f"The saved run used functions in its GenericAdapter, and functions are not saved: {', '.join(lost)}.",
                 "Pass adapter=GenericAdapter(...) with them to SpatialForcing.from_pretrained.",
             )
         return values
 
-    @field_validator("grid")
-    @classmethod
-    def _positive(cls, grid: tuple[int, int, int]) -> tuple[int, int, int]:
-        if min(grid) < 1:
-            raise ValueError("views, rows and columns are at least 1")
-        return grid
-
     @model_validator(mode="after")
     def _fits(self) -> Self:
         views, rows, columns = self.grid
-        spans = (self.tokens,) if isinstance(self.tokens, Span) else self.tokens
-        if isinstance(spans, tuple):
-            held = sum(span.length for span in spans)
-            if held != views * rows * columns:
-                raise ConfigError(
-                    f"tokens hold {held} positions, but {views} views of {rows}x{columns} tokens are "
-                    f"{views * rows * columns}.",
-                    "Write Span(start, length), and grid=(views, rows, columns).",
-                )
-            _refuse_overlap(spans)
+        length, count = sum(span.length for span in self.spans), views * rows * columns
+        if self.spans and length != count:
+            raise ConfigError(
+                f"tokens hold {length} positions, but {views} views of {rows}x{columns} tokens are {count}.",
+                "Write Span(start, length), and grid=(views, rows, columns).",
+            )
+        _refuse_overlap(self.spans)
         for option in ("names", "images", "present", "depth", "intrinsics", "world_from_camera"):
             given = getattr(self, option)
             if isinstance(given, tuple) and given and len(given) != views:
@@ -181,19 +174,16 @@ class GenericOptions(Options):
                 "Give connector='path of the module behind the tower' and tower=(rows, columns, width), or neither.",
             )
         if self.future_present.keys() - self.future.keys():
-            raise ConfigError(
-                "future_present names steps that future does not.", "Give both the same numbers of steps."
-            )
+            raise ConfigError("future_present names steps that future does not.", "Give both the same steps.")
         if self.depth is not None and self.depth_unit is None:
-            raise ConfigError(
-                "The unit of the depth maps is not given, and never guessed.", 'Add depth_unit="m" or "mm".'
-            )
+            raise ConfigError("The unit of the depth maps is not given.", 'Add depth_unit="m" or "mm".')
         return self
 
 
 def _refuse_overlap(spans: tuple[Span, ...]) -> None:
-    for side in (True, False):
-        ordered = sorted((span for span in spans if (span.start < 0) is side), key=lambda span: span.start)
+    # Spans that count from the end are compared among themselves: the length of the sequence is not known.
+    for from_end in (True, False):
+        ordered = sorted((span for span in spans if (span.start < 0) is from_end), key=lambda span: span.start)
         for first, second in itertools.pairwise(ordered):
             if first.start + first.length > second.start:
                 raise ConfigError(f"{first} and {second} overlap.", "Each visual token has one position.")

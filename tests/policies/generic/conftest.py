@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sfkit import GenericAdapter, ImageTokens
-from sfkit.testing.policies import Block
+from sfkit.testing.tiny import Block
 
 IMAGE_ID, PAD_ID = 99, 0
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))

@@ -25,9 +25,9 @@ from sfkit.errors import (
 from sfkit.policies.base import ForwardCall
 from sfkit.policies.generic import Span
 from sfkit.policies.generic.blocks import first_tap
-from sfkit.testing.correspondence import CorrespondenceError, check_correspondence
-from sfkit.testing.policies import TinyPolicy, tiny_batch
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.checks import CorrespondenceError, check_correspondence
+from sfkit.testing.tiny import PatchTeacher, TinyPolicy, tiny_batch
+from sfkit.training.taps import Residual
 
 TINY: dict[str, Any] = {
     "blocks": "blocks", "tokens": Span(0, 32), "grid": (2, 4, 4), "images": "images", "pixels": "[0,1]",
@@ -202,7 +202,7 @@ def test_the_sequence_must_be_that_of_the_ids(make_text: Callable[..., Any]) -> 
         ({"blocks": "blocks.0.out"}, AdapterError, "holds no module"),
         ({"norm": "norm"}, AdapterError, "has no module 'norm'"),
         ({"grid": (2, 4)}, ConfigError, "grid"),
-        ({"grid": (0, 4, 4)}, ConfigError, "at least 1"),
+        ({"grid": (0, 4, 4)}, ConfigError, "greater than 0"),
         ({"pixel": "[0,1]"}, ConfigError, "Did you mean 'pixels'"),
         ({"depth": "depth"}, ConfigError, "unit of the depth"),
         ({"names": ("wrist",)}, ConfigError, "names has 1 entries for 2 views"),
@@ -218,7 +218,7 @@ def test_bad_options_are_refused_at_the_wrap(
 def test_a_layer_after_the_last_block_needs_a_norm(tiny: Callable[..., Any]) -> None:
     policy = tiny()
     policy.last, policy.norm = policy.norm, nn.Identity()
-    assert wrap(policy, final_norm="last", at=3).spatial_forcing.taps[3].path == "last"
+    assert wrap(policy, final_norm="last", at=3).spatial_forcing.taps.at[Residual(3)].path == "last"
     policy = nn.Module()
     policy.inner = tiny().blocks
     with pytest.raises(AdapterError, match="no norm is known there"):
@@ -230,7 +230,7 @@ def test_blocks_may_be_listed_or_found_by_a_function(tiny: Callable[..., Any]) -
     for blocks in (listed, lambda policy: policy.blocks):
         policy = wrap(tiny(), blocks=blocks, at=1)
         policy(tiny_batch())
-        assert policy.spatial_forcing.taps[1].path == "blocks.1.input_layernorm"
+        assert policy.spatial_forcing.taps.at[Residual(1)].path == "blocks.1.input_layernorm"
 
 
 def test_a_frozen_policy_is_noticed(tiny: Callable[..., Any]) -> None:
@@ -274,7 +274,7 @@ def test_geometry_comes_from_the_batch(tiny: Callable[..., Any]) -> None:
     assert policy.spatial_forcing.metrics()["sf_valid_token_fraction"] == 1.0
     with pytest.raises(ViewsError, match="bfloat16"):
         policy({**batch, "depth": batch["depth"].bfloat16()})
-    with pytest.raises(ViewsError, match="was not told where depth is"):
+    with pytest.raises(ViewsError, match="has no option depth"):
         wrap(tiny(), "geometry")(batch)
 
 
@@ -393,7 +393,7 @@ def test_a_loss_that_the_loop_computes() -> None:
         policy = wrap(Returning(lambda loss: {"a": loss}), blocks="inner.blocks", loss="outside")
         loss = policy(tiny_batch())["a"].mean()
         (policy.spatial_forcing.add(loss) if add else loss).backward()
-        assert policy.spatial_forcing.projectors[0].fc1.weight.grad.abs().sum() > 0
+        assert policy.spatial_forcing.pairs[0].projector.fc1.weight.grad.abs().sum() > 0
         return policy.inner.embed.weight.grad
 
     torch.testing.assert_close(gradient(add=True), gradient(add=False))

@@ -70,10 +70,10 @@ def test_the_half_of_each_view_that_is_meant_is_taken() -> None:
 @pytest.mark.parametrize(
     ("shape", "fields", "message"),
     [
-        ((4, 3, 8, 8), {}, r"axes of pictures \(4, 3, 8, 8\) float32 for 2 views are not clear"),
+        ((4, 3, 8, 8), {}, r"axes of images \(4, 3, 8, 8\) float32 for 2 views are not clear"),
         ((2, 12, 8, 8), {"layout": "b (v c) h w"}, "6 channels in a view"),
         ((2, 7, 8, 8), {"layout": "b (v c) h w"}, "do not have the layout"),
-        ((2, 3, 3, 8, 8), {"layout": "b v c h w"}, "holds 3 pictures for each sample"),
+        ((2, 3, 3, 8, 8), {"layout": "b v c h w"}, "holds 3 images for each sample"),
         ((2, 8, 8), {"layout": "b c h w"}, "do not have the layout"),
         ((48, 96), {"layout": "patches"}, "do not make up 2 views"),
     ],
@@ -87,7 +87,7 @@ def test_what_is_no_picture_is_an_error() -> None:
     with pytest.raises(ViewsError, match="a str, not a tensor"):
         to_views("picture.png", options())
     uneven = [[torch.zeros(4, 4, 3), torch.zeros(4, 4, 3)], [torch.zeros(4, 4, 3)]]
-    with pytest.raises(ViewsError, match=r"\[1, 2\] pictures"):
+    with pytest.raises(ViewsError, match=r"\[1, 2\] images"):
         to_views([[part.numpy() for part in row] for row in uneven], options())
 
 

@@ -12,9 +12,8 @@ import torch
 from sfkit import GenericAdapter, Span, SpatialForcing
 from sfkit.errors import AdapterError, ConfigError, ShapeError, ViewsError
 from sfkit.policies.base import ForwardCall
-from sfkit.testing.correspondence import check_correspondence
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.checks import check_correspondence
+from sfkit.testing.tiny import PatchTeacher, TinyAdapter, TinyPolicy, tiny_batch
 
 TOLD: dict[str, Any] = {
     "blocks": "blocks", "tokens": Span(0, 32), "grid": (2, 4, 4), "images": "images", "pixels": "[0,1]", "loss": "0",
@@ -83,9 +82,9 @@ def test_half_of_what_is_needed_is_refused(options: dict[str, Any], says: str) -
         GenericAdapter(**TOLD, **options)
 
 
-def test_what_it_was_not_told_and_what_is_wrong_is_said() -> None:
+def test_missing_and_wrong_options_are_explained() -> None:
     teacher = PatchTeacher()
-    with pytest.raises(ConfigError, match=r"not told where the vision tower's output is read\.\n.*connector="):
+    with pytest.raises(ConfigError, match=r"cannot read the vision tower's output\.\n.*connector="):
         loss_of(GenericAdapter(**TOLD), tiny_batch(), teacher=teacher, student_layer="encoder")
     with pytest.raises(AdapterError, match=r"connector='conector': .*Did you mean 'connector'"):
         loss_of(
@@ -98,7 +97,7 @@ def test_what_it_was_not_told_and_what_is_wrong_is_said() -> None:
             student_layer="encoder",
         )  # fmt: skip
     pairs = [{"student_layer": 2, "teacher": teacher, "future": 3}]
-    with pytest.raises(ConfigError, match=r"not told where the pictures 3 steps later are\.\n.*future=\{3:"):
+    with pytest.raises(ConfigError, match=r"has no images 3 steps ahead\.\n.*future=\{3:"):
         loss_of(GenericAdapter(**TOLD), tiny_batch(), pairs=pairs)
     with pytest.raises(ViewsError, match="future='next' is not in the batch"):
         loss_of(GenericAdapter(**TOLD, future={3: "next"}), tiny_batch(), pairs=pairs)

@@ -11,8 +11,8 @@ import torch
 from sfkit import SpatialForcing
 from sfkit.policies.generic import GenericOptions
 from sfkit.policies.generic.pixels import to_views
-from sfkit.testing.correspondence import check_correspondence
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.checks import check_correspondence
+from sfkit.testing.tiny import PatchTeacher
 
 FAMILIES = ["paligemma", "llava", "smolvlm", "qwen"]
 
@@ -55,7 +55,7 @@ def test_activation_checkpointing_of_a_vlm_changes_no_gradient(make_vlm: Callabl
         policy(case.batch())["loss"].backward()
         gradients = [p.grad for p in policy.parameters() if p.grad is not None]
         found.append((policy.spatial_forcing.metrics()["sf_loss"], gradients))
-        assert policy.spatial_forcing.hosts[0].runs == 1
+        assert policy.spatial_forcing.runners[0].num_forwards == 1
     assert found[0][0] == found[1][0]
     torch.testing.assert_close(found[0][1], found[1][1])
 

@@ -12,10 +12,8 @@ from torch import Tensor
 
 from sfkit import SpatialForcing
 from sfkit.policies.base import ForwardCall
-from sfkit.testing.outside import OutsideAdapter, OutsidePolicy
-from sfkit.testing.policies import TinyAdapter, TinyPolicy, tiny_batch
-from sfkit.testing.rounding import assert_rounded
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.checks import assert_rounded
+from sfkit.testing.tiny import OutsideAdapter, OutsidePolicy, PatchTeacher, TinyAdapter, TinyPolicy, tiny_batch
 
 WEIGHT, LAYER = 0.5, 2
 
@@ -51,8 +49,8 @@ def by_hand() -> Callable[..., tuple[Any, Tensor]]:
         hook.remove()
         views = handle.adapter.views(ForwardCall({"batch": batch}, output))
         tokens = handle.adapter.visual_tokens(seen[0], views)
-        (target,) = handle.hosts[0].features(views, [1], tokens.grid)
-        projected = handle.projectors[0](tokens.values.float(), tokens.mask)
+        (target,) = handle.runners[0].features(views, [1], tokens.grid)
+        projected = handle.pairs[0].projector(tokens.values.float(), tokens.mask)
         cosine = F.cosine_similarity(projected, target.values, dim=-1)
         return output, WEIGHT * (1 - cosine).mean()
 

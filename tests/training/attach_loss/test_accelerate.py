@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from sfkit.testing.outside import OutsideAdapter, OutsidePolicy, loop_loss
-from sfkit.testing.policies import TinyAdapter, TinyPolicy
-from sfkit.testing.rounding import assert_rounded
+from sfkit.testing.checks import assert_rounded
+from sfkit.testing.tiny import OutsideAdapter, OutsidePolicy, TinyAdapter, TinyPolicy, loop_loss
 
 accelerate = pytest.importorskip("accelerate")
 
@@ -36,7 +35,7 @@ def test_fault_14_accumulation_and_mixed_precision(
 
     one, two = run("auto", grad_accumulation=2), run("manual")
     assert_rounded(one, two)
-    assert two["spatial_forcing.projectors.0.fc1.weight"].abs().sum() > 0
+    assert two["spatial_forcing.pairs.0.projector.fc1.weight"].abs().sum() > 0
 
 
 @pytest.mark.parametrize("attach_loss", ["return", "backward", "manual"])
@@ -65,7 +64,7 @@ def test_fault_14_accelerate_trains_the_explicit_sum(
 
     one, two = run(explicit=False), run(explicit=True)
     assert one.keys() == two.keys()
-    assert any("projectors" in name for name in one)
+    assert any("projector" in name for name in one)
     if precision == "no":
         assert_rounded(one, two)
         return

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from sfkit.testing.outside import OutsideAdapter, OutsidePolicy, loop_loss
-from sfkit.testing.policies import TinyAdapter, TinyPolicy
+from sfkit.testing.tiny import OutsideAdapter, OutsidePolicy, TinyAdapter, TinyPolicy, loop_loss
 
 pytestmark = pytest.mark.filterwarnings(
     # torch._dynamo asks tensors for their gradient before it knows whether they are leaves.
@@ -50,5 +49,5 @@ def test_compiled_after_the_wrap(
         (policy.spatial_forcing.add(loss) if attach_loss == "manual" else loss).backward()
         output, alignment = by_hand(other, batch(seed))
         (loss_of(output, batch(seed)) + alignment).backward()
-    assert any("projectors" in name for name in gradients(policy))
+    assert any("projector" in name for name in gradients(policy))
     same(gradients(policy), gradients(other))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from sfkit.testing.outside import loop_loss
+from sfkit.testing.tiny import loop_loss
 
 WORKER = Path(__file__).parents[2] / "workers" / "joined_ranks.py"
 OPTIONS: list[dict[str, Any]] = [{}, {"find_unused_parameters": True}, {"static_graph": True}]

@@ -11,9 +11,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
 from sfkit import SpatialForcing
 from sfkit.policies.base import ForwardCall
-from sfkit.testing.outside import OutsideAdapter, OutsidePolicy, loop_loss
-from sfkit.testing.policies import TinyAdapter, TinyPolicy
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.tiny import OutsideAdapter, OutsidePolicy, PatchTeacher, TinyAdapter, TinyPolicy, loop_loss
 
 peft = pytest.importorskip("peft")
 
@@ -55,8 +53,8 @@ def test_lora_trains_by_the_explicit_sum_and_merges(
     hook.remove()
     views = handle.adapter.views(ForwardCall({"batch": batch()}, output))
     tokens = handle.adapter.visual_tokens(seen[0], views)
-    (target,) = handle.hosts[0].features(views, [1], tokens.grid)
-    projected = handle.projectors[0](tokens.values.float(), tokens.mask)
+    (target,) = handle.runners[0].features(views, [1], tokens.grid)
+    projected = handle.pairs[0].projector(tokens.values.float(), tokens.mask)
     alignment = 0.5 * (1 - F.cosine_similarity(projected, target.values, dim=-1)).mean()
     (loss_of(output, batch()) + alignment).backward()
     same(gradients(policy), gradients(other))

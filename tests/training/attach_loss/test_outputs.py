@@ -14,8 +14,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
 
 from sfkit.errors import GradientError, LossError
-from sfkit.testing.outside import OutsidePolicy, loop_loss
-from sfkit.testing.policies import TinyAdapter, TinyPolicy
+from sfkit.testing.tiny import OutsidePolicy, TinyAdapter, TinyPolicy, loop_loss
 
 Make, Batch = Callable[..., Any], Callable[..., dict[str, Tensor]]
 Gradients, Same, ByHand = Callable[..., dict[str, Tensor]], Callable[..., None], Callable[..., Any]
@@ -172,7 +171,7 @@ def test_backward_does_not_run_through_outputs_that_the_loop_does_not_use(
     loss = loop_loss(policy(batch()), batch())
     (policy.spatial_forcing.add(loss) if attach_loss == "manual" else loss).backward()
     assert Marked.passes == before
-    assert policy.spatial_forcing.projectors[0].fc1.weight.grad.abs().sum() > 0
+    assert policy.spatial_forcing.pairs[0].projector.fc1.weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("attach_loss", ["backward", "manual"])

@@ -13,9 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sfkit import SpatialForcing
 from sfkit.errors import ConfigError, LossError, SfkitWarning, WrapError
-from sfkit.testing.outside import OutsidePolicy, loop_loss
-from sfkit.testing.policies import TinyAdapter, tiny_batch
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.tiny import OutsidePolicy, PatchTeacher, TinyAdapter, loop_loss, tiny_batch
 
 Make, Batch = Callable[..., Any], Callable[..., dict[str, torch.Tensor]]
 

@@ -8,7 +8,7 @@ import pytest
 
 from sfkit.errors import LossError
 from sfkit.training import loss_scale as module
-from sfkit.training.loss_scale import StepScale
+from sfkit.training.loss_scale import LossScale
 
 CALL = {"num_items_in_batch": 8}
 
@@ -19,7 +19,7 @@ CALL = {"num_items_in_batch": 8}
 def test_fault_48_the_share_of_a_call_follows_batches_and_processes(
     accumulation: int, processes: int | None, share: float
 ) -> None:
-    scale = StepScale(accumulation)
+    scale = LossScale(accumulation)
     scale.processes = processes
     assert scale.share_of_the_step(CALL) == pytest.approx(share)
     assert scale.share_of_the_step({}) == 1.0
@@ -28,8 +28,8 @@ def test_fault_48_the_share_of_a_call_follows_batches_and_processes(
 def test_fault_48_several_processes_must_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_world_size", lambda: 2)
     with pytest.raises(LossError, match="average_tokens_across_devices"):
-        StepScale(4).share_of_the_step(CALL)
-    told = StepScale(4)
+        LossScale(4).share_of_the_step(CALL)
+    told = LossScale(4)
     told.processes = 1
     assert told.share_of_the_step(CALL) == 0.25
 
@@ -39,4 +39,4 @@ def test_a_copy_has_no_part_in_the_loop() -> None:
         def __deepcopy__(self, memo: object) -> None:
             raise AssertionError("a GradScaler refuses to be copied in the middle of a step")
 
-    assert copy.deepcopy(StepScale(4, Scaler())).scaler is None
+    assert copy.deepcopy(LossScale(4, Scaler())).scaler is None

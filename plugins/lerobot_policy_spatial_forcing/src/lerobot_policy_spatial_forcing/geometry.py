@@ -54,8 +54,8 @@ def require_cameras(handle: Any, rig: CameraRig | None, meta: Any, trainer: Trai
     Raises:
         ConfigError: A teacher needs depth or calibration, and there is none, or it is not known how depth arrives.
     """
-    for host in handle.hosts:
-        wanted = sorted(set(host.teacher.requires) & set(_GEOMETRY))
+    for teacher in handle.teachers:
+        wanted = sorted(set(teacher.requires) & set(_GEOMETRY))
         if not wanted:
             continue
         where = f"{meta.root}/meta/cameras.json" if meta is not None else "meta/cameras.json of the dataset"
@@ -63,7 +63,7 @@ def require_cameras(handle: Any, rig: CameraRig | None, meta: Any, trainer: Trai
             trainer.refuse_unknown_depth()
         if rig is None:
             raise ConfigError(
-                f"Teacher {host.teacher.name!r} needs {', '.join(wanted)}, and there is no calibration at {where}.",
+                f"Teacher {teacher.name!r} needs {', '.join(wanted)}, and there is no calibration at {where}.",
                 "Record depth maps beside the pictures (front_depth beside front), write that file (format "
                 "sfkit.cameras/1), name one with --policy.sf.cameras=, or choose a teacher that needs pictures alone.",
             )
@@ -77,12 +77,12 @@ def require_cameras(handle: Any, rig: CameraRig | None, meta: Any, trainer: Trai
         without = _without(rig, wanted)
         if without:
             raise ConfigError(
-                f"Teacher {host.teacher.name!r} needs {', '.join(without)}, and no camera has that at {where}.",
+                f"Teacher {teacher.name!r} needs {', '.join(without)}, and no camera has that at {where}.",
                 "Write it there (format sfkit.cameras/1), or choose options of the teacher that do without.",
             )
         if "depth" in wanted and not any(camera.depth_key for camera in rig.cameras.values()):
             raise ConfigError(
-                f"Teacher {host.teacher.name!r} needs depth, and no camera in {where} names a depth map.",
+                f"Teacher {teacher.name!r} needs depth, and no camera in {where} names a depth map.",
                 'Record depth maps and name them there as "depth_key", or choose a teacher that needs pictures alone.',
             )
 

@@ -120,8 +120,8 @@ class SfPolicy(_Policy):  # type: ignore[misc]
             restore(handle, source, revision, trainer)
             self._random = RandomState(source, handle) if trainer.resume else None
         cast("Any", handle.adapter).log_every(trainer.log_freq, handle.steps)
-        handle.monitor.tell = logger.warning  # into LeRobot's log
-        handle.save_callbacks.append(add_to_readme)
+        handle.warn_with(logger.warning)  # into LeRobot's log
+        handle.after_save(add_to_readme)
 
     def get_optim_params(self) -> Any:
         """LeRobot's, and the projector in any case."""
@@ -193,7 +193,7 @@ def _required(handle: SpatialForcing | None, policy: Any) -> SpatialForcing:
 
 def _reach(handle: SpatialForcing) -> lora.Reach:
     # A tap on the vision tower's output lies before all blocks.
-    blocks = [pair.student_layer for pair in handle.pairs if isinstance(pair.student_layer, int)]
+    blocks = [pair.student_layer for pair in handle.config.pairs if isinstance(pair.student_layer, int)]
     return lora.Reach(cast("Any", handle.adapter).decoder_path, max(blocks, default=0))
 
 

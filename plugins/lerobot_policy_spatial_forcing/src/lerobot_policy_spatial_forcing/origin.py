@@ -16,7 +16,7 @@ from typing import Any
 import draccus
 
 from sfkit.errors import ConfigError, TrustError
-from sfkit.factory.resolve import Wish, read_wishes
+from sfkit.factory.resolve import read_pairs
 from sfkit.saving.trust import Origin, admit, names_in
 
 logger = logging.getLogger("sfkit")
@@ -107,9 +107,7 @@ def _ask(name: str, options: Mapping[str, Any]) -> str:
 
 
 def _pairs(value: Any) -> list[dict[str, Any]]:
-    wishes = read_wishes(None, None, None, value)
-    fields = Wish.__dataclass_fields__
-    return [{name: getattr(wish, name) for name in fields if getattr(wish, name) is not None} for wish in wishes]
+    return [{name: item for name, item in pair.items() if item is not None} for pair in read_pairs({"pairs": value})]
 
 
 def _given_on_the_command_line() -> set[str]:

@@ -39,7 +39,7 @@ def restore(handle: SpatialForcing, source: str | Path, revision: str | None, tr
     _require_same(handle.config, checkpoint.read_config(folder), folder)
     checkpoint.load_into(handle, folder)
     if trainer.resume is False:
-        handle.steps = 0
+        handle.restart_schedule()
     logger.info("sfkit: projector taken from %s, at step %d", folder, handle.steps)
 
 
@@ -91,5 +91,5 @@ def _what(config: SpatialForcingConfig) -> str:
 
 def _digests(options: Mapping[str, Any]) -> str:
     """What local weights are known by, once their path is not saved."""
-    found = [f"{key} sha256:{digest['sha256']}" for key, item in options.items() if (digest := digest_in(item))]
+    found = [f"{key} sha256:{digest}" for key, item in options.items() if (digest := digest_in(item))]
     return f" ({', '.join(found)})" if found else ""

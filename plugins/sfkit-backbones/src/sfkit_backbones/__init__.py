@@ -1,4 +1,4 @@
-"""What teachers with published weights are made of: blocks, strict lazy loading, Hub, placement, parity.
+"""Parts of teachers with published weights: blocks, strict lazy loading, Hub download, placement, parity.
 
 Importing this package imports no torch: it is the plugin module that sfkit's registry loads.
 """

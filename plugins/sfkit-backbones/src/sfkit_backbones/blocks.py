@@ -1,7 +1,7 @@
-"""Pre-norm transformer blocks, with keys as in DINOv2, CroCo and what is built on them.
+"""Pre-norm transformer blocks with the state dict keys of DINOv2, CroCo and their successors.
 
-Precision: matrix products run in the dtype of their weights (see :func:`cast_products`), everything between them in
-float32: norms, layer scales, rotary embedding. The residual stream keeps the dtype that it comes in.
+Precision: matrix products run in the dtype of their weights (see :func:`cast_products`). Norms, layer scales and rotary
+embedding run in float32. The residual stream keeps the dtype of its input.
 """
 
 from __future__ import annotations
@@ -14,21 +14,23 @@ from sfkit_backbones.rope import Rope, rotate
 
 
 class Linear(nn.Linear):
-    """A linear layer that takes its input in any dtype, and answers in that of its weight."""
+    """A linear layer that casts its input to the dtype of its weight."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """``(..., in_features)`` of any dtype to ``(..., out_features)`` in the dtype of the weight."""
         return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
 
 
 class LayerNorm(nn.LayerNorm):
-    """A norm that computes and answers in float32."""
+    """A layer norm in float32."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """``(..., dim)`` of any dtype to ``(..., dim)`` float32."""
         return F.layer_norm(x.float(), self.normalized_shape, self.weight, self.bias, self.eps)
 
 
 class LayerScale(nn.Module):
-    """A factor for each channel of a branch."""
+    """One trained factor for each channel of a branch."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -44,16 +46,17 @@ class Mlp(nn.Module):
         self.fc2 = Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """``(..., dim)`` to ``(..., dim)``."""
         return self.fc2(F.gelu(self.fc1(x)))  # type: ignore[no-any-return]
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with fused q, k, v; optionally a norm over each head's queries and keys.
+    """Multi-head self-attention with one linear layer for queries, keys and values.
 
     Args:
         dim: Width.
         heads: Number of heads.
-        qk_norm: Epsilon of the norm of queries and keys; None for no such norm.
+        qk_norm: Epsilon of a layer norm over the queries and keys of each head; None for no norm.
     """
 
     def __init__(self, dim: int, heads: int, qk_norm: float | None = None) -> None:
@@ -75,16 +78,16 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a norm and added to the stream, optionally through a layer scale.
+    """Attention and MLP: each reads the normed residual stream and adds its output to the stream.
 
     Args:
         dim: Width.
         heads: Number of heads.
         hidden: Width inside the MLP.
         eps: Epsilon of both norms.
-        qk_norm: Epsilon of the norm of queries and keys; None for no such norm.
-        layer_scale: Scale both branches channel by channel.
-        mlp: Instead of the usual MLP.
+        qk_norm: Epsilon of the norm of queries and keys; None for no norm.
+        layer_scale: Scale each channel of both branches.
+        mlp: Replaces the default :class:`Mlp`.
     """
 
     def __init__(
@@ -113,13 +116,13 @@ class Block(nn.Module):
 
 
 def add(x: Tensor, branch: Tensor, scale: LayerScale | None = None) -> Tensor:
-    """Add a branch to the residual stream, which keeps its dtype."""
+    """``x + scale * branch``, all ``(b, n, dim)``; the residual stream ``x`` keeps its dtype."""
     total = x + branch if scale is None else torch.addcmul(x, branch, scale.gamma)
     return total.to(x.dtype)
 
 
 def cast_products(module: nn.Module, dtype: torch.dtype) -> None:
-    """Cast the weights of linear and convolution layers, once, and leave all else in float32."""
+    """Cast the weights of linear and convolution layers in place; other parameters stay in float32."""
     for layer in module.modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d)):
             layer.to(dtype)

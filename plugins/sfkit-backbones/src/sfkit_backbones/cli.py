@@ -1,4 +1,4 @@
-"""``sfkit parity``: is a port exact?"""
+"""The command ``sfkit parity``: compare a port with its reference implementation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def parity(  # noqa: PLR0917 - Typer makes an option of each parameter
 
 
 def _record(path: Path, teacher: str | None, options: str, seed: int, stream: float) -> None:
-    from sfkit.cli.options import parse_options
+    from sfkit.cli.console import parse_options
     from sfkit.errors import ConfigError
     from sfkit.factory.components import build_teacher
     from sfkit_backbones.parity import record
@@ -49,13 +49,13 @@ def _compare(path: Path, tolerance: float) -> bool:
     console.print(f"{loaded.model}: {len(loaded.cases)} cases, tolerance {tolerance:g}")
     width = max(len(f"{name}  {key}") for name, case in loaded.cases.items() for key in case.outputs)
 
-    def tell(found: Difference) -> None:
+    def print_row(found: Difference) -> None:
         passed = found.error <= tolerance
         note = f"  {found.note}" if found.note else f"  (values up to {found.scale:.3g})"
         line = f"{found.case}  {found.output}".ljust(width) + f"  {found.error:.2e}{note}"
         console.print(line, style=None if passed else "bold red", soft_wrap=True)
 
-    differences = compare(loaded, tell)
+    differences = compare(loaded, print_row)
     worst = max(difference.error for difference in differences)
     passed = worst <= tolerance
     console.print(f"{'PASSED' if passed else 'FAILED'}: largest relative difference {worst:.2e}", style="bold")

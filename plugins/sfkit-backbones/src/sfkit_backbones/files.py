@@ -1,11 +1,11 @@
-"""Files of tensors, read one tensor at a time: safetensors, and PyTorch's own under ``weights_only=True``."""
+"""Checkpoint files, read one tensor at a time: safetensors, and PyTorch files with ``weights_only=True``."""
 
 from __future__ import annotations
 
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from typing_extensions import Self
 
 from sfkit.errors import CheckpointError
 
-#: The first release whose ``weights_only`` holds.
+#: The first release of torch in which ``weights_only=True`` runs no code of the file (CVE-2025-32434).
 _SAFE = "2.6"
 _DAMAGED = "It may be truncated or damaged: fetch it again, or point to another file."
 
@@ -30,15 +30,15 @@ class TensorFile(ABC):
 
     @abstractmethod
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each tensor, without reading any."""
+        """Shape of each tensor by key; reads no values."""
 
     @abstractmethod
     def get(self, key: str) -> Tensor:
-        """One tensor, on the CPU; only within :meth:`reading`."""
+        """One tensor, on the CPU. Call this inside :meth:`reading` only."""
 
     @abstractmethod
-    def reading(self) -> Any:
-        """Context in which tensors can be got. What is mapped of the file is given back at its end."""
+    def reading(self) -> AbstractContextManager[TensorFile]:
+        """Context manager that opens the file for :meth:`get`, and unmaps the file at its end."""
 
 
 class SafeTensorFile(TensorFile):
@@ -51,7 +51,7 @@ class SafeTensorFile(TensorFile):
             return {key: tuple(file._handle.get_slice(key).get_shape()) for key in file._handle.keys()}  # noqa: SIM118
 
     def metadata(self) -> dict[str, str]:
-        """The texts in its header."""
+        """The string metadata of the file's header."""
         with self.reading() as file:
             return dict(file._handle.metadata() or {})
 
@@ -76,7 +76,7 @@ class SafeTensorFile(TensorFile):
 
 
 class TorchFile(TensorFile):
-    """A PyTorch file that holds nothing but a flat state dict. Memory-mapped where its format allows."""
+    """A PyTorch file with a flat state dict; memory-mapped where its format allows."""
 
     _state: Mapping[str, Tensor] | None = None
 
@@ -100,10 +100,10 @@ class TorchFile(TensorFile):
 
 
 def open_tensors(path: Path) -> SafeTensorFile | TorchFile:
-    """The file, by its suffix; nothing is read yet.
+    """The reader for a file's suffix; reads nothing yet.
 
     Raises:
-        CheckpointError: There is no such file, or it is of a kind that is not read.
+        CheckpointError: The file does not exist, or its suffix is not supported.
     """
     if not path.is_file():
         raise CheckpointError(f"There is no file {path}.", "Check the path of the weights.")
@@ -114,7 +114,7 @@ def open_tensors(path: Path) -> SafeTensorFile | TorchFile:
     raise CheckpointError(f"{path} is of an unknown kind.", "Give a .safetensors, .pt or .pth file.")
 
 
-def _torch_load(path: Path) -> Any:
+def _torch_load(path: Path) -> object:
     if TorchVersion(torch.__version__) < _SAFE:
         raise CheckpointError(
             f"{path} is a pickle, and in torch {torch.__version__} one can run code even under weights_only=True "
@@ -140,7 +140,7 @@ def _torch_load(path: Path) -> Any:
         raise CheckpointError(f"{path} could not be read: {error}", _DAMAGED) from error
 
 
-def _flat(loaded: Any, path: Path) -> Mapping[str, Tensor]:
+def _flat(loaded: object, path: Path) -> Mapping[str, Tensor]:
     state = loaded.get("model", loaded) if isinstance(loaded, Mapping) else loaded
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Where weights come from: a local file or folder, or a repository of the Hugging Face Hub."""
+"""Locate published weights: a local file or folder, or a repository of the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Source:
 
     Attributes:
         repo: Repository of the Hub.
-        files: Names that the weights may have in it, or in a local folder, the preferred one first.
-        revision: Commit, tag or branch that sfkit was written for; None takes the newest.
-        sha256: Known digests, by file name, of the files at ``revision``.
-        gate: Where access must be asked for first: what has to be accepted. Empty where it is open.
+        files: File names of the weights, in order of preference; also for a local folder.
+        revision: Commit, tag or branch that sfkit is written for; None takes the newest.
+        sha256: Known digests of the files at ``revision``, by file name.
+        gate: What a user must accept before the Hub grants access; empty for an open repository.
     """
 
     repo: str
@@ -31,16 +31,16 @@ class Source:
 
 
 def locate(source: Source, where: str | None = None, revision: str | None = None, sha256: str | None = None) -> Path:
-    """The file of the weights on this machine, downloaded if need be (with a progress bar, resumed if interrupted).
+    """Local path of the weights; downloads them if they are missing (with a progress bar, and resumes).
 
     Args:
         source: The official weights.
-        where: Instead: a local file, a local folder that holds one, or another repository of the Hub.
-        revision: Of the repository, instead of the official one.
-        sha256: Digest that the file must have; a known one is checked in any case.
+        where: Replaces them: a local file, a local folder with such a file, or another repository of the Hub.
+        revision: Replaces the official revision.
+        sha256: Digest that the file must have. The known digest of an official file is always checked.
 
     Raises:
-        CheckpointError: Nothing is there, access is not granted, or the digest differs.
+        CheckpointError: The weights are not found, access is not granted, or the digest differs.
     """
     local = None if where is None else _local(where, source)
     if local is not None:

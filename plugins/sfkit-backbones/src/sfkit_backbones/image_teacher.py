@@ -1,4 +1,4 @@
-"""Base of teachers that look at images with a frozen network: sizes, padding, precision and memory."""
+"""Base class of teachers that run a frozen network on images: sizes, padding, precision and memory."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from sfkit.config import Options
 from sfkit.errors import ConfigError, ShapeError, ViewsError
-from sfkit.registry.marks import Harmless
-from sfkit.teachers.base import Teacher
-from sfkit.teachers.memory import Memory
+from sfkit.registry.component import Harmless
+from sfkit.teachers.base import Memory, Teacher
 from sfkit.views.types import FeatureMap, Views
 from sfkit_backbones.memory import weight_bytes
 from sfkit_backbones.placement import Fit, Placement, Size, paint, place, read_back
@@ -23,7 +22,7 @@ _TOLERANCE = 1e-3
 
 
 class ImageOptions(Options):
-    """Options that all teachers have that look at images."""
+    """Options of all teachers that run a network on images."""
 
     size: int | None = Field(
         default=None, ge=1, description="Side in pixels of what the network sees; a multiple of its patch."
@@ -48,7 +47,7 @@ class ImageOptions(Options):
 
 
 class ImageTeacher(Teacher):
-    """Prepares images, bounds memory and maps features to the student's view; subclasses say where weights come from.
+    """Prepares images, bounds memory and maps features back to the student's views; subclasses load the weights.
 
     Attributes:
         patch: Side of a patch in pixels.
@@ -62,22 +61,22 @@ class ImageTeacher(Teacher):
 
     Options: ClassVar[type[Options]] = ImageOptions
     options: ImageOptions
-    _looked_at_range = False
+    _checked_range = False
 
-    # ------------------------------------------------------------------------------- what a family of networks defines
+    # ---------------------------------------------------------------------------------------- defined by each subclass
 
     @abstractmethod
     def features(self, backbone: nn.Module, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
-        """Features of prepared images, on no more than their own device and without a synchronization.
+        """Features of prepared images. Implementations stay on the images' device and do not synchronize with it.
 
         Args:
-            backbone: What :meth:`load` gave.
+            backbone: The network from :meth:`load`.
             images: ``(b, v, 3, h, w)`` float32 in [0, 1], sides multiples of the patch, views in the teacher's order.
-            layers: Layers wanted, in any order.
+            layers: Requested layers, in any order.
 
         Returns:
-            For each layer ``(b, v, rows, columns, d)``, in any floating dtype. A grid that is not that of the patches
-            (such as 1 x 1 for a token that speaks for a whole view) is taken to cover the whole canvas.
+            One ``(b, v, rows, columns, d)`` tensor for each layer, in any floating dtype. A grid of another size than
+            that of the patches covers the whole canvas (such as 1 x 1 for one token per view).
         """
 
     def working_bytes(self, backbone: nn.Module, shape: tuple[int, int, int, int], layers: Sequence[int]) -> int:
@@ -86,7 +85,7 @@ class ImageTeacher(Teacher):
 
     @abstractmethod
     def _meta_backbone(self, product: torch.dtype) -> nn.Module:
-        """The network without memory, with the dtypes that it is kept in; ``product`` is that of matrix products."""
+        """The network on the meta device, in its final dtypes; ``product`` is the dtype of matrix products."""
 
     def _order(self, names: Sequence[str]) -> Sequence[int]:
         """Indices of the views in the order in which the teacher sees them."""
@@ -96,16 +95,16 @@ class ImageTeacher(Teacher):
 
     @property
     def side(self) -> int:
-        """Side of what the network sees."""
+        """Side in pixels of the network's input."""
         return self.options.size or self.default_size
 
     @property
     def fill(self) -> float:
-        """Gray level of padding."""
+        """Gray level of padding, in [0, 1]."""
         return self.default_fill if self.options.fill is None else self.options.fill
 
     def placement(self, view: Size) -> Placement:
-        """Where a view of this size lies on what the network sees."""
+        """Position and scale of a view of this size on the network's input."""
         return place(view, self.side, self.patch, self.options.fit)
 
     def _check_side(self) -> None:
@@ -145,10 +144,10 @@ class ImageTeacher(Teacher):
         self, model: nn.Module | None, views: Views, layers: Sequence[int], grid: tuple[int, int]
     ) -> list[FeatureMap]:
         self.check(views, layers)
-        return self.look(model, views, layers)
+        return self.feature_maps(model, views, layers)
 
-    def look(self, model: nn.Module | None, views: Views, layers: Sequence[int]) -> list[FeatureMap]:
-        """What :meth:`features` gives for these views, as maps of the whole views."""
+    def feature_maps(self, model: nn.Module | None, views: Views, layers: Sequence[int]) -> list[FeatureMap]:
+        """The output of :meth:`features` for these views, as one map over the whole views for each layer."""
         assert model is not None
         order = self._order(views.names)
         images = views.images
@@ -165,27 +164,28 @@ class ImageTeacher(Teacher):
         return [read_back(_reordered(found, back), placement) for found in whole]
 
     def paint(self, images: Tensor, placement: Placement) -> Tensor:
-        """Resize images in [0, 1] and put them on their canvas."""
+        """Resize images ``(..., 3, h, w)`` in [0, 1] and place them on their canvas: ``(..., 3, *canvas)``."""
         return paint(images, placement, fill=self.fill, antialias=self.options.antialias)
 
     def check(self, views: Views, layers: Sequence[int]) -> None:
-        """Check what is to be encoded.
+        """Check layers and views before encoding.
 
         Raises:
-            ConfigError: There is no such layer.
-            ShapeError: There are no images.
-            ViewsError: The first batch is not in [0, 1].
+            ConfigError: A layer does not exist.
+            ShapeError: A batch has no images.
+            ViewsError: Pixels of the first batch are outside [0, 1].
         """
         unknown = [layer for layer in layers if not 1 <= layer <= self.num_layers]
         if unknown or not layers:
             raise ConfigError(
-                f"Teacher {self.name!r} has no layer {', '.join(map(str, unknown)) or '(none was asked for)'}.",
+                f"Teacher {self.name!r} has no layer {', '.join(map(str, unknown)) or '(none was requested)'}.",
                 f"Layers are 1 to {self.num_layers}.",
             )
         if 0 in views.images.shape:
             raise ShapeError(f"Teacher {self.name!r} was given views of shape {tuple(views.images.shape)}: nothing.")
-        if not self._looked_at_range:  # looking waits for the device, so only the first batch is looked at
-            self._looked_at_range = True
+        # The check waits for the device, so it runs on the first batch only.
+        if not self._checked_range:
+            self._checked_range = True
             self._check_range(views)
 
     def _check_range(self, views: Views) -> None:
@@ -199,7 +199,7 @@ class ImageTeacher(Teacher):
 
 
 def _reordered(values: Tensor, order: Sequence[int]) -> Tensor:
-    """Views ``(b, v, ...)`` in another order; by stacking, since an index tensor would have to wait for the device."""
+    """Views ``(b, v, ...)`` in another order. Stacks, because indexing with a tensor waits for the device."""
     if list(order) == list(range(len(order))):
         return values
     return torch.stack([values[:, view] for view in order], 1)

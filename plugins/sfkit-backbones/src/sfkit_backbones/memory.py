@@ -1,4 +1,4 @@
-"""How many bytes networks take."""
+"""Estimates of the memory of a network, in bytes."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from torch import nn
 
 
 def weight_bytes(network: nn.Module) -> int:
-    """Bytes of parameters and buffers; also of a network without memory (built on the meta device)."""
+    """Bytes of parameters and buffers, also of a network on the meta device."""
     tensors = [*network.parameters(), *network.buffers()]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def block_bytes(tokens: int, dim: int, hidden: int, *, product: int, residual: int = 4) -> int:
-    """Peak of a pre-norm transformer block over its input: the larger of what attention and MLP hold at once.
+    """Peak bytes of a pre-norm transformer block beside its input: the larger of attention and MLP.
 
     Args:
-        tokens: In the whole batch.
+        tokens: Number of tokens in the whole batch.
         dim: Width.
         hidden: Width inside the MLP.
         product: Bytes of an element in matrix products.

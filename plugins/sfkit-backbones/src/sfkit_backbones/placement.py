@@ -1,4 +1,4 @@
-"""Where a view lies on the canvas that a network looks at, and the way back to the view's own grid."""
+"""Placement of a view on a network's input canvas, and the map back to the view's own grid."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Fit = Literal["keep", "pad", "crop", "stretch"]
 
 @dataclass(frozen=True)
 class Placement:
-    """A view, resized, on a canvas.
+    """A resized view on a canvas; all sizes in pixels.
 
     Attributes:
-        canvas: Size of what the network gets.
-        scaled: Size to which the view is resized.
-        top: First row of the resized view on the canvas; negative where it is cropped.
-        left: First column, likewise.
+        canvas: Size of the network's input.
+        scaled: Size of the resized view.
+        top: First row of the resized view on the canvas; negative where the view is cropped.
+        left: First column of the resized view on the canvas; negative where the view is cropped.
     """
 
     canvas: Size
@@ -35,7 +35,7 @@ class Placement:
 
     @property
     def fills(self) -> bool:
-        """Whether view and canvas are the same."""
+        """Whether the resized view covers exactly the canvas."""
         return self.canvas == self.scaled and self.top == 0 and self.left == 0
 
 
@@ -46,9 +46,9 @@ def place(view: Size, side: int, patch: int, fit: Fit) -> Placement:
         view: Size of the view.
         side: Side of the canvas, a multiple of ``patch``.
         patch: Side of a patch.
-        fit: ``keep``: the longer side becomes ``side``, the other follows to the nearest multiple of ``patch``.
-            ``pad``: the same, centered on a square. ``crop``: the width becomes ``side``, and what is then higher than
-            ``side`` is cropped, centered. ``stretch``: a square, whatever the aspect.
+        fit: ``keep``: the longer side becomes ``side``, the other the nearest multiple of ``patch``. ``pad``: the same,
+            centered on a square. ``crop``: the width becomes ``side``, and rows beyond a height of ``side`` are cropped
+            on both sides. ``stretch``: a square, for any aspect.
     """
     h, w = view
     if fit == "stretch":
@@ -69,17 +69,17 @@ def _multiple(pixels: float, patch: int) -> int:
 
 
 def paint(images: Tensor, placement: Placement, *, fill: float, antialias: bool = True) -> Tensor:
-    """Put images on their canvas.
+    """Resize images and place them on their canvas.
 
     Args:
         images: ``(..., 3, h, w)`` float in [0, 1].
-        placement: Where they go.
-        fill: Value around them, in [0, 1].
+        placement: Position and scale.
+        fill: Gray level of the padding, in [0, 1].
         antialias: Widen the bicubic kernel when shrinking, and use the kernel of Pillow (a = -0.5) in any case;
             False is torch's plain bicubic (a = -0.75).
 
     Returns:
-        ``(..., 3, *canvas)`` float32 in [0, 1]: bicubic overshoot is cut off, as in 8-bit images.
+        ``(..., 3, *canvas)`` float32, clamped to [0, 1]: 8-bit images lose bicubic overshoot too.
     """
     flat = images.float().flatten(0, -4)
     if tuple(flat.shape[-2:]) != placement.scaled:
@@ -89,25 +89,25 @@ def paint(images: Tensor, placement: Placement, *, fill: float, antialias: bool 
 
 
 def canvas_of(scaled: Tensor, placement: Placement, fill: float) -> Tensor:
-    """Images ``(n, 3, *scaled)`` that have their final scale, cropped or surrounded by ``fill``."""
+    """Crop or pad resized images ``(n, 3, *scaled)`` to ``(n, 3, *canvas)``."""
     if placement.fills:
         return scaled
     bottom = placement.canvas[0] - placement.scaled[0] - placement.top
     right = placement.canvas[1] - placement.scaled[1] - placement.left
-    # Negative amounts crop.
+    # F.pad crops where an amount is negative.
     return F.pad(scaled, (placement.left, right, placement.top, bottom), value=fill)
 
 
 def read_back(features: Tensor, placement: Placement) -> FeatureMap:
-    """Features on the canvas as a map over the view.
+    """Interpolate features on the canvas to a map over the view.
 
     Args:
         features: ``(b, v, rows, columns, d)``, on a grid that divides the canvas evenly.
-        placement: Where the view lies on it.
+        placement: Position and scale of the view on the canvas.
 
     Returns:
-        The map whose cells are as near in size to those of the canvas as divides the view evenly; a cell is masked
-        where its center was cropped away. Where view and canvas are the same, the features as they are.
+        A map over the view. Its cell size is the one nearest to the canvas's cell size that divides the view evenly. A
+        cell is invalid where its center was cropped away. The features are unchanged where the view fills the canvas.
     """
     if placement.fills:
         return FeatureMap(features, torch.ones(features.shape[:-1], dtype=torch.bool, device=features.device))
@@ -121,7 +121,7 @@ def read_back(features: Tensor, placement: Placement) -> FeatureMap:
 
 
 def _axis(scaled: int, offset: int, canvas: int, count: int) -> tuple[Tensor, Tensor]:
-    """Linear interpolation at the view's cell centers: ``(cells, count)``, and which centers are on the canvas."""
+    """Linear interpolation weights at the view's cell centers, ``(cells, count)``, and ``(cells,)`` bool: on canvas."""
     step = canvas / count
     cells = max(1, round(scaled / step))
     centers = offset + (torch.arange(cells, dtype=torch.float64) + 0.5) * scaled / cells

@@ -1,20 +1,20 @@
-"""A progress bar for what takes seconds, silent where it is over at once or nobody watches."""
+"""A progress bar for large files in a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-#: Below this many bytes a bar would only flicker.
+#: For fewer bytes, a bar would only flicker.
 _WORTH_SHOWING = 200 * 2**20
 
 
 @contextmanager
 def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show how many bytes of ``total`` are done, on standard error.
+    """Show the share of ``total`` bytes that is done, on standard error.
 
     Yields:
-        A function that takes the bytes done since its last call.
+        A function to call with the number of bytes since its last call.
     """
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn

@@ -1,27 +1,27 @@
-"""Random weights under which every part of a network makes a difference, for proofs and for trying out."""
+"""Random weights under which every part of a network changes the output, for parity fixtures and tests."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from sfkit.utils.rng import own_rng
+from sfkit.utils.runtime import own_rng
 
 _WRITES_TO_STREAM = ("proj", "fc2", "w3")
 
 
 @torch.no_grad()
 def randomize(network: nn.Module, seed: int = 0, *, stream: float = 1.0) -> nn.Module:
-    """Fill all parameters from their own generator, and return the network.
+    """Fill all parameters in place from a generator of their own, and return the network.
 
-    A fresh network hides faults: its special tokens are near zero, its layer scales small, its biases zero. Here
-    matrices and kernels keep the scale of their input, factors (``weight`` of norms, ``gamma``) lie around one, biases
-    around zero, tokens and position tables have unit scale.
+    A freshly initialized network hides faults: its special tokens are near zero, its layer scales are small, its biases
+    are zero. Here matrices and kernels keep the scale of their input, factors (``weight`` of norms, ``gamma``) lie
+    around one, biases around zero, and tokens and position tables have unit scale.
 
     Args:
-        network: Filled in place.
-        seed: Of the generator.
-        stream: Scale of all that is written to the residual stream: tokens, tables, and the last layer of each branch.
+        network: The network.
+        seed: Seed of the generator.
+        stream: Scale of everything that enters the residual stream: tokens, tables, and the last layer of each branch.
     """
     with own_rng(seed=seed):
         for name, parameter in network.named_parameters():

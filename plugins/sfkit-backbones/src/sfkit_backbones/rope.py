@@ -1,4 +1,4 @@
-"""Rotary position embedding over rows and columns, from tables that are computed once for each grid."""
+"""Rotary position embedding over rows and columns, from tables."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def grid_positions(grid: tuple[int, int], *, specials: int = 0, offset: int = 0)
 
     Args:
         grid: Rows and columns of patches, in row-major order.
-        specials: Tokens in front that have no place in the image; they are at (0, 0), which is no rotation.
+        specials: Number of tokens before the patches. They have no place in the image and get (0, 0): no rotation.
         offset: Position of the first row and column.
 
     Returns:
@@ -29,16 +29,19 @@ def grid_positions(grid: tuple[int, int], *, specials: int = 0, offset: int = 0)
 
 
 def rope_table(positions: Tensor, head_dim: int, *, base: float = 100.0, round_angles: bool = False) -> Rope:
-    """Cosines and sines for 2-D rotary embedding: the first half of a head turns by the row, the second by the column.
+    """Cosines and sines for 2-D rotary embedding: rows rotate the first half of a head, columns the second half.
 
-    In a half of ``D`` channels, channels ``j`` and ``j + D/2`` turn by ``position * base ** (-2j / D)``. This is the
-    form of CroCo v2, DUSt3R and VGGT; DINOv3's is another.
+    In a half of ``D`` channels, channels ``j`` and ``j + D/2`` rotate by ``position * base ** (-2j / D)``. CroCo v2,
+    DUSt3R and VGGT use this form; DINOv3 uses another.
 
     Args:
         positions: ``(n, 2)`` rows and columns.
         head_dim: Channels of a head, a multiple of 4.
-        base: Of the geometric series of frequencies.
-        round_angles: Round frequencies and angles to bfloat16, as CUDA autocast does to the released code.
+        base: Base of the geometric series of frequencies.
+        round_angles: Round frequencies and angles to bfloat16, as the released code does under CUDA autocast.
+
+    Returns:
+        Two tensors ``(n, head_dim)`` float32.
 
     Raises:
         ValueError: ``head_dim`` is no multiple of 4.
@@ -57,7 +60,7 @@ def rope_table(positions: Tensor, head_dim: int, *, base: float = 100.0, round_a
 
 
 def rotate(x: Tensor, rope: Rope) -> Tensor:
-    """Turn queries or keys ``(..., n, head_dim)``, in float32 whatever their dtype."""
+    """Rotate queries or keys ``(..., n, head_dim)`` of any dtype; the result is float32."""
     cos, sin = rope
     first, second = x.float().reshape(*x.shape[:-1], 2, 2, x.shape[-1] // 4).unbind(-2)
     partner = torch.stack((-second, first), -2).flatten(-3)

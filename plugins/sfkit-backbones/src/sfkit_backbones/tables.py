@@ -1,4 +1,4 @@
-"""Small tensors that depend on the grid and the device only, computed once."""
+"""Cache of small tensors that depend on the grid and the device only."""
 
 from __future__ import annotations
 
@@ -9,29 +9,26 @@ import torch
 
 Table = TypeVar("Table")
 
-#: Grids in use at one time; beyond that the oldest table goes.
+#: Number of cached tables; the oldest one makes room for a new one.
 _MOST = 16
 
 
 class Tables(Generic[Table]):
-    """Remembers what was made for a key. The key must hold all that the table depends on.
-
-    Tables are made outside inference mode, so that they are ordinary tensors: compiled code and autograd refuse or
-    recompile for the others.
-    """
+    """A cache of tables. The key must hold everything that a table depends on."""
 
     def __init__(self) -> None:
         self._made: dict[Hashable, Table] = {}
 
     def get(self, key: Hashable, make: Callable[[], Table]) -> Table:
-        """The table for ``key``, made by ``make`` if this is the first time."""
+        """The table for ``key``; ``make`` computes it on first use."""
         if key not in self._made:
             while len(self._made) >= _MOST:
                 del self._made[next(iter(self._made))]
+            # Autograd refuses tensors of inference mode, and compiled code recompiles for them.
             with torch.inference_mode(False), torch.no_grad():
                 self._made[key] = make()
         return self._made[key]
 
     def clear(self) -> None:
-        """Forget all tables."""
+        """Drop all tables."""
         self._made.clear()

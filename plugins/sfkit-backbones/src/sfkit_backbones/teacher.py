@@ -1,4 +1,4 @@
-"""Base of teachers whose features come from a frozen network with published weights."""
+"""Base class of teachers whose features come from a frozen network with published weights."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ from pydantic import Field
 from torch import nn
 
 from sfkit.config import Options
-from sfkit.errors import ConfigError, did_you_mean
-from sfkit.registry.component import AnyOptions
-from sfkit.registry.marks import Harmless, Reaching
-from sfkit.utils.log import log_info
-from sfkit.utils.rng import own_rng
+from sfkit.errors import ConfigError, did_you_mean, log_info
+from sfkit.registry.component import AnyOptions, Harmless, Reaching
+from sfkit.utils.runtime import own_rng
 from sfkit.views.types import Views
 from sfkit_backbones.blocks import cast_products
 from sfkit_backbones.hub import Source, locate
@@ -29,7 +27,7 @@ from sfkit_backbones.weights import load_weights, without_weights
 
 
 class BackboneOptions(ImageOptions):
-    """Options that all teachers with a network have."""
+    """Options of all teachers with a network."""
 
     weights: Reaching[str | None] = Field(
         default=None, description="Local file or folder, or Hub repository, instead of the official weights."
@@ -46,20 +44,20 @@ class BackboneOptions(ImageOptions):
 
 
 class BackboneTeacher(ImageTeacher):
-    """Finds, loads and places published weights; subclasses give the network and its features.
+    """Finds and loads published weights; subclasses define the network and its features.
 
     Class attributes:
-        source: Where the official weights are.
-        prefix: What stands before the backbone's keys in their file.
-        ignored: Patterns of keys in the file that the backbone is known not to need.
-        configs: Pydantic configuration of the backbone, for each value of the option ``config``.
-        family: Name under which fixtures of the backbone are known to ``sfkit parity``; empty if there are none.
+        source: Location of the official weights.
+        prefix: Prefix of the backbone's keys in their file.
+        ignored: Patterns of keys in the file that the backbone does not need.
+        configs: Configuration of the backbone, for each value of the option ``config``.
+        family: Name of the backbone's fixtures for ``sfkit parity``; empty without fixtures.
     """
 
     source: ClassVar[Source]
     prefix: ClassVar[str] = ""
     ignored: ClassVar[tuple[str, ...]] = ()
-    configs: ClassVar[Mapping[str, Any]]
+    configs: ClassVar[Mapping[str, Options]]
     family: ClassVar[str] = ""
 
     Options: ClassVar[type[Options]] = BackboneOptions
@@ -75,11 +73,11 @@ class BackboneTeacher(ImageTeacher):
             )
         self._check_side()
 
-    # ------------------------------------------------------------------------------- what a family of networks defines
+    # ---------------------------------------------------------------------------------------- defined by each subclass
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """The backbone without weights (called on the meta device), with the checkpoint's keys."""
+        """The backbone with the checkpoint's keys. It runs on the meta device, so it must not read values."""
 
     # -------------------------------------------------------------------------------------------------------- settings
 
@@ -90,17 +88,17 @@ class BackboneTeacher(ImageTeacher):
 
     @property
     def official(self) -> Source:
-        """Where the official weights are; to be overridden where that depends on the options."""
+        """Location of the official weights. Subclasses override it where it depends on the options."""
         return self.source
 
     @property
     def not_needed(self) -> tuple[str, ...]:
-        """Patterns of keys that the backbone does not need; to be overridden where that depends on the options."""
+        """Patterns of keys that the backbone does not need. Subclasses override it where it depends on the options."""
         return self.ignored
 
     @property
     def random(self) -> bool:
-        """Whether the network has random weights: a tiny one that nobody gave weights to."""
+        """Whether the network has random weights: ``config="tiny"`` without ``weights``."""
         return self.options.config == "tiny" and self.options.weights is None
 
     @property
@@ -135,11 +133,11 @@ class BackboneTeacher(ImageTeacher):
         return backbone
 
     def prefix_in(self, path: Path) -> str:
-        """What stands before the backbone's keys in this file, for families whose files differ."""
+        """Prefix of the backbone's keys in this file. Subclasses override it where files differ."""
         return self.prefix
 
     def compile(self, backbone: nn.Module) -> None:
-        """Compile what is worth it; the blocks, by default, which share one compiled program."""
+        """Compile each block; blocks of one class share one compiled program."""
         for stack in backbone.modules():
             if isinstance(stack, nn.ModuleList):
                 for block in stack:
@@ -154,7 +152,7 @@ class BackboneTeacher(ImageTeacher):
     # -------------------------------------------------------------------------------------------------------- encoding
 
     def observe(self, batch: tuple[Views, tuple[int, int]] | None) -> None:
-        # Here, where all views of the policy are known: ``encode`` may be given the present ones only.
+        # ``encode`` may get the present views only, so the names are checked here, where all views are known.
         if batch is not None:
             check_view_order(batch[0].names, self.options.view_order)
 

@@ -1,4 +1,4 @@
-"""A teacher with a network small enough to think through: the least that a plugin has to write."""
+"""The smallest complete teacher with a network: an example for plugins, and a tool for tests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class SmallConfig(Options):
 
 
 class SmallBackbone(nn.Module):
-    """Patches, then two blocks over all views of a sample jointly."""
+    """A patch embedding, then two blocks that attend over all views of a sample."""
 
     def __init__(self, config: SmallConfig) -> None:
         super().__init__()
@@ -32,6 +32,7 @@ class SmallBackbone(nn.Module):
         self.blocks = nn.ModuleList(Block(config.dim, 2, 2 * config.dim, eps=1e-6) for _ in range(2))
 
     def forward(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """``(b, v, 3, h, w)`` images to ``(b, v, rows, columns, dim)`` for each layer."""
         b, v = images.shape[:2]
         rows, columns = patch_grid(images, 4)
         x = self.patch_embed(images.flatten(0, 1)).float().unflatten(0, (b, v))
@@ -44,12 +45,12 @@ class SmallBackbone(nn.Module):
 
 
 class SmallTeacher(BackboneTeacher):
-    """The teacher of :class:`SmallBackbone`: views are joint, and the first is marked."""
+    """The teacher of :class:`SmallBackbone`. Its features depend on which view is first."""
 
     name = "small"
     license = "CC-BY-NC-4.0"
     source = Source("owner/small", gate="Accept")
-    prefix = "trunk."
+    prefix = "backbone."
     ignored = ("head.*",)
     configs: ClassVar = {"full": SmallConfig(dim=16), "tiny": SmallConfig()}
     patch = 4
@@ -66,6 +67,7 @@ class SmallTeacher(BackboneTeacher):
         return SmallBackbone(self.backbone_config)
 
     def features(self, backbone: nn.Module, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """``(b, v, 3, h, w)`` images to ``(b, v, rows, columns, dim)`` for each layer."""
         return backbone(images, layers)  # type: ignore[no-any-return]
 
     def working_bytes(self, backbone: nn.Module, shape: tuple[int, int, int, int], layers: Sequence[int]) -> int:

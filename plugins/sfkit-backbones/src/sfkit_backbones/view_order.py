@@ -1,4 +1,4 @@
-"""The order in which a joint teacher sees its views, the first of which is its reference."""
+"""Order of the views for teachers that attend over all views; the first one is the reference view."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from sfkit.errors import ConfigError, did_you_mean
 
 
 def check_view_order(names: Sequence[str], wanted: Sequence[str]) -> None:
-    """Check that each camera in ``wanted`` is exactly one of ``names``, and no camera is wanted twice.
+    """Check that each camera in ``wanted`` matches exactly one of ``names``, without repetition.
 
     Args:
         names: Cameras of the policy's views.
-        wanted: Cameras by full name, or by what follows its last dot.
+        wanted: Cameras by full name, or by the part of the name after the last dot.
 
     Raises:
-        ConfigError: One is unknown, fits several, or is wanted twice.
+        ConfigError: A camera is unknown, ambiguous, or listed twice.
     """
     chosen: set[int] = set()
     known = [*names, *map(_short, names)]
@@ -34,9 +34,9 @@ def check_view_order(names: Sequence[str], wanted: Sequence[str]) -> None:
 
 
 def view_order(names: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...]:
-    """Indices of ``names``: those that are wanted first, in that order, then the others as they come.
+    """Indices of ``names``: the cameras in ``wanted`` first, then the others in their own order.
 
-    A wanted camera that is not among ``names`` (absent from these samples) is passed over; the next then comes first.
+    A camera in ``wanted`` that is absent from ``names`` (because these samples lack it) is skipped.
     """
     chosen = [index for camera in wanted for index in _find(names, camera)]
     return (*chosen, *(i for i in range(len(names)) if i not in chosen))

@@ -1,4 +1,4 @@
-"""Reading a checkpoint into a network: only the tensors that it needs, strictly by key, straight to their place."""
+"""Load a checkpoint into a network: strict keys, only the needed tensors, one tensor in host memory at a time."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from sfkit.errors import CheckpointError
 from sfkit_backbones.files import TensorFile, open_tensors
 
-#: Host memory for tensors on their way, in bytes: what is mapped from the file is given back after so many.
+#: After so many bytes the file is unmapped and mapped again: this bounds resident host memory.
 _SHARE = 64 * 2**20
 
 
 @contextmanager
 def without_weights() -> Iterator[None]:
-    """Within the block, modules are built without memory or initialization, for :func:`load_weights` to fill."""
+    """Context in which new modules have no memory and no initialization; :func:`load_weights` fills them."""
     with torch.device("meta"):
         yield
 
@@ -35,19 +35,19 @@ def load_weights(
 ) -> None:
     """Fill ``network``, built under :func:`without_weights`, from a checkpoint.
 
-    Each tensor is read alone, cast to the dtype that the parameter has already, and placed on ``device``: host memory
-    never holds more than the network and a small share of the file.
+    Each tensor is read by itself, cast to the dtype of its parameter, and placed on ``device``. Host memory never holds
+    more than the network and a small share of the file.
 
     Args:
-        network: Parameters and persistent buffers give the keys, shapes and dtypes that are wanted.
-        path: ``.safetensors``, or a PyTorch file that loads with ``weights_only=True``.
-        prefix: What stands before the network's own keys in the file.
-        ignored: Patterns (``fnmatch``) of keys in the file that the network is known not to need.
-        device: Where the tensors go; the CPU by default.
-        advance: Called with the bytes of each tensor that has been read, for a progress bar.
+        network: Its parameters and persistent buffers define keys, shapes and dtypes.
+        path: A ``.safetensors`` file, or a PyTorch file that loads with ``weights_only=True``.
+        prefix: Prefix of the network's keys in the file.
+        ignored: Patterns (``fnmatch``) of keys in the file that the network does not need.
+        device: Device of the tensors; the CPU by default.
+        advance: Called with the number of bytes of each tensor, for a progress bar.
 
     Raises:
-        CheckpointError: Keys are missing, unexpected or of another shape (each is named), or the file is damaged.
+        CheckpointError: Keys are missing or unexpected, shapes differ (the message names each), or the file is damaged.
     """
     wanted = {prefix + name: tensor for name, tensor in network.state_dict(keep_vars=True).items()}
     shapes = open_tensors(path).shapes()
@@ -83,6 +83,7 @@ def _read(file: TensorFile, key: str) -> Tensor:
 
 
 def _assign(network: nn.Module, name: str, value: Tensor, device: torch.device) -> None:
+    """Replace the parameter or buffer ``name`` by ``value``, of its own shape ``(...,)``, in the dtype it has."""
     parent, _, leaf = name.rpartition(".")
     module = network.get_submodule(parent)
     old = getattr(module, leaf)

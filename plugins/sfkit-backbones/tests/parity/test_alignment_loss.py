@@ -16,7 +16,7 @@ from torch import Tensor
 from sfkit.cli import main
 from sfkit.errors import CheckpointError
 from sfkit.presets.published import SPATIAL_FORCING_OPENVLA
-from sfkit.testing.rounding import relative_difference
+from sfkit.testing.checks import relative_difference
 
 #: Written by :func:`record` with seed 11.
 OWN = Path(__file__).parent / "fixtures" / "alignment_loss.safetensors"

@@ -19,25 +19,25 @@ import sfkit.registry.registry
 from sfkit.cli import main
 from sfkit.errors import CheckpointError, ConfigError, UnknownNameError
 from sfkit.registry.registry import Entry, Registry
-from sfkit.testing.rounding import ROUNDING
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.checks import ROUNDING
+from sfkit.testing.tiny import PatchTeacher
 
 
 class SmallParity(BackboneParity):
-    """Of the small trunk; ``double`` in a case's name asks for an option of it."""
+    """Of the small backbone; ``double`` in a case's name asks for an option of it."""
 
-    prefix = "trunk."
-    ignored = ("trunk.unused",)
+    prefix = "backbone."
+    ignored = ("backbone.unused",)
 
     def build(self, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
-        return SmallBackbone(SmallConfig(dim=shapes["trunk.first_view"][0]))
+        return SmallBackbone(SmallConfig(dim=shapes["backbone.first_view"][0]))
 
     def run(
-        self, trunk: nn.Module, case: str, inputs: Mapping[str, Tensor], wanted: Sequence[str]
+        self, backbone: nn.Module, case: str, inputs: Mapping[str, Tensor], wanted: Sequence[str]
     ) -> dict[str, Tensor]:
         images = inputs["images"] * (2 if "double" in case else 1)
         layers = [int(name.removeprefix("layer")) for name in wanted]
-        return dict(zip(wanted, trunk(images, layers), strict=True))
+        return dict(zip(wanted, backbone(images, layers), strict=True))
 
     def describe(self, config: Any) -> dict[str, Any]:
         return {"heads": 2}
@@ -50,19 +50,19 @@ class SmallParity(BackboneParity):
 
 
 class KnownTeacher(SmallTeacher):
-    family = "small trunk"
+    family = "small backbone"
 
 
 @pytest.fixture(autouse=True)
 def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
     registry = Registry(
         [
-            Entry("parity", "small trunk", SmallParity, "tests"),
+            Entry("parity", "small backbone", SmallParity, "tests"),
             Entry("teacher", "known", KnownTeacher, "tests"),
         ]
     )
     registry.add_plugin(sfkit_backbones, "sfkit-backbones")
-    for module in ("sfkit_backbones.parity.comparing", "sfkit.factory.components", "sfkit.cli.app"):
+    for module in ("sfkit_backbones.parity.comparing", "sfkit.factory.components", "sfkit.cli"):
         monkeypatch.setattr(f"{module}.default_registry", lambda: registry)
     return registry
 
@@ -86,7 +86,7 @@ def rewrite(path: Path, config: dict[str, Any] | None = None, cases: list[str] |
 
 def test_what_was_recorded_compares_equal(recorded: Path) -> None:
     fixture = Fixture.load(recorded)
-    assert fixture.config == {"model": "small trunk", "heads": 2}
+    assert fixture.config == {"model": "small backbone", "heads": 2}
     assert list(fixture.cases) == ["pair", "double_single"]
     differences = compare(fixture)
     assert [(d.case, d.output) for d in differences] == [
@@ -110,7 +110,7 @@ def test_seed_and_stream_matter(recorded: Path, tmp_path: Path) -> None:
     first, other, calm = (
         load_file(path) for path in (recorded, tmp_path / "g.safetensors", tmp_path / "h.safetensors")
     )
-    assert not torch.equal(first["sd.trunk.first_view"], other["sd.trunk.first_view"])
+    assert not torch.equal(first["sd.backbone.first_view"], other["sd.backbone.first_view"])
     assert calm["pair.out.layer1"].abs().max() < 0.05 * first["pair.out.layer1"].abs().max()
 
 
@@ -125,8 +125,8 @@ def test_a_wrong_output_is_found(recorded: Path) -> None:
 def test_what_is_wrong_in_float32_alone_is_found(recorded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = SmallParity.run
 
-    def coarse(self: SmallParity, trunk: nn.Module, case: str, inputs: Mapping[str, Tensor], wanted: Any) -> Any:
-        found = right(self, trunk, case, inputs, wanted)
+    def coarse(self: SmallParity, backbone: nn.Module, case: str, inputs: Mapping[str, Tensor], wanted: Any) -> Any:
+        found = right(self, backbone, case, inputs, wanted)
         return {key: value.half().float() if value.dtype == torch.float32 else value for key, value in found.items()}
 
     monkeypatch.setattr(SmallParity, "run", coarse)
@@ -145,13 +145,13 @@ def test_nan_and_other_shapes_never_pass(recorded: Path, value: float | None, no
 
 
 def test_fault_29_a_state_dict_that_does_not_fit_is_refused(recorded: Path) -> None:
-    rewrite(recorded, **{"sd.trunk.blocks.0.norm1.bias": None, "sd.trunk.extra": torch.zeros(1)})
-    with pytest.raises(CheckpointError, match=r"missing \(1\).*norm1\.bias.*unexpected \(1\): sd\.trunk\.extra"):
+    rewrite(recorded, **{"sd.backbone.blocks.0.norm1.bias": None, "sd.backbone.extra": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match=r"missing \(1\).*norm1\.bias.*unexpected \(1\): sd\.backbone\.extra"):
         compare(Fixture.load(recorded))
 
 
-def test_keys_that_the_trunk_is_known_not_to_need_are_passed_over(recorded: Path) -> None:
-    assert compare(Fixture.load(rewrite(recorded, **{"sd.trunk.unused": torch.zeros(1)})))
+def test_keys_that_the_backbone_is_known_not_to_need_are_passed_over(recorded: Path) -> None:
+    assert compare(Fixture.load(rewrite(recorded, **{"sd.backbone.unused": torch.zeros(1)})))
 
 
 @pytest.mark.parametrize(
@@ -174,8 +174,8 @@ def test_a_file_without_metadata_is_no_fixture(tmp_path: Path) -> None:
 
 
 def test_an_unknown_model_says_what_is_known(recorded: Path) -> None:
-    rewrite(recorded, config={"model": "smal trunk"})
-    with pytest.raises(UnknownNameError, match="Did you mean 'small trunk'"):
+    rewrite(recorded, config={"model": "smal backbone"})
+    with pytest.raises(UnknownNameError, match="Did you mean 'small backbone'"):
         compare(Fixture.load(recorded))
 
 
@@ -184,11 +184,11 @@ def test_a_port_is_recorded_where_the_original_is(tmp_path: Path) -> None:
     original = SmallBackbone(SmallConfig(dim=12))
     images = torch.rand(1, 1, 3, 8, 8)
     case = Case({"images": images}, {"layer2": original(images, [2])[0]})
-    state = {f"trunk.{key}": value for key, value in original.state_dict().items()}
-    save_fixture(tmp_path / "o.safetensors", {"model": "small trunk"}, state, {"one": case})
+    state = {f"backbone.{key}": value for key, value in original.state_dict().items()}
+    save_fixture(tmp_path / "o.safetensors", {"model": "small backbone"}, state, {"one": case})
     assert compare(Fixture.load(tmp_path / "o.safetensors"))[0].error <= 1e-5
     with pytest.raises(CheckpointError, match="exists"):
-        save_fixture(tmp_path / "o.safetensors", {"model": "small trunk"}, state, {"one": case})
+        save_fixture(tmp_path / "o.safetensors", {"model": "small backbone"}, state, {"one": case})
     with pytest.raises(CheckpointError, match="must name its model"):
         save_fixture(tmp_path / "p.safetensors", {}, state, {"one": case})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["o.safetensors"]
@@ -210,7 +210,7 @@ def test_the_command_records_and_compares(tmp_path: Path, capsys: pytest.Capture
     assert run(path, "--record", "--teacher", "known", "--teacher-options", "config=tiny,size=8") == 0
     assert run(path) == 0
     out = capsys.readouterr().out
-    assert "small trunk: 2 cases" in out
+    assert "small backbone: 2 cases" in out
     assert "double_single  layer2" in out
     assert "PASSED: largest relative difference" in out
 

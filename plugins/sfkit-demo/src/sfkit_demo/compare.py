@@ -36,7 +36,7 @@ def compare(settings: Settings, out: Path, jobs: int, study: Path) -> Path:
     precomputed = read_results(study)
     console.print(settings_line(settings), highlight=False)
     start = time.monotonic()
-    arms = [Arm(PLAIN, untrained=True, pictures=True), Arm(ALIGNED, settings.teacher, pictures=True)]
+    arms = [Arm(PLAIN, untrained=True, images=True), Arm(ALIGNED, settings.teacher, images=True)]
     with Live([arm.name for arm in arms], settings.steps, console) as live:
         results: dict[str, ArmResult] = {}
         for result in run_jobs([Job(arm, settings) for arm in arms], jobs, live.tell):

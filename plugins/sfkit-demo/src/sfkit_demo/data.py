@@ -130,7 +130,7 @@ def load_frames(root: Path) -> Frames:
     """Read a LeRobot dataset with LeRobot, each episode's video in one pass.
 
     Raises:
-        ConfigError: It is not there, or lacks what the demo needs: pictures, depth, calibration and labels.
+        ConfigError: It is not there, or lacks what the demo needs: images, depth, calibration and labels.
     """
     if not (root / "meta" / "info.json").is_file():
         raise ConfigError(f"There is no LeRobot dataset at {root}.", "Name one with --data.")

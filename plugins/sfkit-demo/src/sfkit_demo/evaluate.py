@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sfkit.factory.components import build_adapter, build_teacher
 from sfkit.policies.base import ForwardCall
 from sfkit.training.teacher_runner import TeacherRunner
-from sfkit.utils.rng import own_rng
+from sfkit.utils.runtime import own_rng
 from sfkit.views.resample import resample
 from sfkit.views.types import FeatureMap, Views
 from sfkit_demo.data import Frames, Split, thinned

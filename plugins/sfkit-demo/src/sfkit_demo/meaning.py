@@ -30,14 +30,14 @@ def meaning(comparison: Comparison) -> str:
         "error measured on the others. The positions were never shown to the policy nor to the teacher, so this tells "
         "whether tokens carry usable 3D information. It does not tell whether the policy uses it.",
         "<strong>Residual depth</strong>: a linear map from each token to how far away its patch is, beyond what its "
-        "position in the picture tells. For a fixed camera the position alone tells most. " + depth,
+        "position in the image tells. For a fixed camera the position alone tells most. " + depth,
         "<strong>Held-out action loss</strong>: the policy's own flow-matching loss on episodes not trained on, "
         "with noise and times that are the same for both arms. It is the nearest thing here to the policy's task, and "
         "it is not success: nothing was run in the simulator. At this size, success rates would be noise.",
         f"<strong>Cosine to the teacher</strong>: how near a linear read-out of the tokens comes to the "
         f"{escape(public_name(teacher))} features. Knowing nothing but a patch's position already gives "
         f"{constant:.2f}, so the figure is no evidence by itself.",
-        "<strong>Untrained</strong>: random weights keep much of a picture, which a linear map can read. Training for "
+        "<strong>Untrained</strong>: random weights keep much of an image, which a linear map can read. Training for "
         "actions alone may lose some of it; compare with that column, not with zero.",
         "<strong>Scale</strong>: about a million parameters, from scratch, on some two thousand frames of three "
         "simulated tasks. None of this says how much a pretrained policy of full size gains on a robot.",

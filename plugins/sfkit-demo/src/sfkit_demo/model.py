@@ -21,7 +21,7 @@ _SIDE = 64
 def build_policy(frames: Frames, train_rows: Tensor, settings: Settings, folder: Path) -> tuple[nn.Module, Preprocess]:
     """The policy, initialized from ``settings.seed``, and the preprocessor that its batches go through.
 
-    64-pixel pictures become 4 x 4 tokens each; six blocks of width 96; everything that LeRobot lets be trained is.
+    64-pixel images become 4 x 4 tokens each; six blocks of width 96; everything that LeRobot lets be trained is.
     Prompts are padded to the longest of the dataset only: pi0.5's 200 tokens would take most of the time.
 
     Args:

@@ -35,12 +35,12 @@ def parse_policy(name: str) -> str:
 
 
 def parse_teacher(name: str, options: str) -> tuple[str, dict[str, Any]]:
-    """A teacher with its options from one word of the command line (see :func:`sfkit.cli.options.parse_options`).
+    """A teacher with its options from one word of the command line (see :func:`sfkit.cli.console.parse_options`).
 
     Raises:
         ConfigError: An unknown teacher or option, a bad value, or text that is not ``k=v``.
     """
-    from sfkit.cli.options import parse_options
+    from sfkit.cli.console import parse_options
     from sfkit.registry.registry import default_registry
 
     model = default_registry().get("teacher", name).load().Options
@@ -53,7 +53,7 @@ def parse_weight(weight: float | None, preset: str | None, default: float = 0.5)
     Raises:
         ConfigError: An unknown preset, or one that does not align tokens at one student layer, where the demo measures.
     """
-    from sfkit.factory.preset_defaults import find_preset
+    from sfkit.factory.resolve import find_preset
 
     found = find_preset(preset)
     if found is not None and (

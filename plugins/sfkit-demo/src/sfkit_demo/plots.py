@@ -39,15 +39,15 @@ STYLE = {
 
 
 def data_uri(image: Image.Image) -> str:
-    """A picture as the ``src`` of an ``img``."""
+    """An image as the ``src`` of an ``img``."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def picture_uri(picture: NDArray[Any]) -> str:
+def image_uri(image: NDArray[Any]) -> str:
     """``(h, w, 3)`` uint8."""
-    return data_uri(Image.fromarray(picture))
+    return data_uri(Image.fromarray(image))
 
 
 def colors_uri(colors: NDArray[Any]) -> str:
@@ -61,7 +61,7 @@ def depth_uri(depth: NDArray[Any]) -> tuple[str, float, float]:
     """``(h, w)`` meters in colors, bright where near, by the logarithm; transparent where unknown (0) or far off.
 
     Returns:
-        The picture, and the nearest and farthest meters that it tells apart.
+        The image, and the nearest and farthest meters that it tells apart.
     """
     known = np.isfinite(depth) & (depth > 0) & (depth < _FAR)
     if not known.any():

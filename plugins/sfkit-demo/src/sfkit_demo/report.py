@@ -11,8 +11,8 @@ from string import Template
 from sfkit.factory.components import build_teacher
 from sfkit_demo import plots
 from sfkit_demo.comparison import Comparison, Line, table_lines
+from sfkit_demo.images import Images
 from sfkit_demo.meaning import details, meaning
-from sfkit_demo.pictures import Pictures
 from sfkit_demo.plots_health import health_section
 from sfkit_demo.report_study import study_section, tracked
 from sfkit_demo.settings import POLICIES
@@ -51,12 +51,12 @@ def render(comparison: Comparison) -> str:
             "the training mean whatever it sees, so it is what a figure is worth that knows nothing."
         ),
         table=_table(table_lines(comparison)),
-        pictures_intro=(
+        images_intro=(
             "Each small square is one visual token: its color is its place along the three main directions "
             "of all tokens of that column, after the mean of each position was taken off. Colors may be compared "
             "within a column, not between columns: what to look for is whether the <em>layout</em> follows the depth."
         ),
-        pictures=_pictures(plain.pictures, aligned.pictures),
+        images=_images(plain.images, aligned.images),
         curves=plots.curves_figure(plain, aligned),
         curves_alt="Action loss of both arms in training and on held-out frames, and the alignment cosine, by step",
         curves_caption=(
@@ -75,7 +75,7 @@ def render(comparison: Comparison) -> str:
 def _lead(comparison: Comparison) -> str:
     settings, plain = comparison.settings, comparison.plain
     teacher = build_teacher(settings.teacher)
-    tasks = len(plain.pictures.tasks) if plain.pictures else 0
+    tasks = len(plain.images.tasks) if plain.images else 0
     return (
         f"A small {POLICIES[settings.policy]} ({plain.parameters / 1e6:.1f} M parameters, random weights) was trained "
         f"twice on {tasks} Meta-World tasks from seed {settings.seed}, for {settings.steps} steps: "
@@ -122,9 +122,9 @@ def _table(lines: Sequence[Line]) -> str:
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
-def _pictures(plain: Pictures | None, aligned: Pictures | None) -> str:
+def _images(plain: Images | None, aligned: Images | None) -> str:
     if plain is None or aligned is None:
-        return "<p>No pictures were taken.</p>"
+        return "<p>No images were taken.</p>"
     heads = ["", "camera", "depth", "teacher", "tokens, plain", "tokens, aligned"]
     cells = [f'<div class="head">{head}</div>' for head in heads]
     for frame, task in enumerate(plain.tasks):
@@ -132,7 +132,7 @@ def _pictures(plain: Pictures | None, aligned: Pictures | None) -> str:
             uri, near, far = plots.depth_uri(plain.depth[frame, view])
             label = escape(task) if view == 0 else ""
             cells.append(f'<div class="name">{label}<span>{escape(name)}, {near:.2f} to {far:.2f} m</span></div>')
-            cells.append(_image(plots.picture_uri(plain.images[frame, view]), f"{name} picture: {task}", photo=True))
+            cells.append(_image(plots.image_uri(plain.images[frame, view]), f"{name} image: {task}", photo=True))
             cells.append(_image(uri, f"{name} depth, {near:.2f} to {far:.2f} m"))
             for owner, colors in (
                 ("teacher", plain.teacher), ("plain policy", plain.student), ("aligned policy", aligned.student)
@@ -140,7 +140,7 @@ def _pictures(plain: Pictures | None, aligned: Pictures | None) -> str:
                 cells.append(_image(plots.colors_uri(colors[frame, view]), f"PCA colors of the {owner}, {name}"))
     caption = (
         "One held-out frame of each task and both cameras. Depth is bright where near; checkered where it is unknown "
-        "or where the teacher gives no target. The policy itself sees the pictures only."
+        "or where the teacher gives no target. The policy itself sees the images only."
     )
     return (
         f'<figure class="card"><div class="wide"><div class="grid">{"".join(cells)}</div></div>'

@@ -11,8 +11,8 @@ from sfkit import SpatialForcing
 from sfkit.factory.components import build_teacher
 from sfkit_demo.data import load_frames, split_episodes
 from sfkit_demo.evaluate import Evaluator, Metrics
+from sfkit_demo.images import Images, take_images
 from sfkit_demo.model import build_policy
-from sfkit_demo.pictures import Pictures, take_pictures
 from sfkit_demo.settings import Arm, Settings
 from sfkit_demo.train import Curves, train
 
@@ -49,7 +49,7 @@ class ArmResult:
         curves: Seen on the way.
         parameters: Of the policy, without the projector.
         frames: Frames trained on, and held-out frames measured.
-        pictures: What the report shows, if that was asked for.
+        images: What the report shows, if that was asked for.
     """
 
     arm: str
@@ -60,7 +60,7 @@ class ArmResult:
     curves: Curves
     parameters: int
     frames: tuple[int, int]
-    pictures: Pictures | None
+    images: Images | None
 
 
 def run_arm(arm: Arm, settings: Settings, tell: Callable[[Progress], None]) -> ArmResult:
@@ -96,6 +96,6 @@ def run_arm(arm: Arm, settings: Settings, tell: Callable[[Progress], None]) -> A
         )  # fmt: skip
         tell(Progress(arm.name, "measuring", settings.steps))
         metrics, mean = evaluator.measure(policy)
-        pictures = take_pictures(policy, evaluator) if arm.pictures else None
+        images = take_images(policy, evaluator) if arm.images else None
     counts = (len(split.train), len(evaluator.held_out.rows))
-    return ArmResult(arm.name, settings.seed, metrics, untrained, mean, curves, parameters, counts, pictures)
+    return ArmResult(arm.name, settings.seed, metrics, untrained, mean, curves, parameters, counts, images)

@@ -78,13 +78,13 @@ class Arm:
         name: For tables and files.
         teacher: What ``SpatialForcing.wrap`` is given; None trains the policy as it is.
         untrained: Also measure the policy before its first step (all arms start from the same weights).
-        pictures: Also make what the report shows of this arm.
+        images: Also make what the report shows of this arm.
     """
 
     name: str
     teacher: Any = None
     untrained: bool = False
-    pictures: bool = False
+    images: bool = False
 
 
 @dataclass(frozen=True)

@@ -29,4 +29,6 @@ def register_teachers(register: Register) -> None:
 
 @hookimpl
 def register_parity(register: Register) -> None:
-    register("sfkit_depth_anything.parity:DepthAnythingParity", name="DA3 backbone", summary="Depth Anything 3's trunk")
+    register(
+        "sfkit_depth_anything.parity:DepthAnythingParity", name="DA3 backbone", summary="Depth Anything 3's backbone"
+    )

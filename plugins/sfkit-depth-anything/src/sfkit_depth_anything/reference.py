@@ -1,21 +1,20 @@
-"""Which of several views is the reference: Depth Anything 3's ``saddle_balanced``."""
+"""Depth Anything 3's choice of the reference view: ``saddle_balanced``."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-#: Fewer views than this are not looked at: the first is the reference.
+#: With fewer views the first is the reference.
 SELECT_FROM = 3
 
 
 def saddle_balanced(tokens: Tensor) -> Tensor:
-    """The view that is most average in three respects.
+    """Index of the view whose three scores are nearest to the middle of their range.
 
-    Each view has three scores: the mean cosine of its token with those of the other views, the token's norm, and the
-    variance of its direction's channels. Each score is scaled to [0, 1] over the views of a sample; the view whose
-    scores are nearest to one half, in sum, is the reference. In float32 and without a matrix product, whose precision
-    is the user's to choose, so that near ties do not depend on settings.
+    The scores of a view are the mean cosine of its token with those of the other views, the token's norm, and the
+    variance of the channels of its direction. Each score is scaled to [0, 1] over the views of a sample. The reference
+    is the view with the smallest sum of distances from one half.
 
     Args:
         tokens: ``(b, v, dim)``, the class tokens; at least two views.
@@ -23,6 +22,7 @@ def saddle_balanced(tokens: Tensor) -> Tensor:
     Returns:
         ``(b,)`` long, on the device of ``tokens``.
     """
+    # In float32 and without a matrix product: near ties must not depend on the precision settings of matmul.
     tokens = tokens.float()
     norm = tokens.norm(dim=-1)
     unit = tokens / norm.unsqueeze(-1)

@@ -1,4 +1,4 @@
-"""What depends on the grid alone: the learned positions on it, and the rotations of queries and keys."""
+"""Tensors that depend on the grid only: learned positions, and rotary tables."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from sfkit_backbones.rope import Rope, grid_positions, rope_table
 from torch import Tensor
 
-#: Added to the wanted grid before the scale is computed: DINOv2's guard against rounding down, which moves the samples.
+#: DINOv2 adds this to the grid before it computes the scale, against rounding down. It moves the sample points.
 _OFFSET = 0.1
 
 
 def scaled_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The learned position table on another grid: bicubic without antialias, by scale factor, in float32.
+    """Resize a learned position table to another grid: bicubic without antialias, by scale factor, in float32.
 
-    DINOv2's way, and not the resize to an explicit size of its successors: the scale is ``(cells + 0.1) / side``, so
-    that sample points lie a little closer together than the cells do.
+    This is DINOv2's method; its successors resize to an explicit size. The scale is ``(cells + 0.1) / side``: sample
+    points are a little closer together than the cells.
 
     Args:
         table: ``(1, side * side, dim)``, row-major.
-        grid: Rows and columns wanted.
+        grid: Rows and columns of the result.
 
     Returns:
-        ``(1, rows * columns, dim)`` float32; on the table's own grid the table itself.
+        ``(1, rows * columns, dim)`` float32; the table itself if it has that grid already.
     """
     side = int(table.shape[1] ** 0.5)
     table = table.float()
@@ -35,12 +35,12 @@ def scaled_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def view_rotation(grid: tuple[int, int], head_dim: int) -> Rope:
-    """For blocks within a view: patches count from 1, the token in front is not rotated."""
+    """Rotary table for blocks within a view: patches count from 1, and the class token has no rotation."""
     return rope_table(grid_positions(grid, specials=1, offset=1), head_dim)
 
 
 def joint_rotation(grid: tuple[int, int], views: int, head_dim: int) -> Rope:
-    """For blocks over all views: every patch of every view is at (1, 1), the tokens in front of each view at (0, 0)."""
+    """Rotary table for blocks over all views: all patches are at (1, 1), the class tokens at (0, 0)."""
     positions = torch.ones(1 + grid[0] * grid[1], 2, dtype=torch.long)
     positions[0] = 0
     return rope_table(positions.repeat(views, 1), head_dim)

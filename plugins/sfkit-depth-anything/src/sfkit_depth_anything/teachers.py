@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import torch
 from pydantic import Field
@@ -14,14 +14,14 @@ from sfkit_backbones.teacher import BackboneOptions, BackboneTeacher
 from torch import Tensor, nn
 
 from sfkit.config import Options
+from sfkit.errors import log_info
 from sfkit.registry.component import AnyOptions
-from sfkit.utils.log import log_info
-from sfkit.views.imagenet import imagenet_normalized
+from sfkit.views.resample import imagenet_normalized
 from sfkit.views.types import Views
 from sfkit_depth_anything import config
-from sfkit_depth_anything.config import TrunkConfig
+from sfkit_depth_anything.backbone import DepthAnythingBackbone, Half, Reference
+from sfkit_depth_anything.config import DepthAnythingConfig
 from sfkit_depth_anything.reference import SELECT_FROM
-from sfkit_depth_anything.trunk import DepthAnythingTrunk, Half, Reference
 from sfkit_depth_anything.weights import IGNORED, PREFIXES, find_prefix
 
 
@@ -30,27 +30,27 @@ class DepthAnythingOptions(BackboneOptions):
 
     half: Half = Field(
         default="both",
-        description="Features from within a view (local), normed and joined over views (global), or both, 2C wide.",
+        description="Stream after the last block within views (local), normed output of the layer (global), or both.",
     )
     reference: Reference = Field(
         default="auto",
-        description="Reference view: auto is Depth Anything's choice by content from 3 views on, else the first; "
-        "first follows view_order.",
+        description="auto: from 3 views on, Depth Anything chooses the reference view by content. first: the first of "
+        "view_order.",
     )
 
 
 class DepthAnything3(BackboneTeacher):
-    """Features of Depth Anything 3's trunk: base of the registered sizes.
+    """Features of Depth Anything 3's backbone: base class of the registered sizes.
 
-    Pictures are resized so that the longer side is ``size`` (504, its API's default) and ImageNet-normalized once, in
-    :meth:`features`. Layers count from 1; its heads read the last one and three before.
+    The longer side of an image becomes ``size`` (504, the default of its API). :meth:`features` applies ImageNet's
+    normalization, and nothing else does. Layers count from 1; the released heads read the last four.
     """
 
     prefix = PREFIXES[0]
     ignored = IGNORED
     patch = 14
     default_size = 504
-    # Near zero once normalized; Depth Anything itself never pads.
+    # About zero after normalization. Depth Anything itself never pads.
     default_fill = 0.45
     family = "DA3 backbone"
 
@@ -59,11 +59,11 @@ class DepthAnything3(BackboneTeacher):
 
     def __init__(self, options: AnyOptions = None) -> None:
         super().__init__(options)
-        self._told_of_order = False
+        self._checked_order = False
 
     @property
-    def backbone_config(self) -> TrunkConfig:
-        found: TrunkConfig = super().backbone_config
+    def backbone_config(self) -> DepthAnythingConfig:
+        found: DepthAnythingConfig = super().backbone_config
         return found
 
     @property
@@ -74,23 +74,24 @@ class DepthAnything3(BackboneTeacher):
         return self.backbone_config.dim * (2 if self.options.half == "both" else 1)
 
     def build(self) -> nn.Module:
-        return DepthAnythingTrunk(self.backbone_config)
+        return DepthAnythingBackbone(self.backbone_config)
 
     def prefix_in(self, path: Path) -> str:
         return find_prefix(path)
 
     def observe(self, batch: tuple[Views, tuple[int, int]] | None) -> None:
         super().observe(batch)
-        if batch is None or self._told_of_order:
+        if batch is None or self._checked_order:
             return
-        self._told_of_order = True
+        self._checked_order = True
         if self.options.view_order and self.options.reference == "auto" and len(batch[0].names) >= SELECT_FROM:
             log_info(
-                f"teacher {self.name!r} chooses its reference view by content among {SELECT_FROM} or more: view_order "
-                "has no say there; set reference=first to make its first camera the reference"
+                f"teacher {self.name!r} chooses its reference view by content among {SELECT_FROM} or more views and "
+                "ignores view_order; set reference=first to make the first camera of view_order the reference"
             )
 
     def features(self, backbone: nn.Module, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """``(b, v, 3, h, w)`` images in [0, 1] to ``(b, v, rows, columns, d)`` for each layer."""
         residual = torch.bfloat16 if self.options.residual == "bfloat16" else torch.float32
         found = backbone(
             imagenet_normalized(images),
@@ -104,20 +105,20 @@ class DepthAnything3(BackboneTeacher):
     def working_bytes(self, backbone: nn.Module, shape: tuple[int, int, int, int], layers: Sequence[int]) -> int:
         b, v, h, w = shape
         dim, patches = self.backbone_config.dim, b * v * (h // self.patch) * (w // self.patch)
-        product = cast("DepthAnythingTrunk", backbone).patch_embed.proj.weight.element_size()
+        product = cast("DepthAnythingBackbone", backbone).patch_embed.proj.weight.element_size()
         residual = 2 if self.options.residual == "bfloat16" else 4
         hidden = self.backbone_config.hidden * (2 if self.backbone_config.swiglu else 1)  # both gates, SiLU and product
         tokens = patches + b * v
         block = block_bytes(tokens, dim, hidden, product=product, residual=residual)
         feature = patches * self.dim(layers[0]) * 4
-        # Pictures stay to the end as painted and as normalized, and are there thrice while they are normalized.
-        pictures = b * v * 3 * h * w * 4
-        # The last feature is made when its block is through.
+        # Resized and normalized images stay to the end; the normalization needs one more copy.
+        image_bytes = b * v * 3 * h * w * 4
+        # The last feature is computed after its block has freed its memory.
         last = max(block, tokens * dim * (2 * residual + 4) + feature)
-        return max(3 * pictures, 2 * pictures + last + (len(set(layers)) - 1) * feature)
+        return max(3 * image_bytes, 2 * image_bytes + last + (len(set(layers)) - 1) * feature)
 
 
-def _configs(full: TrunkConfig, tiny: TrunkConfig = config.TINY) -> dict[str, Any]:
+def _configs(full: DepthAnythingConfig, tiny: DepthAnythingConfig = config.TINY) -> dict[str, Options]:
     return {"full": full, "tiny": tiny}
 
 
@@ -140,7 +141,7 @@ class DA3Base(DepthAnything3):
 
 
 class DA3Large(DepthAnything3):
-    """Depth Anything 3 large: 24 blocks, 1024 wide. The revised weights: the first ones had a fault in training."""
+    """Depth Anything 3 large: 24 blocks, 1024 wide; revised weights, since the first ones had a fault in training."""
 
     name = "da3-large"
     license = "CC-BY-NC-4.0"
@@ -149,7 +150,7 @@ class DA3Large(DepthAnything3):
 
 
 class DA3Giant(DepthAnything3):
-    """Depth Anything 3 giant: 40 blocks, 1536 wide, gated MLPs. The revised weights, as for the large one."""
+    """Depth Anything 3 giant: 40 blocks, 1536 wide, gated MLPs; the revised weights, as for the large size."""
 
     name = "da3-giant"
     license = "CC-BY-NC-4.0"

@@ -1,4 +1,4 @@
-"""Where the trunk's tensors are in a published file, and which others there are."""
+"""Keys of the backbone in published files, and keys that it does not need."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from sfkit_backbones.files import open_tensors
 
 from sfkit.errors import CheckpointError
 
-#: What stands before the trunk's keys: in the official files, in the nested model (depth and metric network in one),
-#: in a saved inner network, and in a file of the trunk alone.
+#: Prefixes of the backbone's keys: in the official files, in the nested model (depth and metric network in one), in a
+#: saved inner network, and in a file of the backbone alone.
 PREFIXES = ("model.backbone.pretrained.", "model.da3.backbone.pretrained.", "backbone.pretrained.", "")
 
 _HEADS = ("head", "cam_enc", "cam_dec", "gs_head", "gs_adapter")
@@ -21,15 +21,15 @@ IGNORED = (
     *(f"{prefix}mask_token" for prefix in PREFIXES),
 )
 
-#: Only the trunk of a multi-view model has it.
+#: Only multi-view models have this key.
 _LANDMARK = "camera_token"
 
 
 def find_prefix(path: Path) -> str:
-    """What stands before the trunk's keys in this file: exactly one of the known prefixes.
+    """The prefix of the backbone's keys in this file.
 
     Raises:
-        CheckpointError: None or several of them fit.
+        CheckpointError: None or several of the known prefixes match.
     """
     keys = open_tensors(path).shapes()
     fitting = [prefix for prefix in PREFIXES if prefix + _LANDMARK in keys]
@@ -37,12 +37,12 @@ def find_prefix(path: Path) -> str:
         return fitting[0]
     if fitting:
         raise CheckpointError(
-            f"{path} holds several trunks of Depth Anything 3: {', '.join(map(repr, fitting))}.",
+            f"{path} holds several backbones of Depth Anything 3: {', '.join(map(repr, fitting))}.",
             "Give a file with one of them.",
         )
     looked_for = ", ".join(prefix + _LANDMARK for prefix in PREFIXES)
     raise CheckpointError(
-        f"{path} holds no trunk of a multi-view Depth Anything 3: none of {looked_for}. It has {len(keys)} tensors"
+        f"{path} holds no backbone of a multi-view Depth Anything 3: none of {looked_for}. It has {len(keys)} tensors"
         f"{', such as ' + ', '.join(sorted(keys)[:3]) if keys else ''}.",
         "Give model.safetensors of depth-anything/DA3-SMALL, -BASE, -LARGE-1.1 or -GIANT-1.1 (the mono and metric "
         "models see one view and are other networks).",

@@ -1,4 +1,4 @@
-"""DUSt3R and MASt3R for sfkit: frozen teachers that look at views in pairs.
+"""DUSt3R and MASt3R for sfkit: frozen teachers that decode views in pairs.
 
 Importing this package imports no torch: it is the plugin module that sfkit's registry loads.
 """
@@ -23,7 +23,7 @@ def register_teachers(register: Register) -> None:
     register(
         "sfkit_dust3r.teacher:MASt3RTeacher",
         name="mast3r",
-        summary="MASt3R: DUSt3R's trunk, trained for metric points and matching",
+        summary="MASt3R: DUSt3R's backbone, trained for metric points and matching",
         license=_LICENSE,
     )
 

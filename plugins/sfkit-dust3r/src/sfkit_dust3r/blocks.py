@@ -1,4 +1,4 @@
-"""The decoder's layer: self-attention, attention to the other view, MLP."""
+"""The decoder's block: self-attention, cross-attention to the other view, MLP."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of one view's tokens to another's, each rotated by its own place in its own picture.
+    """Multi-head attention from one view's tokens to another's, with rotary positions of each token's own image.
 
     Args:
         dim: Width.
@@ -33,11 +33,12 @@ class CrossAttention(nn.Module):
         return self.proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def _split(self, tokens: Tensor) -> Tensor:
+        """``(b, n, dim)`` to ``(b, heads, n, head_dim)``."""
         return tokens.view(*tokens.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 class DecoderBlock(nn.Module):
-    """Self-attention, cross-attention and MLP, each behind a norm and added to the stream.
+    """Self-attention, cross-attention and MLP: each reads the normed stream and adds its output to the stream.
 
     Args:
         dim: Width.
@@ -57,7 +58,7 @@ class DecoderBlock(nn.Module):
         self.mlp = Mlp(dim, hidden)
 
     def forward(self, x: Tensor, memory: Tensor, rope: Rope, memory_rope: Rope) -> Tensor:
-        """Map ``(b, n, dim)`` to the same shape and dtype, given ``(b, m, dim)`` of the other view."""
+        """Map ``(b, n, dim)`` to the same shape and dtype; ``memory`` is ``(b, m, dim)`` of the other view."""
         x = add(x, self.attn(self.norm1(x), rope))
         x = add(x, self.cross_attn(self.norm2(x), self.norm_y(memory), rope, memory_rope))
         return add(x, self.mlp(self.norm3(x)))

@@ -1,4 +1,4 @@
-"""Sizes of the trunk, and the options of the teachers."""
+"""Sizes of the backbone, and the options of the teachers."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from sfkit_backbones.teacher import BackboneOptions
 from typing_extensions import Self
 
 from sfkit.config import Options
-from sfkit.registry.marks import Harmless
+from sfkit.registry.component import Harmless
 
 Target = Literal["encoder", "decoder", "both"]
 
 
-class TrunkConfig(Options):
-    """Sizes of a trunk; by default those of every released checkpoint."""
+class DUSt3RConfig(Options):
+    """Sizes of the backbone; the defaults are those of all released checkpoints."""
 
     patch: int = Field(default=16, ge=1, description="Side of a patch in pixels.")
     enc_dim: int = Field(default=1024, ge=1, description="Width of the encoder.")
@@ -33,12 +33,12 @@ class TrunkConfig(Options):
         return self.model_copy(update={"dec_layers": 0})
 
     def with_shared_decoder(self) -> Self:
-        """The same trunk with one stack of decoder layers for both views."""
+        """The same backbone with one stack of decoder layers for both views."""
         return self.model_copy(update={"shared_decoder": True})
 
 
-FULL = TrunkConfig()
-TINY = TrunkConfig(
+FULL = DUSt3RConfig()
+TINY = DUSt3RConfig(
     enc_dim=32, enc_layers=2, enc_heads=2, enc_hidden=128, dec_dim=24, dec_layers=3, dec_heads=2, dec_hidden=96
 )
 
@@ -49,12 +49,12 @@ class PairOptions(BackboneOptions):
     target: Target = Field(
         default="decoder",
         description="Features of the encoder (layers 1 to 24), of the decoder (1 to 12), or both: the encoder's last "
-        "beside the decoder's layer.",
+        "layer concatenated with the decoder's layer.",
     )
     image_geometry: Literal["whole", "official"] = Field(
         default="whole",
-        description="whole: all of the view, as `fit` says. official: crop as the released loader does; what is "
-        "cropped away is masked.",
+        description="whole: the whole view, as `fit` says. official: crop as the released loader does, and mask the "
+        "cropped cells.",
     )
     square_ok: Harmless[bool] = Field(
         default=False, description="With the official image geometry of the 512 models: do not crop a square to 4:3."
@@ -69,5 +69,5 @@ class DUSt3ROptions(PairOptions):
 
     config: Harmless[str] = Field(
         default="512-dpt",
-        description="Checkpoint: '512-dpt', '512-linear' or '224-linear'; 'tiny' has random weights, for trying out.",
+        description="Checkpoint: '512-dpt', '512-linear' or '224-linear'; 'tiny' has random weights, for dry runs.",
     )

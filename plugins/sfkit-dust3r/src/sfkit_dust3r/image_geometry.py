@@ -1,25 +1,25 @@
-"""The part of a view that the released loader shows to the network."""
+"""The crop of a view that the released loader gives to the network."""
 
 from __future__ import annotations
 
 from sfkit_backbones.placement import Placement, Size
 
-#: Below this side the released models were trained on squares.
+#: The released models of up to this side are trained on squares.
 _SQUARE_UP_TO = 224
 
 
 def official_placement(view: Size, side: int, patch: int, *, square_ok: bool) -> Placement:
-    """Where the released loader puts a view.
+    """Placement of a view in the released loader.
 
-    Up to a side of 224 the shorter side becomes ``side``, and a centered square is cropped. Above, the longer
-    side becomes ``side``, and a centered multiple of the patch is cropped: at most ``patch - 1`` pixels are lost,
-    except of a square, of which three quarters of the height are kept, since the models were trained on 4:3 and wider.
+    For a side of at most 224, the shorter side becomes ``side``, and the loader crops a centered square. Otherwise the
+    longer side becomes ``side``, and the loader crops to a centered multiple of the patch, which loses at most
+    ``patch - 1`` pixels. Of a square it keeps three quarters of the height: the models are trained on 4:3 and wider.
 
     Args:
-        view: Height and width.
-        side: Of what the network sees, a multiple of ``patch``.
-        patch: Side of a patch.
-        square_ok: Keep squares whole.
+        view: Height and width in pixels.
+        side: Side in pixels of the network's input, a multiple of ``patch``.
+        patch: Side of a patch in pixels.
+        square_ok: Do not crop squares.
     """
     if side <= _SQUARE_UP_TO:
         scaled = _scaled(view, side / min(view), side)

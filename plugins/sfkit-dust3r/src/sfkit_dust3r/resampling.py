@@ -1,4 +1,4 @@
-"""Pillow's resampling as a product with two matrices, on pictures that never were 8-bit files."""
+"""Pillow's resampling on float tensors: a product with one matrix for the rows and one for the columns."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ Kernel = Literal["bicubic", "lanczos"]
 
 
 def resize(images: Tensor, size: tuple[int, int], kernel: Kernel) -> Tensor:
-    """Resize as ``PIL.Image.resize`` does: the kernel widens when shrinking, columns first, then rows.
+    """Resize as ``PIL.Image.resize`` does: columns first, then rows; the kernel widens when it shrinks an image.
 
     Args:
         images: ``(..., h, w)`` float32 in [0, 1].
-        size: Height and width wanted.
+        size: Height and width of the result.
         kernel: ``bicubic`` (a = -0.5) or ``lanczos`` (three lobes).
 
     Returns:
-        ``(..., *size)`` in [0, 1]. Overshoot is cut off after each of the two steps, where 8-bit pictures lose it.
+        ``(..., *size)`` float32, clamped to [0, 1] after each of the two steps, as 8-bit images are.
     """
     (h, w), (rows, columns) = images.shape[-2:], size
     if w != columns:
@@ -35,9 +35,9 @@ def resampling_matrix(old: int, new: int, kernel: Kernel, device: torch.device) 
     """Weights ``(new, old)`` float32 of each old sample in each new one; rows sum to one.
 
     A new sample's center lies at ``(i + 1/2) * old / new - 1/2``. The kernel is stretched by ``old / new`` when that is
-    above one, cut off at the picture's border, and normalized.
+    above one, cut off at the image's border, and normalized.
     """
-    # Ordinary tensors also when first met under inference mode: they are kept.
+    # The result is cached, so it must not be a tensor of inference mode, which autograd refuses.
     with torch.inference_mode(False):
         scale = old / new
         stretch = max(scale, 1.0)
@@ -48,6 +48,7 @@ def resampling_matrix(old: int, new: int, kernel: Kernel, device: torch.device) 
 
 
 def _bicubic(x: Tensor) -> Tensor:
+    """Keys' cubic kernel with a = -0.5 at distances ``(new, old)`` in samples."""
     x = x.abs()
     near = 1.5 * x**3 - 2.5 * x**2 + 1
     far = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
@@ -55,6 +56,7 @@ def _bicubic(x: Tensor) -> Tensor:
 
 
 def _lanczos(x: Tensor) -> Tensor:
+    """Lanczos kernel of three lobes at distances ``(new, old)`` in samples."""
     return torch.where(x.abs() < 3, torch.sinc(x) * torch.sinc(x / 3), 0.0)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from sfkit_backbones.hub import Source
@@ -15,26 +15,26 @@ from torch import Tensor, nn
 from sfkit.config import Options
 from sfkit.errors import CheckpointError, ConfigError
 from sfkit.registry.component import AnyOptions
-from sfkit_dust3r.config import FULL, TINY, DUSt3ROptions, PairOptions, TrunkConfig
+from sfkit_dust3r.backbone import PairBackbone
+from sfkit_dust3r.config import FULL, TINY, DUSt3RConfig, DUSt3ROptions, PairOptions
 from sfkit_dust3r.image_geometry import official_placement
 from sfkit_dust3r.memory import working_bytes
 from sfkit_dust3r.resampling import Kernel, resize
-from sfkit_dust3r.trunk import PairTrunk
 
 _HEADS = ("downstream_head1.*", "downstream_head2.*")
 _DECODER = ("decoder_embed.*", "dec_blocks.*", "dec_blocks2.*", "dec_norm.*")
 
 
 class PairTeacher(BackboneTeacher):
-    """A teacher that encodes each view alone and decodes views in pairs with the first.
+    """A teacher that encodes each view by itself and decodes it in a pair with the first view.
 
     Class attributes:
-        sources: Where the official weights are, for each value of the option ``config`` that has any.
-        sizes: Side of what the network sees, where it is not ``default_size``.
+        sources: Location of the official weights, for each value of the option ``config`` that has them.
+        sizes: Side in pixels of the network's input, where it differs from ``default_size``.
     """
 
     license = "CC-BY-NC-SA-4.0"
-    # The mask token is for pre-training alone.
+    # Only pre-training uses the mask token.
     ignored = (*_HEADS, "mask_token")
     patch = 16
     default_size = 512
@@ -66,8 +66,8 @@ class PairTeacher(BackboneTeacher):
         return self.ignored if self._decodes else (*self.ignored, *_DECODER)
 
     @property
-    def backbone_config(self) -> TrunkConfig:
-        sizes: TrunkConfig = self.configs[self.options.config]
+    def backbone_config(self) -> DUSt3RConfig:
+        sizes: DUSt3RConfig = super().backbone_config
         if not self._decodes:
             return sizes.encoder_only()
         return sizes.with_shared_decoder() if self.options.decoders == "shared" else sizes
@@ -96,8 +96,8 @@ class PairTeacher(BackboneTeacher):
 
     # --------------------------------------------------------------------------------------------------------- network
 
-    def build(self) -> PairTrunk:
-        return PairTrunk(self.backbone_config)
+    def build(self) -> PairBackbone:
+        return PairBackbone(self.backbone_config)
 
     def load(self, device: torch.device) -> nn.Module:
         try:
@@ -112,7 +112,8 @@ class PairTeacher(BackboneTeacher):
             raise
 
     def features(self, backbone: nn.Module, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
-        # From [0, 1] to [-1, 1], here and nowhere else.
+        """``(b, v, 3, h, w)`` images in [0, 1] to ``(b, v, rows, columns, d)`` for each layer."""
+        # The only place that maps [0, 1] to [-1, 1].
         features: list[Tensor] = backbone(images * 2 - 1, layers, self.options.target, self._residual)
         return features
 
@@ -122,7 +123,7 @@ class PairTeacher(BackboneTeacher):
             self.backbone_config, self.options.target, shape, layers, product=product, residual=self._residual.itemsize
         )
 
-    # -------------------------------------------------------------------------------------------------------- pictures
+    # -------------------------------------------------------------------------------------------------------- images
 
     def placement(self, view: Size) -> Placement:
         if self.options.image_geometry == "official":
@@ -130,9 +131,10 @@ class PairTeacher(BackboneTeacher):
         return super().placement(view)
 
     def paint(self, images: Tensor, placement: Placement) -> Tensor:
+        """Resize images ``(..., 3, h, w)`` in [0, 1] and place them on their canvas: ``(..., 3, *canvas)``."""
         if not self.options.antialias:
             return super().paint(images, placement)
-        # As the released loader: Lanczos when the longer side shrinks, bicubic when it grows.
+        # The released loader uses Lanczos where the longer side shrinks, and bicubic where it grows.
         kernel: Kernel = "lanczos" if max(images.shape[-2:]) > max(placement.scaled) else "bicubic"
         scaled = resize(images.float().flatten(0, -4), placement.scaled, kernel)
         return canvas_of(scaled, placement, self.fill).reshape(*images.shape[:-2], *placement.canvas)
@@ -151,8 +153,8 @@ class DUSt3RTeacher(PairTeacher):
         for config in ("512-dpt", "512-linear", "224-linear")
     }
     source = sources["512-dpt"]
-    # The checkpoints differ in their heads alone, which are not read.
-    configs: ClassVar[Mapping[str, Any]] = {**dict.fromkeys(sources, FULL), "tiny": TINY}
+    # The checkpoints differ only in their heads, which are not loaded.
+    configs: ClassVar[Mapping[str, Options]] = {**dict.fromkeys(sources, FULL), "tiny": TINY}
     sizes: ClassVar[Mapping[str, int]] = {"224-linear": 224, "tiny": 224}
 
     Options: ClassVar[type[Options]] = DUSt3ROptions
@@ -165,4 +167,4 @@ class MASt3RTeacher(PairTeacher):
     name = "mast3r"
     source = _hub("MASt3R_ViTLarge_BaseDecoder_512_catmlpdpt_metric")
     sources: ClassVar[Mapping[str, Source]] = {"full": source}
-    configs: ClassVar[Mapping[str, Any]] = {"full": FULL, "tiny": TINY}
+    configs: ClassVar[Mapping[str, Options]] = {"full": FULL, "tiny": TINY}

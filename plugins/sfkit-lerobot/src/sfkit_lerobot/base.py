@@ -16,8 +16,7 @@ from sfkit.config import Options
 from sfkit.errors import AdapterError
 from sfkit.policies.base import ForwardCall, PolicyAdapter, TapPoint
 from sfkit.policies.loss import replace_loss
-from sfkit.registry.component import AnyOptions
-from sfkit.registry.marks import Harmless
+from sfkit.registry.component import AnyOptions, Harmless
 from sfkit.views.geometry import on_device
 from sfkit.views.types import Views
 from sfkit_lerobot.cameras import explain_missing, view_geometry

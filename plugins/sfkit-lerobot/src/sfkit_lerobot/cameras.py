@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sfkit.views.cameras import CameraRig
-from sfkit.views.view_geometry import depth_map, view_geometry
+from sfkit.views.geometry import depth_map, view_geometry
 
 __all__ = ["depth_map", "explain_missing", "view_geometry"]
 

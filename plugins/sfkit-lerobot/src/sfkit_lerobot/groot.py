@@ -11,7 +11,7 @@ from pydantic import Field
 from sfkit.config import Options
 from sfkit.errors import AdapterError, ViewsError
 from sfkit.policies.base import ForwardCall
-from sfkit.registry.marks import Harmless
+from sfkit.registry.component import Harmless
 from sfkit.views.types import Views
 from sfkit_lerobot.base import LeRobotOptions
 from sfkit_lerobot.image_geometry import ImageGeometry

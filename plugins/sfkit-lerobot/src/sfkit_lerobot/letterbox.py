@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sfkit.views.letterbox import Letterbox, Placement, Size, fitted, pad_around, unchanged
+from sfkit.views.geometry import Letterbox, Placement, Size, fitted, pad_around, unchanged
 
 __all__ = ["Letterbox", "Placement", "Size", "fitted", "pad_around", "pad_top_left", "unchanged"]
 

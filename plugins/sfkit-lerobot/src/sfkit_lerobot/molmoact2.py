@@ -13,7 +13,7 @@ from torch.nn import functional
 from sfkit.config import Options
 from sfkit.errors import AdapterError, ViewsError
 from sfkit.policies.base import TapPoint
-from sfkit.registry.marks import Harmless
+from sfkit.registry.component import Harmless
 from sfkit_lerobot.base import LeRobotOptions
 from sfkit_lerobot.image_geometry import ImageGeometry
 from sfkit_lerobot.image_tokens import ImageTokenAdapter, Prompt, every

@@ -12,7 +12,7 @@ from torch import Tensor
 from sfkit.config import Options
 from sfkit.errors import AdapterError, ViewsError
 from sfkit.policies.base import TapPoint
-from sfkit.registry.marks import Harmless
+from sfkit.registry.component import Harmless
 from sfkit_lerobot.base import LeRobotOptions
 from sfkit_lerobot.letterbox import Letterbox, Size, pad_top_left, unchanged
 from sfkit_lerobot.normalization import denormalized

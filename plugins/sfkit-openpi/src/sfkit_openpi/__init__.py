@@ -5,9 +5,13 @@ Importing this package imports neither torch nor openpi: it is the plugin module
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sfkit.registry.hookspecs import Register, hookimpl
+
+if TYPE_CHECKING:
+    from sfkit_openpi.adapter import OpenPIAdapter as OpenPIAdapter
+    from sfkit_openpi.checkpoint import export_checkpoint as export_checkpoint
 
 SFKIT_API = 1
 
@@ -20,7 +24,7 @@ def register_policies(register: Register) -> None:
         "sfkit_openpi.adapter:OpenPIAdapter",
         name="openpi",
         summary="pi0 and pi0.5 of openpi (PyTorch)",
-        aligned="pictures' tokens in PaliGemma's language model, or its vision tower's output",
+        aligned="images' tokens in PaliGemma's language model, or its vision tower's output",
         trains="everything",
         verified="training steps of tiny models of openpi's own classes",
         handles=("openpi.models_pytorch.pi0_pytorch.PI0Pytorch",),
@@ -36,8 +40,8 @@ def register_commands(register: Register) -> None:
     )
 
 
-# No __dir__ beside it: pluggy before 1.6 gets every name that dir() lists, and would load torch for `sfkit --help`.
-def __getattr__(name: str) -> Any:
+# Without a __dir__: pluggy before 1.6 gets every name of dir(), which would load torch for `sfkit --help`.
+def __getattr__(name: str) -> object:
     if name == "OpenPIAdapter":
         from sfkit_openpi.adapter import OpenPIAdapter
 

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from sfkit.errors import AdapterError, SfkitWarning, ShapeError, ViewsError
 from sfkit.policies.base import AdapterOptions, ForwardCall, PolicyAdapter, TapPoint
 from sfkit.policies.tokens import cut, tower_tokens
-from sfkit.registry.component import AnyOptions
-from sfkit.registry.marks import Harmless
+from sfkit.registry.component import AnyOptions, Harmless
+from sfkit.views.geometry import view_geometry
 from sfkit.views.types import FeatureMap, Views
-from sfkit.views.view_geometry import view_geometry
 from sfkit_openpi.geometry import StillCameras, depth_maps, source_to_view
 from sfkit_openpi.overlay import refuse_stale_overlay
 from sfkit_openpi.pixels import has_bars, inside_bars
@@ -39,23 +38,23 @@ class OpenPIOptions(AdapterOptions):
     )
     bars: Harmless[bool] = Field(
         default=True,
-        description="Leave out the black bars of letterboxed pictures, and with them what is as dark and reaches the "
-        "border; false where dark borders are part of the scene and no picture is letterboxed.",
+        description="Mask the black bars of letterboxed images, and equally dark areas that reach the border; set "
+        "false if no image is letterboxed and scenes have dark borders.",
     )
     black: float = Field(
         default=0.0,
         ge=0,
         lt=0.5,
-        description="How bright a bar may be, of 1, before augmentation: above 0 for pictures that were letterboxed "
-        "before they were compressed.",
+        description="Largest brightness of a bar in [0, 1], before augmentation; above 0 for images that were "
+        "compressed after letterboxing.",
     )
 
 
 class OpenPIAdapter(PolicyAdapter):
-    """Sequence: every camera's tokens, present or not, then the prompt's. State and actions are a stream apart.
+    """pi0 and pi0.5 of openpi. The sequence is the tokens of every camera, present or absent, then the prompt's.
 
-    Augmentation happens inside forward, at random. So the views are not the batch's pictures but the very pixels that
-    the vision tower was given; which of them are bars, and whether they were moved, is seen from the pixels too.
+    forward augments images at random, so the views are the inputs of the vision tower instead of the batch's images.
+    Black bars, and whether a camera's pixels were moved, are detected in the pixels.
     """
 
     name = "openpi"
@@ -78,7 +77,7 @@ class OpenPIAdapter(PolicyAdapter):
         self._still = StillCameras()
         self._prompt_length = 0
         self._range_is_checked = False
-        self._left_out: str = ""
+        self._warned: str = ""
 
     # ---------------------------------------------------------------------------------------------------- taps
 
@@ -110,7 +109,7 @@ class OpenPIAdapter(PolicyAdapter):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Cameras, in the order of their tokens: the policy's, whatever that of the observation."""
+        """Cameras in the order of the policy's tokens, which may differ from the order of the observation."""
         if self.options.cameras is not None:
             return self.options.cameras
         for cls in type(self.policy).__mro__:
@@ -122,27 +121,27 @@ class OpenPIAdapter(PolicyAdapter):
     def views(self, call: ForwardCall) -> Views:
         observation = call.arguments["observation"]
         seen = self._seen(call.inputs["vision"])
-        pictures = self._pictures(observation)
+        images = self._images(observation)
         if not self._range_is_checked:
-            _check_range(pictures)
+            _check_range(images)
             self._range_is_checked = True
         self._prompt_length = int(observation.tokenized_prompt.shape[1])
         present = self._present(observation, seen)
-        bars = torch.stack([self._has_bars(picture, seen) for picture in pictures.values()], 1)
+        bars = torch.stack([self._has_bars(image, seen) for image in images.values()], 1)
         valid = present[:, :, None, None].expand(*seen.shape[:2], *seen.shape[-2:])
         if self.options.bars:
             flat = inside_bars(seen.flatten(0, 1), self.options.black)
             valid = valid & (flat.reshape(valid.shape) | ~bars[:, :, None, None])
-        boxes = self._still.boxes(self.cameras, pictures, seen, present, bars)
+        boxes = self._still.boxes(self.cameras, images, seen, present, bars)
         maps = {} if self.cameras is None else depth_maps(observation.images, self.cameras)
         index = getattr(observation, "index", None)
         geometry = view_geometry(self.cameras, {**maps, "index": index}, boxes, seen)
         if geometry.intrinsics is not None:
-            self._warn_of_left_out()
+            self._warn_of_moved_cameras()
         return Views(
             images=seen,
             valid=valid,
-            names=tuple(pictures),
+            names=tuple(images),
             depth=geometry.depth,
             intrinsics=geometry.intrinsics,
             world_from_camera=geometry.world_from_camera,
@@ -153,7 +152,7 @@ class OpenPIAdapter(PolicyAdapter):
         return self._still.explain(field, self.cameras)
 
     def _seen(self, inputs: tuple[Tensor, ...]) -> Tensor:
-        """``(b, v, 3, h, w)`` in [0, 1]: what the tower was given, once for each camera."""
+        """The tower's inputs, one ``(b, 3, h, w)`` for each camera, to ``(b, v, 3, h, w)`` in [0, 1]."""
         if len(inputs) != len(self.names):
             raise ViewsError(
                 f"The vision tower ran {len(inputs)} times in this forward, for {len(self.names)} cameras "
@@ -162,43 +161,45 @@ class OpenPIAdapter(PolicyAdapter):
             )
         return torch.stack(inputs, 1).float() * 0.5 + 0.5
 
-    def _pictures(self, observation: Any) -> dict[str, Tensor]:
+    def _images(self, observation: Any) -> dict[str, Tensor]:
         """``(b, 3, h, w)`` in [-1, 1] by camera, before augmentation."""
         absent = [name for name in self.names if name not in observation.images]
         if absent:
             raise ViewsError(
-                f"The observation has no picture of {', '.join(absent)}; it has {', '.join(observation.images)}.",
+                f"The observation has no image of {', '.join(absent)}; it has {', '.join(observation.images)}.",
                 'Name the cameras in the order of their tokens: adapter=("openpi", {"cameras": [...]}).',
             )
         return {name: observation.images[name] for name in self.names}
 
     def _present(self, observation: Any, seen: Tensor) -> Tensor:
-        """``(b, v)`` bool: a camera without a mask counts as present, as in openpi."""
+        """``(b, v)`` bool for views ``(b, v, 3, h, w)``; a camera without a mask is present, as in openpi."""
         everywhere = torch.ones(len(seen), dtype=torch.bool, device=seen.device)
         masks = [observation.image_masks.get(name, everywhere) for name in self.names]
         return torch.stack([mask.to(seen.device, torch.bool) for mask in masks], 1)
 
-    def _has_bars(self, picture: Tensor, seen: Tensor) -> Tensor:
-        if picture.shape[-2] * seen.shape[-1] != picture.shape[-1] * seen.shape[-2]:
-            return torch.ones(len(picture), dtype=torch.bool, device=seen.device)  # forward letterboxes it itself
-        return has_bars(picture, self.options.black).to(seen.device)
+    def _has_bars(self, image: Tensor, seen: Tensor) -> Tensor:
+        """``(b,)`` bool for images ``(b, 3, h, w)`` in [-1, 1] before augmentation and views ``(b, v, 3, h', w')``."""
+        if image.shape[-2] * seen.shape[-1] != image.shape[-1] * seen.shape[-2]:
+            return torch.ones(len(image), dtype=torch.bool, device=seen.device)  # forward letterboxes it itself
+        return has_bars(image, self.options.black).to(seen.device)
 
-    def _warn_of_left_out(self) -> None:
+    def _warn_of_moved_cameras(self) -> None:
         message = self._still.warning()
-        if message and message != self._left_out:
-            self._left_out = message
+        if message and message != self._warned:
+            self._warned = message
             warnings.warn(f"sfkit: {message}", SfkitWarning, stacklevel=2)
 
     # -------------------------------------------------------------------------------------------------- tokens
 
     def visual_tokens(self, hidden: Tensor, views: Views) -> FeatureMap:
+        """The first tokens of the sequence, ``(b, n, d)`` to ``(b, v, rows, columns, d)``: camera after camera."""
         grid, v = self._grid(views), len(views.names)
         count = v * grid[0] * grid[1]
         if hidden.shape[1] != count + self._prompt_length:
             raise ShapeError(
                 f"The decoder of {type(self.policy).__name__} was given {hidden.shape[1]} tokens, expected "
                 f"{v} views of {grid[0]}x{grid[1]} and {self._prompt_length} of the prompt.",
-                "This version of openpi lays out its tokens in another way: the adapter must be changed.",
+                "This version of openpi orders its tokens differently: the adapter must be changed.",
             )
         tokens = cut(hidden, 0, count, self.options.token_shift)
         return FeatureMap(tokens.reshape(len(hidden), v, *grid, -1), views.token_mask(grid))
@@ -211,21 +212,21 @@ class OpenPIAdapter(PolicyAdapter):
         return views.size[0] // patch, views.size[1] // patch
 
 
-def _check_range(pictures: Mapping[str, Tensor]) -> None:
-    """Look at the pictures before openpi clamps them: afterward the core's check cannot see what is wrong."""
-    remedy = "openpi's Observation holds float pictures in [-1, 1]: make it with Observation.from_dict, from uint8."
-    for name, picture in pictures.items():
-        if not picture.is_floating_point():
-            raise ViewsError(f"{name} is of type {picture.dtype}, expected float in [-1, 1].", remedy)
-        low, high = float(picture.min()), float(picture.max())
+def _check_range(images: Mapping[str, Tensor]) -> None:
+    """Check the range of the batch's images: openpi clamps them, so that the core's later check would pass."""
+    remedy = "openpi's Observation holds float images in [-1, 1]: make it with Observation.from_dict, from uint8."
+    for name, image in images.items():
+        if not image.is_floating_point():
+            raise ViewsError(f"{name} is of type {image.dtype}, expected float in [-1, 1].", remedy)
+        low, high = float(image.min()), float(image.max())
         if low < -1 - _TOLERANCE or high > 1 + _TOLERANCE:
             raise ViewsError(
-                f"{name} ranges from {low:.3g} to {high:.3g}, expected [-1, 1]; openpi would clamp it without a word.",
+                f"{name} ranges from {low:.3g} to {high:.3g}, expected [-1, 1]; openpi would clamp it silently.",
                 remedy,
             )
-    if min(float(picture.min()) for picture in pictures.values()) >= 0:
+    if min(float(image.min()) for image in images.values()) >= 0:
         warnings.warn(
-            "sfkit: no pixel of the first batch is below 0, so that its pictures seem to be in [0, 1] and not in "
+            "sfkit: no pixel of the first batch is below 0, so that its images seem to be in [0, 1] and not in "
             f"[-1, 1]: policy and teacher would see them pale. {remedy}",
             SfkitWarning,
             stacklevel=2,

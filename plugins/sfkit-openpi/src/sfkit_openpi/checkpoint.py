@@ -1,6 +1,7 @@
-"""openpi writes ``policy.state_dict()``: a checkpoint of a wrapped policy holds the projector too, which resumes it.
+"""Export checkpoints of wrapped openpi policies for use without sfkit.
 
-openpi's own loaders are strict, so that a server without sfkit needs a copy without it.
+openpi saves ``policy.state_dict()``, which includes sfkit's projector. Its own loaders are strict, so a server without
+sfkit needs a copy without the projector.
 """
 
 from __future__ import annotations
@@ -15,19 +16,19 @@ from sfkit.errors import CheckpointError
 from sfkit.training.attach import HANDLE, without_handle
 
 _WEIGHTS = "model.safetensors"
-#: What only resuming needs: the optimizer has moments of the projector.
+#: The optimizer's moments include the projector's, and only resuming needs them.
 _OF_TRAINING = ("optimizer.pt",)
 
 
 def export_checkpoint(source: str | Path, target: str | Path) -> None:
-    """Copy an openpi checkpoint without what sfkit added, byte for byte what a run without sfkit would have written.
+    """Copy an openpi checkpoint without sfkit's tensors; the copy has the format of a run without sfkit.
 
     Args:
-        source: A folder that ``train_pytorch.py`` has written, with ``model.safetensors``.
-        target: A folder that does not exist yet. ``optimizer.pt`` is left out: it belongs to the resumed run.
+        source: A checkpoint folder of ``train_pytorch.py``, with ``model.safetensors``.
+        target: The folder to write; must not exist. It gets no ``optimizer.pt``, which only resuming needs.
 
     Raises:
-        CheckpointError: ``source`` is no such folder, holds nothing of sfkit, or ``target`` exists.
+        CheckpointError: ``source`` is no such folder, holds no tensors of sfkit, or ``target`` exists.
     """
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file

@@ -1,63 +1,62 @@
-"""Depth and calibration of the cameras whose pixels stay where they are."""
+"""Depth and calibration of the cameras whose pixels openpi's augmentation does not move."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sfkit.errors import ViewsError
 from sfkit.views.cameras import CameraRig
-from sfkit.views.letterbox import Letterbox, Size, pad_around
+from sfkit.views.geometry import Letterbox, Size, pad_around
 from sfkit_openpi.pixels import moved
 
 _KEEP_STILL = (
-    "openpi crops and turns every camera without 'wrist' in its name at random, inside forward (the branch "
+    "openpi crops and rotates every camera without 'wrist' in its name at random, inside forward (the branch "
     '`if "wrist" not in key` of models_pytorch/preprocessing_pytorch.py). Switch that off there, or use a teacher that '
-    "works from pictures."
+    "needs images only."
 )
 
 
 class StillCameras:
-    """Knows which cameras of a rig are still, from the first batch in which that can be told."""
+    """Detects which cameras of a rig are not moved, in the first batch that shows it."""
 
     def __init__(self) -> None:
         self._moved: dict[str, bool] = {}
 
     @property
     def moved(self) -> tuple[str, ...]:
-        """Cameras whose pixels are moved at random, so that depth and calibration do not fit them."""
+        """Cameras whose pixels are moved at random: depth and calibration do not fit them."""
         return tuple(key for key, yes in self._moved.items() if yes)
 
     def boxes(
-        self, rig: CameraRig | None, pictures: Mapping[str, Tensor], seen: Tensor, present: Tensor, bars: Tensor
+        self, rig: CameraRig | None, images: Mapping[str, Tensor], seen: Tensor, present: Tensor, bars: Tensor
     ) -> dict[str, Letterbox | None]:
-        """For each camera how its picture became a view; None where that is unknown, or changes from step to step.
+        """The letterbox of each camera; None where it is unknown or changes in each step.
 
         Args:
-            rig: Calibration, with the size of the dataset's pictures.
-            pictures: ``(b, 3, h, w)`` in [-1, 1], before augmentation.
+            rig: Calibration, with the size of the dataset's images.
+            images: ``(b, 3, h, w)`` in [-1, 1], before augmentation.
             seen: ``(b, v, 3, h, w)`` in [0, 1].
             present: ``(b, v)`` bool.
-            bars: ``(b, v)`` bool: pictures with black borders.
+            bars: ``(b, v)`` bool: images with black borders.
 
         Raises:
-            ViewsError: The calibration is of a shape that should have been letterboxed, and was not.
+            ViewsError: The calibrated image size requires a letterbox, and the images have none.
         """
-        boxes: dict[str, Letterbox | None] = dict.fromkeys(pictures)
+        boxes: dict[str, Letterbox | None] = dict.fromkeys(images)
         if rig is None:
             return boxes
         view: Size = (seen.shape[-2], seen.shape[-1])
-        for column, (key, picture) in enumerate(pictures.items()):
+        for column, (key, image) in enumerate(images.items()):
             if key not in rig.cameras:
                 continue
             camera = rig.cameras[key]
             box = pad_around((camera.height, camera.width), view)
             if key not in self._moved:
                 there = present[:, column]
-                verdict = moved(picture[there], seen[there, column]) if bool(there.any()) else None
+                verdict = moved(image[there], seen[there, column]) if bool(there.any()) else None
                 if verdict is None:
                     continue
                 self._moved[key] = verdict
@@ -65,39 +64,39 @@ class StillCameras:
                     raise ViewsError(
                         f"{key} is calibrated for {camera.height}x{camera.width} pixels, so its view of {view[0]}x"
                         f"{view[1]} should have black bars, and has none.",
-                        "Calibrate for the pictures as ResizeImages gets them.",
+                        "Calibrate for the images as ResizeImages gets them.",
                     )
             if not self._moved[key]:
                 boxes[key] = box
         return boxes
 
     def explain(self, field: str, rig: CameraRig | None) -> str:
-        """Why no view has a field."""
+        """The reason why no view has a field, such as ``depth``."""
         if rig is None:
             return "No cameras were given to SpatialForcing.wrap."
         if self.moved and self.moved == tuple(self._moved):
-            return f"{', '.join(self.moved)}: the pixels do not stay where they were. {_KEEP_STILL}"
+            return f"{', '.join(self.moved)}: the pixels are moved. {_KEEP_STILL}"
         if not self._moved:
-            return f"The cameras given are {', '.join(rig.cameras)}; no picture of them is in the batch."
+            return f"The cameras given are {', '.join(rig.cameras)}; no image of them is in the batch."
         wanted = ", ".join(str(camera.depth_key) for camera in rig.cameras.values())
-        return f"Depth was looked for under {wanted} in observation.images." if field == "depth" else ""
+        return f"observation.images has no depth under {wanted}." if field == "depth" else ""
 
     def warning(self) -> str:
-        """What to say about cameras that are left out, when others are not; empty if there are none."""
+        """Warning about cameras without depth and calibration; empty if there are none."""
         if not self.moved:
             return ""
         return f"depth and calibration of {', '.join(self.moved)} are left out: {_KEEP_STILL}"
 
 
-def depth_maps(images: Mapping[str, Any], rig: CameraRig) -> dict[str, Tensor]:
-    """Depth maps by their key, ``(b, h, w)`` or ``(b, 1, h, w)``; openpi's entries have the channel last."""
+def depth_maps(images: Mapping[str, object], rig: CameraRig) -> dict[str, Tensor]:
+    """Depth maps by key, ``(b, h, w)`` or ``(b, 1, h, w)``; openpi's entries have the channel last."""
     keys = {camera.depth_key for camera in rig.cameras.values()}
     found = {key: value for key, value in images.items() if key in keys and isinstance(value, Tensor)}
     return {key: value[..., 0] if value.ndim == 4 and value.shape[-1] == 1 else value for key, value in found.items()}
 
 
 def source_to_view(boxes: Mapping[str, Letterbox | None], present: Tensor, like: Tensor) -> Tensor | None:
-    """``(b, v, 3, 3)``, or None as long as it is unknown for a camera that is there."""
+    """``(b, v, 3, 3)`` for ``(b, v)`` present cameras; None while it is unknown for one of them."""
     known = torch.tensor([box is not None for box in boxes.values()], device=present.device)
     if not bool((known | ~present).all()):
         return None

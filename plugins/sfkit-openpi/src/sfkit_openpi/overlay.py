@@ -1,4 +1,4 @@
-"""openpi replaces files of transformers. Whether that was done, and with the right files, is seen from what they do."""
+"""Check that openpi's replacements of transformers' files are installed, by their behavior."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _REMEDY = (
 
 
 def refuse_stale_overlay(paligemma: Any) -> None:
-    """Check what openpi's files of Gemma and PaliGemma do otherwise than those of transformers.
+    """Check two functions that openpi's files of Gemma and PaliGemma change.
 
-    openpi itself asks only for the version of transformers and for one file: an overlay that is partly there, or was
-    overwritten by an update, passes, and scales the pictures' tokens by the square root of the width.
+    openpi itself checks only the version of transformers and one file. With incomplete or overwritten replacements it
+    runs, and scales image tokens by the square root of the width.
 
     Raises:
-        AdapterError: The replaced files are missing, or are not these.
+        AdapterError: The replaced files are missing or incomplete.
     """
     norm = paligemma.language_model.layers[0].input_layernorm
     weight = next(norm.parameters())
@@ -39,27 +39,27 @@ def refuse_stale_overlay(paligemma: Any) -> None:
             "and not openpi's.",
             _REMEDY,
         )
-    scale = _picture_scale(paligemma.model)
+    scale = _image_scale(paligemma.model)
     if scale is not None and abs(scale - 1) > 1e-3:
         raise AdapterError(
-            f"PaliGemma multiplies the tokens of pictures by {scale:.3g}: transformers' own file is installed, and not "
+            f"PaliGemma multiplies the tokens of images by {scale:.3g}: transformers' own file is installed, and not "
             "openpi's, which leaves them as they are.",
             _REMEDY,
         )
 
 
-def _picture_scale(model: Any) -> float | None:
-    """What ``get_image_features`` multiplies the projected tokens by; None where it cannot be told.
+def _image_scale(model: Any) -> float | None:
+    """The factor of ``get_image_features`` on the projected tokens; None if it cannot be determined.
 
-    The method runs on an object that stands in for the model and projects nothing, so that no network runs.
+    The method runs on a stand-in for the model whose projector is the identity, so that no network runs.
     """
 
-    def tower(*_: Any, **__: Any) -> SimpleNamespace:
+    def tower(*_: object, **__: object) -> SimpleNamespace:
         return SimpleNamespace(last_hidden_state=torch.ones(1, 1, 1))
 
     double = SimpleNamespace(config=model.config, vision_tower=tower, multi_modal_projector=lambda tokens: tokens)
     try:
         found = type(model).get_image_features(double, torch.zeros(1, 3, 1, 1))
-    except Exception:  # another version, which needs more of the model than this
+    except Exception:  # another version of transformers needs more of the model than the stand-in has
         return None
     return float(found.mean()) if isinstance(found, Tensor) else None

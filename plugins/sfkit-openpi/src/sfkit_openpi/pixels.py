@@ -1,34 +1,34 @@
-"""What openpi's preprocessing has done to the pictures, as far as it can be seen from the pictures themselves."""
+"""Detect the effects of openpi's preprocessing in the images: letterbox bars, and moved pixels."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-#: Colors are made by the same operations everywhere, so bars differ by rounding alone.
+#: The color jitter is the same for all pixels of an image, so the pixels of bars differ by rounding only.
 _ROUNDING = 1e-5
-#: How much the jitter can widen the difference between two dark colors: brightness 1.3 times contrast 1.4.
+#: Largest factor of the jitter on the difference of two dark colors: brightness 1.3 times contrast 1.4.
 _WIDEST = 1.82
 
 
-def has_bars(picture: Tensor, black: float = 0.0) -> Tensor:
-    """``(b,)`` bool: which pictures, before augmentation, have a black line along one of their borders.
+def has_bars(image: Tensor, black: float = 0.0) -> Tensor:
+    """``(b,)`` bool: images with a black line along one of their borders, before augmentation.
 
     Args:
-        picture: ``(b, 3, h, w)`` in [-1, 1]; ``ResizeImages`` pads with exactly -1.
-        black: What counts as black, above the least value, in [0, 1].
+        image: ``(b, 3, h, w)`` in [-1, 1]; ``ResizeImages`` pads with exactly -1.
+        black: Largest brightness of black, in [0, 1].
     """
-    dark = (picture <= -1 + 2 * black).all(1)
+    dark = (image <= -1 + 2 * black).all(1)
     rows, columns = dark.all(2), dark.all(1)
     return rows[:, 0] | rows[:, -1] | columns[:, 0] | columns[:, -1]
 
 
 def inside_bars(seen: Tensor, black: float = 0.0) -> Tensor:
-    """``(b, h, w)`` bool: False on bars, wherever the augmentation has moved them and whatever color they now have.
+    """``(b, h, w)`` bool: False on bars, also after augmentation.
 
-    Brightness, contrast and saturation keep the order of grays, so that black bars stay the darkest gray of the
-    picture, uniform, and connected with the border; so are the wedges that a rotation turns in. What is as dark within
-    the picture, and reaches the border in a straight line, is taken for bars as well.
+    Brightness, contrast and saturation keep the order of grays, so black bars remain the darkest gray of the image,
+    uniform, and connected with the border. The same holds for the wedges of a rotation. Equally dark areas of the scene
+    that reach the border in a straight line are masked as well.
 
     Args:
         seen: ``(b, 3, h, w)`` in [0, 1], augmented.
@@ -44,30 +44,31 @@ def inside_bars(seen: Tensor, black: float = 0.0) -> Tensor:
     return ~outside
 
 
-def moved(picture: Tensor, seen: Tensor) -> bool | None:
-    """Whether pixels have changed their places, and not only their colors; None where that cannot be told.
+def moved(image: Tensor, seen: Tensor) -> bool | None:
+    """Whether augmentation moved pixels, beside changing colors; None if the images do not show it.
 
-    The jitter of openpi maps colors by one affine map for each picture. So if none explains what was seen, the picture
-    was cropped, turned or otherwise moved.
+    openpi's jitter is one affine map of colors for each image. If no affine map explains the augmented colors, the
+    image was cropped, rotated or otherwise moved.
 
     Args:
-        picture: ``(b, 3, h, w)`` in [-1, 1], before augmentation; of those samples that have the camera.
-        seen: ``(b, 3, h, w)`` in [0, 1], afterward.
+        image: ``(b, 3, h, w)`` in [-1, 1] before augmentation, of the samples that have the camera.
+        seen: ``(b, 3, h, w)`` in [0, 1] after augmentation.
     """
-    if picture.shape != seen.shape:
+    if image.shape != seen.shape:
         return True
-    verdicts = [found for pair in zip(picture, seen, strict=True) if (found := _moved(*pair)) is not None]
+    verdicts = [found for pair in zip(image, seen, strict=True) if (found := _moved(*pair)) is not None]
     return any(verdicts) if verdicts else None
 
 
-def _moved(picture: Tensor, seen: Tensor) -> bool | None:
+def _moved(image: Tensor, seen: Tensor) -> bool | None:
+    """:func:`moved` for one sample: ``(3, h, w)`` before and after augmentation."""
     unclamped = ((seen > 1e-3) & (seen < 1 - 1e-3)).all(0).flatten()
-    colors = picture.flatten(1).mT[unclamped].double()
+    colors = image.flatten(1).mT[unclamped].double()
     after = seen.flatten(1).mT[unclamped].double()
     if len(after) < 64 or float(after.std()) < 0.02:
         return None
     design = torch.cat([colors, torch.ones_like(colors[:, :1])], 1)
-    # A ridge far below the noise keeps gray pictures, whose channels are equal, solvable.
+    # A ridge far below the noise keeps gray images, whose channels are equal, solvable.
     gram = design.mT @ design + 1e-9 * len(design) * torch.eye(4, dtype=design.dtype, device=design.device)
     residual = after - design @ torch.linalg.solve(gram, design.mT @ after)
     return float(residual.square().mean().sqrt()) > 2e-3

@@ -58,7 +58,7 @@ def tiny_observation(
     Args:
         b: Samples.
         size: Side of the view.
-        source: Height and width of the pictures before they were letterboxed, as the pipeline's ``ResizeImages`` does
+        source: Height and width of the images before they were letterboxed, as the pipeline's ``ResizeImages`` does
             with black bars; without it they are square.
         missing: Cameras that no sample has: black, and masked.
         state_dim: Size of state and action.
@@ -69,7 +69,7 @@ def tiny_observation(
     images, masks = {}, {}
     for camera in CAMERAS:
         there = camera not in missing
-        images[camera] = _picture(b, size, source or (size, size), g) if there else torch.full((b, 3, size, size), -1.0)
+        images[camera] = _image(b, size, source or (size, size), g) if there else torch.full((b, 3, size, size), -1.0)
         masks[camera] = torch.full((b,), there)
     mask = torch.ones(b, prompt, dtype=torch.bool)
     mask[:, -1] = False
@@ -79,14 +79,14 @@ def tiny_observation(
     return observation, torch.randn(b, 3, state_dim, generator=g)
 
 
-def _picture(b: int, size: int, source: tuple[int, int], g: torch.Generator) -> Tensor:
+def _image(b: int, size: int, source: tuple[int, int], g: torch.Generator) -> Tensor:
     """Blotches of random color, none of them black, with black bars where the source is not square."""
     ratio = max(source) / size
     height, width = int(source[0] / ratio), int(source[1] / ratio)
     coarse = 0.1 + 0.8 * torch.rand(b, 3, 8, 8, generator=g)
-    picture = F.interpolate(coarse, size=(height, width), mode="bilinear", align_corners=False) * 2 - 1
+    image = F.interpolate(coarse, size=(height, width), mode="bilinear", align_corners=False) * 2 - 1
     top, left = (size - height) // 2, (size - width) // 2
-    return F.pad(picture, (left, size - width - left, top, size - height - top), value=-1.0)
+    return F.pad(image, (left, size - width - left, top, size - height - top), value=-1.0)
 
 
 @contextmanager

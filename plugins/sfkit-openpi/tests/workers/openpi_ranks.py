@@ -15,7 +15,7 @@ from tiny_openpi import CAMERAS, tiny_observation, tiny_openpi
 from torch.nn.parallel import DistributedDataParallel
 
 from sfkit import SpatialForcing
-from sfkit.testing.teachers import PatchTeacher
+from sfkit.testing.tiny import PatchTeacher
 
 #: Cameras that are absent, for each rank.
 BATCHES: dict[str, tuple[list[str], list[str]]] = {

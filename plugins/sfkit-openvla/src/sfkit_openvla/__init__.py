@@ -5,9 +5,12 @@ Importing this package imports neither torch nor transformers: it is the plugin 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sfkit.registry.hookspecs import Register, hookimpl
+
+if TYPE_CHECKING:
+    from sfkit_openvla.adapter import OpenVLAAdapter as OpenVLAAdapter
 
 SFKIT_API = 1
 
@@ -20,19 +23,19 @@ def register_policies(register: Register) -> None:
         "sfkit_openvla.adapter:OpenVLAAdapter",
         name="openvla",
         summary="OpenVLA and OpenVLA-OFT, from the Hub's code or from their repositories",
-        aligned="pictures' tokens in the Llama language model, or the vision backbone's output",
+        aligned="images' tokens in the Llama language model, or the vision backbone's output",
         trains="everything, or what LoRA is put on",
         verified="training steps of tiny models of both repositories' own classes",
         handles=(
-            # Hugging Face makes the module for a checkpoint's own code, and puts the repository or folder in its name.
+            # transformers generates this module for a checkpoint's own code, with the repository or folder in its name.
             "transformers_modules.*OpenVLAForActionPrediction",
             "prismatic.extern.hf.modeling_prismatic.OpenVLAForActionPrediction",
         ),
     )
 
 
-# No __dir__ beside it: pluggy before 1.6 gets every name that dir() lists, and would load torch for `sfkit --help`.
-def __getattr__(name: str) -> Any:
+# Without a __dir__: pluggy before 1.6 gets every name of dir(), which would load torch for `sfkit --help`.
+def __getattr__(name: str) -> object:
     if name == "OpenVLAAdapter":
         from sfkit_openvla.adapter import OpenVLAAdapter
 

@@ -14,12 +14,11 @@ from sfkit.config import Options
 from sfkit.errors import AdapterError, ConfigError, ShapeError
 from sfkit.policies.base import AdapterOptions, ForwardCall, PolicyAdapter, TapPoint
 from sfkit.policies.tokens import cut, tower_tokens
-from sfkit.registry.component import AnyOptions
-from sfkit.registry.marks import Harmless
+from sfkit.registry.component import AnyOptions, Harmless
 from sfkit.views.types import FeatureMap, Views
-from sfkit_openvla.pictures import Half, check_halves, inside_bars, pictures
+from sfkit_openvla.images import Half, check_halves, inside_bars, to_images
 
-#: As OFT's loop loads them (``prismatic/vla/datasets/datasets.py``): one outer view, then wrists.
+#: Names by the number of views, in the order of OFT's loop (``prismatic/vla/datasets/datasets.py``).
 _NAMES = {1: ("primary",), 2: ("primary", "wrist"), 3: ("primary", "left_wrist", "right_wrist")}
 
 
@@ -27,23 +26,23 @@ class OpenVLAOptions(AdapterOptions):
     """Options of :class:`OpenVLAAdapter`."""
 
     teacher_images: Half = Field(
-        default="siglip", description="Half of the channels that teachers are shown; the released recipe takes dino."
+        default="siglip", description="Half of the channels that teachers see; the released recipe uses dino."
     )
     view_names: Harmless[tuple[str, ...] | None] = Field(
-        default=None, description="Names of the views, in the order of the channels; by default those of OFT's loop."
+        default=None, description="Names of the views, in the order of the channels; by default as in OFT's loop."
     )
     verify_images: Harmless[bool] = Field(
-        default=True, description="On the first batch, check that both halves of the channels show one picture."
+        default=True, description="On the first batch, check that both halves of the channels show one image."
     )
 
 
 class OpenVLAAdapter(PolicyAdapter):
-    """OpenVLA and OpenVLA-OFT: BOS, the visual tokens of all views, then whatever else.
+    """OpenVLA and OpenVLA-OFT. Their sequence is BOS, the visual tokens of all views, then text and actions.
 
-    OFT is told from OpenVLA by the arguments of its forward: both classes have one name.
+    Both classes have the same name; only OFT's forward has the argument ``use_film``.
 
     Raises:
-        AdapterError: The policy is not built as these are.
+        AdapterError: The policy is built differently.
     """
 
     name = "openvla"
@@ -53,8 +52,8 @@ class OpenVLAAdapter(PolicyAdapter):
 
     def __init__(self, policy: nn.Module, options: AnyOptions = None) -> None:
         super().__init__(policy, options)
-        # Held, not looked up again: their paths grow with every wrapper, while LoRA, DDP and compile keep the objects.
-        # Not so the vision backbone, which FiLM replaces after LoRA.
+        # LoRA, DDP and compile keep these objects and change their paths, so the objects are stored. The vision
+        # backbone is looked up each time: FiLM replaces it after LoRA.
         try:
             self._decoder: Any = self.policy.language_model.model
             self._norm: nn.Module = self._decoder.norm
@@ -64,8 +63,8 @@ class OpenVLAAdapter(PolicyAdapter):
                 "This adapter is for OpenVLA's Llama and Mistral decoders; write an adapter for others.",
             ) from None
         self.is_oft = "use_film" in inspect.signature(type(policy).forward).parameters
-        # OFT's loop reads the loss in the output with discrete actions only, and else makes one of the hidden states.
-        # As it calls the policy in one way for all of them, the output's loss cannot be relied on.
+        # OFT's loop uses the output's loss for discrete actions only; its other heads compute a loss from hidden
+        # states. The call does not show which, so the alignment loss cannot be added to the output's loss.
         self.loss_outside = self.is_oft
         self._verified = not self.options.verify_images
         self._expected_length = 0
@@ -94,25 +93,25 @@ class OpenVLAAdapter(PolicyAdapter):
 
     @property
     def vision(self) -> Any:
-        """The vision backbone that holds the featurizers, inside FiLM if need be."""
+        """The vision backbone with the featurizers, also inside a FiLM wrapper."""
         backbone = self.policy.vision_backbone
         return backbone if hasattr(backbone, "featurizer") else backbone.vision_backbone
 
     @property
     def num_views(self) -> int:
-        """Pictures of a sample: OpenVLA takes one, OFT as many as it was set to."""
+        """Images per sample: one for OpenVLA, the configured number for OFT."""
         return int(getattr(self.vision, "num_images_in_input", 1))
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of the tokens of a view. Fusing on channels and FiLM leave them as they are."""
+        """Rows and columns of a view's tokens; channel fusion and FiLM do not change them."""
         rows, columns = self.vision.featurizer.patch_embed.grid_size
         return int(rows), int(columns)
 
     def views(self, call: ForwardCall) -> Views:
         pixel_values = call.arguments["pixel_values"]
         fused, count = bool(self.vision.use_fused_vision_backbone), self.num_views
-        images = pictures(pixel_values, count, fused=fused, half=self.options.teacher_images)
+        images = to_images(pixel_values, count, fused=fused, half=self.options.teacher_images)
         if fused and not self._verified:
             check_halves(pixel_values, count)
         self._verified = True
@@ -138,8 +137,8 @@ class OpenVLAAdapter(PolicyAdapter):
 
     def explain_missing(self, field: str, call: ForwardCall) -> str:
         return (
-            f"{type(self.policy).__name__}.forward is handed pictures (pixel_values) and no {field}; take a teacher "
-            "that needs pictures alone, such as vggt."
+            f"{type(self.policy).__name__}.forward gets images (pixel_values) and no {field}; choose a teacher that "
+            "needs images only, such as vggt."
         )
 
     # -------------------------------------------------------------------------------------------------- tokens
@@ -154,7 +153,7 @@ class OpenVLAAdapter(PolicyAdapter):
         return length if time is None else length + int(time.shape[1])
 
     def visual_tokens(self, hidden: Tensor, views: Views) -> FeatureMap:
-        """The tokens behind BOS, view after view, rows before columns."""
+        """The tokens after BOS, ``(b, n, d)`` to ``(b, v, rows, columns, d)``: view after view, row-major."""
         (rows, columns), (b, v) = self.grid, views.images.shape[:2]
         count = v * rows * columns
         if hidden.shape[:2] != (b, self._expected_length):
@@ -162,7 +161,7 @@ class OpenVLAAdapter(PolicyAdapter):
                 f"The decoder of {type(self.policy).__name__} was given (batch, tokens) {tuple(hidden.shape[:2])}, "
                 f"expected {(b, self._expected_length)}: the text, and {count} visual tokens "
                 f"({v} x {rows} x {columns}) from position 1 on, with OFT's proprio and time tokens behind them.",
-                "This code lays out its sequence in another way than the released one: write an adapter for it.",
+                "This code orders its sequence differently from the released one: write an adapter for it.",
             )
         tokens = cut(hidden, 1, count, self.options.token_shift).reshape(b, v, rows, columns, -1)
         return FeatureMap(tokens, views.token_mask((rows, columns)))
@@ -170,7 +169,7 @@ class OpenVLAAdapter(PolicyAdapter):
     # ----------------------------------------------------------------------------------------------- encoder
 
     def encoder_tap(self) -> TapPoint:
-        """What the vision backbone gives, both featurizers joined on channels, before the projector."""
+        """The vision backbone's output, with both featurizers concatenated on channels, before the projector."""
         return TapPoint(self.policy.projector, "projector", all_calls=True)
 
     def encoder_dim(self) -> int:
@@ -186,7 +185,7 @@ class OpenVLAAdapter(PolicyAdapter):
 
     # ---------------------------------------------------------------------------------------------------- loss
 
-    def loss(self, output: Any) -> Tensor | None:
+    def loss(self, output: object) -> Tensor | None:
         found = super().loss(output)
-        # Without labels the first entry of a tuple is the logits.
+        # Without labels, the first entry of the output is the logits.
         return found if found is not None and found.ndim == 0 else None

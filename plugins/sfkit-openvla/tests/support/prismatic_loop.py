@@ -9,14 +9,14 @@ import torch
 from tiny_prismatic import STOP, TinyConfig
 from torch import Tensor, nn
 
-from sfkit.views.imagenet import imagenet_normalized
+from sfkit.views.resample import imagenet_normalized
 
 Head = Literal["l1", "diffusion", "discrete"]
 IGNORE = -100
 
 
 def normalized(images: Tensor, *, fused: bool = True) -> Tensor:
-    """Pictures ``(b, v, 3, h, w)`` in [0, 1] as upstream's image processor and collator hand them to the policy.
+    """Images ``(b, v, 3, h, w)`` in [0, 1] as upstream's image processor and collator hand them to the policy.
 
     Returns:
         ``(b, 6 v, h, w)``: for each view three channels for DINOv2, then three for SigLIP; if not ``fused``
@@ -28,7 +28,7 @@ def normalized(images: Tensor, *, fused: bool = True) -> Tensor:
 
 
 def perturbed(batch: Mapping[str, Any], view: int, box: tuple[slice, slice]) -> dict[str, Any]:
-    """A copy of a batch in which one view's picture is inverted inside a pixel box; for ``check_correspondence``."""
+    """A copy of a batch in which one view's image is inverted inside a pixel box; for ``check_correspondence``."""
     images = batch["images"].clone()
     images[:, view, :, box[0], box[1]] = 1 - images[:, view, :, box[0], box[1]]
     fused = batch["pixel_values"].shape[1] == 6 * images.shape[1]
@@ -51,13 +51,13 @@ def prismatic_batch(
     labels[:, : 1 + text] = IGNORE
     for tensor, filler in ((ids, pad), (labels, IGNORE)):
         tensor[-1] = torch.cat([tensor[-1, :1], tensor[-1, 1 + shorter :], tensor.new_full((shorter,), filler)])
-    pictures = torch.rand(b, images, 3, config.image_size, config.image_size, generator=g)
+    pixels = torch.rand(b, images, 3, config.image_size, config.image_size, generator=g)
     return {
         "input_ids": ids,
         "attention_mask": ids.ne(pad),
         "labels": labels,
-        "images": pictures,
-        "pixel_values": normalized(pictures, fused=config.fused),
+        "images": pixels,
+        "pixel_values": normalized(pixels, fused=config.fused),
         "actions": torch.rand(b, config.chunk, config.action_dim, generator=g) * 2 - 1,
         "proprio": torch.rand(b, config.proprio_dim, generator=g) * 2 - 1,
     }

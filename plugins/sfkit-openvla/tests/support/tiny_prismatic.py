@@ -60,7 +60,7 @@ def tiny_openvla(seed: int = 0, module: str = REMOTE_CODE, **config: Any) -> Any
 
 
 def tiny_oft(seed: int = 0, module: str = REMOTE_CODE, *, images: int = 2, **config: Any) -> Any:
-    """OpenVLA-OFT with random weights, for so many pictures, on the fork of transformers unless ``both_ways=False``."""
+    """OpenVLA-OFT with random weights, for so many images, on the fork of transformers unless ``both_ways=False``."""
     policy = _make("OFT", seed, module, TinyConfig(**{"both_ways": True, **config}))
     policy.vision_backbone.set_num_images_in_input(images)
     return policy

@@ -91,7 +91,7 @@ def register_commands(register: Register) -> None:
     register(
         "sfkit_tools.inspect_command:inspect",
         name="inspect",
-        summary="find blocks, visual tokens and pictures of any policy, and print the GenericAdapter that aligns it",
+        summary="find blocks, visual tokens and images of any policy, and print the GenericAdapter that aligns it",
     )
     register(
         "sfkit_tools.rank_layers_command:rank_layers",

@@ -15,7 +15,7 @@ from torch import nn
 
 from sfkit.errors import ConfigError, WrapError
 from sfkit.training.attach import handle_of
-from sfkit.utils.rng import own_rng
+from sfkit.utils.runtime import own_rng
 
 
 @dataclass(frozen=True)

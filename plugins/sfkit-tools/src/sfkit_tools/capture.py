@@ -15,8 +15,8 @@ from sfkit.errors import ConfigError
 from sfkit.factory.components import ComponentLike, build_adapter
 from sfkit.policies.base import ForwardCall, PolicyAdapter
 from sfkit.training.attach import handle_of
-from sfkit.training.taps import InputRecorder, Tap, tap_at, tokens_at
-from sfkit.utils.rng import own_rng
+from sfkit.training.taps import Taps, site_of
+from sfkit.utils.runtime import own_rng
 from sfkit.views.cameras import CameraRig
 from sfkit.views.types import FeatureMap, Views
 
@@ -56,22 +56,16 @@ def capture_tokens(
         )
     device = next((parameter.device for parameter in policy.parameters()), torch.device("cpu"))
     with _evaluating(policy), _with_cameras(found, cameras), own_rng(device), torch.no_grad():
-        tap = tap_at(found, student_layer)
-        watches = {name: InputRecorder(point) for name, point in found.extra_hooks().items()}
-        hooks: tuple[Tap | InputRecorder, ...] = (tap, *watches.values())
+        site = site_of(student_layer)
+        taps = Taps(found, [site])
         try:
-            for hook in hooks:
-                hook.arm()
-            output = policy(batch)
-            captured = tap.take()
-            inputs = {name: watch.take() for name, watch in watches.items()}
+            output, captured, inputs = taps.run(policy, (batch,), {})
         finally:
-            for hook in hooks:
-                hook.remove()
+            taps.remove()
         bound = inspect.signature(type(found.policy).forward).bind(found.policy, batch)
         bound.apply_defaults()
         views = found.views(ForwardCall(bound.arguments, output, inputs, (student_layer,)))
-        return tokens_at(found, student_layer, captured, views), views
+        return site.tokens(found, captured[site], views), views
 
 
 def _adapter(policy: nn.Module, adapter: ComponentLike | PolicyAdapter | None) -> PolicyAdapter:

@@ -1,4 +1,4 @@
-"""Where the visual tokens are: change the pictures, and see which positions of the sequence move."""
+"""Where the visual tokens are: change the images, and see which positions of the sequence move."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sfkit.policies.generic.options import ImageTokens, Span
 from sfkit_tools.blocks import Candidate, listening
 from sfkit_tools.calls import Call
-from sfkit_tools.image_inputs import Box, Pictures
+from sfkit_tools.image_inputs import Box, ImageReading
 
 #: Of the height and of the width: where the patches lie whose tokens are looked for.
 _PLACES = (0.03, 0.47, 0.94)
@@ -29,8 +29,8 @@ class Found:
 
     Attributes:
         candidate: The stack.
-        pictures: The reading of the batch that explains them.
-        reading: Which reading that is.
+        images: The reading of the batch that explains them.
+        index: Index of that reading.
         positions: ``(b, v, n)``: positions that move when a view is changed as a whole, in order.
         length: Of the sequence.
         extras: How many of each view's tokens come before its patches.
@@ -39,8 +39,8 @@ class Found:
     """
 
     candidate: Candidate
-    pictures: Pictures
-    reading: int
+    images: ImageReading
+    index: int
     positions: Tensor
     length: int
     extras: int = 0
@@ -54,7 +54,7 @@ class Found:
 
 
 class Prober:
-    """Runs the policy on changed pictures, and compares what the first block of each stack is given."""
+    """Runs the policy on changed images, and compares what the first block of each stack is given."""
 
     def __init__(self, model: nn.Module, call: Call, candidates: Sequence[Candidate]) -> None:
         self._model, self._call = model, call
@@ -89,30 +89,30 @@ def _distance(first: Tensor, second: Tensor) -> Tensor:
 
 
 def find_tokens(
-    prober: Prober, candidates: Sequence[Candidate], readings: Sequence[Pictures], samples: int
+    prober: Prober, candidates: Sequence[Candidate], readings: Sequence[ImageReading], samples: int
 ) -> Iterator[Found]:
-    """For each reading of the pictures, and each stack that sees them: the visual tokens."""
-    for index, pictures in enumerate(readings):
-        whole = [prober.moved(pictures.changed(view)) for view in range(pictures.views)]
+    """For each reading of the images, and each stack that sees them: the visual tokens."""
+    for index, reading in enumerate(readings):
+        whole = [prober.moved(reading.changed(view)) for view in range(reading.views)]
         located = {c.path: _located([move.get(c.path) for move in whole], samples) for c in candidates}
         if all(positions is None for positions in located.values()):
             continue
-        boxes = list(_boxes(pictures.raw().shape[-2:]))
-        moves = [[prober.moved(pictures.changed(view, box)) for box in boxes] for view in range(pictures.views)]
+        boxes = list(_boxes(reading.raw().shape[-2:]))
+        moves = [[prober.moved(reading.changed(view, box)) for box in boxes] for view in range(reading.views)]
         for candidate in candidates:
             positions = located[candidate.path]
             if positions is None:
                 continue
-            order = _order(pictures, positions)
+            order = _order(reading, positions)
             length = whole[0][candidate.path].shape[1]
-            found = Found(candidate, pictures.reordered(order), index, positions[:, order], length)
+            found = Found(candidate, reading.reordered(order), index, positions[:, order], length)
             yield _with_grid(found, [[move[candidate.path] for move in moves[view]] for view in order], boxes)
 
 
-def _order(pictures: Pictures, positions: Tensor) -> list[int]:
+def _order(reading: ImageReading, positions: Tensor) -> list[int]:
     """Cameras that come one by one can be told in the order of their tokens, which the batch need not keep."""
     order = positions[0, :, 0].argsort().tolist()
-    return order if isinstance(pictures.given, tuple) else list(range(pictures.views))
+    return order if isinstance(reading.given, tuple) else list(range(reading.views))
 
 
 def _located(moves: Sequence[Tensor | None], samples: int) -> Tensor | None:
@@ -153,10 +153,10 @@ def _with_grid(found: Found, moves: Sequence[Sequence[Tensor]], boxes: Sequence[
         moves: How far each position moved: for each view, for each box.
         boxes: The boxes, in pixels.
     """
-    height, width = found.pictures.raw().shape[-2:]
+    height, width = found.images.raw().shape[-2:]
     ranked = []
     for extras in _EXTRAS:
-        for cells in _grids(found.positions.shape[2] - extras, (height, width), found.pictures.cells):
+        for cells in _grids(found.positions.shape[2] - extras, (height, width), found.images.cells):
             fractions = [
                 (rows.start / height * cells[0], rows.stop / height * cells[0],
                  columns.start / width * cells[1], columns.stop / width * cells[1])

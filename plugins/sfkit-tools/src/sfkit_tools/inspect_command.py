@@ -22,12 +22,12 @@ def inspect(
     ],
     images: Annotated[
         list[str] | None,
-        typer.Option(help="Path of the pictures in the batch; once for each view if they come one by one."),
+        typer.Option(help="Path of the images in the batch; once for each view if they come one by one."),
     ] = None,
 ) -> None:
-    """Find blocks, visual tokens and pictures of any policy, and print the GenericAdapter that aligns it.
+    """Find blocks, visual tokens and images of any policy, and print the GenericAdapter that aligns it.
 
-    Runs one training step without an optimizer, then forward alone on changed pictures. Exit status 1 when something
+    Runs one training step without an optimizer, then forward alone on changed images. Exit status 1 when something
     that the adapter needs was not found.
     """
     from sfkit.cli.console import plain_console

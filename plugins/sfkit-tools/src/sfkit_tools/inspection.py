@@ -1,4 +1,4 @@
-"""The inspection itself: a dry training step, then a look at which tokens move when pictures change."""
+"""The inspection itself: a dry training step, then a look at which tokens move when images change."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sfkit.training.checks import find_trained_leaf
 from sfkit_tools.blocks import Candidate, find_candidates
 from sfkit_tools.calls import Call, refuse_wrapped, undisturbed
 from sfkit_tools.dry_run import DryStep, dry_step
-from sfkit_tools.image_inputs import Pictures, chosen_pictures, find_pictures, leaves
+from sfkit_tools.image_inputs import ImageReading, chosen_images, find_images, leaves
 from sfkit_tools.image_tokens import Found, Prober, as_tokens, find_tokens
 from sfkit_tools.report import Inspection, StackFinding, TapFinding
 
@@ -30,18 +30,18 @@ _SURE = 0.75
 def inspect_policy(model: nn.Module, batch: Any, *, images: Sequence[str] = ()) -> Inspection:
     """Find what a :class:`sfkit.GenericAdapter` must be told of a policy.
 
-    The policy runs a training step, and then once for each of some changed pictures (ten for each view). Its
+    The policy runs a training step, and then once for each of some changed images (ten for each view). Its
     parameters, buffers, gradients and modes, and the batch, are left as they were.
 
     Args:
         model: The policy.
         batch: The only argument of its ``forward``, a mapping of keywords, or a tuple of positions.
-        images: Paths of the pictures in the batch, where they are not to be looked for.
+        images: Paths of the images in the batch, where they are not to be looked for.
 
     Raises:
         AdapterError: It holds no row of blocks of one class.
         ConfigError: ``forward`` cannot be called with the batch.
-        ViewsError: There is nothing at the paths of the pictures.
+        ViewsError: There is nothing at the paths of the images.
         WrapError: The policy is wrapped.
     """
     refuse_wrapped(model)
@@ -55,9 +55,7 @@ def inspect_policy(model: nn.Module, batch: Any, *, images: Sequence[str] = ()) 
         )
     arguments = call.arguments(policy)
     samples = _samples(arguments)
-    readings = (
-        chosen_pictures(arguments, policy, images, samples) if images else find_pictures(arguments, policy, samples)
-    )
+    readings = chosen_images(arguments, policy, images, samples) if images else find_images(arguments, policy, samples)
     with undisturbed(model):
         step = dry_step(model, call, candidates)
         prober = Prober(model, call, candidates)
@@ -77,10 +75,10 @@ def _samples(arguments: Mapping[str, Any]) -> int:
 
 
 def _best(found: Iterator[Found], step: DryStep) -> Found | None:
-    """The first sure reading of the pictures; among the stacks that see them so, the last one to run."""
+    """The first sure reading of the images; among the stacks that see them so, the last one to run."""
     kept: list[Found] = []
     for each in found:
-        if kept and kept[-1].hits >= _SURE and each.reading != kept[-1].reading:
+        if kept and kept[-1].hits >= _SURE and each.index != kept[-1].index:
             break
         kept.append(each)
 
@@ -101,7 +99,7 @@ class _Evidence:
     arguments: Mapping[str, Any]
     candidates: Sequence[Candidate]
     step: DryStep
-    readings: Sequence[Pictures]
+    readings: Sequence[ImageReading]
 
 
 def _report(seen: _Evidence, found: Found | None) -> Inspection:
@@ -123,13 +121,13 @@ def _report(seen: _Evidence, found: Found | None) -> Inspection:
     return Inspection(type(seen.policy).__name__, stacks, taps, options, hits, tuple(notes))
 
 
-def _why_nothing(readings: Sequence[Pictures]) -> str:
+def _why_nothing(readings: Sequence[ImageReading]) -> str:
     if not readings:
-        return "Nothing in the batch looks like pictures: name them with images (--images PATH)."
-    seen = ", ".join(dict.fromkeys(str(each.images) for each in readings))
+        return "Nothing in the batch looks like images: name them with images (--images PATH)."
+    seen = ", ".join(dict.fromkeys(str(each.paths) for each in readings))
     return (
-        f"Changing the pictures ({seen}) moves no token at the first block of any stack, or not as many for each view. "
-        "Either these are not the pictures, or they enter the blocks in another way (cross-attention): then a "
+        f"Changing the images ({seen}) moves no token at the first block of any stack, or not as many for each view. "
+        "Either these are not the images, or they enter the blocks in another way (cross-attention): then a "
         "PolicyAdapter must be written."
     )
 
@@ -143,17 +141,17 @@ def _options(found: Found, seen: _Evidence, notes: list[str]) -> dict[str, Any]:
     tokens, remark = as_tokens(found, ids)
     if remark:
         notes.append(remark)
-    raw = found.pictures.raw()
+    raw = found.images.raw()
     pixels = likely_pixels(raw)
     if pixels is None:
-        notes.append("No normalization that sfkit knows fits the pictures: pixels=MeanStd(mean, std).")
+        notes.append("No normalization that sfkit knows fits the images: pixels=MeanStd(mean, std).")
     elif pixels in ("clip", "imagenet"):
         notes.append(f"pixels={pixels!r} is a guess; 'clip' and 'imagenet' hardly differ. Look at the image processor.")
     options: dict[str, Any] = {
         "blocks": found.candidate.path,
         "tokens": tokens,
-        "grid": (found.pictures.views, *found.cells),
-        **found.pictures.told(),
+        "grid": (found.images.views, *found.cells),
+        **found.images.told(),
         "pixels": pixels,
         "norm": found.candidate.norm,
         "resize": _resize(raw.shape[-2:], found.cells, notes),
@@ -162,7 +160,7 @@ def _options(found: Found, seen: _Evidence, notes: list[str]) -> dict[str, Any]:
     if found.hits < _SURE:
         notes.append(
             f"Only {found.hits:.0%} of the changed patches moved their own token most, so grid and order of the tokens "
-            "are not sure. The pictures may be letterboxed, cropped, or mixed by a strong vision tower."
+            "are not sure. The images may be letterboxed, cropped, or mixed by a strong vision tower."
         )
     if found.candidate.taps[-1] is None:
         notes.append("After the last block no norm was found: add final_norm if you want to align there.")
@@ -176,7 +174,7 @@ def _resize(size: Sequence[int], cells: tuple[int, int], notes: list[str]) -> tu
     if fitting == tuple(size):
         return None
     notes.append(
-        f"Pictures of {size[0]}x{size[1]} pixels do not divide into {cells[0]}x{cells[1]} tokens: the policy resizes "
+        f"Images of {size[0]}x{size[1]} pixels do not divide into {cells[0]}x{cells[1]} tokens: the policy resizes "
         f"them. resize={fitting} stretches the teacher's to the nearest size that does; its own size is better."
     )
     return fitting[0], fitting[1]

@@ -15,7 +15,7 @@ from sfkit.factory.components import ComponentLike, build_adapter, build_teacher
 from sfkit.policies.base import ForwardCall, PolicyAdapter
 from sfkit.saving.trust import public_text
 from sfkit.teachers.base import Teacher
-from sfkit.training.taps import InputRecorder, Tap, tap_at, tokens_at
+from sfkit.training.taps import Taps, site_of
 from sfkit.training.teacher_runner import TeacherRunner
 from sfkit.views.cameras import CameraRig
 from sfkit.views.resample import resample
@@ -233,17 +233,14 @@ def _capture(policy: nn.Module, adapter: PolicyAdapter, batch: Any) -> tuple[dic
         points.pop()
     with undisturbed(policy), torch.no_grad(), ExitStack() as stack:
         policy.eval()
-        taps: Mapping[int, Tap] = {layer: tap_at(adapter, layer) for layer in points}
-        watches = {name: InputRecorder(point) for name, point in adapter.extra_hooks().items()}
-        hooks: Sequence[Tap | InputRecorder] = (*taps.values(), *watches.values())
-        for hook in hooks:
-            stack.callback(hook.remove)
-            hook.arm()
-        output = call.run(policy)
-        inputs = {name: watch.take() for name, watch in watches.items()}
+        sites = {layer: site_of(layer) for layer in points}
+        taps = Taps(adapter, list(sites.values()))
+        stack.callback(taps.remove)
+        output, captured, inputs = taps.run(call.run, (policy,), {})
         seen = ForwardCall(call.arguments(inner), output, inputs, tuple(points))
         views = adapter.views(seen)
-        return {layer: tokens_at(adapter, layer, tap.take(), views) for layer, tap in taps.items()}, views, seen
+        tokens = {layer: site.tokens(adapter, captured[site], views) for layer, site in sites.items()}
+        return tokens, views, seen
 
 
 def _choose(

@@ -1,4 +1,4 @@
-"""Feature maps as pictures: the three main directions of the tokens as red, green and blue."""
+"""Feature maps as images: the three main directions of the tokens as red, green and blue."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MIN_TOKENS = 2
 def pca_colors(features: FeatureMap, *, center_positions: bool = False, clip: float = 0.02) -> Tensor:
     """Project tokens on their three main components and scale those to [0, 1].
 
-    Components come from the valid tokens of the whole batch, so that colors may be compared between its pictures (not
+    Components come from the valid tokens of the whole batch, so that colors may be compared between its images (not
     between two calls). Each component's sign is fixed by its largest loading, so that equal input gives equal colors.
 
     Args:

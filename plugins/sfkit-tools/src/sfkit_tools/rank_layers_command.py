@@ -32,8 +32,7 @@ def rank_layers(  # noqa: PLR0917 - Typer makes an option of each parameter
     plot: Annotated[Path | None, typer.Option(help="Write a chart: .svg, .png or .pdf.")] = None,
 ) -> None:
     """Rank student layers by likeness to the teacher (CKA) and, where depth is known, by what a ridge probe reads."""
-    from sfkit.cli.console import plain_console
-    from sfkit.cli.options import parse_options
+    from sfkit.cli.console import parse_options, plain_console
     from sfkit.views.cameras import CameraRig
     from sfkit_tools import layer_ranking
     from sfkit_tools.loading import load_target

@@ -27,7 +27,7 @@ class StackFinding:
         shape: Of what the first one was given: ``(b, n, d)`` for decoder blocks.
         gradient: Norm of the action loss's gradient at the tap that it is strongest at; None without a loss.
         reaches: Trainable parameters that a gradient from its last tap could reach.
-        sees: Whether its first block is given something else when the pictures change.
+        sees: Whether its first block is given something else when the images change.
     """
 
     path: str

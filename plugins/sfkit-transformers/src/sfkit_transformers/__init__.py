@@ -5,7 +5,7 @@ Importing this package imports neither torch nor transformers: it is the plugin 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sfkit.registry.hookspecs import Register, hookimpl
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 SFKIT_API = 1
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name == "SpatialForcingCallback":
         from sfkit_transformers.trainer import SpatialForcingCallback
 

@@ -1,40 +1,41 @@
-"""A transformers model, reduced to what gives patch tokens of chosen layers."""
+"""A vision model of transformers, reduced to the patch tokens of chosen layers."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from sfkit.errors import ShapeError
-from sfkit.teachers.memory import is_out_of_memory
+from sfkit.teachers.base import is_out_of_memory
 from sfkit_transformers.families import Family, Shape
 
+Module = TypeVar("Module", bound=nn.Module)
 Norms = Literal["last", "all", "none"]
 
-#: Parts behind or beside the patch tokens, which are taken out.
+#: Parts of a model that patch tokens do not need.
 UNUSED = ("head", "pooler", "pool", "predictor")
 
 
 class _EnoughError(Exception):
-    """The deepest layer that is wanted has been computed."""
+    """Ends the model's forward after the deepest requested layer."""
 
 
 class Backbone(nn.Module):
-    """Runs the model's own forward until the deepest layer wanted, and keeps nothing but the layers wanted.
+    """Runs the model's own forward up to the deepest requested layer, and keeps only the requested layers.
 
     Args:
-        model: A vision model of transformers. It is changed: parts that patch tokens do not need are taken out.
-        family: What is known of it.
+        model: A vision model of transformers. Parts that patch tokens do not need are removed from it.
+        family: Its family.
         shape: Its sizes.
-        mean: Of the model's normalization, for pictures in [0, 1].
-        std: Likewise.
-        norms: Where the model's final norm is applied: to its last layer, to all, or nowhere.
-        prefix: Tokens before the patches.
+        mean: Mean of the model's normalization, for images in [0, 1].
+        std: Standard deviation of the model's normalization, for images in [0, 1].
+        norms: Layers that the model's final norm applies to: the last, all, or none.
+        prefix: Number of tokens before the patches.
     """
 
     mean: Tensor
@@ -53,13 +54,13 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         for name in UNUSED:
-            _take_out(model, name)
+            _remove(model, name)
         self.model = model
         self.shape, self.feed, self.norms, self.prefix = shape, family.feed, norms, prefix
-        # A tuple is no submodule: the blocks are the model's already.
+        # In a tuple, so that the blocks, which self.model holds, are not registered twice.
         self.blocks = tuple(_blocks(model, len(shape.widths)))
         self._norm = (None if family.norm is None else _find(model, family.norm),)
-        # float32, and outside inference mode: ordinary tensors that move with the module.
+        # Buffers, so that they move with the module.
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
         self._flexible = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
@@ -70,37 +71,38 @@ class Backbone(nn.Module):
         self._entered: dict[int, Tensor] = {}
         self.blocks[0].register_forward_pre_hook(_in_float32)
         for number, block in enumerate(self.blocks, 1):
-            # Outside of what torch.compile sees: only a block's forward is compiled.
+            # compile_blocks compiles a block's forward only, so that these hooks still run.
             block.register_forward_hook(functools.partial(self._take, number))
 
-    def forward(self, pictures: Tensor, layers: Sequence[int], blocks: Sequence[int] = ()) -> list[Tensor]:
-        """Patch tokens.
+    def forward(self, images: Tensor, layers: Sequence[int], blocks: Sequence[int] = ()) -> list[Tensor]:
+        """Patch tokens of the requested layers.
 
         Args:
-            pictures: ``(n, 3, h, w)`` in [0, 1], sides multiples of the patch.
-            layers: Layers wanted, from 1.
-            blocks: Blocks whose queries and keys are wanted.
+            images: ``(n, 3, h, w)`` in [0, 1], sides multiples of the patch.
+            layers: Layers, from 1, in any order.
+            blocks: Blocks whose queries and keys are requested.
 
         Returns:
-            For each layer ``(n, rows, columns, d)``, then for each block its scaled queries and its keys, side by side.
+            One ``(n, rows, columns, d)`` tensor for each layer, then one ``(n, rows, columns, 2 * d)`` tensor for each
+            block: its scaled queries and its keys, concatenated.
 
         Raises:
-            ShapeError: The model gives another number of tokens than patches and prefix, or takes no such grid.
+            ShapeError: The model's number of tokens does not fit, or the model does not accept this grid.
         """
-        rows, columns = (side // self.shape.patch for side in pictures.shape[-2:])
+        rows, columns = (side // self.shape.patch for side in images.shape[-2:])
         self._wanted, self._wanted_blocks = frozenset(layers), frozenset(blocks)
         self._found, self._entered = {}, {}
         try:
-            self.model(**self._inputs((pictures - self.mean) / self.std, rows, columns))
+            self.model(**self._inputs((images - self.mean) / self.std, rows, columns))
         except _EnoughError:
             maps = [self._grid(self._found[layer], layer, rows, columns) for layer in layers]
             return maps + [self._queries_and_keys(block, rows, columns) for block in blocks]
         except (RuntimeError, ValueError) as error:
             own = getattr(self.model.config, "image_size", None)
-            if tuple(pictures.shape[-2:]) in ((own, own), own) or is_out_of_memory(error):
+            if tuple(images.shape[-2:]) in ((own, own), own) or is_out_of_memory(error):
                 raise
             raise ShapeError(
-                f"{type(self.model).__name__} takes no pictures of {tuple(pictures.shape[-2:])} pixels: {error}",
+                f"{type(self.model).__name__} takes no images of {tuple(images.shape[-2:])} pixels: {error}",
                 f"It is made for {own}: set size={own} and fit=pad or fit=stretch.",
             ) from error
         finally:
@@ -117,35 +119,38 @@ class Backbone(nn.Module):
 
     # ------------------------------------------------------------------------------------------------------------ in
 
-    def _inputs(self, pictures: Tensor, rows: int, columns: int) -> dict[str, Any]:
+    def _inputs(self, images: Tensor, rows: int, columns: int) -> dict[str, object]:
+        """Arguments of the model's forward for normalized images ``(n, 3, h, w)``."""
         if self.feed == "clip":
             self._set_positions(rows, columns)
             frames = int(self.model.config.tubelet_size)  # type: ignore[union-attr, arg-type]
-            return {"pixel_values_videos": pictures.unsqueeze(1).expand(-1, frames, -1, -1, -1), "skip_predictor": True}
+            return {"pixel_values_videos": images.unsqueeze(1).expand(-1, frames, -1, -1, -1), "skip_predictor": True}
         if self.feed == "patches":
             side = self.shape.patch
-            cut = pictures.reshape(len(pictures), 3, rows, side, columns, side)
-            # Where the model reads them, on the CPU, it need not wait for the device.
-            sizes = torch.tensor([[rows, columns]]).expand(len(pictures), 2)
+            cut = images.reshape(len(images), 3, rows, side, columns, side)
+            # The model reads the sizes in Python; on the CPU this does not synchronize with the device.
+            sizes = torch.tensor([[rows, columns]]).expand(len(images), 2)
             flat = cut.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
             return {"pixel_values": flat, "pixel_attention_mask": None, "spatial_shapes": sizes}
-        return {"pixel_values": pictures, **({"interpolate_pos_encoding": True} if self._flexible else {})}
+        return {"pixel_values": images, **({"interpolate_pos_encoding": True} if self._flexible else {})}
 
     def _set_positions(self, rows: int, columns: int) -> None:
-        """Tell V-JEPA 2's rotary attention the grid; by itself it takes that of its configuration for any picture."""
+        """Set the grid of V-JEPA 2's rotary attention, which otherwise is that of its configuration for any image."""
         if rows > columns:
             raise ShapeError(
-                f"{type(self.model).__name__} cannot look at a picture of {rows}x{columns} patches: "
+                f"{type(self.model).__name__} cannot look at an image of {rows}x{columns} patches: "
                 "its position of a patch wraps at a square.",
                 "Set fit=pad or fit=stretch.",
             )
-        turning: list[Any] = [m for block in self.blocks for m in block.modules() if hasattr(m, "grid_size")]
-        for module in turning:
+        rotary: list[Any] = [m for block in self.blocks for m in block.modules() if hasattr(m, "grid_size")]
+        for module in rotary:
             module.grid_size = columns
 
     # ----------------------------------------------------------------------------------------------------------- out
 
-    def _take(self, number: int, block: nn.Module, arguments: Any, output: Any) -> None:
+    def _take(
+        self, number: int, block: nn.Module, arguments: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]
+    ) -> None:
         if number in self._wanted:
             self._found[number] = output[0] if isinstance(output, tuple) else output
         if number in self._wanted_blocks:
@@ -154,7 +159,10 @@ class Backbone(nn.Module):
             raise _EnoughError
 
     def _queries_and_keys(self, number: int, rows: int, columns: int) -> Tensor:
-        """Made anew from what entered the block: what is inside it may be compiled, where hooks do not fire."""
+        """Scaled queries and keys of a block, ``(n, rows, columns, 2 * d)``, recomputed from the block's input.
+
+        Hooks inside the block would not run where it is compiled.
+        """
         assert self._attention is not None
         norm, query, key = (_find(self.blocks[number - 1], name) for name in self._attention)
         entered = norm(self._patches(self._entered[number], rows, columns))
@@ -163,16 +171,18 @@ class Backbone(nn.Module):
         return both.reshape(len(both), rows, columns, -1)
 
     def _grid(self, tokens: Tensor, layer: int, rows: int, columns: int) -> Tensor:
-        if tokens.ndim == 4:  # a convolutional stage: (n, d, rows, columns) of its own grid
+        """Tokens ``(n, prefix + rows * columns, d)``, or a stage ``(n, d, r, c)``, to ``(n, rows, columns, d)``."""
+        if tokens.ndim == 4:  # a convolutional stage has a grid of its own
             return self._normed(tokens.permute(0, 2, 3, 1), layer)
         patches = self._patches(tokens, rows, columns)
         return self._normed(patches, layer).reshape(len(tokens), rows, columns, -1)
 
     def _patches(self, tokens: Tensor, rows: int, columns: int) -> Tensor:
+        """``(n, prefix + rows * columns, d)`` to the patch tokens, ``(n, rows * columns, d)``."""
         before = tokens.shape[1] - rows * columns
         if before != self.prefix:
             raise ShapeError(
-                f"{type(self.model).__name__} gives {tokens.shape[1]} tokens for a picture of {rows}x{columns} patches,"
+                f"{type(self.model).__name__} gives {tokens.shape[1]} tokens for an image of {rows}x{columns} patches,"
                 f" that is {before} more, where {self.prefix} were expected before the first patch.",
                 f"If they do stand before the patches, set prefix_tokens={before}."
                 if before >= 0
@@ -181,6 +191,7 @@ class Backbone(nn.Module):
         return tokens[:, self.prefix :]
 
     def _normed(self, tokens: Tensor, layer: int) -> Tensor:
+        """Apply the final norm to ``(..., d)`` where the option ``norm`` says so."""
         (norm,) = self._norm
         if norm is None or self.norms == "none" or (self.norms == "last" and layer < len(self.blocks)):
             return tokens
@@ -188,18 +199,18 @@ class Backbone(nn.Module):
         return normed
 
 
-def _in_float32(block: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """Begin the residual stream in float32, which it then keeps, also where autocast made the embeddings bfloat16."""
+def _in_float32(block: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """Cast the input of the first block to float32, since autocast may leave the embeddings in bfloat16."""
     return (arguments[0].float(), *arguments[1:]) if arguments else None
 
 
-def _take_out(model: nn.Module, name: str) -> None:
+def _remove(model: nn.Module, name: str) -> None:
     for owner in model.modules():
         if owner._modules.get(name) is not None:
             owner._modules[name] = None
 
 
-def _blocks(model: nn.Module, count: int) -> Any:
+def _blocks(model: nn.Module, count: int) -> nn.ModuleList:
     found = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count]
     if not found:
         raise ShapeError(
@@ -209,8 +220,10 @@ def _blocks(model: nn.Module, count: int) -> Any:
     return _outermost(found)
 
 
-def _find(model: nn.Module, name: str) -> Any:
-    found = [(path, m) for path, m in model.named_modules() if path.rpartition(".")[2] == name]
+def _find(model: nn.Module, name: str) -> nn.Module:
+    found: list[tuple[str, nn.Module]] = [
+        (path, m) for path, m in model.named_modules() if path.rpartition(".")[2] == name
+    ]
     if not found:
         raise ShapeError(
             f"{type(model).__name__} has no module {name!r}, its final norm.",
@@ -219,5 +232,6 @@ def _find(model: nn.Module, name: str) -> Any:
     return _outermost(found)
 
 
-def _outermost(found: list[tuple[str, Any]]) -> Any:
+def _outermost(found: list[tuple[str, Module]]) -> Module:
+    """The module with the fewest dots in its path."""
     return min(found, key=lambda item: item[0].count("."))[1]

@@ -1,9 +1,9 @@
-"""Reading a model of the Hub or of a folder: its configuration, its image processor, its weights, its license."""
+"""Read a model of the Hub or of a folder: configuration, image processor and weights."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 import transformers
 from sfkit_backbones.weights import without_weights
 from torch import nn
+from transformers import PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from sfkit.errors import CheckpointError
@@ -20,7 +21,7 @@ from sfkit_transformers.backbone import UNUSED
 from sfkit_transformers.failures import explained
 from sfkit_transformers.reaching import refuse_other_places
 
-#: Parts of checkpoints that patch tokens do not need, by a name anywhere in their keys.
+#: Parts of checkpoints that patch tokens do not need; each is one component of a key.
 _BESIDE = (
     *UNUSED,
     *("text_model", "text_projection", "visual_projection", "logit_scale", "logit_bias", "position_ids"),
@@ -35,7 +36,7 @@ class Checkpoint:
     Attributes:
         model: Repository of the Hub, or a local folder.
         revision: Commit, tag or branch of the repository.
-        trust_remote_code: Run code of the repository's own, if it needs it.
+        trust_remote_code: Run code from the repository, if the model needs it.
     """
 
     model: str
@@ -44,10 +45,10 @@ class Checkpoint:
 
     @property
     def folder(self) -> Path | None:
-        """The local folder, if that is what ``model`` names.
+        """The local folder, if ``model`` names one.
 
         Raises:
-            CheckpointError: It looks like a folder, but there is none.
+            CheckpointError: ``model`` is a path, and no folder is there.
         """
         path = Path(self.model).expanduser()
         if path.is_dir():
@@ -60,21 +61,21 @@ class Checkpoint:
 
     @property
     def place(self) -> str:
-        """What transformers is given."""
+        """Argument of ``from_pretrained``: the folder or the repository."""
         return str(self.folder or self.model)
 
-    def config(self) -> Any:
+    def config(self) -> PretrainedConfig:
         """The configuration of the whole model.
 
         Raises:
-            TrustError: A file of the model names another place.
+            TrustError: A file of the model points outside the model.
         """
         with self._reading("the configuration"):
             refuse_other_places(self.model, self.folder, self.revision)
             return transformers.AutoConfig.from_pretrained(self.place, **self._arguments)
 
     def processor(self, feed: str) -> Mapping[str, Any]:
-        """Settings of the image (or video) processor; empty where the model has none."""
+        """Settings of the image (or video) processor; empty if the model has none."""
         if self.folder is not None and not list(self.folder.glob("*processor_config.json")):
             return {}
         kind = "AutoVideoProcessor" if feed == "clip" else "AutoImageProcessor"
@@ -83,16 +84,15 @@ class Checkpoint:
         settings: dict[str, Any] = processor.to_dict()
         return settings
 
-    def network(self, config: Any, ignored: Iterable[str] = ()) -> nn.Module:
+    def network(self, config: PretrainedConfig, ignored: Iterable[str] = ()) -> nn.Module:
         """The vision model with its weights in float32, on the CPU.
 
         Args:
-            config: What :meth:`config` gave.
-            ignored: Further parts of the checkpoint that are not needed, by a name in their keys.
+            config: The result of :meth:`config`.
+            ignored: Further parts of the checkpoint that patch tokens do not need, by a component of their keys.
 
         Raises:
-            CheckpointError: The weights cannot be read, or do not fit: what is missing, unexpected or of another shape
-                is named.
+            CheckpointError: The weights cannot be read, or keys or shapes do not fit (the message names each).
         """
         loader = transformers.AutoModel
         wanted = vision_config(config)
@@ -105,7 +105,7 @@ class Checkpoint:
                 config=wanted,
                 use_safetensors=True,
                 output_loading_info=True,
-                # Sizes are compared below, where each is named.
+                # self._check compares shapes, and its message names each key.
                 ignore_mismatched_sizes=True,
                 **{dtype: torch.float32},
                 **self._arguments,
@@ -117,8 +117,8 @@ class Checkpoint:
                 raise CheckpointError(f"{self.model}: {name!r} holds NaN or infinite values.", "Fetch it again.")
         return network
 
-    def skeleton(self, config: Any) -> nn.Module:
-        """The vision model without memory."""
+    def skeleton(self, config: PretrainedConfig) -> nn.Module:
+        """The vision model on the meta device."""
         with self._reading("the configuration"), without_weights():
             model: nn.Module = transformers.AutoModel.from_config(
                 vision_config(config), trust_remote_code=self.trust_remote_code
@@ -126,13 +126,13 @@ class Checkpoint:
         return model
 
     @property
-    def _arguments(self) -> dict[str, Any]:
+    def _arguments(self) -> dict[str, str | bool]:
         return {"revision": self.revision or "main", "trust_remote_code": self.trust_remote_code}
 
     @contextmanager
     def _reading(self, what: str) -> Iterator[None]:
         verbosity = transformers_logging.get_verbosity()
-        # Its report of unused keys is longer than anything else in a log; what matters of it is checked here.
+        # transformers logs every unused key; self._check reports those that matter.
         transformers_logging.set_verbosity_error()
         try:
             with explained(self.model, self.revision, what):
@@ -161,33 +161,34 @@ class Checkpoint:
             )
 
 
-def vision_config(config: Any) -> Any:
-    """The configuration of the part that sees."""
+def vision_config(config: PretrainedConfig) -> PretrainedConfig:
+    """The configuration of the vision model within ``config``."""
     for name in ("vision_config", "backbone_config"):
         if getattr(config, name, None) is not None:
             return getattr(config, name)
     return config
 
 
-def commit_of(config: Any) -> str | None:
-    """The commit that a model of the Hub was read at."""
+def commit_of(config: PretrainedConfig) -> str | None:
+    """The commit of the Hub repository that ``config`` comes from."""
     found: str | None = getattr(config, "_commit_hash", None)
     return found
 
 
-def _in_backbone(config: Any) -> bool:
+def _in_backbone(config: PretrainedConfig) -> bool:
     return getattr(config, "backbone_config", None) is not None
 
 
-def _backbone_alone(whole: Any, config: Any) -> nn.Module:
-    # As a model and not as a backbone, whose own forward keeps the output of every layer.
+def _backbone_alone(whole: transformers.PreTrainedModel, config: PretrainedConfig) -> nn.Module:
+    # AutoModel instead of AutoBackbone, whose forward keeps the outputs of all layers.
     with without_weights():
         model: nn.Module = transformers.AutoModel.from_config(config.backbone_config)
     model.load_state_dict(whole.backbone.state_dict(), assign=True)
     return model.eval()
 
 
-def _mismatch(item: Any) -> str:
+def _mismatch(item: str | tuple[str, Sequence[int], Sequence[int]]) -> str:
+    # Releases of transformers differ in what they report.
     if isinstance(item, str):
         return item
     key, found, expected = item

@@ -1,4 +1,4 @@
-"""What transformers and the Hub say when something is missing, in terms of what to do about it."""
+"""Turn errors of transformers and of the Hub into sfkit's, with a remedy."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from huggingface_hub import errors as hub
 from safetensors import SafetensorError
 
 from sfkit.errors import CheckpointError
-from sfkit.teachers.memory import is_out_of_memory
+from sfkit.teachers.base import is_out_of_memory
 
 
 @contextmanager
 def explained(model: str, revision: str | None, doing: str) -> Iterator[None]:
-    """Turn the errors of reading a model into sfkit's.
+    """Context in which errors of reading a model become a CheckpointError.
 
     Args:
         model: Repository or folder.
-        revision: Of the repository.
-        doing: What is being read, such as ``"its configuration"``.
+        revision: Revision of the repository.
+        doing: The part that is read, such as ``"its configuration"``.
 
     Raises:
-        CheckpointError: It could not be read.
+        CheckpointError: The model could not be read.
     """
     try:
         yield
-    # AttributeError: a class that this release of transformers does not have.
+    # AttributeError: this release of transformers lacks a class.
     except (OSError, ValueError, LookupError, AttributeError, RuntimeError, ImportError, SafetensorError) as error:
         if isinstance(error, RuntimeError) and is_out_of_memory(error):
             raise

@@ -1,16 +1,19 @@
-"""What sfkit knows of each family of vision models: where its patch tokens stand, and which norm they pass at the end.
+"""Known families of vision models: tokens before the patches, final norm, kind of input.
 
-The names are those of transformers' configurations (``model_type``). A family that is not listed still works where its
-tokens are those of the patches alone, or where the option ``prefix_tokens`` says how many stand before them.
+The names are those of transformers' configurations (``model_type``). A family that is not listed works where all its
+tokens are patches, or where the option ``prefix_tokens`` gives the number of tokens before them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from sfkit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 @dataclass(frozen=True)
@@ -18,22 +21,22 @@ class Family:
     """A family of vision models.
 
     Attributes:
-        norm: Name of the module that the model itself applies to its patch tokens at the end; None where there is none.
-        prefix: From a configuration to the number of tokens before the first patch; None where that is not known.
-        feed: What the model takes: a picture, a clip of equal frames, or the flattened patches of a picture.
-        attention: Names, inside a block, of the norm before its attention and of the linear maps to queries and keys,
-            where attention is the softmax of their products and of nothing else; None where that is not known.
+        norm: Name of the norm module that the model applies to its last patch tokens; None without one.
+        prefix: Number of tokens before the first patch, from the configuration; None if unknown.
+        feed: Input of the model: an image, a clip of equal frames, or the flattened patches of an image.
+        attention: Names, inside a block, of the norm before its attention and of the linear layers of queries and keys.
+            None if unknown, or if the attention is not the plain softmax of their products.
     """
 
     norm: str | None = "layernorm"
-    prefix: Callable[[Any], int] | None = lambda config: 0
-    feed: Literal["picture", "clip", "patches"] = "picture"
+    prefix: Callable[[PretrainedConfig], int] | None = lambda config: 0
+    feed: Literal["image", "clip", "patches"] = "image"
     attention: tuple[str, str, str] | None = None
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes that follow from a configuration.
+    """Sizes from a configuration.
 
     Attributes:
         patch: Side in pixels of the patches of the last layer.
@@ -46,11 +49,11 @@ class Shape:
     hidden: int
 
 
-def _class_token(config: Any) -> int:
+def _class_token(config: PretrainedConfig) -> int:
     return 1
 
 
-def _class_and_registers(config: Any) -> int:
+def _class_and_registers(config: PretrainedConfig) -> int:
     return 1 + int(config.num_register_tokens)
 
 
@@ -61,7 +64,7 @@ FAMILIES: dict[str, Family] = {
     "dinov3_convnext": Family(norm="layer_norm"),
     "siglip_vision_model": Family(norm="post_layernorm", attention=("layer_norm1", "q_proj", "k_proj")),
     "siglip2_vision_model": Family(norm="post_layernorm", feed="patches"),
-    # CLIP's post_layernorm is for its class token alone: the model gives its patch tokens without it.
+    # CLIP applies its post_layernorm to the class token only.
     "clip_vision_model": Family(norm=None, prefix=_class_token, attention=("layer_norm1", "q_proj", "k_proj")),
     "vjepa2": Family(feed="clip"),
     "ijepa": Family(),
@@ -70,15 +73,15 @@ FAMILIES: dict[str, Family] = {
     "deit": Family(prefix=lambda config: 2),
 }
 
-#: A family of which nothing is known.
+#: The family of any other ``model_type``.
 UNKNOWN = Family(norm=None, prefix=None)
 
 
-def shape_of(config: Any) -> Shape:
+def shape_of(config: PretrainedConfig) -> Shape:
     """Sizes of a vision model.
 
     Raises:
-        ConfigError: The configuration is not that of a model with patch tokens.
+        ConfigError: The model has no patch tokens.
     """
     if config.model_type == "dinov3_convnext":
         widths = tuple(config.hidden_sizes)

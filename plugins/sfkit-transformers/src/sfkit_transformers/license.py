@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 UNKNOWN = "unknown: see the model card"
 
-#: The Hub's names, in the spelling of SPDX.
+#: SPDX identifiers by the Hub's names.
 _SPDX = {"apache-2.0": "Apache-2.0", "mit": "MIT", "bsd-3-clause": "BSD-3-Clause", "cc0-1.0": "CC0-1.0"}
 
 
 def license_of(repo: str, folder: Path | None, revision: str | None) -> str:
-    """The license that a model's card states; that it is not known, where there is no card or it cannot be fetched."""
+    """The license that the model card states; ``UNKNOWN`` if there is no card or it cannot be fetched."""
     card = folder / "README.md" if folder is not None else _fetched(repo, revision)
     if card is None or not card.is_file():
         return UNKNOWN
@@ -25,7 +24,7 @@ def _fetched(repo: str, revision: str | None) -> Path | None:
 
     try:
         return Path(hf_hub_download(repo, "README.md", revision=revision))
-    # An entry that is not on this machine is an OSError, like most that goes wrong with a connection.
+    # A file that is not in the local cache raises an OSError, as most connection errors do.
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError):
         return None
 
@@ -34,8 +33,8 @@ def _stated(card: Path) -> str:
     from huggingface_hub.repocard import metadata_load
 
     try:
-        front: dict[str, Any] = metadata_load(card) or {}
-    except Exception:  # whatever is wrong with a card, it states nothing
+        front = metadata_load(card) or {}
+    except Exception:  # a card may hold anything; one that cannot be parsed states no license
         return ""
     stated = front.get("license")
     name = ", ".join(stated) if isinstance(stated, list) else str(stated or "")

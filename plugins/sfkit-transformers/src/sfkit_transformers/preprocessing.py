@@ -1,4 +1,4 @@
-"""What an image processor says about a model's pictures."""
+"""Size and normalization of a model's images, from the settings of its image processor."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from sfkit.errors import ConfigError
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a model wants its pictures.
+    """Preprocessing of a model's images.
 
     Attributes:
-        mean: What is subtracted from each channel of a picture in [0, 1].
-        std: What it is then divided by.
-        size: Side of the square that the processor gives; None where it does not say.
+        mean: Mean of each channel, for images in [0, 1].
+        std: Standard deviation of each channel, for images in [0, 1].
+        size: Side in pixels of the processor's square output; None if it is not stated.
     """
 
     mean: tuple[float, ...]
@@ -27,33 +27,33 @@ class Preprocessing:
 def read_preprocessing(
     settings: Mapping[str, Any], where: str, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> Preprocessing:
-    """Read the settings of an image processor, for pictures that are in [0, 1] already.
+    """Read the settings of an image processor, for images in [0, 1].
 
     Args:
-        settings: Of the processor; empty where the model has none.
-        where: The model, for errors.
-        mean: Instead of the processor's.
-        std: Instead of the processor's.
+        settings: Settings of the processor; empty if the model has none.
+        where: Name of the model, for error messages.
+        mean: Replaces the processor's mean.
+        std: Replaces the processor's standard deviation.
 
     Raises:
-        ConfigError: Mean and deviation are neither in the settings nor given.
+        ConfigError: Mean and standard deviation are neither in the settings nor given.
     """
     size = _side(settings)
     if mean is not None and std is not None:
         return Preprocessing(tuple(mean), tuple(std), size)
     if mean is not None or std is not None:
-        raise ConfigError("Of mean and std only one is given.", "Give both, for pictures in [0, 1].")
+        raise ConfigError("Of mean and std only one is given.", "Give both, for images in [0, 1].")
     if not settings:
         raise ConfigError(
-            f"{where} has no preprocessor_config.json, so it is not known how its pictures are normalized.",
-            "Set the options mean and std, for pictures in [0, 1], as the model's authors say.",
+            f"{where} has no preprocessor_config.json, so it is not known how its images are normalized.",
+            "Set the options mean and std, for images in [0, 1], as the model's authors say.",
         )
-    # The processor works on bytes: pixel * factor, minus mean, over std. Ours are pixel / 255.
+    # The processor computes (byte * factor - mean) / std. Views hold byte / 255, so its constants are rescaled.
     factor = float(settings.get("rescale_factor") or 1 / 255)
     if not settings.get("do_rescale", True) or settings.get("offset"):
         raise ConfigError(
-            f"The image processor of {where} does not scale pictures to a range that begins at 0.",
-            "Set the options mean and std, for pictures in [0, 1], as the model's authors say.",
+            f"The image processor of {where} does not scale images to a range that begins at 0.",
+            "Set the options mean and std, for images in [0, 1], as the model's authors say.",
         )
     scale = 255 * factor
     if not settings.get("do_normalize", True):
@@ -63,7 +63,7 @@ def read_preprocessing(
     if means is None or deviations is None:
         raise ConfigError(
             f"The image processor of {where} names no image_mean and image_std.",
-            "Set the options mean and std, for pictures in [0, 1], as the model's authors say.",
+            "Set the options mean and std, for images in [0, 1], as the model's authors say.",
         )
     return Preprocessing(tuple(m / scale for m in means), tuple(d / scale for d in deviations), size)
 

@@ -28,12 +28,12 @@ def worker(rank: int, out: str) -> None:
     limit = timedelta(minutes=10)
     dist.init_process_group("gloo", init_method=f"file://{out}/rendezvous", rank=rank, world_size=2, timeout=limit)
     for average in (True, False):
-        policy = tests.pictured()
+        policy = tests.wrapped_policy()
         tests.train(policy, Path(out, "run"), 1, 2, steps=1, average_tokens_across_devices=average)
         parameters = {name: parameter.detach().clone() for name, parameter in policy.named_parameters()}
         save_file(parameters, f"{out}/{average}.{rank}.safetensors")
     try:
-        tests.train(tests.pictured(grad_accumulation=2), Path(out, "run"), 1, 2, callback=False)
+        tests.train(tests.wrapped_policy(grad_accumulation=2), Path(out, "run"), 1, 2, callback=False)
     except LossError as error:
         Path(out, f"{rank}.txt").write_text(str(error))
     os._exit(0)  # past gloo's end, which now and then hangs or aborts when the other rank has left

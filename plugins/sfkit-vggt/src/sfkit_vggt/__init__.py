@@ -30,4 +30,4 @@ def register_teachers(register: Register) -> None:
 
 @hookimpl
 def register_parity(register: Register) -> None:
-    register("sfkit_vggt.parity:VggtParity", name="VGGT aggregator", summary="the trunk of VGGT")
+    register("sfkit_vggt.parity:VggtParity", name="VGGT aggregator", summary="the backbone of VGGT")

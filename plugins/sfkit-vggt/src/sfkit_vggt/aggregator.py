@@ -1,7 +1,7 @@
-"""The trunk of VGGT: pictures to patch tokens, then blocks that look within a frame and across frames by turns.
+"""The backbone of VGGT: patch tokens, then alternating attention within a frame and over all frames.
 
-Source: J. Wang et al., "VGGT: Visual Geometry Grounded Transformer", CVPR 2025 (arXiv:2503.11651), section 3.2. Where
-its figure and the released weights differ, this follows the weights: the frame block comes first.
+Source: J. Wang et al., "VGGT: Visual Geometry Grounded Transformer", CVPR 2025 (arXiv:2503.11651), section 3.2. Its
+figure and the released weights differ in the order of the blocks. This follows the weights: the frame block is first.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sfkit_backbones.tables import Tables
 from torch import Tensor, nn
 
 from sfkit.errors import ShapeError
-from sfkit.views.imagenet import imagenet_normalized
+from sfkit.views.resample import imagenet_normalized
 from sfkit_vggt.config import VggtConfig
 from sfkit_vggt.embedder import Embedder
 
@@ -29,17 +29,15 @@ _EPS = 1e-5
 
 
 class Aggregator(nn.Module):
-    """Features of several views together, layer by layer.
+    """VGGT's alternating blocks over all views of a sample.
 
-    Layer ``k`` is what comes out of the ``k``-th frame block and of the ``k``-th global block, side by side, without a
-    norm. The first view has special tokens of its own, and all others share theirs: the features depend on which view
-    is first, and of the others' order only in that they follow it.
-
-    Keys are those of the checkpoint under ``aggregator.``.
+    Layer ``k`` is the output of the ``k``-th frame block and of the ``k``-th global block, concatenated, without a
+    norm. The first view has special tokens of its own and the others share theirs: the features depend on which view is
+    first, and permute with the others. State dict keys are those of the checkpoint under ``aggregator.``.
 
     Args:
         config: Sizes.
-        residual: Of the residual stream.
+        residual: Dtype of the residual stream.
         round_angles: Round the angles of the rotary embedding to bfloat16, as published pipelines on CUDA do.
     """
 
@@ -60,20 +58,21 @@ class Aggregator(nn.Module):
     def forward(
         self, images: Tensor, layers: Sequence[int], *, half: Half = "both", tokens: Tokens = "all"
     ) -> list[Tensor]:
-        """Features of the layers wanted, and of no others; nothing runs beyond the last of them.
+        """Features of the requested layers; blocks after the last of them do not run.
 
         Args:
             images: ``(b, s, 3, h, w)`` float in [0, 1], sides multiples of the patch, the reference view first.
             layers: From 1 to ``num_layers``, in any order.
-            half: ``frame``: what left the frame block; ``global``: the global block; ``both``: frame, then global.
-            tokens: Of each view: its patches (row-major), its camera token, its registers, or all: camera, registers,
-                patches.
+            half: Output of the frame block (``frame``), of the global block (``global``), or both concatenated.
+            tokens: Tokens of each view: its patches (row-major), its camera token, its registers, or all in the order
+                camera, registers, patches.
 
         Returns:
-            For each layer ``(b, s, tokens, dim)``, twice as wide for both halves, in the dtype of the residual stream.
+            One ``(b, s, tokens, dim)`` tensor for each layer, ``2 * dim`` wide for both halves, in the dtype of the
+            residual stream.
 
         Raises:
-            ShapeError: Images of another form, or sides that are no multiples of the patch.
+            ShapeError: The images have another form, or sides that are no multiples of the patch.
         """
         if images.ndim != 5:
             raise ShapeError(f"VGGT was given images of shape {tuple(images.shape)}, expected (b, s, 3, h, w).")
@@ -90,12 +89,12 @@ class Aggregator(nn.Module):
             if layer in layers:
                 if half != "frame":
                     parts.append(self._pick(x.reshape(b, s, p, -1), tokens))
-                # Copied even where there is one part: a slice would keep all tokens in memory.
+                # torch.cat copies, also with one part: a slice would keep the memory of all tokens.
                 kept[layer] = torch.cat(parts, -1)
         return [kept[layer] for layer in layers]
 
     def embed(self, images: Tensor) -> Tensor:
-        """Tokens of each view, ``(b * s, 1 + registers + rows * columns, dim)``: camera, registers, patches."""
+        """``(b, s, 3, h, w)`` to ``(b * s, 1 + registers + rows * columns, dim)``: camera, registers, patches."""
         b, s = images.shape[:2]
         patches = self.patch_embed(imagenet_normalized(images.flatten(0, 1).float()), self.residual)
         specials = torch.cat((self.camera_token, self.register_token), 2)
@@ -104,8 +103,8 @@ class Aggregator(nn.Module):
         return torch.cat((of_views, patches), 1).to(self.residual)
 
     def rope(self, grid: Grid, views: int, device: torch.device) -> Rope:
-        """Rotary tables for the tokens of so many views in a row; every view has the same."""
-        # Rounding is part of the key: the table must not be that of whichever call came first.
+        """Rotary tables for the tokens of ``views`` views; every view has the same positions."""
+        # Rounding is part of the key because parity fixtures switch it between calls.
         return self._ropes.get((grid, views, self.round_angles, device), lambda: self._rope(grid, views, device))
 
     def _rope(self, grid: Grid, views: int, device: torch.device) -> Rope:
@@ -115,6 +114,7 @@ class Aggregator(nn.Module):
         return cos.repeat(views, 1).to(device), sin.repeat(views, 1).to(device)
 
     def _pick(self, x: Tensor, tokens: Tokens) -> Tensor:
+        """``(b, s, 1 + registers + patches, dim)`` to the requested tokens, ``(b, s, tokens, dim)``."""
         patches = 1 + self.config.registers
         span = {"all": slice(None), "camera": slice(0, 1), "register": slice(1, patches), "patch": slice(patches, None)}
         return x[:, :, span[tokens]]

@@ -1,4 +1,4 @@
-"""Sizes of the trunk."""
+"""Sizes of VGGT's backbone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sfkit.config import Options
 
 
 class VggtConfig(Options):
-    """Sizes of VGGT's trunk; the defaults are those of VGGT-1B."""
+    """Sizes of the backbone; the defaults are those of VGGT-1B."""
 
     dim: int = Field(default=1024, ge=4, description="Width of the embedder and of the alternating blocks.")
     heads: int = Field(default=16, ge=1, description="Heads of the alternating blocks.")
@@ -25,7 +25,7 @@ class VggtConfig(Options):
 
     @property
     def native_side(self) -> int:
-        """Rows, and columns, of the position table."""
+        """Side of the position table in patches."""
         return self.native // self.patch
 
     @model_validator(mode="after")
@@ -42,7 +42,7 @@ class VggtConfig(Options):
 #: VGGT-1B: 909,112,320 values.
 FULL = VggtConfig()
 
-#: For tests and for trying things out, with random weights.
+#: Sizes for tests and dry runs, with random weights.
 TINY = VggtConfig(
     dim=24, heads=2, num_layers=4, hidden=48, embed_heads=3, embed_layers=2, embed_hidden=48, native=56
 )  # fmt: skip

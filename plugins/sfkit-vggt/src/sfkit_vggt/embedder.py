@@ -1,4 +1,4 @@
-"""VGGT's patch embedder: DINOv2 with registers, of which only the patch tokens go on."""
+"""VGGT's patch embedder: DINOv2 with registers. Only its patch tokens enter the alternating blocks."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _EPS = 1e-6
 
 
 class Embedder(nn.Module):
-    """A vision transformer over single pictures.
+    """A vision transformer over single images.
 
-    Keys are those of the checkpoint under ``aggregator.patch_embed.``; ``mask_token`` is among them and has no use.
+    State dict keys are those of the checkpoint under ``aggregator.patch_embed.``; its ``mask_token`` is unused.
 
     Args:
         config: Sizes.
@@ -38,11 +38,11 @@ class Embedder(nn.Module):
         self._resized_from: tuple[Tensor, int] | None = None
 
     def forward(self, images: Tensor, residual: torch.dtype = torch.float32) -> Tensor:
-        """Embed pictures.
+        """Embed images.
 
         Args:
-            images: ``(n, 3, h, w)`` float32, normalized, sides multiples of the patch.
-            residual: Of the residual stream.
+            images: ``(n, 3, h, w)`` float32, ImageNet-normalized, sides multiples of the patch.
+            residual: Dtype of the residual stream.
 
         Returns:
             ``(n, rows * columns, dim)`` float32, row-major.
@@ -50,7 +50,7 @@ class Embedder(nn.Module):
         n = len(images)
         patches = self.patch_embed(images) + self.positions(patch_grid(images, self.patch))
         cls = self.cls_token + self.pos_embed[:, :1]
-        # Registers come after the positions: they have none.
+        # Registers have no position, so they are added after the positions.
         specials = torch.cat((cls, self.register_tokens), 1)
         x = torch.cat((specials.expand(n, -1, -1), patches), 1).to(residual)
         for block in self.blocks:
@@ -58,15 +58,16 @@ class Embedder(nn.Module):
         return self.norm(x[:, specials.shape[1] :])  # type: ignore[no-any-return]
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
-        """Positions of the patches on ``grid``, ``(1, rows * columns, dim)`` float32; resized once for each grid."""
+        """Position embeddings of the patches, ``(1, rows * columns, dim)`` float32; cached for each grid."""
         table = self.pos_embed
+        # No cache for a tensor of inference mode, which has no version counter, nor where the table needs a gradient.
         if table.is_inference() or (torch.is_grad_enabled() and table.requires_grad):
-            return resize_positions(table[:, 1:], grid)  # its changes cannot be seen, or its gradient is wanted
+            return resize_positions(table[:, 1:], grid)
         self._forget_other_weights(table)
         return self._positions.get((grid, table.device), lambda: resize_positions(table[:, 1:], grid))
 
     def _forget_other_weights(self, table: Tensor) -> None:
-        """Loading replaces the parameter, or writes into it."""
+        """Clear the cache if loading has replaced or overwritten the ``(1, 1 + side * side, dim)`` table."""
         known = self._resized_from
         if known is None or known[0] is not table or known[1] != table._version:
             self._positions.clear()

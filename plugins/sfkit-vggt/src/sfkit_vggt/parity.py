@@ -1,13 +1,13 @@
-"""Fixtures of VGGT's trunk: what their config says, and which layers they ask for."""
+"""Parity fixtures of VGGT's backbone."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
-from sfkit_backbones.parity import BackboneParity
+from sfkit_backbones.parity.base import BackboneParity, Examples
+from sfkit_backbones.parity.fixture import JsonObject
 from torch import Tensor, nn
 
 from sfkit.errors import CheckpointError
@@ -16,22 +16,22 @@ from sfkit_vggt.config import VggtConfig
 from sfkit_vggt.teacher import VggtTeacher
 
 _EMBEDDER = f"{VggtTeacher.prefix}patch_embed."
-#: In the name of a case: the option of the trunk that it was recorded with.
+#: A case with this text in its name is recorded with ``round_angles``.
 ROUNDED = "bf16_rounded_rope_angles"
 
 
-class VggtParity(BackboneParity):
+class VggtParity(BackboneParity[VggtConfig]):
     """Reads fixtures of the model ``VGGT aggregator``.
 
     ``config``: ``embed_dim``, ``num_heads``, ``depth``, ``dino_num_heads``, ``dino_depth``, ``patch``, ``img_size`` and
     ``patch_start``. Input: ``images (b, s, 3, h, w)`` in [0, 1]. Outputs: ``layer<i>``, counted from 0, all tokens and
-    both halves, ``(b, s, p, 2 * embed_dim)``. A case whose name holds ``bf16_rounded_rope_angles`` has these.
+    both halves, ``(b, s, p, 2 * embed_dim)``. A case with ``bf16_rounded_rope_angles`` in its name has rounded angles.
     """
 
     prefix = VggtTeacher.prefix
     ignored = VggtTeacher.ignored
 
-    def build(self, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Aggregator:
+    def build(self, config: JsonObject, shapes: Mapping[str, tuple[int, ...]]) -> Aggregator:
         try:
             sizes = VggtConfig(
                 dim=config["embed_dim"],
@@ -68,7 +68,7 @@ class VggtParity(BackboneParity):
         outputs = backbone(images if images.ndim == 5 else images.unsqueeze(0), list(layers.values()))
         return dict(zip(layers, outputs, strict=True))
 
-    def describe(self, config: VggtConfig) -> dict[str, Any]:
+    def describe(self, config: VggtConfig) -> JsonObject:
         return {
             "embed_dim": config.dim,
             "num_heads": config.heads,
@@ -80,7 +80,7 @@ class VggtParity(BackboneParity):
             "patch_start": 1 + config.registers,
         }
 
-    def examples(self, config: VggtConfig) -> dict[str, tuple[dict[str, Tensor], list[str]]]:
+    def examples(self, config: VggtConfig) -> Examples:
         side, every = config.native_side, [f"layer{i}" for i in range(config.num_layers)]
         rows = next(rows for rows in (2, 3, 1) if side * side % rows == 0 and (rows != side or rows == 1))
 

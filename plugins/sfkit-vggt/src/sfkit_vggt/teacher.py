@@ -13,7 +13,7 @@ from sfkit_backbones.teacher import BackboneOptions, BackboneTeacher
 from torch import Tensor, nn
 
 from sfkit.config import Options
-from sfkit.registry.marks import Harmless
+from sfkit.registry.component import Harmless
 from sfkit_vggt.aggregator import Aggregator, Half
 from sfkit_vggt.config import FULL, TINY, VggtConfig
 
@@ -22,21 +22,21 @@ class VggtOptions(BackboneOptions):
     """Options of the VGGT teachers."""
 
     half: Half = Field(
-        default="both", description="Of a layer: what left its frame block, its global block, or both side by side."
+        default="both", description="Output of a layer's frame block, of its global block, or both concatenated."
     )
     tokens: Literal["patch", "camera", "register"] = Field(
-        default="patch", description="Which tokens: the patches, or one vector a view: its camera token or registers."
+        default="patch", description="The patches, or one vector per view: its camera token or its registers."
     )
     round_rope_angles: Harmless[bool] = Field(
-        default=False, description="Round the rotary angles to bfloat16, as published CUDA pipelines do by accident."
+        default=False, description="Round the rotary angles to bfloat16, as published CUDA pipelines do."
     )
 
 
 class VggtTeacher(BackboneTeacher):
-    """What both have in common: the trunk and how its features become maps.
+    """Base class of both teachers.
 
-    All views of a sample are seen together, and the first one (see ``view_order``) is the reference. ``camera`` and
-    ``register`` give a 1 x 1 grid for each view: the camera token, or the registers side by side.
+    The network attends over all views of a sample. The first one (see ``view_order``) is the reference view. ``camera``
+    and ``register`` give a 1 x 1 grid for each view: the camera token, or the concatenated registers.
     """
 
     prefix = "aggregator."
@@ -67,6 +67,7 @@ class VggtTeacher(BackboneTeacher):
         return Aggregator(self.backbone_config, residual=residual, round_angles=self.options.round_rope_angles)
 
     def features(self, backbone: nn.Module, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """``(b, v, 3, h, w)`` images in [0, 1] to ``(b, v, rows, columns, d)`` for each layer."""
         b, v, _, h, w = images.shape
         single = self.options.tokens != "patch"
         grid = (1, 1) if single else (h // self.patch, w // self.patch)
@@ -89,8 +90,8 @@ class VggtTeacher(BackboneTeacher):
         )
         cells = patches if self.options.tokens == "patch" else 1
         handed_out = sum(b * v * cells * self.dim(layer) * residual for layer in set(layers))
-        pictures = b * v * 3 * h * w * 4
-        return pictures + max(embedder, alternating + handed_out)
+        image_bytes = b * v * 3 * h * w * 4
+        return image_bytes + max(embedder, alternating + handed_out)
 
 
 class Vggt(VggtTeacher):
@@ -107,7 +108,7 @@ class Vggt(VggtTeacher):
 
 
 class VggtCommercial(VggtTeacher):
-    """VGGT-1B-Commercial: the same architecture under a license that admits commercial use."""
+    """VGGT-1B-Commercial: the same architecture under a license that permits commercial use."""
 
     name = "vggt-commercial"
     license = "VGGT License"

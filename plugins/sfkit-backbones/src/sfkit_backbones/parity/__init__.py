@@ -1,4 +1,4 @@
-"""Proving a port: fixtures with inputs and outputs of a reference implementation, and the comparison with ours."""
+"""Parity of a port: fixtures with inputs and outputs of a reference implementation, and the comparison with ours."""
 
 from sfkit_backbones.parity.base import BackboneParity, Parity
 from sfkit_backbones.parity.comparing import Difference, compare

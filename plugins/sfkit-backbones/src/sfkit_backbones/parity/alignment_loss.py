@@ -1,8 +1,8 @@
-"""The alignment loss of Spatial Forcing, by its presets, held against a record of the released code."""
+"""Parity of the alignment loss: the presets of Spatial Forcing against records of the released code."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,10 +15,10 @@ from sfkit.config import ComponentSpec, Options
 from sfkit.errors import CheckpointError
 from sfkit.policies.base import AdapterOptions, ForwardCall, PolicyAdapter, TapPoint
 from sfkit.policies.tokens import cut
-from sfkit.presets.base import Preset
-from sfkit.projectors.base import Projector
+from sfkit.presets import Preset
 from sfkit.registry.registry import default_registry
 from sfkit.teachers.base import Teacher
+from sfkit.transforms.base import Transform
 from sfkit.views.types import FeatureMap, Views
 from sfkit_backbones.parity.base import Parity
 from sfkit_backbones.parity.fixture import Case, Fixture
@@ -26,12 +26,12 @@ from sfkit_backbones.parity.fixture import Case, Fixture
 
 @dataclass(frozen=True)
 class _Recipe:
-    """What the released code is made of, around the loss.
+    """A recipe of the released code.
 
     Attributes:
-        preset: Its name.
-        blocks: Of the policy.
-        first: Where the recorded tokens begin, counted from the first visual one.
+        preset: Name of the preset that reproduces it.
+        blocks: Number of blocks of its policy.
+        first: Index of the first recorded token, counted from the first visual token.
     """
 
     preset: str
@@ -44,10 +44,10 @@ _PI0 = _Recipe("spatial-forcing-pi0", 18, 0)
 
 
 class AlignmentLossParity(Parity):
-    """A policy and a teacher that give what was recorded, wrapped with the preset of the recipe.
+    """Wraps a policy and a teacher that return recorded tensors with the preset of the recipe.
 
     Settings of a case: ``views``, ``teacher_grid`` and ``student_grid`` (sides), ``target_pe`` (whether the position
-    code was added) and ``masked``: the pi0 recipe leaves tokens out, the OpenVLA recipe does not. Inputs:
+    code is added) and ``masked``: the pi0 recipe masks tokens, the OpenVLA recipe does not. Inputs:
     ``student_hidden (b, n, d)``, ``teacher_features (b, v, s, d)``, ``mask (b, n)`` bool and ``projector.<key>``.
     Outputs: ``target``, ``loss``, ``grad_hidden`` and ``grad_projector.<key>``.
     """
@@ -56,7 +56,7 @@ class AlignmentLossParity(Parity):
         """Wrap, run and differentiate each case.
 
         Raises:
-            CheckpointError: A setting or an input is missing, or does not fit.
+            CheckpointError: A setting or an input is missing, or has a wrong type or shape.
         """
         for name, case in fixture.cases.items():
             try:
@@ -79,15 +79,17 @@ def _run(case: Case) -> dict[str, Tensor]:
         policy, _Teacher(case), adapter=adapter, preset=preset, weight=1.0, self_check=False, health={"every": 0},
         **changes,
     )  # fmt: skip
-    handle: Any = policy.spatial_forcing
-    projector = handle.projectors[0]
+    handle = SpatialForcing.of(policy)
+    assert handle is not None
+    pair = handle.pairs[0]
+    projector = pair.projector
     start = "projector."
     recorded = {_ours(key.removeprefix(start)): x for key, x in case.inputs.items() if key.startswith(start)}
     projector.load_state_dict({**projector.state_dict(), **recorded})
     loss = policy()["loss"]
     loss.backward()
     return {
-        "target": _target(case, projector, torch.ones_like(policy.mask)).reshape(*policy.hidden.shape[:2], -1),
+        "target": _target(case, pair.transforms, torch.ones_like(policy.mask)).reshape(*policy.hidden.shape[:2], -1),
         "loss": loss.detach().reshape(1),
         "grad_hidden": _grad(policy.hidden),
         **{f"grad_{start}{_theirs(key)}": _grad(value) for key, value in projector.named_parameters()},
@@ -95,15 +97,16 @@ def _run(case: Case) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _target(case: Case, projector: Projector, wanted: Tensor) -> Tensor:
-    """The target ``(b, v, gh, gw, d)`` of all ``wanted`` tokens; the loss alone knows the recorded mask."""
+def _target(case: Case, transforms: Iterable[Transform], wanted: Tensor) -> Tensor:
+    """The target ``(b, v, gh, gw, d)`` of the tokens ``wanted``, ``(b, v, gh, gw)`` bool."""
     features = _teacher_map(case)
-    for transform in projector.target_transforms:
+    for transform in transforms:
         features = transform(features, wanted)
     return features.values
 
 
 def _grad(parameter: Tensor) -> Tensor:
+    """Gradient of a parameter ``(...,)``; zeros where it has none."""
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
@@ -128,7 +131,7 @@ def _teacher_map(case: Case) -> FeatureMap:
 
 
 class _Policy(nn.Module):
-    """Its hidden state is a parameter; nothing else is in its loss."""
+    """A policy whose only parameter is the recorded hidden state, with an action loss of zero."""
 
     spatial_forcing: SpatialForcing
 
@@ -147,7 +150,7 @@ class _Policy(nn.Module):
 
 
 class _Adapter(PolicyAdapter):
-    """Cuts the tokens as the preset asks, and knows the recorded mask."""
+    """Applies the token shift of the preset and the recorded mask."""
 
     name = "recorded"
     Options: ClassVar[type[Options]] = AdapterOptions
@@ -170,29 +173,30 @@ class _Adapter(PolicyAdapter):
         return Views(torch.zeros(b, v, 3, *size), torch.ones(b, v, *size, dtype=torch.bool), names)
 
     def visual_tokens(self, hidden: Tensor, views: Views) -> FeatureMap:
+        """``(b, n, d)`` hidden states to a map ``(b, v, gh, gw, d)``."""
         mask = self.policy.mask
         tokens = cut(hidden, 0, mask[0].numel(), self.options.token_shift)
         return FeatureMap(tokens.reshape(*mask.shape, -1), mask)
 
 
 class _Teacher(Teacher):
-    """Gives what was recorded of VGGT's last layer, and bears its name: the presets are made for it."""
+    """Returns the recorded features of VGGT's last layer, under its name: the presets require that teacher."""
 
     name = "vggt"
     license = "none: no weights"
 
     def __init__(self, case: Case) -> None:
         super().__init__()
-        self._found = _teacher_map(case)
+        self._map = _teacher_map(case)
 
     @property
     def num_layers(self) -> int:
         return 24
 
     def dim(self, layer: int) -> int:
-        return self._found.values.shape[-1]
+        return self._map.values.shape[-1]
 
     def encode(
         self, model: nn.Module | None, views: Views, layers: Sequence[int], grid: tuple[int, int]
     ) -> list[FeatureMap]:
-        return [self._found for _ in layers]
+        return [self._map for _ in layers]

@@ -1,34 +1,41 @@
-"""How fixtures of one family are read and run."""
+"""Base classes of the readers of parity fixtures."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar, Generic, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from sfkit_backbones.parity.fixture import STATE, Fixture
+from sfkit.config import Options
+from sfkit_backbones.parity.fixture import STATE, Fixture, JsonObject
 from sfkit_backbones.weights import load_weights, without_weights
+
+Config = TypeVar("Config", bound=Options)
+
+#: Inputs and names of the outputs of each case, by the name of the case.
+Examples: TypeAlias = "dict[str, tuple[dict[str, Tensor], list[str]]]"
 
 
 class Parity(ABC):
-    """Registered (hook ``register_parity``) under the ``model`` that the fixtures of the family name."""
+    """Runs the fixtures of one family of models; the hook ``register_parity`` registers it under their ``model``."""
 
     @abstractmethod
     def outputs(self, fixture: Fixture) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
-        """Run each case of the fixture: its name, and the outputs by name. Called under ``torch.no_grad``.
+        """Run each case: its name, and its outputs by name.
 
-        Called twice: with inputs in float32, and with the same in float64, where torch's default dtype is float64 too.
+        The comparison calls this twice under ``torch.no_grad``: with inputs in float32, and with inputs and torch's
+        default dtype in float64.
         """
 
 
-class BackboneParity(Parity):
+class BackboneParity(Parity, Generic[Config]):
     """Parity of a network whose weights are in the fixture.
 
     Class attributes:
-        prefix: What stands before the backbone's keys in a checkpoint.
+        prefix: Prefix of the backbone's keys in a checkpoint.
         ignored: Patterns of checkpoint keys that the backbone does not need.
     """
 
@@ -36,32 +43,32 @@ class BackboneParity(Parity):
     ignored: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
-    def build(self, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
+    def build(self, config: JsonObject, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
         """The backbone that a fixture describes, without weights.
 
         Args:
-            config: Of the fixture. What it leaves out is told by the shapes.
-            shapes: Of the state dict, by checkpoint key.
+            config: Settings of the fixture. Sizes that it leaves out follow from ``shapes``.
+            shapes: Shapes of the state dict, by checkpoint key.
         """
 
     @abstractmethod
     def run(
         self, backbone: nn.Module, case: str, inputs: Mapping[str, Tensor], wanted: Sequence[str]
     ) -> dict[str, Tensor]:
-        """Run one case and return the outputs that are wanted, by name.
+        """Run one case and return the outputs in ``wanted``, by name.
 
-        A case may ask for an option of the backbone by bearing its name (``bf16_rounded_rope_angles``).
+        The name of a case may select an option of the backbone (``bf16_rounded_rope_angles``).
         """
 
     @abstractmethod
-    def describe(self, config: Any) -> dict[str, Any]:
+    def describe(self, config: Config) -> JsonObject:
         """The fixture's ``config`` for a backbone of this configuration, without the ``model``."""
 
     @abstractmethod
-    def examples(self, config: Any) -> dict[str, tuple[dict[str, Tensor], list[str]]]:
-        """Cases to record: inputs, drawn from torch's global generator, and names of outputs.
+    def examples(self, config: Config) -> Examples:
+        """Cases to record: inputs from torch's global generator, and names of outputs.
 
-        They should cover what ports get wrong: one and several views, grids that are not native and not square.
+        They should cover common faults of ports: one and several views, grids that are neither native nor square.
         """
 
     def outputs(self, fixture: Fixture) -> Iterator[tuple[str, Mapping[str, Tensor]]]:

@@ -1,4 +1,4 @@
-"""Comparing with a fixture."""
+"""Compare a port with the recorded outputs of a fixture."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import torch
 from torch import Tensor
 
 from sfkit.registry.registry import default_registry
-from sfkit.testing.rounding import ROUNDING, float64, relative_difference, widened
+from sfkit.testing.checks import ROUNDING, float64, relative_difference, widened
 from sfkit_backbones.parity.base import Parity
 from sfkit_backbones.parity.fixture import Fixture
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Of one output of one case.
+    """Difference of one output of one case.
 
     Attributes:
         case: Name of the case.
         output: Name of the output.
-        largest: Largest absolute difference of our float64 from the record; infinite where the shapes differ, a value
-            is NaN, or float32 loses more than its rounding.
+        largest: Largest absolute difference of our float64 output from the record; infinite where the shapes differ, a
+            value is NaN, or our float32 output is worse than rounding explains.
         scale: Largest absolute value of the record.
-        note: What is wrong beside the size of the difference; else empty.
-        rounding: What our float32 loses against our float64, in parts of the largest value.
+        note: Any fault other than the size of the difference; else empty.
+        rounding: Difference of our float32 from our float64 output, in parts of the largest value.
     """
 
     case: str
@@ -38,15 +38,15 @@ class Difference:
 
     @property
     def error(self) -> float:
-        """What is held against the tolerance: the difference in parts of ``scale``."""
+        """The difference in parts of ``scale``; the tolerance applies to it."""
         return self.largest / self.scale if self.scale else self.largest
 
 
 def parity_of(model: str) -> Parity:
-    """The reader for a family of fixtures.
+    """The registered reader for the fixtures of a model.
 
     Raises:
-        UnknownNameError: No plugin knows it.
+        UnknownNameError: No plugin registers one.
     """
     reader: Parity = default_registry().get("parity", model).load()()
     return reader
@@ -54,18 +54,18 @@ def parity_of(model: str) -> Parity:
 
 @torch.no_grad()
 def compare(fixture: Fixture, seen: Callable[[Difference], None] = lambda difference: None) -> list[Difference]:
-    """Feed what the fixture describes its inputs and compare every output, on the CPU.
+    """Run the fixture's model on the fixture's inputs and compare every output, on the CPU.
 
-    What is compared is computed in float64: only the record's own rounding is left, and every processor finds the same
-    difference. The same in float32, as it is used, is held against float64: see :mod:`sfkit.testing.rounding`.
+    The compared outputs are computed in float64: only the record's own rounding remains, and every processor gets the
+    same difference. The float32 outputs are compared with float64: see :mod:`sfkit.testing.checks`.
 
     Args:
         fixture: The fixture.
         seen: Called with each difference as soon as it is known.
 
     Raises:
-        UnknownNameError: Nothing installed knows the fixture's model.
-        CheckpointError: Its state dict does not fit the backbone.
+        UnknownNameError: No installed plugin registers the fixture's model.
+        CheckpointError: The fixture's state dict does not fit the backbone.
     """
     reader = parity_of(fixture.model)
     found: list[Difference] = []
@@ -87,9 +87,10 @@ def compare(fixture: Fixture, seen: Callable[[Difference], None] = lambda differ
 
 
 def _difference(case: str, output: str, exact: Tensor | None, ours: Tensor | None, wanted: Tensor) -> Difference:
+    """Compare float64 and float32 outputs with the record, all of one shape ``(...,)``; None is a missing output."""
     scale = float(wanted.abs().max())
     if ours is None or exact is None:
-        return Difference(case, output, torch.inf, scale, "not given")
+        return Difference(case, output, torch.inf, scale, "not given")  # the reader lacks this output
     if ours.shape != wanted.shape or exact.shape != wanted.shape:
         return Difference(case, output, torch.inf, scale, f"shape {tuple(ours.shape)}, not {tuple(wanted.shape)}")
     largest, rounding = float((exact - wanted.double()).abs().max()), relative_difference(ours, exact)

@@ -1,10 +1,10 @@
 """The fixture file: a small model, its inputs and its outputs, in one safetensors file.
 
-Metadata: ``config``, JSON of an object that names the ``model`` and its settings; ``cases``, JSON of a list of names,
-or of objects that hold a ``name`` and settings of the case. Tensors: ``sd.<checkpoint key>``, ``<case>.in.<name>`` and
-``<case>.out.<name>``. Inputs are what the backbone itself takes, so that no preprocessing is involved.
+Metadata: ``config``, a JSON object with the ``model`` and its settings; ``cases``, a JSON list of names, or of objects
+with a ``name`` and settings of the case. Tensors: ``sd.<checkpoint key>``, ``<case>.in.<name>`` and
+``<case>.out.<name>``. Inputs are those of the backbone itself, after any preprocessing.
 
-A file of the second form that has no ``config`` is the record of an alignment loss.
+A file with ``cases`` of objects and without a ``config`` is the record of an alignment loss.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -24,33 +24,36 @@ from typing_extensions import Self
 from sfkit.errors import CheckpointError
 from sfkit_backbones.files import SafeTensorFile, open_tensors
 
-#: Before the checkpoint's own keys.
+#: A parsed JSON object; whoever reads a value from it checks its type.
+JsonObject: TypeAlias = "Mapping[str, Any]"
+
+#: Prefix of the checkpoint's own keys.
 STATE = "sd."
-#: The model of a file that has no config, and settings for each case.
+#: The model of a file without a config.
 _LOSS = "alignment loss"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One run: named inputs, the outputs that the reference gave, and settings of this run alone."""
+    """One run: named inputs, the reference's outputs, and settings of this run."""
 
     inputs: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: JsonObject = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Fixture:
-    """What a fixture file holds, but for the weights: those are read by the same code that reads a checkpoint.
+    """The contents of a fixture file without the weights: the code that reads checkpoints loads those.
 
     Attributes:
         config: Settings of the model; ``config["model"]`` names its family.
-        cases: By name.
+        cases: Cases by name.
         shapes: Shape of each tensor of the state dict, by checkpoint key.
         path: The file.
     """
 
-    config: Mapping[str, Any]
+    config: JsonObject
     cases: Mapping[str, Case]
     shapes: Mapping[str, tuple[int, ...]]
     path: Path
@@ -65,7 +68,7 @@ class Fixture:
         """Read a fixture.
 
         Raises:
-            CheckpointError: No such file, damaged, or not of this form.
+            CheckpointError: The file does not exist, is damaged, or has another form.
         """
         path = Path(path)
         file = open_tensors(path)
@@ -79,7 +82,7 @@ class Fixture:
         return cls(config, cases, state, path)
 
 
-def _metadata(file: SafeTensorFile) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+def _metadata(file: SafeTensorFile) -> tuple[JsonObject, dict[str, JsonObject]]:
     """The config, and the settings of each case by its name."""
     metadata = file.metadata()
     try:
@@ -99,9 +102,7 @@ def _metadata(file: SafeTensorFile) -> tuple[dict[str, Any], dict[str, dict[str,
     return config, settings
 
 
-def _read_case(
-    file: SafeTensorFile, name: str, shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]
-) -> Case:
+def _read_case(file: SafeTensorFile, name: str, shapes: Mapping[str, tuple[int, ...]], settings: JsonObject) -> Case:
     inputs, outputs = (
         {key[len(start) :]: file.get(key) for key in shapes if key.startswith(start)}
         for start in (f"{name}.in.", f"{name}.out.")
@@ -114,10 +115,8 @@ def _read_case(
     return Case(inputs, outputs, settings)
 
 
-def save_fixture(
-    path: str | Path, config: Mapping[str, Any], state: Mapping[str, Tensor], cases: Mapping[str, Case]
-) -> None:
-    """Write a fixture; an interruption leaves nothing behind. Needs nothing of the model but its ``state_dict``.
+def save_fixture(path: str | Path, config: JsonObject, state: Mapping[str, Tensor], cases: Mapping[str, Case]) -> None:
+    """Write a fixture; an interruption leaves no partial file.
 
     Raises:
         CheckpointError: The file exists, or ``config`` names no model.
@@ -137,9 +136,9 @@ def save_fixture(
     handle, fresh = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     os.close(handle)
     try:
-        # Cloned: safetensors refuses tensors that share memory, as views of one output do.
+        # safetensors refuses tensors that share memory, as views of one output do: clone each.
         save_file({key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}, fresh, metadata)
-        Path(fresh).chmod(0o644)  # temporary files are private
+        Path(fresh).chmod(0o644)  # mkstemp makes files that only their owner may read
         Path(fresh).replace(path)
     finally:
         Path(fresh).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Recording a fixture from a teacher's own backbone, with random weights."""
+"""Record a fixture of a teacher's own backbone with random weights."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 
 from sfkit.errors import ConfigError
 from sfkit.teachers.base import Teacher
-from sfkit.testing.rounding import float64, widened
-from sfkit.utils.rng import own_rng
+from sfkit.testing.checks import float64, widened
+from sfkit.utils.runtime import own_rng
 from sfkit_backbones.parity.base import BackboneParity
 from sfkit_backbones.parity.comparing import parity_of
 from sfkit_backbones.parity.fixture import Case, save_fixture
@@ -21,17 +21,17 @@ from sfkit_backbones.teacher import BackboneTeacher
 def record(teacher: Teacher, path: str | Path, *, seed: int = 0, stream: float = 1.0) -> None:
     """Write a fixture of ``teacher``'s backbone with random weights.
 
-    The outputs are computed in float64 and rounded, so that the processor does not show in the file.
+    The outputs are computed in float64 and rounded, so that the file is the same on every processor.
 
     Args:
-        teacher: One whose family of backbones is known to ``sfkit parity``; best with ``config="tiny"``.
+        teacher: A teacher with a registered family of fixtures; best with ``config="tiny"``.
         path: The file to write; must not exist.
-        seed: Of weights and inputs.
-        stream: Scale of what is written to the residual stream. At 0.003 the norms' inputs come near their epsilon, so
-            that a wrong epsilon shows.
+        seed: Seed of weights and inputs.
+        stream: Scale of everything that enters the residual stream. At 0.003 the inputs of the norms come near their
+            epsilon, so that a wrong epsilon shows.
 
     Raises:
-        ConfigError: The teacher's family is not known.
+        ConfigError: The teacher has no registered family.
         CheckpointError: The file exists.
     """
     reader = parity_of(teacher.family) if isinstance(teacher, BackboneTeacher) and teacher.family else None

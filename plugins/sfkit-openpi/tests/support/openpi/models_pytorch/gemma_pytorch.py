@@ -102,7 +102,7 @@ class SiglipEncoderLayer(nn.Module):
 
 
 class SiglipVisionModel(nn.Module):
-    """Pictures ``(b, 3, h, w)`` in [-1, 1] to tokens, as an output object."""
+    """Images ``(b, 3, h, w)`` in [-1, 1] to tokens, as an output object."""
 
     def __init__(self, dim: int, num_layers: int, patch: int, size: int) -> None:
         super().__init__()

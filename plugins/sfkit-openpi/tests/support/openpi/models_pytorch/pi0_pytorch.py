@@ -33,11 +33,11 @@ class PI0Pytorch(nn.Module):
         width, half = config.width, config.width // 2
         heads, head_dim = 2, 8
         texts = SimpleNamespace(hidden_size=width, num_hidden_layers=config.num_layers)
-        pictures = SimpleNamespace(patch_size=config.patch, image_size=config.image_size, hidden_size=half)
+        images = SimpleNamespace(patch_size=config.patch, image_size=config.image_size, hidden_size=half)
         inner = PaliGemmaModel(
             SiglipVisionModel(half, 1, config.patch, config.image_size),
             GemmaModel(width, config.num_layers, heads, head_dim, words=32),
-            SimpleNamespace(text_config=texts, vision_config=pictures),
+            SimpleNamespace(text_config=texts, vision_config=images),
         )
         # pi0.5 alone conditions its expert; the prefix is never conditioned.
         expert = GemmaModel(half, config.num_layers, heads, head_dim, cond_dim=half if self.pi05 else None)

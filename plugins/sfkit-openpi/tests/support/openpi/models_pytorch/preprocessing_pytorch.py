@@ -1,4 +1,4 @@
-"""Pictures before the vision tower: resized, and in training augmented, *inside* the policy's forward.
+"""Images before the vision tower: resized, and in training augmented, *inside* the policy's forward.
 
 Upstream: models_pytorch/preprocessing_pytorch.py.
 """
@@ -20,7 +20,7 @@ IMAGE_KEYS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 def preprocess_observation_pytorch(
     observation: Observation, *, train: bool = False, image_resolution: tuple[int, int] = (224, 224)
 ) -> Observation:
-    """The observation with pictures for the vision tower, in the order of ``IMAGE_KEYS``.
+    """The observation with images for the vision tower, in the order of ``IMAGE_KEYS``.
 
     The order is the policy's whatever that of the dictionary, entries of other names are dropped, and a camera without
     a mask counts as present.

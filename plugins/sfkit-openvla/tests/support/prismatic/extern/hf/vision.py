@@ -2,7 +2,7 @@
 
 Quirks of ``modeling_prismatic.py`` (repositories ``openvla/openvla`` and ``moojink/openvla-oft``):
 
-* Each picture has six channels, three normalized as DINOv2 wants them and then three as SigLIP does; views follow each
+* Each image has six channels, three normalized as DINOv2 wants them and then three as SigLIP does; views follow each
   other on the channel axis. Fusing on channels leaves the token count alone.
 * ``forward`` of a featurizer is replaced on the *instance* by one that returns what the last block but one gave, so the
   last block runs for nothing and its weights never get a gradient.
@@ -55,7 +55,7 @@ class VisionTransformer(nn.Module):
     """A vision transformer with timm's names.
 
     Args:
-        size: Side of a picture in pixels.
+        size: Side of an image in pixels.
         dim: Width.
         prefix: Tokens before the patches: 5 for DINOv2 with registers, 0 for SigLIP.
     """
@@ -84,9 +84,9 @@ class VisionBackbone(nn.Module):
     """One vision transformer, or two that are fused.
 
     Args:
-        size: Side of a picture in pixels.
+        size: Side of an image in pixels.
         fused: DINOv2 and SigLIP; else SigLIP alone.
-        counts_images: Take several pictures (OpenVLA-OFT only, and only fused).
+        counts_images: Take several images (OpenVLA-OFT only, and only fused).
     """
 
     def __init__(self, size: int, *, fused: bool, counts_images: bool) -> None:
@@ -101,24 +101,24 @@ class VisionBackbone(nn.Module):
             self.num_images_in_input = 1
 
     def get_num_patches(self) -> int:
-        """Tokens of a picture."""
+        """Tokens of an image."""
         return self.featurizer.patch_embed.num_patches
 
     def get_num_images_in_input(self) -> int:
-        """Pictures of a sample."""
+        """Images of a sample."""
         return self.num_images_in_input
 
     def set_num_images_in_input(self, count: int) -> None:
-        """Set the pictures of a sample."""
+        """Set the images of a sample."""
         self.num_images_in_input = count
 
     def forward(self, pixel_values: Tensor, *condition: Tensor) -> Tensor:
-        """Tokens of all pictures, view after view: ``(b, views * patches, embed_dim)``."""
+        """Tokens of all images, view after view: ``(b, views * patches, embed_dim)``."""
         if not self.use_fused_vision_backbone:
             return self.featurizer(pixel_values, *condition)  # type: ignore[no-any-return]
         found = []
-        for picture in torch.split(pixel_values, 6, dim=1):
-            first, second = torch.split(picture, 3, dim=1)
+        for image in torch.split(pixel_values, 6, dim=1):
+            first, second = torch.split(image, 3, dim=1)
             pair = (self.featurizer(first, *condition), self.fused_featurizer(second, *condition))
             found.append(torch.cat(pair, dim=2))
         return torch.cat(found, dim=1)

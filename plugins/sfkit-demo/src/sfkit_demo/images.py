@@ -1,0 +1,77 @@
+"""What the report shows of one arm: frames, depth, and token grids as colors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sfkit_tools import pca_colors
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from sfkit_demo.evaluate import Evaluator
+
+
+@dataclass(frozen=True)
+class Images:
+    """Some held-out frames, ``k`` of them, with all cameras. Plain arrays, so that they can cross processes.
+
+    Attributes:
+        names: Camera names, ``v`` of them.
+        tasks: Task text of each frame.
+        images: ``(k, v, h, w, 3)`` uint8 as recorded.
+        depth: ``(k, v, h', w')`` float32 meters; 0 where unknown.
+        student: ``(k, v, gh, gw, 3)`` PCA colors of the policy's tokens.
+        teacher: ``(k, v, gh, gw, 3)`` PCA colors of the teacher's features; NaN where there are none.
+    """
+
+    names: tuple[str, ...]
+    tasks: tuple[str, ...]
+    images: NDArray[Any]
+    depth: NDArray[Any]
+    student: NDArray[Any]
+    teacher: NDArray[Any]
+
+
+def take_images(policy: nn.Module, evaluator: Evaluator) -> Images:
+    """One frame of each task, halfway through its first held-out episode.
+
+    Components come from all measured held-out frames, and each position's mean is taken off first: otherwise the
+    colors would show little but where a token sits.
+    """
+    frames, truth = evaluator.frames, evaluator.held_out
+    chosen = _one_of_each_task(evaluator)
+    rows = truth.rows[chosen]
+    student = pca_colors(evaluator.tokens(policy, truth.rows), center_positions=True)
+    teacher = pca_colors(truth.target, center_positions=True)
+    depth = []
+    for key, camera in frames.cameras.cameras.items():
+        raw = frames.depth[camera.depth_key or ""][rows, 0]
+        depth.append(torch.nan_to_num(raw) * frames.cameras.depth_scale(key))
+    return Images(
+        names=tuple(key.rsplit(".", 1)[-1] for key in frames.images),
+        tasks=tuple(frames.tasks[row] for row in rows.tolist()),
+        images=_stack([image[rows].permute(0, 2, 3, 1) for image in frames.images.values()]),
+        depth=_stack(depth),
+        student=student[chosen].numpy(),
+        teacher=teacher[chosen].numpy(),
+    )
+
+
+def _one_of_each_task(evaluator: Evaluator) -> Tensor:
+    """Positions among the held-out frames."""
+    frames, rows = evaluator.frames, evaluator.held_out.rows
+    chosen = []
+    for task in sorted(set(frames.tasks)):
+        mine = [i for i, row in enumerate(rows.tolist()) if frames.tasks[row] == task]
+        first = frames.episode[rows[mine[0]]]
+        episode = [i for i in mine if frames.episode[rows[i]] == first]
+        chosen.append(episode[len(episode) // 2])
+    return torch.tensor(chosen)
+
+
+def _stack(images: list[Tensor]) -> NDArray[Any]:
+    return np.stack([image.numpy() for image in images], axis=1)
