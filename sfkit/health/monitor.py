@@ -104,7 +104,7 @@ class Monitor(StepObserver):
         return {f"drift.{site.key}": drift(now, first), f"noise.{site.key}": drift_noise(tokens, student.mask, first)}
 
     def _first(self, key: str, now: Tensor) -> Tensor:
-        """The value of ``now``, ``(...)``, as the run began; ``now`` itself if it was not known then."""
+        """The value of ``now``, ``(*)``, as the run began; ``now`` itself if it was not known then."""
         first = self._reference.get(key)
         if first is None or first.shape != now.shape or bool(first.isnan().any()):
             self._reference[key] = first = now

@@ -45,7 +45,7 @@ class LossPath(Protocol):
 
         Args:
             output: What forward returned.
-            zero: From a tensor ``(...)`` to 0 times the projectors, of the same shape, dtype and device.
+            zero: From a tensor ``(*)`` to 0 times the projectors, of the same shape, dtype and device.
         """
 
 
