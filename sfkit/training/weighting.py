@@ -29,6 +29,7 @@ class StepPlan:
         measures: Whether the gradients at the taps are measured.
         observers: Who observes the step.
         logs: Figures of the step before, for the log of this one.
+        first_run: False where backward recomputes the forward.
     """
 
     step: int = 0
@@ -36,6 +37,7 @@ class StepPlan:
     measures: bool = False
     observers: Sequence[StepObserver] = ()
     logs: Mapping[str, Tensor] = field(default_factory=dict)
+    first_run: bool = True
 
 
 class Weighting:
