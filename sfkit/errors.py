@@ -13,7 +13,7 @@ class SfkitError(Exception):
 
     Args:
         message: What happened, and where.
-        remedy: What to do next; shown after the message and kept as an attribute for programs.
+        remedy: What to do next; shown after the message, and an attribute for programs.
     """
 
     def __init__(self, message: str, remedy: str = "") -> None:
@@ -31,7 +31,7 @@ class ConfigError(SfkitError):
 
 
 class UnknownNameError(ConfigError):
-    """A teacher, policy, objective or projector name that nothing installed provides."""
+    """No installed component of the requested kind has this name."""
 
 
 class PluginError(SfkitError):
@@ -39,19 +39,19 @@ class PluginError(SfkitError):
 
 
 class AdapterError(SfkitError):
-    """No adapter handles this policy, or the policy is not what its adapter expects."""
+    """No adapter handles this policy, or the policy differs from what its adapter expects."""
 
 
 class WrapError(SfkitError):
-    """The object cannot be wrapped or unwrapped in its present state."""
+    """The policy cannot be wrapped or unwrapped in its present state."""
 
 
 class TapError(SfkitError):
-    """The tap did not fire during forward, or what it captured carries no gradient."""
+    """The tap did not fire during forward, or the captured hidden state carries no gradient."""
 
 
 class GradientError(SfkitError):
-    """Alignment would train nothing: no trainable parameter, or no optimizer, is reached."""
+    """Alignment trains nothing: its gradient reaches no trainable parameter, or no optimizer holds one."""
 
 
 class ShapeError(SfkitError):
@@ -59,7 +59,7 @@ class ShapeError(SfkitError):
 
 
 class ViewsError(SfkitError):
-    """Images or geometry handed to a teacher are unusable (range, NaN, missing fields)."""
+    """Images or geometry for a teacher are unusable: wrong range, NaN or missing fields."""
 
 
 class TeacherMemoryError(SfkitError):
@@ -67,7 +67,7 @@ class TeacherMemoryError(SfkitError):
 
 
 class LossError(SfkitError):
-    """The alignment loss cannot be joined to what the policy returned."""
+    """The alignment loss cannot be added to the output of the policy."""
 
 
 class CheckpointError(SfkitError):
@@ -75,11 +75,11 @@ class CheckpointError(SfkitError):
 
 
 class TrustError(SfkitError):
-    """A file asks for what the caller alone may give: permission to run code, a path, or another repository."""
+    """A file sets an option that only the caller may set: permission to run code, a path, or another repository."""
 
 
 class SfkitWarning(UserWarning):
-    """Something works but probably not as meant; shown once for each cause."""
+    """Training works, but probably not as intended; shown once for each cause."""
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
@@ -92,7 +92,7 @@ logger = logging.getLogger("sfkit")
 
 
 def log_info(message: str) -> None:
-    """Log ``message`` at level INFO, or print it where nobody has set up logging."""
+    """Log ``message`` at level INFO, or print it to standard error where logging has no handler."""
     if logger.hasHandlers():
         logger.info(message)
     else:

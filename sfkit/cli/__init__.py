@@ -1,6 +1,6 @@
 """The ``sfkit`` command: parsing and printing alone.
 
-``sfkit --help`` imports neither torch nor pydantic; each command imports what it needs when it is called.
+``sfkit --help`` imports neither torch nor pydantic: each command loads its components when it is called.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import typer
 from rich.markup import escape
 
 import sfkit
+from sfkit.cli import listing
+from sfkit.cli.console import plain_console, titled
 from sfkit.errors import PluginError, SfkitError
 from sfkit.registry.registry import CORE, Entry, default_registry
 
@@ -37,6 +39,7 @@ def build_app() -> typer.Typer:
         rich_markup_mode="rich",
     )
     app.callback(invoke_without_command=True)(_root)
+    # A plugin cannot replace these.
     own = (plugins, teachers, policies, presets)
     for command in own:
         app.command()(command)
@@ -61,43 +64,35 @@ def _root(
 
 def plugins(json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False) -> None:
     """List the installed components and the broken plugins."""
-    from sfkit.cli.listing import plugins_json, print_plugins
-
     if json:
-        typer.echo(plugins_json(default_registry()))
+        typer.echo(listing.plugins_json(default_registry()))
     else:
-        print_plugins(default_registry())
+        listing.print_plugins(default_registry())
 
 
 def teachers(
     name: Annotated[str | None, typer.Argument(help="Show the options of this teacher.")] = None,
 ) -> None:
     """List the installed teachers with their licenses; with NAME, the options of one."""
-    from sfkit.cli.listing import print_teacher, print_teachers
-
     if name is None:
-        print_teachers(default_registry())
+        listing.print_teachers(default_registry())
     else:
-        print_teacher(default_registry().get("teacher", name))
+        listing.print_teacher(default_registry().get("teacher", name))
 
 
 def policies() -> None:
     """List the policies that can be aligned, and those that cannot."""
-    from sfkit.cli.listing import print_policies
-
-    print_policies(default_registry())
+    listing.print_policies(default_registry())
 
 
 def presets(
     name: Annotated[str | None, typer.Argument(help="Show the arguments of this preset.")] = None,
 ) -> None:
     """List the published methods that wrap has presets for; with NAME, the arguments and the differences of one."""
-    from sfkit.cli.listing import print_preset, print_presets
-
     if name is None:
-        print_presets(default_registry())
+        listing.print_presets(default_registry())
     else:
-        print_preset(default_registry().get("preset", name))
+        listing.print_preset(default_registry().get("preset", name))
 
 
 def _add_plugin_command(app: typer.Typer, entry: Entry) -> None:
@@ -135,8 +130,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         build_app()(args=None if arguments is None else list(arguments), prog_name="sfkit")
     except SfkitError as error:
-        from sfkit.cli.console import plain_console, titled
-
         console = plain_console(highlight=False, stderr=True)
         console.print(titled("error:", f" {error}", "bold red"), soft_wrap=True)
         sys.exit(1)

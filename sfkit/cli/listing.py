@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from rich.table import Table
 
 from sfkit.cli.console import plain_console, titled
-from sfkit.config import Options
 from sfkit.errors import PluginError
-from sfkit.presets import Preset
 from sfkit.registry.registry import Entry, Kind, Registry
+
+if TYPE_CHECKING:
+    from sfkit.presets import Preset
 
 _JSON_FIELDS = ("kind", "name", "distribution", "summary", "license")
 
@@ -47,6 +48,8 @@ def print_teacher(entry: Entry) -> None:
     Raises:
         PluginError: The teacher cannot be imported, or has no ``Options`` class.
     """
+    from sfkit.config import Options  # pydantic, which the other listings do without
+
     options = getattr(entry.load(), "Options", None)
     if not (isinstance(options, type) and issubclass(options, Options)):
         raise PluginError(f"Teacher {entry.name!r} of {entry.distribution} has no Options class.")

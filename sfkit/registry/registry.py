@@ -134,7 +134,7 @@ class Entry:
         module, _, attribute = self.target.partition(":")
         try:
             return getattr(importlib.import_module(module), attribute)
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit) as error:  # importing a plugin's module runs its code, which may do anything
             raise PluginError(
                 f"{self.kind.capitalize()} {self.name!r} of {self.distribution} could not be imported "
                 f"from {self.target!r}: {_name_and_message(error)}",
@@ -238,6 +238,7 @@ class Registry:
         installed = self.of_kind(kind)
         found = [entry for entry in installed if entry.name == name]
         if not found:
+            # A plugin that failed to load may have had the name: show its error too.
             broken = f" Broken plugins: {'; '.join(map(str, self.broken))}." if self.broken else ""
             raise UnknownNameError(
                 f"Unknown {kind} {name!r}.{did_you_mean(name, [entry.name for entry in installed])}{broken}",

@@ -53,8 +53,10 @@ def save(
         "teachers": identities,
     }
     _tidy(directory)
+    # Beside the target: a rename is atomic within one file system alone.
     work = Path(tempfile.mkdtemp(prefix=_prefix(), dir=directory))
     try:
+        # mkdtemp's own folder is private to the user; the one inside has the usual permissions.
         fresh = work / "fresh"
         fresh.mkdir()
         save_file({key: value.detach().contiguous().cpu() for key, value in state.items()}, fresh / _PROJECTOR)
@@ -64,6 +66,7 @@ def save(
             os.replace(directory / FOLDER, work / _EARLIER)  # noqa: PTH105 - folders are replaced by renaming
         os.replace(fresh, directory / FOLDER)  # noqa: PTH105
     finally:
+        # After an exception between the two renames, the earlier folder goes back before its parent is removed.
         _recover(directory)
         shutil.rmtree(work, ignore_errors=True)
 
@@ -75,7 +78,7 @@ def is_scattered(state: Mapping[str, Tensor]) -> bool:
 
 def gather(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Scattered tensors in one piece. All processes must call this."""
-    return {key: getattr(value, "full_tensor", lambda value=value: value)() for key, value in state.items()}
+    return {key: value.full_tensor() if hasattr(value, "full_tensor") else value for key, value in state.items()}
 
 
 def part_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -114,6 +117,7 @@ def _prefix() -> str:
 def _tidy(directory: Path) -> None:
     """Remove what killed processes of this machine left behind while they saved."""
     _recover(directory)
+    # Process ids mean nothing on another machine, whose folders on a shared disk stay.
     for work in directory.glob(f".{FOLDER}-{glob.escape(platform.node())}-*"):
         pid = work.name.rsplit("-", 2)[-2]
         if pid.isdigit() and not _is_alive(int(pid)):
@@ -132,7 +136,7 @@ def _is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
+    except PermissionError:  # it runs under another user
         return True
     return True
 
@@ -241,13 +245,11 @@ def load_into(handle: nn.Module, folder: Path) -> None:
     """
     path = folder / _PROJECTOR
     try:
-        state = load_file(path)
+        handle.load_state_dict(load_file(path), strict=True)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{path} could not be read: {error}", "It may be truncated; restore or retrain."
         ) from error
-    try:
-        handle.load_state_dict(state, strict=True)
     except (RuntimeError, KeyError, ValueError) as error:
         raise CheckpointError(
             f"{path} does not fit: {error}",

@@ -14,7 +14,7 @@ from sfkit.config import ComponentSpec, Options, SpatialForcingConfig, one_or_se
 from sfkit.errors import ConfigError, PluginError, TrustError, did_you_mean
 from sfkit.registry.component import SetBy, set_by
 from sfkit.registry.registry import Entry, Kind, default_registry, split_name
-from sfkit.utils.places import digest_in, digest_of, digest_of_text, is_digest, is_local, scrubbed, without_places
+from sfkit.utils.places import digest_in, digest_of, is_local, scrubbed, without_places
 
 logger = logging.getLogger("sfkit")
 
@@ -80,8 +80,6 @@ def admit(arguments: Arguments, origin: Origin | None, given: Given) -> dict[str
         own = given.get(spec.name, {})
         entry = default_registry().get(kind, spec.name)
         saved = entry.options_of(spec.name, spec.options)
-        if entry.argument:  # in a name, a digest is a text
-            saved[entry.argument] = digest_of_text(saved[entry.argument])
         if origin is not None:
             logged.extend(_check(origin, entry, spec.name, saved, own))
         elif not own:
@@ -135,12 +133,14 @@ def _check(
     Raises:
         TrustError: The caller must give one of the file's options, or gives another file than the one that was saved.
     """
+    # A digest has no path: options of this kind must come from the caller before the others can be parsed.
     what = f"{entry.kind} {name!r}"
-    lost = {key: "/path/to/it" for key, value in saved.items() if key not in own and digest_in(value) is not None}
+    lost = {key: "/path/to/it" for key, value in saved.items() if key not in own and digest_in(value)}
     if lost:
         raise _refusal(origin, what, name, lost, [f"{key} lay on the machine that saved it" for key in lost])
-    for key in saved.keys() & own.keys():
-        _verify_digest(f"Option {key} of {what}", own[key], saved[key], origin)
+    for key, value in own.items():
+        if expected := digest_in(saved.get(key)):
+            _verify_digest(f"Option {key} of {what}", value, expected, origin)
     options = _settings(_options_class(entry).parse(name, {**saved, **own}))
     # Who permits code says whose code it is.
     permits_code = any(key in own and by is SetBy.CALL for key, by, _ in options)
@@ -161,11 +161,8 @@ def _refusal(origin: Origin, what: str, name: str, options: Mapping[str, object]
     )
 
 
-def _verify_digest(what: str, given: object, saved: object, origin: Origin) -> None:
-    if not is_digest(saved):
-        return
-    expected = saved["sha256"]
-    if expected is None or not isinstance(given, str) or not is_local(given, bare=True):
+def _verify_digest(what: str, given: object, expected: str, origin: Origin) -> None:
+    if expected == "unknown" or not isinstance(given, str) or not is_local(given, bare=True):
         logger.warning("sfkit: %s, %r, could not be compared with what %s was trained with", what, given, origin.file)
     elif (found := digest_of(given)) != expected:
         raise TrustError(

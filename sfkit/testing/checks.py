@@ -92,7 +92,7 @@ def _capture(policy: nn.Module, batch: Batch, run: Callable[[nn.Module, Batch], 
     hook = handle.pairs[0].register_forward_pre_hook(keep)
     handle.observers.append(Size())
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]):  # the policy draws the same noise in each run
             run(policy, batch)
     finally:
         hook.remove()
@@ -148,6 +148,7 @@ class _Float64(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: object, args: Iterable[object] = (), kwargs: Any = None) -> object:
         kwargs = kwargs or {}
+        # torch.get_default_dtype alone does not do: models name float32, and call .float().
         if func in _READING:
             return func(*args, **kwargs)
         if func is Tensor.float:

@@ -75,6 +75,7 @@ class TinyPolicy(nn.Module):
 
     def forward(self, batch: dict[str, Tensor], reduction: str = "mean") -> tuple[Tensor, dict[str, float]]:
         """Compute the action loss, ``()`` or (``reduction="none"``) ``(b,)``, one value for each sample."""
+        # As in flow matching, each forward draws noise: alignment must leave the global random state alone.
         noise = torch.randn_like(batch["action"])
         prediction = self.act(batch) + 0.0 * noise
         losses = (prediction - batch["action"]).square().mean(-1)
@@ -99,7 +100,7 @@ class TinyPolicy(nn.Module):
         hidden = torch.cat([visual, self.state_proj(batch["state"])[:, None]], 1)
         n = hidden.shape[1]
         attend = torch.ones(b, n, n, dtype=torch.bool, device=hidden.device)
-        attend[:, :-1, -1] = False
+        attend[:, :-1, -1] = False  # image tokens do not see the state
         if "present" in batch:
             columns = batch["present"].repeat_interleave((n - 1) // v, dim=1)
             attend[:, :, :-1] &= columns[:, None]

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from sfkit.config import AttachLoss
 from sfkit.errors import ConfigError, LossError
-from sfkit.policies.base import PolicyAdapter
-from sfkit.policies.loss import add_per_sample
+from sfkit.policies.base import PolicyAdapter, add_per_sample
 from sfkit.training.loss_scale import LossScale
 from sfkit.training.pending_loss import Parameters, PendingLoss, inject, pending_losses
 from sfkit.utils.runtime import trains_in_backward
@@ -150,6 +149,8 @@ class LossPaths:
                 "Leave attach_loss out, or use attach_loss='backward' or attach_loss='manual'.",
             )
         self.adapter, self.attach_loss, self.scale, self._parameters = adapter, attach_loss, scale, parameters
+        #: Whether the loop reads the loss that forward returns.
+        self.reads_loss = attach_loss in ("auto", "return") and not adapter.loss_outside
         self.policy = type(adapter.policy).__name__
         self.last: Literal["unaligned", "returned", "pending"] = "unaligned"
         self._missed: PendingLoss | None = None
@@ -177,8 +178,7 @@ class LossPaths:
 
     def of(self, output: object) -> LossPath:
         """The path for what forward returned."""
-        inside = self.attach_loss in ("auto", "return") and not self.adapter.loss_outside
-        loss = self.adapter.loss(output) if inside else None
+        loss = self.adapter.loss(output) if self.reads_loss else None
         if loss is not None:
             return ReturnPath(self, loss)
         if self.attach_loss == "backward" or (self.attach_loss == "auto" and self.adapter.loss_outside):

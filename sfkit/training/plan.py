@@ -206,7 +206,7 @@ def _site(adapter: PolicyAdapter, student_layer: StudentLayer | None, objective:
             f"Objective {objective.name!r} reads the attention of a block, and there is none at {layer!r}.",
             f"Blocks are 1 to {adapter.num_layers}.",
         )
-    return site_of(layer, "attention")
+    return Attention(layer)
 
 
 def _teacher_layer(teacher: Teacher, layer: int | None) -> int:

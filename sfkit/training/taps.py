@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -21,43 +20,23 @@ from sfkit.views.types import FeatureMap, Views
 Captured: TypeAlias = tuple[Tensor, ...]
 
 
-class TapSite(ABC):
-    """Where a pair reads the student. Sites are equal if they read the same tensors.
-
-    Attributes:
-        student_layer: The place in the configuration: a number of blocks, or ``"encoder"``.
-        reads: What an objective compares there: ``features`` or ``attention``.
-        key: A short name, for saved figures.
-    """
-
-    reads: ClassVar[str] = "features"
-    student_layer: StudentLayer
-
-    @property
-    def key(self) -> str:
-        return str(self.student_layer)
-
-    @abstractmethod
-    def tap(self, adapter: PolicyAdapter) -> TapPoint:
-        """Which module to hook."""
-
-    @abstractmethod
-    def width(self, adapter: PolicyAdapter) -> int:
-        """Channels of the tokens."""
-
-    @abstractmethod
-    def tokens(self, adapter: PolicyAdapter, captured: Captured, views: Views) -> FeatureMap:
-        """The visual tokens ``(b, v, gh, gw, d)`` in what the tap read."""
-
-
 @dataclass(frozen=True)
-class Residual(TapSite):
-    """The residual stream after ``student_layer`` blocks: ``hidden_states[student_layer]`` of Hugging Face."""
+class Residual:
+    """The residual stream after ``student_layer`` blocks: ``hidden_states[student_layer]`` of Hugging Face.
+
+    Like every site it says which module to hook (``tap``), how wide its tokens are (``width``), and which visual tokens
+    ``(b, v, gh, gw, d)`` are in the captured tensors (``tokens``). Equal sites read the same tensors.
+    """
 
     student_layer: int
 
     def __str__(self) -> str:
         return f"student layer {self.student_layer}"
+
+    @property
+    def key(self) -> str:
+        """A short name, for saved figures."""
+        return str(self.student_layer)
 
     def tap(self, adapter: PolicyAdapter) -> TapPoint:
         if not 0 <= self.student_layer <= adapter.num_layers:
@@ -76,10 +55,11 @@ class Residual(TapSite):
 
 
 @dataclass(frozen=True)
-class Encoder(TapSite):
+class Encoder:
     """The output of the vision tower, before the language model."""
 
     student_layer: str = ENCODER
+    key: str = ENCODER
 
     def __str__(self) -> str:
         return "the encoder"
@@ -95,10 +75,9 @@ class Encoder(TapSite):
 
 
 @dataclass(frozen=True)
-class Attention(TapSite):
+class Attention:
     """Queries and keys of block ``student_layer``, counted from 1; computed from the input of that block."""
 
-    reads: ClassVar[str] = "attention"
     student_layer: int
 
     def __str__(self) -> str:
@@ -118,18 +97,19 @@ class Attention(TapSite):
     def tokens(self, adapter: PolicyAdapter, captured: Captured, views: Views) -> FeatureMap:
         if any(is_sharded(module) for module in adapter.policy.modules()):
             raise ConfigError(
-                "Queries and keys are made outside the policy's blocks, where FSDP2 has scattered their weights.",
+                "Queries and keys are computed outside the policy's blocks, where FSDP2 has scattered their weights.",
                 "Train with DDP, or choose an objective that reads features.",
             )
         with own_rng(captured[0].device):  # LoRA on the projections may use dropout
             return adapter.attention_tokens(captured[0], self.student_layer, views)
 
 
-def site_of(student_layer: StudentLayer, reads: str = "features") -> TapSite:
-    """The site of a configured student layer, for an objective that reads features or attention."""
-    if isinstance(student_layer, str):
-        return Encoder()
-    return Attention(student_layer) if reads == "attention" else Residual(student_layer)
+TapSite: TypeAlias = Residual | Encoder | Attention
+
+
+def site_of(student_layer: StudentLayer) -> Residual | Encoder:
+    """The site of a configured student layer, for an objective that reads features."""
+    return Encoder() if isinstance(student_layer, str) else Residual(student_layer)
 
 
 class Taps:
@@ -142,7 +122,7 @@ class Taps:
 
     def __init__(self, adapter: PolicyAdapter, sites: Sequence[TapSite]) -> None:
         self.at = {site: Tap(str(site), site.tap(adapter)) for site in sites}
-        self.recorders = {name: InputRecorder(point) for name, point in adapter.extra_hooks().items()}
+        self.recorders = {name: InputRecorder(name, point) for name, point in adapter.extra_hooks().items()}
         self._hooks = (*self.at.values(), *self.recorders.values())
 
     def run(
@@ -174,42 +154,12 @@ class Taps:
             hook.remove()
 
 
-class _Hook(ABC):
-    """One forward pre-hook, installed once and gated by ``armed``.
-
-    A hook that is registered for each forward is silently dead under ``torch.compile`` after the first call. The hook
-    is a bound method and no closure, so that ``deepcopy`` and pickle bind it to the copy.
-    """
-
-    def __init__(self, point: TapPoint) -> None:
-        self.path = point.path
-        self.armed = False
-        self._handle: RemovableHandle = point.module.register_forward_pre_hook(self.capture, with_kwargs=True)
-
-    @abstractmethod
-    def capture(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """The hook itself. It returns None: torch would take anything else for the module's new input."""
-
-    def remove(self) -> None:
-        """Remove the hook."""
-        self.disarm()
-        self._handle.remove()
-
-    @abstractmethod
-    def arm(self) -> None:
-        """Start a forward."""
-
-    @abstractmethod
-    def disarm(self) -> None:
-        """End a forward and drop what was kept, so that no graph stays alive between steps."""
-
-    @abstractmethod
-    def take(self) -> tuple[Any, ...]:
-        """Return and drop what was kept."""
-
-
-class Tap(_Hook):
+class Tap:
     """Keeps the first input of a module in each armed forward; the inputs of all calls, if the point says so.
+
+    The hook is installed once and gated: one that is registered for each forward is silently dead under
+    ``torch.compile`` after the first call. It is a bound method and no closure, so that ``deepcopy`` and pickle bind it
+    to the copy.
 
     Args:
         name: Of the site, for errors.
@@ -221,16 +171,17 @@ class Tap(_Hook):
     """
 
     def __init__(self, name: str, point: TapPoint) -> None:
-        self.name = name
-        self.all_calls = point.all_calls
+        self.name, self.path, self.all_calls = name, point.path, point.all_calls
+        self.armed = self.without_gradient = False
         self.fired = 0
-        self.without_gradient = False
-        self.hidden: Tensor | None = None
-        self._later: list[Tensor] = []
-        self._others = [Tap(name, TapPoint(module, point.path)) for module in point.extra_modules]
-        super().__init__(point)
+        self.hidden: Any = None
+        self._later: list[Any] = []
+        self._extract = point.extract
+        self._others = [type(self)(name, TapPoint(module, point.path)) for module in point.extra_modules]
+        self._handle: RemovableHandle = point.module.register_forward_pre_hook(self.capture, with_kwargs=True)
 
     def capture(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The hook itself. It returns None: torch would take anything else for the module's new input."""
         if self.armed:
             self.fired += 1
             self.without_gradient = not torch.is_grad_enabled()
@@ -241,11 +192,13 @@ class Tap(_Hook):
                 self._later.append(found)
 
     def arm(self) -> None:
+        """Start a forward."""
         self.armed, self.fired, self.hidden, self._later = True, 0, None, []
         for other in self._others:
             other.arm()
 
     def disarm(self) -> None:
+        """End a forward and drop what was kept, so that no graph stays alive between steps."""
         self.armed, self.hidden, self._later = False, None, []
         for other in self._others:
             other.disarm()
@@ -273,29 +226,19 @@ class Tap(_Hook):
         return (hidden, *later, *(state for other in self._others for state in other.take()))
 
     def remove(self) -> None:
-        super().remove()
-        for other in self._others:
-            other.remove()
+        """Remove the hook."""
+        self.disarm()
+        for tap in (self, *self._others):
+            tap._handle.remove()
 
 
-class InputRecorder(_Hook):
-    """Keeps the first input of every call of a module, detached, or what the point extracts from it."""
-
-    def __init__(self, point: TapPoint) -> None:
-        self.inputs: list[Any] = []
-        self._extract = point.extract
-        super().__init__(point)
+class InputRecorder(Tap):
+    """Keeps the first input of every call, detached, or what the point extracts from it, of any type."""
 
     def capture(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.armed:
             value = args[0] if args else next(iter(kwargs.values()))
-            self.inputs.append(value.detach() if self._extract is None else self._extract(module, value))
-
-    def arm(self) -> None:
-        self.armed, self.inputs = True, []
-
-    def disarm(self) -> None:
-        self.armed, self.inputs = False, []
+            self._later.append(value.detach() if self._extract is None else self._extract(module, value))
 
     def take(self) -> tuple[Any, ...]:
         """Return and drop what was kept, in the order of the calls.
@@ -303,7 +246,7 @@ class InputRecorder(_Hook):
         Raises:
             TapError: The module did not run in this forward.
         """
-        inputs, self.inputs = tuple(self.inputs), []
+        inputs, self._later = tuple(self._later), []
         if not inputs:
             raise TapError(
                 f"{self.path} did not run during forward, so the policy's images are not known.",

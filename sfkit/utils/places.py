@@ -1,4 +1,4 @@
-"""Local files and folders, and the digests that stand for them in what may be published."""
+"""Local files and folders, and the digests that replace them in published files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 #: The files that decide which network a folder holds. Its digest is made from them.
 _SUFFIXES = (".json", ".safetensors", ".pt", ".pth", ".bin", ".py")
@@ -24,7 +24,7 @@ def is_local(text: str, *, bare: bool = False) -> bool:
     """Whether a text is a path of this machine, and no repository of the Hub.
 
     Args:
-        text: What an option names.
+        text: The value of an option.
         bare: Count a name without a folder too, if it exists. Such a name gives nothing away.
     """
     try:
@@ -39,16 +39,27 @@ def digest_of(text: str) -> str | None:
 
     A folder's is that of the lines ``"<sha256>  <name>"`` of its files, by name; folders inside it do not count.
     """
-    path = Path(text).expanduser()
+    path = _expanded(text)
     try:
         if path.is_file():
-            state = path.stat()
-            return _hashed(path.resolve(), state.st_size, state.st_mtime_ns)
+            return _file_digest(path)
         files = sorted(item for item in path.iterdir() if item.suffix in _SUFFIXES and item.is_file())
-        lines = "".join(f"{digest_of(str(item))}  {item.name}\n" for item in files)
-    except (OSError, ValueError, RuntimeError):
+        lines = "".join(f"{_file_digest(item)}  {item.name}\n" for item in files)
+    except (OSError, ValueError):
         return None
     return hashlib.sha256(lines.encode()).hexdigest() if files else None
+
+
+def _expanded(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # "~name" of an unknown user
+        return Path(text)
+
+
+def _file_digest(path: Path) -> str:
+    state = path.stat()
+    return _hashed(path.resolve(), state.st_size, state.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=256)
@@ -61,28 +72,22 @@ def _hashed(path: Path, size: int, changed: int) -> str:
     return digest.hexdigest()
 
 
-def is_digest(value: object) -> TypeGuard[Mapping[str, str | None]]:
-    """Whether a saved option is ``{"sha256": ...}``, the digest of a file or folder."""
-    return isinstance(value, Mapping) and set(value) == {"sha256"}
+def digest_in(value: object) -> str | None:
+    """The first digest that a saved option is or holds: ``{"sha256": digest}``, or ``"sha256:digest"`` as in a name.
 
-
-def digest_of_text(value: object) -> object:
-    """The digest in the text ``"sha256:<digest>"``, as it stands in a name; anything else as it is."""
-    found = _DIGEST.fullmatch(value) if isinstance(value, str) else None
-    return value if found is None else {"sha256": None if found[1] == "unknown" else found[1]}
-
-
-def digest_in(value: object) -> Mapping[str, str | None] | None:
-    """The first digest that a saved option is or holds; None if it holds none."""
-    if is_digest(value):
-        return value
-    return next((found for item in _inside(value) if (found := digest_in(item)) is not None), None)
+    ``"unknown"`` stands for the digest of a path where there was nothing to read. None: the option holds no digest.
+    """
+    if isinstance(value, Mapping) and set(value) == {"sha256"}:
+        return str(value["sha256"] or "unknown")
+    if isinstance(value, str) and (text := _DIGEST.fullmatch(value)):
+        return text[1]
+    return next((found for item in _inside(value) if (found := digest_in(item))), None)
 
 
 def without_places(value: object, replaced: dict[str, str]) -> object:
     """``value`` (JSON) with a digest in the place of each local path; ``replaced`` gets the text that replaces each."""
     if isinstance(value, str) and is_local(value):
-        digest, path = digest_of(value), Path(value).expanduser()
+        digest, path = digest_of(value), _expanded(value)
         for form in (value, str(path), str(path.absolute()), str(path.resolve())):
             if len(form) > _SHORT:
                 replaced[form] = f"sha256:{digest}" if digest else _UNNAMED
@@ -94,6 +99,7 @@ def without_places(value: object, replaced: dict[str, str]) -> object:
 
 def scrubbed(text: str, replaced: Mapping[str, str]) -> str:
     """A text with the replacements that :func:`without_places` noted; one that is a path itself is replaced whole."""
+    # Longest first: one path may be the beginning of another.
     for path in sorted(replaced, key=len, reverse=True):
         text = text.replace(path, replaced[path])
     return _UNNAMED if is_local(text) else text
@@ -119,7 +125,7 @@ def read_json(path: Path, *, size: int = 2**20, depth: int = 64) -> Any:
         found = json.loads(text)
         if _levels(found) <= depth:
             return found
-    except RecursionError:
+    except RecursionError:  # deeper than the interpreter's own limit
         pass
     raise ValueError(f"its lists and mappings are nested more than {depth} deep")
 

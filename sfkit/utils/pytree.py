@@ -52,6 +52,7 @@ def map_tensors(output: object, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def _parts(value: object) -> Mapping[Any, object]:
+    # Mappings first: a ModelOutput of transformers is a dataclass too, whose fields may lag behind its keys.
     if isinstance(value, Mapping):
         return value
     if isinstance(value, (tuple, list)):

@@ -38,6 +38,7 @@ def recompute(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """
     if not (_in_scope.get() and torch.is_grad_enabled()):
         return function(x)
+    # The reentrant kind trains nothing where the input carries no gradient.
     result: Tensor = checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
     return result
 
@@ -62,6 +63,7 @@ def recomputed(make: Callable[[Tensor], Tensor], *sources: Tensor) -> Iterator[l
         sources: Tensors ``(*)`` that stay in memory anyway.
     """
     results = [make(source) for source in sources]
+    # Operations keep views of the results too, so that an object's identity would not find them: their memory does.
     origins = {_memory(result): source.detach() for result, source in zip(results, sources, strict=True)}
 
     def pack(tensor: Tensor) -> Tensor | Callable[[], Tensor]:
@@ -69,6 +71,7 @@ def recomputed(make: Callable[[Tensor], Tensor], *sources: Tensor) -> Iterator[l
         source = origins.get(_memory(tensor))
         if source is None or not (tensor.numel() and tensor.is_contiguous()):
             return tensor
+        # autograd checks versions of what it keeps itself; of what is recomputed, the check is ours.
         version, shape = version_of(source), tensor.shape
 
         def unpack() -> Tensor:

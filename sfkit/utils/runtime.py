@@ -32,6 +32,7 @@ def trains_in_backward() -> bool:
     return _in_backward() and _in_reentrant_checkpoint()
 
 
+# torch has no public function for these two questions. Their tests run under the oldest and the newest release.
 def _in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
@@ -68,6 +69,7 @@ def own_rng(device: torch.device | None = None, seed: int | None = None) -> Iter
         device: A CUDA device whose generator is guarded too.
         seed: The block's own seed; without one it goes on from the global state.
     """
+    # Without a list, fork_rng saves the state of every GPU.
     devices = [device] if device is not None and device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         if seed is not None:

@@ -17,10 +17,10 @@ _BLOCK = replace_argument("TapPoint", 0, "self.policy.blocks[0]", mentions="inpu
 _OUTPUT = replace_call(
     "register_forward_pre_hook", "_self.register_forward_hook(lambda *given: self.capture(given[0], given[2:], {}))"
 )
-_OWN_TOKEN = "test_fault_16_and_20_a_patch_moves_its_own_token_and_its_own_feature[standin-pi0]"
-_OPENVLA_SUM = "test_fault_03_04_13_the_loss_of_the_script_trains_the_explicit_sum"
+_OWN_TOKEN = "test_fault_16_20_a_patch_moves_its_own_token_and_feature[standin-pi0]"
+_OPENVLA_SUM = "test_fault_03_04_13_the_scripts_loss_trains_the_explicit_sum"
 _OPENVLA_TOKEN = "test_fault_16_20_25_every_patch_moves_its_own_token"
-_RELEASED = "test_fault_16_18_target_loss_and_gradients_are_those_of_the_released_code[own]"
+_RELEASED = "test_fault_16_18_target_loss_gradients_equal_released_code[own]"
 _RESAMPLED = "test_fault_17_and_18_cell_centers_stay_where_they_are"
 _UNKNOWN_TO_DDP = replace_call(
     "add_module",
@@ -37,8 +37,8 @@ LOW = (
            replace_argument("TapPoint", 0, "self.decoder.layers[0]", mentions="input_layernorm"),
            "test_fault_01_and_02_taps_fire_once_where_hooks_on_blocks_or_policy_are_silent[smolvla-forward]"),
     Mutant(1, "OpenPIAdapter.tap", replace_call("get_submodule", "_self.get_submodule(_DECODER).layers[0]"),
-           "test_fault_01_taps_fire_once_where_hooks_on_blocks_are_silent[standin-pi0]"),
-    Mutant(1, "Candidate.settle", fix_condition(True, "count", within="append"),
+           "test_fault_01_taps_fire_once_where_block_hooks_are_silent[standin-pi0]"),
+    Mutant(1, "Candidate.choose_taps", fix_condition(True, "count", within="append"),
            "test_fault_01_what_never_fires_is_shown", ends_in=("KeyError", "AttributeError")),
     # 2: the trainer calls forward, past the call
     Mutant(2, "forced_class", replace_constant("forward", "__call__"),
@@ -50,12 +50,12 @@ LOW = (
     Mutant(3, "SelfCheck.captured", fix_condition(True, "reaches_policy"),
            "test_fault_03_a_tap_in_a_reentrant_checkpoint_is_an_error"),
     Mutant(3, "Tap.__init__", _OUTPUT, f"{_OPENVLA_SUM}[openvla-reentrant]", ends_in="GradientError"),
-    Mutant(3, "Aligner.wrapped_forward", drop_call("disarm"),
+    Mutant(3, "Taps.run", drop_call("disarm"),
            "test_fault_03_and_04_checkpointing_evo1_changes_no_gradient"),
-    Mutant(4, "Aligner.wrapped_forward", drop_call("disarm"),
+    Mutant(4, "Taps.run", drop_call("disarm"),
            "test_fault_04_activation_checkpointing_changes_no_gradient",
            "test_fault_04_checkpointing_pi0_changes_no_gradient[pi0]",
-           "test_fault_04_the_policy_checkpoints_twice_and_nothing_is_caught_twice[standin-pi0]",
+           "test_fault_04_nested_checkpoints_are_captured_once[standin-pi0]",
            f"{_OPENVLA_SUM}[openvla-checkpointed]"),
     Mutant(4, "Tap.capture", fix_condition(True, "hidden"), "test_fault_04_the_first_firing_is_kept"),
     Mutant(4, "is_recompute_forward", replace_return("False"),
@@ -67,7 +67,7 @@ LOW = (
     Mutant(6, "find_trained_leaf", fix_condition(True, "ne"),
            "test_fault_06_a_frozen_backbone_is_an_error_although_the_tap_requires_grad",
            "test_fault_06_the_default_frozen_backbone_of_smolvla_is_an_error"),
-    Mutant(6, "sfkit_tools.inspection._trained", replace_call("find_trained_leaf", "_0"),
+    Mutant(6, "sfkit_tools.capture.trains_policy", replace_call("find_trained_leaf", "_0"),
            "test_fault_06_a_frozen_backbone_is_shown"),
     Mutant(7, "SelfCheck.captured", fix_condition(True, "reaches_policy"),
            "test_fault_07_lora_that_misses_the_visual_path_is_an_error",
@@ -97,11 +97,11 @@ LOW = (
     Mutant(12, "ManualPath.attach", replace_argument("inject", 1, "_.detach()"),
            "test_fault_12_lora_film_ddp_and_an_optimizer[oft-l1-film]", ends_in="GradientError"),
     # 13: the loop does not read the loss that forward returns
-    Mutant(13, "LossPaths.of", fix_condition(True, "loss_outside", within="inside"), "test_fault_13_plain",
+    Mutant(13, "LossPaths.of", fix_condition(True, "reads_loss"), "test_fault_13_plain",
            f"{_OPENVLA_SUM}[oft-l1-plain]"),
     Mutant(13, "LossPaths.__init__", drop_raise("ConfigError"),
            "test_fault_13_a_loss_that_nobody_reads_is_no_place_to_join",
-           "test_fault_13_the_loss_that_oft_does_not_read_cannot_be_asked_for"),
+           "test_fault_13_the_loss_that_oft_does_not_read_is_refused"),
     Mutant(13, "LossPaths.start_step", drop_raise("LossError"),
            "test_fault_13_add_that_is_never_called_is_noticed_at_the_second_step"),
     # 14, 15: the loop scales, divides or sums its loss
@@ -112,7 +112,7 @@ LOW = (
     Mutant(14, "LossScale.check_backward", drop_call("_warn"),
            "test_fault_14_accumulation_that_was_not_told_is_warned_of_once"),
     Mutant(15, "warn_if_sum_reduction", drop_call("register_hook"), "test_fault_15_a_sum_is_warned_of",
-           "test_fault_15_a_sum_over_elements_is_told"),
+           "test_fault_15_a_sum_over_elements_is_reported"),
     # 16: a token span that is off by one
     Mutant(16, "AdapterOptions", replace_constant(0, 1, within=("token_shift", "default")),
            "test_fault_16_a_token_shift_cuts_one_place_too_late"),
@@ -124,21 +124,21 @@ LOW = (
     Mutant(16, "OpenPIAdapter.visual_tokens", replace_constant(0, 1, within="cut"), _OWN_TOKEN,
            ends_in="CorrespondenceError"),
     Mutant(16, "OpenVLAAdapter.visual_tokens", replace_constant(1, 2, within="cut"),
-           f"{_OPENVLA_TOKEN}[oft-l1-2-False]", "test_fault_16_the_proprio_token_is_in_the_span_only_with_the_shift[0]",
+           f"{_OPENVLA_TOKEN}[oft-l1-2-False]", "test_fault_16_only_the_shift_includes_the_proprio_token[0]",
            ends_in="CorrespondenceError"),
     # 17, 18: resampling by a ratio, or with aligned corners
     Mutant(17, "ResampleOptions", replace_constant(False, True, within=("scale_factor", "default")),
-           "test_fault_17_every_grid_is_reached_unless_the_released_size_is_asked_for", ends_in="ShapeError"),
+           "test_fault_17_scale_factor_alone_misses_some_grids", ends_in="ShapeError"),
     Mutant(18, "resample._interpolate", replace_constant(False, True, within="align_corners"), _RESAMPLED),
     Mutant(18, "_corners_aligned", replace_constant(True, False, within="align_corners"), _RELEASED),
     # 19: a grid that is not square
     Mutant(19, "place", fix_condition(True, "stretch"), "test_fault_19_a_view_that_is_not_square_keeps_its_aspect",
            "test_fault_19_a_wide_view_reaches_the_students_own_grid",
            "test_fault_19_a_wide_view_keeps_its_rows_and_columns",
-           "test_fault_19_images_that_are_not_square_give_grids_that_are_not_square[dinov2]",
-           "test_fault_19_a_teacher_grid_that_is_not_square_meets_a_square_student"),
+           "test_fault_19_oblong_images_give_oblong_grids[dinov2]",
+           "test_fault_19_an_oblong_teacher_grid_fits_a_square_student"),
     Mutant(19, "official_placement", replace_return("Placement(_.canvas, _.canvas)"),
-           "test_fault_19_what_the_official_image_geometry_crops_of_a_square_is_masked_and_the_rest_in_its_place"),
+           "test_fault_19_official_crops_are_masked_the_rest_in_place"),
     # 20: rows and columns are exchanged
     Mutant(20, "_gather_cells", replace_call("permute", "_self.permute(0, 1, 4, 2, 3, 5, 6)"),
            "test_fault_20_tiny_corresponds[geometry]", ends_in="CorrespondenceError"),
@@ -157,13 +157,13 @@ LOW = (
     Mutant(20, "scaled_positions", replace_argument("interpolate", "scale_factor", "_[::-1]"),
            "test_fault_20_learned_positions_keep_rows_and_columns_apart"),
     Mutant(20, "PairBackbone._table", replace_call("grid_positions", "_.flip(1)"),
-           "test_fault_20_tokens_turn_by_row_and_column_and_not_the_other_way"),
+           "test_fault_20_tokens_rotate_by_row_then_column"),
     Mutant(20, "backbone.Backbone._patches", replace_return("tokens[:, : rows * columns]"),
            "test_fault_20_a_changed_patch_moves_its_own_feature_most[square-vit]"),
     Mutant(20, "PatchConv.forward", replace_call("flatten", "_self.mT.flatten(2)"),
            "test_fault_20_recorded_outputs_are_given_again"),
     # 21, 22: masked tokens, and samples without others
-    Mutant(21, "step._select", replace_return("values.float() * mask.unsqueeze(-1)", mentions="where"),
+    Mutant(21, "pair._select", replace_return("values.float() * mask.unsqueeze(-1)", mentions="where"),
            "test_fault_21_nan_in_masked_tokens_reaches_neither_loss_nor_gradient",
            "test_fault_21_nan_in_masked_tokens_reaches_no_objective"),
     Mutant(21, "FeatureMap.sanitized", replace_return("FeatureMap(self.values * self.mask.unsqueeze(-1), self.mask)"),
@@ -179,5 +179,5 @@ LOW = (
            replace_return("{camera: _[camera] for camera in self.policy.config.image_features}"),
            "test_fault_23_and_25_a_missing_camera_comes_behind_the_others_and_is_masked"),
     Mutant(23, "OpenPIAdapter._present", replace_call("get", "_1"),
-           "test_fault_23_an_absent_camera_touches_neither_loss_nor_gradient"),
+           "test_fault_23_an_absent_camera_changes_no_loss_or_gradient"),
 )

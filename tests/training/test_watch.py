@@ -35,7 +35,7 @@ def wrap(policy: TinyPolicy) -> TinyPolicy:
 
 def test_every_input_is_kept_in_order_and_then_forgotten() -> None:
     layer = nn.Linear(2, 2)
-    watch = InputRecorder(TapPoint(layer, "layer"))
+    watch = InputRecorder("images", TapPoint(layer, "layer"))
     layer(torch.zeros(1, 2))
     watch.arm()
     inputs = [torch.full((1, 2), float(i), requires_grad=True) for i in range(3)]
@@ -47,13 +47,13 @@ def test_every_input_is_kept_in_order_and_then_forgotten() -> None:
     seen = watch.take()
     assert [float(value[0, 0]) for value in seen] == [0.0, 1.0, 2.0]
     assert not any(value.requires_grad for value in seen)
-    assert watch.inputs == []
+    assert watch._later == []
     watch.remove()
     assert not layer._forward_pre_hooks
 
 
 def test_a_module_that_does_not_run_is_an_error() -> None:
-    watch = InputRecorder(TapPoint(nn.Identity(), "vision"))
+    watch = InputRecorder("images", TapPoint(nn.Identity(), "vision"))
     watch.arm()
     with pytest.raises(TapError, match="vision did not run"):
         watch.take()
@@ -61,13 +61,13 @@ def test_a_module_that_does_not_run_is_an_error() -> None:
 
 def test_fault_04_a_watch_does_not_see_the_recomputation() -> None:
     layer = nn.Linear(2, 2)
-    watch = InputRecorder(TapPoint(layer, "layer"))
+    watch = InputRecorder("images", TapPoint(layer, "layer"))
     watch.arm()
     output = checkpoint(layer, torch.ones(1, 2), use_reentrant=False)
     assert len(watch.take()) == 1
     watch.disarm()
     output.sum().backward()
-    assert watch.inputs == []
+    assert watch._later == []
 
 
 def test_an_adapter_gets_what_it_watches(tiny) -> None:
@@ -78,6 +78,6 @@ def test_an_adapter_gets_what_it_watches(tiny) -> None:
         torch.manual_seed(1)
         _, info = one(tiny_batch())
         assert info["sf_loss"] == pytest.approx(plain.spatial_forcing.metrics()["sf_loss"], rel=1e-5)
-    assert all(not watch.inputs and not watch.armed for watch in policy.spatial_forcing.taps.recorders.values())
+    assert all(not watch._later and not watch.armed for watch in policy.spatial_forcing.taps.recorders.values())
     assert SpatialForcing.unwrap(policy) is policy
     assert not policy.embed._forward_pre_hooks

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sfkit.utils.places import digest_of_text, is_local, read_json, scrubbed, without_places
+from sfkit.utils.places import digest_in, is_local, read_json, scrubbed, without_places
 
 
 @pytest.mark.parametrize("text", ["/data/x", "~/x", "~alice/x", "./x", "../x", ".", "C:\\x", "C:/x", "\\\\host\\x"])
@@ -45,6 +45,9 @@ def test_fault_57_paths_inside_options_become_digests(tmp_path: Path) -> None:
     options = without_places({"files": [str(tmp_path / "w.pt"), "owner/model"], "n": 3}, replaced)
     digest = options["files"][0]
     assert options == {"files": [digest, "owner/model"], "n": 3}
-    assert digest_of_text(f"sha256:{digest['sha256']}") == digest
+    assert digest_in(options) == digest_in(f"sha256:{digest['sha256']}") == digest["sha256"]
+    assert digest_in({"sha256": None}) == digest_in("sha256:unknown") == "unknown"
+    assert digest_in("owner/model") is digest_in({"n": [3]}) is None
     assert scrubbed(f"from {tmp_path / 'w.pt'}", replaced) == f"from sha256:{digest['sha256']}"
+    assert without_places("~nobody-of-this-name/w.pt", replaced) == {"sha256": None}
     assert scrubbed("/home/alice/other", replaced) == "a local file or folder"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sfkit.errors import ConfigError, ViewsError
-from sfkit.views.cameras import Camera, CameraRig, PoseTable
+from sfkit.views.cameras import Camera, CameraRig, PoseTable, require_rig
 
 K = ((50.0, 0.0, 15.5), (0.0, 50.0, 11.5), (0.0, 0.0, 1.0))
 
@@ -50,7 +50,7 @@ def test_fault_54_depth_units_are_never_guessed() -> None:
     assert rig(depth_unit="m").depth_scale("front") == 1.0
 
 
-def test_intrinsics_belong_to_one_picture_size() -> None:
+def test_intrinsics_belong_to_one_image_size() -> None:
     assert torch.equal(rig().intrinsics("front", (24, 32)), torch.tensor(K))
     with pytest.raises(ViewsError, match="12x16"):
         rig().intrinsics("front", (12, 16))
@@ -66,3 +66,21 @@ def test_poses_come_from_the_table_by_frame_index() -> None:
     assert found[2].isnan().all(), "an unknown frame must not borrow another frame's pose"
     assert moving.pose("front", None, 3) is None
     assert rig().pose("front", torch.tensor([1]), 1) is None
+
+
+@pytest.mark.parametrize(
+    ("cameras", "problem"),
+    [
+        ({"a": 1}, "is a dict"),
+        ("meta/cameras.json", "is a str"),
+        (CameraRig({"a": 1}), "no Camera for 'a'"),  # type: ignore[dict-item]
+        (CameraRig({}, {"pose": torch.eye(4)}), "no PoseTable for 'pose'"),  # type: ignore[dict-item]
+    ],
+)
+def test_what_is_no_rig_is_refused(cameras: object, problem: str) -> None:
+    with pytest.raises(ConfigError, match=f"cameras= .*{problem}.*expected a CameraRig"):
+        require_rig(cameras)
+
+
+def test_a_rig_is_accepted() -> None:
+    assert require_rig(one := rig()) is one

@@ -75,7 +75,7 @@ def test_fault_07_pi0_and_pi05_get_targets_before_the_tap_too(kind, make, tiny_p
     blocks = {name.split("language_model.layers.")[1][0] for name in trained if "language_model.layers." in name}
     assert blocks == {"0", "1"}
     assert any("gemma_expert" in name for name in trained)
-    assert any("spatial_forcing.projectors" in name for name in trained)
+    assert any("spatial_forcing.pairs" in name for name in trained)
 
 
 def test_the_projector_joins_parameters_in_every_form_that_an_optimizer_takes() -> None:

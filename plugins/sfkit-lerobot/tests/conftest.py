@@ -148,3 +148,52 @@ def _decoder_run(policy: Any, kind: str, decoder: Any, batch: dict[str, Any]) ->
             output_hidden_states=True,
             use_cache=False,
         )
+
+
+@pytest.fixture
+def gradient_figures() -> Callable[..., Any]:
+    """``gradient_figures(policy, batch)``: ratio and cosine of both gradients, as measured, and by autograd.
+
+    The policy is wrapped with one pair and ``health={"every": 1}``, and was trained once before.
+    """
+    from sfkit import SpatialForcing
+
+    def gradient_figures(policy: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        handle = SpatialForcing.of(policy)
+        point = handle.adapter.tap(handle.pairs[0].site.student_layer)
+        modules = [point.module, *point.extra_modules]
+        with SpatialForcing.disabled(policy):
+            action = _gradients(policy, batch, modules)
+        total = _gradients(policy, batch, modules)
+        found = handle.health()
+        pull = [both - own for both, own in zip(total, action, strict=True)]
+        # Channels are last in a sequence (b, n, d), and behind the samples in maps (b, d, h, w).
+        there = [one.ne(0).any(1 if one.ndim == 4 else -1, keepdim=True) for one in pull]
+        pushed = torch.cat([torch.where(where, own, 0).flatten() for where, own in zip(there, action, strict=True)])
+        pulled = torch.cat([one.flatten() for one in pull])
+        true = [pulled.norm() / pushed.norm(), torch.nn.functional.cosine_similarity(pulled, pushed, dim=0)]
+        return torch.tensor([found.ratio, found.cosine]), torch.stack(true)
+
+    return gradient_figures
+
+
+def _gradients(policy: Any, batch: dict[str, Any], modules: list[Any]) -> list[torch.Tensor]:
+    """The gradient of the loss at the first input of each module, in float32."""
+    seen: list[torch.Tensor] = [torch.zeros(()) for _ in modules]
+
+    def watch(index: int, tensor: torch.Tensor) -> None:
+        seen[index] = torch.zeros_like(tensor, dtype=torch.float32)
+        tensor.register_hook(lambda gradient: seen.__setitem__(index, gradient.detach().float().clone()))
+
+    def hook(index: int) -> Callable[..., None]:
+        return lambda _, args, kwargs: watch(index, [*args, *kwargs.values()][0])
+
+    hooks = [module.register_forward_pre_hook(hook(k), with_kwargs=True) for k, module in enumerate(modules)]
+    torch.manual_seed(3)
+    policy.zero_grad()
+    try:
+        policy.forward(dict(batch))[0].backward()
+    finally:
+        for registered in hooks:
+            registered.remove()
+    return seen

@@ -60,7 +60,7 @@ def test_shapes_of_depth_maps(shape, build, adapter_of, views_of) -> None:
 def test_other_shapes_are_no_depth_maps(shape, build, adapter_of, views_of) -> None:
     policy = build("smolvla")
     batch = {**tiny_lerobot_batch(policy, geometry=True), DEPTH: torch.rand(shape)}
-    with pytest.raises(ViewsError, match="no depth map"):
+    with pytest.raises(ViewsError, match=r"expected \(b, h, w\)"):
         views_of(adapter_of(policy), batch)
 
 
@@ -97,6 +97,11 @@ def test_missing_cameras_are_explained(kind, build, wrap) -> None:
     policy.spatial_forcing.adapter.cameras = CameraRig({"observation.images.top": camera})
     with pytest.raises(ViewsError, match=r"cameras given are .*top; the policy's are .*front"):
         policy(batch)
+
+
+def test_what_is_no_rig_is_refused_by_wrap(build, wrap) -> None:
+    with pytest.raises(ConfigError, match="expected a CameraRig"):
+        wrap(build("smolvla"), cameras={"a": 1})
 
 
 def test_missing_poses_are_explained(kind, build, wrap) -> None:

@@ -14,7 +14,7 @@ from sfkit.errors import AdapterError, GradientError, ViewsError
 from sfkit.policies.base import ForwardCall
 from sfkit.teachers.geometry import GeometryTeacher
 from sfkit.training.checks import check_views
-from sfkit.training.taps import InputRecorder, Tap
+from sfkit.training.taps import Residual, Taps
 
 FRONT, WRIST = CAMERAS
 SEPARATE = {"use_separate_rgb_encoder_per_camera": True}
@@ -50,24 +50,21 @@ def adapter_of(policy, **options):
 
 def run(adapter, batch, layer, seed=1):
     """Views, tokens, and what each backbone saw, of one training forward."""
-    taps = {"tokens": Tap(layer, adapter.tap(layer))}
-    taps.update({name: InputRecorder(point) for name, point in adapter.extra_hooks().items()})
+    site = Residual(layer)
+    taps = Taps(adapter, [site])
     model = adapter.policy
     backbones = [model.model.backbone] if model.config.type == "act" else [e.backbone for e in adapter._encoders]
     seen = []
     hooks = [backbone.register_forward_pre_hook(lambda _, x: seen.append(x[0])) for backbone in backbones]
     torch.manual_seed(seed)
     try:
-        for tap in taps.values():
-            tap.arm()
-        model.forward(dict(batch))
-        hidden, found = taps.pop("tokens").take(), {name: tap.take() for name, tap in taps.items()}
+        _, captured, found = taps.run(model.forward, (dict(batch),), {})
     finally:
         for handle in hooks:
             handle.remove()
     with torch.no_grad():
         views = adapter.views(ForwardCall({"batch": batch}, None, found, (layer,)))
-    return views, adapter.visual_tokens(hidden, views), seen
+    return views, site.tokens(adapter, captured[site], views), seen
 
 
 def pixels_of_cell(views, view, cell, grid, size):

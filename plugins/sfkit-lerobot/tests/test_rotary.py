@@ -6,9 +6,8 @@ import pytest
 import torch
 from sfkit_lerobot.testing import tiny_lerobot_batch
 
-from sfkit.config import attention_of
 from sfkit.testing.tiny import PatchTeacher
-from sfkit.training.taps import tap_at, tokens_at
+from sfkit.training.taps import Attention, Taps
 
 
 @pytest.mark.parametrize("block", [1, 3])
@@ -61,11 +60,9 @@ def test_a_policy_trains_with_attention(kind, build, wrap) -> None:
 def test_the_key_of_a_tap_is_understood(build, adapter_of, views_of) -> None:
     policy = build("pi0")
     adapter, batch = adapter_of(policy), tiny_lerobot_batch(policy)
-    tap = tap_at(adapter, attention_of(2))
-    try:
-        tap.arm()
-        policy.forward(dict(batch))
-        found = tokens_at(adapter, tap.student_layer, tap.take(), views_of(adapter, batch))
-    finally:
-        tap.remove()
+    site = Attention(2)
+    taps = Taps(adapter, [site])
+    _, captured, _ = taps.run(policy.forward, (dict(batch),), {})
+    taps.remove()
+    found = site.tokens(adapter, captured[site], views_of(adapter, batch))
     assert found.values.requires_grad

@@ -125,7 +125,7 @@ def test_fault_04_checkpointing_pi0_changes_no_gradient(pi, build, wrap) -> None
         policy = wrap(build(pi, gradient_checkpointing=checkpointing), student_layer=2)
         torch.manual_seed(5)
         loss, _ = policy(tiny_lerobot_batch(policy, geometry=True))
-        (tap,) = policy.spatial_forcing.taps.values()
+        (tap,) = policy.spatial_forcing.taps.at.values()
         assert (tap.fired, tap.armed) == (1, False)
         loss.backward()
         assert tap.fired == 1, "recomputed during backward, when it must not capture"

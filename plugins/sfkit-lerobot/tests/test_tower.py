@@ -11,7 +11,7 @@ from sfkit.errors import ConfigError, GradientError, ViewsError
 from sfkit.policies.base import ForwardCall
 from sfkit.testing.checks import check_correspondence
 from sfkit.testing.tiny import PatchTeacher
-from sfkit.training.taps import tap_at, tokens_at
+from sfkit.training.taps import Encoder, Residual, Taps
 
 FRONT, WRIST = CAMERAS
 SIDE = "observation.images.side"
@@ -30,12 +30,10 @@ def future(policy, batch, steps: int = 8, seed: int = 5) -> dict:
 def test_the_towers_output_of_each_view(kind, build, adapter_of, views_of) -> None:
     policy = build(kind, cameras=(*CAMERAS, SIDE))
     adapter, batch = adapter_of(policy), tiny_lerobot_batch(policy)
-    encoder, first = tap_at(adapter, "encoder"), tap_at(adapter, 0)
-    for tap in (encoder, first):
-        tap.arm()
-    policy.forward(dict(batch))
+    sites = Encoder(), Residual(0)
+    _, captured, _ = Taps(adapter, sites).run(policy.forward, (dict(batch),), {})
     views = views_of(adapter, batch)
-    tokens, embedded = (tokens_at(adapter, tap.student_layer, tap.take(), views) for tap in (encoder, first))
+    tokens, embedded = (site.tokens(adapter, captured[site], views) for site in sites)
     assert tokens.dim == adapter.encoder_dim()
     side = 8 if kind == "smolvla" else 4  # SmolVLA's tower has four patches for each token of its language model
     assert tokens.grid == (side, side)

@@ -143,7 +143,7 @@ def test_an_exception_inside_forward_leaves_nothing_behind(kind, build, wrap) ->
     batch = tiny_lerobot_batch(policy, geometry=True)
     with pytest.raises((KeyError, ValueError)):
         policy({key: value for key, value in batch.items() if not key.startswith("action")})
-    (tap,) = policy.spatial_forcing.taps.values()
+    (tap,) = policy.spatial_forcing.taps.at.values()
     assert (tap.armed, tap.hidden) == (False, None)
     loss, info = policy(batch)
     assert float(loss.detach()) == pytest.approx(info["action_loss"] + 0.5 * info["sf_loss"], rel=1e-5)

@@ -69,23 +69,18 @@ def wrap() -> Callable[..., Any]:
 def look() -> Callable[..., Any]:
     """``look(adapter, (observation, actions), layer=0, seed=1)``: views and visual tokens of a forward."""
     from sfkit.policies.base import ForwardCall
-    from sfkit.training.taps import InputRecorder, tap_at, tokens_at
+    from sfkit.training.taps import Taps, site_of
 
     def look(adapter: Any, batch: Any, layer: Any = 0, seed: int = 1) -> Any:
-        tap = tap_at(adapter, layer)
-        watches = {name: InputRecorder(point) for name, point in adapter.extra_hooks().items()}
-        hooks = (tap, *watches.values())
-        for hook in hooks:
-            hook.arm()
+        site = site_of(layer)
+        taps = Taps(adapter, [site])
         torch.manual_seed(seed)
         try:
-            output = adapter.policy(*batch)
-            captured, inputs = tap.take(), {name: watch.take() for name, watch in watches.items()}
+            output, captured, inputs = taps.run(adapter.policy, batch, {})
         finally:
-            for hook in hooks:
-                hook.remove()
+            taps.remove()
         with torch.no_grad():
             views = adapter.views(ForwardCall({"observation": batch[0], "actions": batch[1]}, output, inputs))
-        return output, views, tokens_at(adapter, layer, captured, views)
+        return output, views, site.tokens(adapter, captured[site], views)
 
     return look

@@ -6,10 +6,9 @@ from sfkit_tools import inspect_policy
 from tiny_openpi import CAMERAS
 
 from sfkit import Span
-from sfkit.training.taps import Residual
 
 
-def test_openpi_whose_blocks_are_never_called_and_whose_loss_is_not_reduced(standin) -> None:
+def test_openpi_without_block_calls_and_with_an_unreduced_loss(standin) -> None:
     found = inspect_policy(standin.build(), standin.batch())
     assert dict(found.options) == {
         "blocks": "paligemma_with_expert.paligemma.model.language_model.layers",
@@ -19,6 +18,6 @@ def test_openpi_whose_blocks_are_never_called_and_whose_loss_is_not_reduced(stan
         "pixels": "[-1,1]",
         "loss": "output",
     }
-    assert found.taps.at[Residual(1)].path.endswith("language_model.layers.1.input_layernorm")
+    assert found.taps[1].path.endswith("language_model.layers.1.input_layernorm")
     assert all(tap.trained for tap in found.taps)
     assert any("without a negative element" in note for note in found.notes)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
 from sfkit.errors import ConfigError
+from sfkit.training.taps import Residual
 
 WEIGHT, LAYER = 0.7, 2
 OUTSIDE = ("oft-l1", "oft-diffusion")
@@ -48,8 +49,8 @@ def compare(it, batches, policy, heads, scale, record):
     handle = policy.spatial_forcing
     assert all(p.grad is not None for p in handle.pairs.parameters()), "alignment joined nothing that was read"
     mine = gradients(policy, heads)
-    own = {name: p.grad.clone() for name, p in handle.projectors.named_parameters()}
-    handle.projectors.zero_grad()
+    own = {name: p.grad.clone() for name, p in handle.pairs.named_parameters()}
+    handle.pairs.zero_grad()
     plain, without, wanted = None, {}, {}
     for batch in batches:
         plain, others, loss, aux = explicit(it, batch, handle)
@@ -66,7 +67,7 @@ def compare(it, batches, policy, heads, scale, record):
     figures = {
         "effect": error(without, wanted),
         "error": error(mine, wanted),
-        "projector": error(own, {name: p.grad for name, p in handle.projectors.named_parameters()}),
+        "projector": error(own, {name: p.grad for name, p in handle.pairs.named_parameters()}),
     }
     for name, value in figures.items():
         record(name, value)
@@ -77,7 +78,7 @@ def compare(it, batches, policy, heads, scale, record):
 
 @pytest.mark.filterwarnings("ignore:.*could not verify the gradient path:sfkit.SfkitWarning")
 @pytest.mark.parametrize("checkpointing", [None, False, True], ids=["plain", "checkpointed", "reentrant"])
-def test_fault_03_04_13_the_loss_of_the_script_trains_the_explicit_sum(
+def test_fault_03_04_13_the_scripts_loss_trains_the_explicit_sum(
     loop, checkpointing, script, wrap, record_property
 ) -> None:
     it = script(loop, images=1 if loop == "openvla" else 2)
@@ -85,7 +86,7 @@ def test_fault_03_04_13_the_loss_of_the_script_trains_the_explicit_sum(
     if checkpointing is not None:
         policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": checkpointing})
     it.loss(policy, it.batch(), heads).backward()
-    assert policy.spatial_forcing.taps[LAYER].fired == 1, "nothing is caught when blocks are run again"
+    assert policy.spatial_forcing.taps.at[Residual(LAYER)].fired == 1, "nothing is caught when blocks are run again"
     compare(it, [it.batch()], policy, heads, 1, record_property)
 
 
@@ -132,7 +133,7 @@ def test_fault_55_two_batches_before_one_backward(loop, script, wrap, record_pro
     compare(it, batches, policy, heads, 1, record_property)
 
 
-def test_sampling_actions_between_forward_and_backward_changes_nothing(loop, script, wrap, record_property) -> None:
+def test_sampling_between_forward_and_backward_changes_nothing(loop, script, wrap, record_property) -> None:
     # OFT's loop does so now and then, to log the error of what diffusion would have done.
     it = script(loop, images=1)
     policy, heads = wrap(it.policy(), weight=WEIGHT, student_layer=LAYER), it.heads()
@@ -144,7 +145,7 @@ def test_sampling_actions_between_forward_and_backward_changes_nothing(loop, scr
     compare(it, [it.batch()], policy, heads, 1, record_property)
 
 
-def test_fault_13_the_loss_that_oft_does_not_read_cannot_be_asked_for(script, wrap) -> None:
+def test_fault_13_the_loss_that_oft_does_not_read_is_refused(script, wrap) -> None:
     with pytest.raises(ConfigError, match="attach_loss='return' would train nothing"):
         wrap(script("oft-l1").policy(), attach_loss="return")
 
@@ -164,7 +165,7 @@ def test_evaluation_is_bit_identical(loop, script, wrap) -> None:
     assert policy.spatial_forcing.status().teacher_runs == 0
 
 
-def test_fault_52_a_policy_in_bfloat16_keeps_its_projector_and_images(loop, script, wrap) -> None:
+def test_fault_52_bfloat16_keeps_projector_and_images(loop, script, wrap) -> None:
     it = script(loop)
     policy, heads, seen = wrap(it.policy(), weight=WEIGHT), it.heads(), []
     policy.to(torch.bfloat16)

@@ -29,7 +29,7 @@ def test_fault_35_a_tap_at_layer_k_reads_the_hidden_state_k(loop, script) -> Non
     assert [tap.fired for tap in taps] == [1] * len(taps)
     states = seen["hidden_states"]
     assert len(states) == len(taps)
-    *below, last = [tap.take() for tap in taps]
+    *below, last = [tap.take()[0] for tap in taps]
     for layer, hidden in enumerate(below):
         assert torch.equal(hidden, states[layer]), f"student layer {layer}"
     # The last one is the stream before the final norm: upstream's own last entry lies behind it.
@@ -80,7 +80,7 @@ def test_fault_16_the_released_recipes_shift_is_found(script, wrap, looped) -> N
 
 
 @pytest.mark.parametrize("shift", [0, 1])
-def test_fault_16_the_proprio_token_is_in_the_span_only_with_the_shift(shift, script, wrap, looped) -> None:
+def test_fault_16_only_the_shift_includes_the_proprio_token(shift, script, wrap, looped) -> None:
     oft = script("oft-l1", images=2)
     policy = wrap(oft.policy(), student_layer=0, adapter=("openvla", {"token_shift": shift}))
     found = []

@@ -91,5 +91,5 @@ def _what(config: SpatialForcingConfig) -> str:
 
 def _digests(options: Mapping[str, Any]) -> str:
     """What local weights are known by, once their path is not saved."""
-    found = [f"{key} sha256:{digest['sha256']}" for key, item in options.items() if (digest := digest_in(item))]
+    found = [f"{key} sha256:{digest}" for key, item in options.items() if (digest := digest_in(item))]
     return f" ({', '.join(found)})" if found else ""

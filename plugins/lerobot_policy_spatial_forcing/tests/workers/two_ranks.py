@@ -23,7 +23,7 @@ make, update, reset = (
 def made(cfg: Any, policy: Any) -> Any:
     seen["policy"] = policy
     optimizer, scheduler = make(cfg, policy)
-    parameters = list(SpatialForcing.of(policy).projectors.parameters())
+    parameters = list(SpatialForcing.of(policy).pairs.parameters())
     local: dict[int, torch.Tensor] = {}
     for index, parameter in enumerate(parameters):  # what it has before DDP averages it
         parameter.register_hook(lambda gradient, index=index: local.update({index: gradient.flatten().clone()}))

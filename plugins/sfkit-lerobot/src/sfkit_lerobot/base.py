@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import traceback
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, ClassVar
 
 import torch
@@ -12,8 +14,7 @@ from torch import Tensor, nn
 
 from sfkit.config import Options
 from sfkit.errors import AdapterError
-from sfkit.policies.base import ForwardCall, PolicyAdapter, TapPoint
-from sfkit.policies.loss import replace_loss
+from sfkit.policies.base import ForwardCall, PolicyAdapter, TapPoint, replace_loss
 from sfkit.registry.component import AnyOptions, Harmless
 from sfkit.views.geometry import on_device
 from sfkit.views.types import Views
@@ -21,6 +22,9 @@ from sfkit_lerobot.cameras import explain_missing, view_geometry
 from sfkit_lerobot.letterbox import Placement
 from sfkit_lerobot.logs import LogWindow
 from sfkit_lerobot.normalization import denormalized, visual_mode
+
+#: The version that the adapters were tested with.
+TESTED = "0.6.1"
 
 
 class LeRobotOptions(Options):
@@ -50,8 +54,33 @@ class LeRobotAdapter(PolicyAdapter):
 
     def __init__(self, policy: nn.Module, options: AnyOptions = None) -> None:
         super().__init__(policy, options)
-        self._refuse_unusable_features()
         self._log = LogWindow()
+        try:
+            self._refuse_unusable_features()
+            self._read_policy()
+            self._touch()
+        except (AttributeError, LookupError, TypeError) as error:
+            raise self._unlike_what_is_known(error) from error
+
+    def _read_policy(self) -> None:
+        """What a subclass reads of the policy when it is made."""
+
+    def _touch(self) -> None:
+        """Read all that ``wrap`` may ask for, so that a policy with other insides is refused at once."""
+        for layer in range(self.num_layers + 1):
+            self.dim(layer)
+            self.tap(layer)
+        self.extra_hooks()
+
+    def _unlike_what_is_known(self, error: Exception) -> AdapterError:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame.line for frame in frames if "sfkit_lerobot" in frame.filename]
+        return AdapterError(
+            f"{type(self.policy).__name__} is not built as the adapter {self.name!r} expects: {error}. It was looked "
+            f"for in: {own[-1]}",
+            f"The adapter is written for LeRobot {TESTED}, and {_version()} is installed. Use that, or write an "
+            "adapter for this policy.",
+        )
 
     # ---------------------------------------------------------------------------------------------------- taps
 
@@ -164,6 +193,13 @@ class LeRobotAdapter(PolicyAdapter):
                 "Build the policy from sfkit_lerobot.policy_features(dataset.meta.features), or call "
                 "sfkit_lerobot.strip_geometry(config) first; the depth reaches the teacher through cameras=.",
             )
+
+
+def _version() -> str:
+    try:
+        return version("lerobot")
+    except PackageNotFoundError:
+        return "none"
 
 
 def _no_pixel(images: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 
 from sfkit.errors import ConfigError
 from sfkit.views.cameras import Camera, CameraRig, PoseTable
+from sfkit_lerobot.combined import parts
 from sfkit_lerobot.image_transforms import refuse_moving
 
 #: Meters beyond which LeRobot returns no millimeters: it clips them to 16 bits.
@@ -21,16 +22,27 @@ def camera_rig(dataset: Any, path: str | Path | None = None) -> CameraRig:
     """Calibration, depth units and poses of a dataset's cameras.
 
     Args:
-        dataset: A ``LeRobotDataset``, whole or opened with some ``episodes``.
+        dataset: A ``LeRobotDataset``, whole or opened with some ``episodes``, or a ``Subset``, ``ConcatDataset``,
+            ``MultiLeRobotDataset`` or ``FutureFrames`` of some. Several must have the same cameras, at rest: a sample
+            does not say which of them it comes from.
         path: The calibration file; ``meta/cameras.json`` of the dataset by default. It need not give ``depth_unit``:
             LeRobot knows in which unit it returns depth maps. Where there is no such file, the rig is what LeRobot
             itself tells: which camera has a depth map, and its unit. Intrinsics are then unknown.
 
     Raises:
         ConfigError: The file is unreadable, names a column that the dataset lacks, a depth unit is not recorded or
-            contradicts LeRobot's, a pose is not one, or the dataset's image
+            contradicts LeRobot's, a pose is not one, datasets differ, or the dataset's image
             transforms move pixels.
     """
+    datasets = parts(dataset)
+    first, *others = [_rig_of(part, path) for part in datasets]
+    for part, other in zip(datasets[1:], others, strict=True):
+        _require_same_rig(first, datasets[0].root, other, part.root)
+    return first
+
+
+def _rig_of(dataset: Any, path: str | Path | None) -> CameraRig:
+    """The rig of one LeRobot dataset."""
     _refuse_moving_transforms(dataset)
     file = Path(dataset.root) / "meta" / "cameras.json"
     known = path is None and not file.is_file() and recorded_depth(dataset.meta)
@@ -38,6 +50,31 @@ def camera_rig(dataset: Any, path: str | Path | None = None) -> CameraRig:
     cameras = {key: _with_unit(key, camera, dataset) for key, camera in rig.cameras.items()}
     pose_keys = {camera.pose_key for camera in cameras.values() if camera.pose_key is not None}
     return CameraRig(cameras, {key: pose_table(dataset, key) for key in sorted(pose_keys)})
+
+
+def _require_same_rig(first: CameraRig, root: Path, other: CameraRig, other_root: Path) -> None:
+    """Refuse two datasets that one rig cannot describe."""
+    keys = sorted(set(first.cameras) | set(other.cameras))
+    different = [
+        f"{field} of {key}"
+        for key in keys
+        for field in Camera.model_fields
+        if getattr(first.cameras.get(key), field, None) != getattr(other.cameras.get(key), field, None)
+    ]
+    if different:
+        raise ConfigError(
+            f"{root} and {other_root} differ in {', '.join(different)}, and a sample does not say which of them it "
+            "comes from.",
+            "Train on datasets with the same calibration, open all with the same depth_output_unit, or name one file "
+            "for all with path=.",
+        )
+    if first.poses or other.poses:
+        moving = ", ".join(sorted({*first.poses, *other.poses}))
+        raise ConfigError(
+            f"{root} and {other_root} have cameras that move ({moving}), whose poses are looked up by the frame's "
+            "index, and each dataset counts its frames from 0.",
+            "Merge them into one dataset (lerobot.datasets.dataset_tools.merge_datasets), or leave pose_key out.",
+        )
 
 
 def recorded_depth(meta: Any) -> dict[str, Camera]:
@@ -68,7 +105,18 @@ def image_stats(dataset: Any) -> dict[str, dict[str, tuple[float, ...]]]:
     """Statistics of the dataset's pictures, as the adapters' option of that name takes them.
 
     Only needed for a policy whose ``normalization_mapping["VISUAL"]`` is not IDENTITY.
+
+    Raises:
+        ConfigError: There are several datasets: which statistics the policy normalizes by is then not known.
     """
+    if not hasattr(dataset, "meta"):
+        dataset, *others = parts(dataset)
+        if others:
+            raise ConfigError(
+                "Several datasets have several statistics.",
+                "Give those that the policy's normalizer was built with, by camera: "
+                '{"observation.images.front": {"mean": (...), "std": (...)}}.',
+            )
     color = [key for key in dataset.meta.camera_keys if key not in dataset.meta.depth_keys]
     return {
         key: {

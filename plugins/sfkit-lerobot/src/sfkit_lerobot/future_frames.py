@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from sfkit.errors import ConfigError, ViewsError
 from sfkit.views.cameras import CameraRig
+from sfkit_lerobot.combined import locate, parts
 
 
 def future_key(key: str, steps: int) -> str:
@@ -30,16 +31,17 @@ class FutureFrames(Dataset[dict[str, Any]]):
     leave them as the camera saw them. Each of the steps reads one more frame.
 
     Args:
-        dataset: A ``LeRobotDataset``.
+        dataset: A ``LeRobotDataset``, or a ``Subset``, ``ConcatDataset`` or ``MultiLeRobotDataset`` of some.
         steps: How far ahead, such as ``(8,)``.
 
     Raises:
-        ConfigError: No step, or one that does not lie ahead.
+        ConfigError: No step, one that does not lie ahead, or a dataset that is not LeRobot's.
     """
 
     def __init__(self, dataset: Any, steps: Sequence[int]) -> None:
         if not steps or min(steps) < 1:
             raise ConfigError(f"steps is {tuple(steps)}; future frames are 1 step ahead or more.", "Give (8,), or so.")
+        parts(dataset)
         self.dataset = dataset
         self.steps = tuple(steps)
 
@@ -48,11 +50,15 @@ class FutureFrames(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = dict(self.dataset[index])
+        # A later frame of the same recording, whether or not a Subset holds it too.
+        source, at = locate(self.dataset, index)
         for steps in self.steps:
-            later = self.dataset[min(index + steps, len(self) - 1)]
+            later = source[min(at + steps, len(source) - 1)]
             ahead = int(later["frame_index"]) - int(sample["frame_index"])
             ended = int(later["episode_index"]) != int(sample["episode_index"]) or ahead != steps
-            for key in self.dataset.meta.camera_keys:
+            for key in source.meta.camera_keys:
+                if key not in sample:
+                    continue  # MultiLeRobotDataset leaves out what not all of its datasets have
                 sample[future_key(key, steps)] = later[key]
                 sample[_pad_key(key, steps)] = torch.tensor(ended)
         return sample

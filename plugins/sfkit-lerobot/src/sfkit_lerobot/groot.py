@@ -7,12 +7,11 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from pydantic import Field
-from torch import nn
 
 from sfkit.config import Options
 from sfkit.errors import AdapterError, ViewsError
 from sfkit.policies.base import ForwardCall
-from sfkit.registry.component import AnyOptions, Harmless
+from sfkit.registry.component import Harmless
 from sfkit.views.types import Views
 from sfkit_lerobot.base import LeRobotOptions
 from sfkit_lerobot.image_geometry import ImageGeometry
@@ -51,8 +50,7 @@ class GrootAdapter(ImageTokenAdapter):
     Options: ClassVar[type[Options]] = GrootOptions
     options: GrootOptions
 
-    def __init__(self, policy: nn.Module, options: AnyOptions = None) -> None:
-        super().__init__(policy, options)
+    def _read_policy(self) -> None:
         self._settings = _PictureSettings(self.policy.config)
         self._names = self.options.views or self._settings.order(self.policy.config.image_features)
         unknown = [name for name in self._names if name not in self.policy.config.image_features]

@@ -7,13 +7,13 @@ from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from sfkit.config import Options
 from sfkit.errors import AdapterError, ViewsError
 from sfkit.policies.base import TapPoint
-from sfkit.registry.component import AnyOptions, Harmless
+from sfkit.registry.component import Harmless
 from sfkit_lerobot.base import LeRobotOptions
 from sfkit_lerobot.image_geometry import ImageGeometry
 from sfkit_lerobot.image_tokens import ImageTokenAdapter, Prompt, every
@@ -45,8 +45,9 @@ class MolmoAct2Adapter(ImageTokenAdapter):
     Options: ClassVar[type[Options]] = MolmoAct2Options
     options: MolmoAct2Options
 
-    def __init__(self, policy: nn.Module, options: AnyOptions = None) -> None:
-        super().__init__(policy, options)
+    _pictures_are_checked = False
+
+    def _read_policy(self) -> None:
         # LeRobot's own LoRA (enable_lora_vlm) has put a model around the model.
         inner = "base_model.model." if hasattr(self.policy.model, "peft_config") else ""
         self.decoder_path = f"model.{inner}model.transformer"
@@ -57,7 +58,6 @@ class MolmoAct2Adapter(ImageTokenAdapter):
             raise AdapterError(
                 f"MolmoAct2 has no camera {', '.join(unknown)}.", f"Its cameras are {', '.join(config.image_features)}."
             )
-        self._pictures_are_checked = False
 
     # ---------------------------------------------------------------------------------------------------- taps
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from sfkit.errors import AdapterError
-from sfkit.registry.component import AnyOptions
 from sfkit_lerobot.letterbox import Letterbox, Size, pad_around
 from sfkit_lerobot.normalization import refuse_out_of_range
 from sfkit_lerobot.prefix import TokenLayout
@@ -22,10 +21,10 @@ class PI0Adapter(RotaryPrefixAdapter):
     decoder_path = "model.paligemma_with_expert.paligemma.model.language_model"
     connector_path = "model.paligemma_with_expert.paligemma.model.multi_modal_projector"
 
-    def __init__(self, policy: nn.Module, options: AnyOptions = None) -> None:
-        super().__init__(policy, options)
+    _range_is_checked = False
+
+    def _read_policy(self) -> None:
         self.layout(self._view_size())
-        self._range_is_checked = False
 
     def prepare(self, batch: Mapping[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
         if not self._range_is_checked:

@@ -15,6 +15,11 @@ _LONGEST = 10_000.0
 class RotaryPrefixAdapter(TowerPrefixAdapter):
     """A decoder whose blocks have ``self_attn`` with ``q_proj`` and ``k_proj``, and turn both by their position."""
 
+    def _touch(self) -> None:
+        super()._touch()
+        for block in range(1, self.num_layers + 1):
+            self.attention_heads(block)
+
     def attention_heads(self, block: int) -> tuple[int, int]:
         attention = self.decoder.layers[block - 1].self_attn
         return attention.q_proj.out_features // attention.head_dim, int(attention.head_dim)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from sfkit.errors import AdapterError
-from sfkit.registry.component import AnyOptions
 from sfkit_lerobot.letterbox import Letterbox, Size, pad_top_left, unchanged
 from sfkit_lerobot.prefix import TokenLayout
 from sfkit_lerobot.rotary import RotaryPrefixAdapter
@@ -24,8 +23,7 @@ class SmolVLAAdapter(RotaryPrefixAdapter):
     decoder_path = "model.vlm_with_expert.vlm.model.text_model"
     connector_path = "model.vlm_with_expert.vlm.model.connector"
 
-    def __init__(self, policy: nn.Module, options: AnyOptions = None) -> None:
-        super().__init__(policy, options)
+    def _read_policy(self) -> None:
         view = self._view_size()
         if view is not None:
             self.layout(view)

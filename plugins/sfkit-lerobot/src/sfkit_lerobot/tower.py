@@ -29,6 +29,11 @@ class TowerPrefixAdapter(PrefixAdapter):
     def vision_config(self) -> Any:
         """Of the tower, with ``hidden_size`` and ``patch_size``."""
 
+    def _touch(self) -> None:
+        super()._touch()
+        self.encoder_tap()
+        self.encoder_dim()
+
     def encoder_tap(self) -> TapPoint:
         return TapPoint(self.policy.get_submodule(self.connector_path), self.connector_path, all_calls=True)
 

@@ -70,7 +70,7 @@ def test_fault_01_taps_fire_once_and_their_paths_lead_to_them(kind, build, batch
     assert [tap.fired for tap in taps] == [1] * (4 + 1)
     for layer, (tap, point) in enumerate(zip(taps, points, strict=True)):
         assert policy.get_submodule(point.path) is point.module
-        assert tap.take().shape[-1] == adapter.dim(layer)
+        assert tap.take()[0].shape[-1] == adapter.dim(layer)
 
 
 def test_fault_35_layer_k_of_a_vlm_lies_above_k_blocks(kind, build, batch_of, adapter_of, tapped) -> None:
@@ -283,7 +283,7 @@ def test_a_wrapped_policy_saves_its_own_files_and_one_folder_more(kind, build, w
     assert loaded.state_dict().keys() == expected.keys()
     assert all(torch.equal(value, expected[key]) for key, value in loaded.state_dict().items())
     resumed = SpatialForcing.from_pretrained(loaded, tmp_path / "wrapped")
-    assert resumed.spatial_forcing.pairs[0].student_layer == 2
+    assert resumed.spatial_forcing.config.pairs[0].student_layer == 2
     assert resumed.spatial_forcing.adapter.name == kind
 
 

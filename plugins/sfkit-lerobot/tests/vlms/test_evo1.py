@@ -48,7 +48,7 @@ def test_fault_03_and_04_checkpointing_evo1_changes_no_gradient(reentrant, build
         torch.manual_seed(5)
         loss, _ = policy.forward(batch)
         loss.backward()
-        (tap,) = policy.spatial_forcing.taps.values()
+        (tap,) = policy.spatial_forcing.taps.at.values()
         assert (tap.fired, tap.armed) == (1, False)
         gradients.append({name: p.grad for name, p in policy.named_parameters() if p.grad is not None})
     plain, checkpointed = gradients

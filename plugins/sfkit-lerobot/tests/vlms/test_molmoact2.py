@@ -154,7 +154,7 @@ def test_fault_03_and_04_checkpointing_molmoact2_keeps_gradients(build, batch_of
         batch = batch_of(policy)
         torch.manual_seed(5)
         policy.forward(batch)[0].backward()
-        (tap,) = policy.spatial_forcing.taps.values()
+        (tap,) = policy.spatial_forcing.taps.at.values()
         assert (tap.fired, tap.armed) == (1, False)
         gradients.append({name: p.grad for name, p in policy.named_parameters() if p.grad is not None})
     plain, checkpointed = gradients
@@ -166,7 +166,7 @@ def test_fault_03_and_04_checkpointing_molmoact2_keeps_gradients(build, batch_of
 
 def test_fault_07_its_own_lora_is_reached(build, batch_of, wrap) -> None:
     policy = wrap(build("molmoact2", enable_lora_vlm=True, lora_rank=2), student_layer=2)
-    (tap,) = policy.spatial_forcing.taps.values()
+    (tap,) = policy.spatial_forcing.taps.at.values()
     assert policy.get_submodule(tap.path) is policy._backbone().transformer.blocks[2]
     loss, _ = policy.forward(batch_of(policy), reduction="none")
     assert loss.shape == (2,)
