@@ -77,6 +77,7 @@ class OptimizerWatch:
     """Shows, from the versions of two parameters ``(...)``, whether what moves the policy also moves the projector."""
 
     def __init__(self, policy: Tensor, projector: Tensor) -> None:
+        """Two parameters, ``(d, ...)`` each."""
         self.policy, self.projector = policy, projector
         self.versions = policy._version, projector._version
         self.steps = 0
