@@ -19,7 +19,7 @@ class Scaler(Protocol):
     """What multiplies a loop's loss, as torch's ``GradScaler``."""
 
     def scale(self, outputs: Tensor) -> Tensor:
-        """``outputs``, ``(...)``, times the factor."""
+        """``outputs``, ``()``, times the factor."""
 
 
 class LossScale:
