@@ -100,7 +100,7 @@ class Monitor(StepObserver):
             self._pending = {key: value.float().reshape(-1) for key, value in found.items()}
 
     def _first(self, key: str, now: Tensor) -> Tensor:
-        """The value of ``now``, ``(2, d)`` or ``(n,)``, as the run began; ``now`` itself if it was not known then."""
+        """The value of ``now``, ``(*)``, as the run began; ``now`` itself if it was not known then."""
         first = self._reference.get(key)
         if first is None or first.shape != now.shape or bool(first.isnan().any()):
             self._reference[key] = first = now

@@ -74,10 +74,10 @@ def find_trained_leaf(student: FeatureMap) -> Tensor | None:
 
 
 class OptimizerWatch:
-    """Shows, from the versions of two parameters ``(...)``, whether what moves the policy also moves the projector."""
+    """Shows, from the versions of two parameters ``(*)``, whether what moves the policy also moves the projector."""
 
     def __init__(self, policy: Tensor, projector: Tensor) -> None:
-        """Two parameters, ``(d, ...)`` each."""
+        """Start with one parameter of each, ``(*)``."""
         self.policy, self.projector = policy, projector
         self.versions = policy._version, projector._version
         self.steps = 0

@@ -45,7 +45,7 @@ class LossPath(Protocol):
 
         Args:
             output: What forward returned.
-            zero: From a tensor ``(...)`` to 0 times the projectors, of the same shape, dtype and device.
+            zero: From a tensor ``(*)`` to 0 times the projectors, of the same shape, dtype and device.
         """
 
 
@@ -103,7 +103,7 @@ class BackwardPath(ManualPath):
 
     def pending(self, device: torch.device) -> PendingLoss:
         scale = self.paths.scale
-        scale.check_forward(device)
+        scale.check_forward(device.type)
         return PendingLoss(gradient=lambda: scale.gradient(device))
 
 

@@ -19,7 +19,7 @@ class Scaler(Protocol):
     """What multiplies a loop's loss, as torch's ``GradScaler``."""
 
     def scale(self, outputs: Tensor) -> Tensor:
-        """``outputs``, ``()``, times the factor."""
+        """``outputs``, ``(*)``, times the factor."""
 
 
 class LossScale:
@@ -77,9 +77,9 @@ class LossScale:
             )
         return 1.0 / (self.accumulation * (self.processes or 1))
 
-    def check_forward(self, device: torch.device) -> None:
+    def check_forward(self, device: str) -> None:
         """Warn once where a forward runs in float16, which is trained with a GradScaler, and none is set."""
-        if self.scaler is None and _in_float16(device):
+        if self.scaler is None and _autocast_dtype(device) == torch.float16:
             self._warn(
                 "The alignment loss is injected through the outputs of a forward under float16 autocast, and no "
                 "GradScaler is set: if the loop scales its loss, alignment is far too weak. Set "
@@ -90,7 +90,7 @@ class LossScale:
         """Warn once where gradients are accumulated, and whether the loss is divided for that is not known.
 
         Args:
-            parameter: ``(...)``, one of the projector's: it has a gradient from an earlier backward pass, and no
+            parameter: ``(*)``, one of the projector's: it has a gradient from an earlier backward pass, and no
                 optimizer has moved it since, where gradients are accumulated.
         """
         if self.accumulation is not None or parameter is None:
@@ -114,7 +114,11 @@ def _world_size() -> int:
     return torch.distributed.get_world_size() if is_distributed() else 1
 
 
-def _in_float16(device: torch.device) -> bool:
-    """Whether autocast computes in float16; seen in a product, as its getters differ between releases of torch."""
-    one = torch.ones(1, 1, dtype=torch.float32, device=device)
-    return (one @ one).dtype == torch.float16
+def _autocast_dtype(device: str) -> torch.dtype | None:
+    """What autocast casts to on a type of device; None where it is off."""
+    if hasattr(torch, "get_autocast_dtype"):
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    # torch 2.2 and 2.3
+    if device == "cpu":
+        return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
+    return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
