@@ -1,4 +1,4 @@
-"""Run the benchmarks, tell what they found, and keep it."""
+"""Run the benchmarks, print their results, and save them."""
 
 from __future__ import annotations
 

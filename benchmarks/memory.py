@@ -111,7 +111,7 @@ def measure(subject: Subject, what: str) -> list[Row]:
 
 
 def _tapped_token_bytes(policy: Any, batch: int) -> int:
-    adapter, layer = policy.spatial_forcing.adapter, policy.spatial_forcing.pairs[0].student_layer
+    adapter, layer = policy.spatial_forcing.adapter, policy.spatial_forcing.pairs[0].site.student_layer
     width, height = policy.config.resize_imgs_with_padding
     rows, columns = adapter.layout((height, width)).grid
     floats: int = batch * len(policy.config.image_features) * rows * columns * adapter.dim(layer)

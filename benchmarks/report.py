@@ -1,4 +1,4 @@
-"""What a benchmark found, and how it is told: a table on the screen, JSON, and Markdown."""
+"""The result of a benchmark, and its output as a table in the terminal, JSON and Markdown."""
 
 from __future__ import annotations
 

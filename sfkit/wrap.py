@@ -30,7 +30,7 @@ from sfkit.training.plan import make_plan
 from sfkit.training.status import Status, describe
 from sfkit.training.step import Aligner, disable_compile
 from sfkit.transforms.base import Transform
-from sfkit.views.cameras import CameraRig
+from sfkit.views.cameras import CameraRig, require_rig
 
 logger = logging.getLogger("sfkit")
 
@@ -141,7 +141,7 @@ class SpatialForcing(Aligner):
         }  # fmt: skip
         plan = make_plan(bound, with_defaults(found, bound, given))
         if cameras is not None:
-            bound.cameras = cameras
+            bound.cameras = require_rig(cameras)
         handle = SpatialForcing(plan)
         handle.monitor = Monitor(handle.config.health, handle)
         handle.observers.append(handle.monitor)

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.print(f"{len(jobs)} runs to do, {len(options.seeds) * len(options.arms) - len(jobs)} done already")
     start = time.monotonic()
     try:
-        for count, result in enumerate(run_jobs(jobs, options.jobs, _teller(console)), start=1):
+        for count, result in enumerate(run_jobs(jobs, options.jobs, _progress_printer(console)), start=1):
             append_result(options.out, result, _settings(options, result.seed))
             minutes = (time.monotonic() - start) / 60
             console.print(
@@ -77,14 +77,14 @@ def _settings(options: argparse.Namespace, seed: int) -> Settings:
     return Settings(data=options.data, steps=options.steps, seed=seed)
 
 
-def _teller(console: Console) -> Callable[[Progress], None]:
-    """News in lines, as suits a log file: one in every hundred steps."""
+def _progress_printer(console: Console) -> Callable[[Progress], None]:
+    """Print one line for every hundred steps, as suits a log file."""
 
-    def tell(news: Progress) -> None:
-        if news.phase == "training" and news.step % 100 == 0:
-            console.print(f"  {news.arm}: step {news.step}, action loss {news.loss:.3f}")
+    def print_progress(progress: Progress) -> None:
+        if progress.phase == "training" and progress.step % 100 == 0:
+            console.print(f"  {progress.arm}: step {progress.step}, action loss {progress.loss:.3f}")
 
-    return tell
+    return print_progress
 
 
 if __name__ == "__main__":

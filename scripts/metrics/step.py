@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-#: Folders with one file for each method: a step runs through those that were chosen.
+#: Folders of components: a step runs through the files of those that were chosen.
 COMPONENTS = ("teachers", "policies", "objectives", "projectors", "transforms", "schedules", "presets")
 
 

@@ -81,6 +81,7 @@ class Objective(Configurable, ABC):
 
 def precise(x: Tensor) -> Tensor:
     """``(..., d)`` in float32; float64 stays float64."""
+    # float64 is kept for gradient checks; half precision would lose small differences between patches.
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -128,5 +129,6 @@ class _Cosine(torch.autograd.Function):
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean ``(b,)`` of ``(b, ...)`` values over the tokens where the mask is True; 0 where a sample has none."""
+    # By selection: a product with the mask would turn a masked NaN into a NaN of the sum.
     kept = values.masked_fill(~mask, 0.0).flatten(1).sum(1)
     return kept / mask.flatten(1).sum(1).clamp(min=1)

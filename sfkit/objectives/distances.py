@@ -35,9 +35,7 @@ class NormalizedOptions(Options):
     """Options of objectives that subtract features."""
 
     normalize: Literal["layer", "length", "none"] = Field(
-        default="layer",
-        description="Each token of both sides: to mean 0 and variance 1 over its channels (layer), to a root mean "
-        "square of 1 (length), or as it is (none).",
+        default="layer", description="Each token: mean 0, variance 1 (layer); root mean square 1 (length); or as it is."
     )
 
     def apply(self, x: Tensor) -> Tensor:
@@ -98,11 +96,7 @@ class AngularScaleOptions(Options):
     """Options of :class:`AngularScaleObjective`."""
 
     scale_weight: float = Field(default=0.1, ge=0, description="Weight of the scale term beside the angular one.")
-    relative: Harmless[bool] = Field(
-        default=True,
-        description="Divide the scale term by the mean square of the sample's valid features, so that it does not "
-        "depend on the teacher's units.",
-    )
+    relative: Harmless[bool] = Field(default=True, description="Divide the scale term by the target's mean square.")
 
 
 class AngularScaleObjective(Objective):
@@ -137,13 +131,11 @@ class AngularScaleObjective(Objective):
     def with_head(self, student: Tensor, teacher: Tensor, mask: Tensor, head: nn.Module | None) -> Tensor:
         """``(b, v, gh, gw, d)`` maps to ``(b,)``."""
         if head is None:
-            raise ConfigError(
-                f"Objective {self.name!r} was called without the head that it trains.",
-                "Let SpatialForcing.wrap build it, or call with_head(student, teacher, mask, objective.head(dim)).",
-            )
+            raise ConfigError(f"Objective {self.name!r} needs its head.", "Pass objective.head(dim) to with_head.")
         direction, target = unit(student), precise(teacher)
         angular = masked_mean(1.0 - (direction * unit(target)).sum(-1), mask)
         scale = masked_mean((head(direction) - target).square().mean(-1), mask)
         if self.options.relative:
+            # The clamp serves a target of zeros.
             scale = scale / masked_mean(target.square().mean(-1), mask).clamp(min=1e-6)
         return angular + self.options.scale_weight * scale

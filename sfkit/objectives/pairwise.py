@@ -26,10 +26,12 @@ def tokens_of_other_ranks(mine: Tensor | None) -> Tensor:
         ``(m, d)`` in the order of ranks; empty without ``torch.distributed``.
     """
     if mine is None:
+        # NCCL exchanges CUDA tensors alone, also empty ones.
         nccl = is_distributed() and dist.get_backend() == "nccl"
         mine = torch.zeros(0, 0, device=f"cuda:{torch.cuda.current_device()}" if nccl else "cpu")
     if not is_distributed():
         return mine.detach()[:0]
+    # Ranks hold different numbers of valid tokens, so they exchange shapes first.
     shapes = [(0, 0)] * dist.get_world_size()
     dist.all_gather_object(shapes, tuple(mine.shape))
     # all_gather needs equal shapes, so each rank pads to the largest.
@@ -39,6 +41,7 @@ def tokens_of_other_ranks(mine: Tensor | None) -> Tensor:
     everybody = [torch.empty_like(padded) for _ in shapes]
     if padded.numel():
         dist.all_gather(everybody, padded)
+    # The caller has its own tokens.
     del everybody[dist.get_rank()], shapes[dist.get_rank()]
     return torch.cat([padded[:0], *(tokens[:n] for tokens, (n, _) in zip(everybody, shapes, strict=True))])
 
@@ -56,9 +59,7 @@ class InfoNCEOptions(Options):
 
     temperature: float = Field(default=0.07, gt=0, description="Divides the cosine similarities.")
     negatives: Literal["view", "sample", "batch", "devices"] = Field(
-        default="sample",
-        description="Where the teacher's other patches come from: the same view, all views of the sample, the whole "
-        "batch, or the batches of all ranks.",
+        default="sample", description="The teacher's other patches: of the view, the sample, the batch or all ranks."
     )
 
 
@@ -92,13 +93,13 @@ class InfoNCEObjective(Objective):
         # Other ranks may have some.
         if count < 2 and not (negatives == "devices" and is_distributed()):
             raise ShapeError(
-                f"Objective {self.name!r} finds no negative: {count} token of {b} samples, {v} views and a grid of "
-                f"{gh} x {gw}, with negatives of the {negatives}.",
+                f"Objective {self.name!r} finds no negative in the {negatives}: b, v, gh, gw are {b, v, gh, gw}.",
                 'Choose negatives="batch" with several samples, or another objective.',
             )
         p, t = (unit(x).reshape(groups, count, -1) for x in (student, teacher))
         invalid = ~mask.reshape(groups, 1, count)
         similarity = _exclude(p @ t.transpose(1, 2) / self.options.temperature, invalid)
+        # Not the diagonal of the similarities: it is masked where the token is.
         own = (p * t).sum(-1) / self.options.temperature
         if negatives == "devices":
             others = tokens_of_other_ranks(t[~invalid.squeeze(1)])
@@ -161,6 +162,7 @@ class RelationalObjective(Objective):
             view = torch.arange(v, device=mask.device).repeat_interleave(patches)
             in_scope = view[:, None] != view
         pairs = valid[:, :, None] & valid[:, None] & in_scope.fill_diagonal_(False)
+        # The sign does not matter: both distances are even.
         difference = (p @ p.transpose(1, 2) - t @ t.transpose(1, 2)).abs()
         if self.options.margin:
             difference = (difference - self.options.margin).clamp(min=0)
@@ -172,9 +174,7 @@ class RelationalObjective(Objective):
 class AttentionOptions(Options):
     """Options of :class:`AttentionObjective`."""
 
-    heads: int | None = Field(
-        default=None, ge=1, description="The first so many heads of both sides; by default as many as both have."
-    )
+    heads: int | None = Field(default=None, ge=1, description="Number of heads, from the first; default: all of both.")
 
 
 class Heads(nn.Module):
@@ -230,8 +230,7 @@ class AttentionObjective(Objective):
         count = self.options.heads or most
         if count > most:
             raise ConfigError(
-                f"Objective {self.name!r} was asked for {count} heads; the student has {student[0]} and the teacher "
-                f"{teacher[0]}.",
+                f"Objective {self.name!r} has heads={count}; student and teacher have {student[0]} and {teacher[0]}.",
                 f"Give heads={most}, or leave it out.",
             )
         return Heads(student, teacher, count)
@@ -243,16 +242,11 @@ class AttentionObjective(Objective):
     def with_head(self, student: Tensor, teacher: Tensor, mask: Tensor, head: nn.Module | None) -> Tensor:
         """``(b, v, gh, gw, 2 * heads * channels)`` maps, of either side's width, to ``(b,)``."""
         if not isinstance(head, Heads):
-            raise ConfigError(
-                f"Objective {self.name!r} was called without knowing the heads.",
-                "Let SpatialForcing.wrap build it, or call with_head(..., objective.attention_head(student, teacher)).",
-            )
+            raise ConfigError(f"Objective {self.name!r} needs its head.", "Pass attention_head(...) to with_head.")
         b, v, gh, gw, _ = student.shape
         if gh * gw < 2:
-            raise ShapeError(
-                f"Objective {self.name!r} finds nothing to attend to in a grid of {gh} x {gw}.",
-                "Choose another objective.",
-            )
+            raise ShapeError(f"Objective {self.name!r} finds nothing to attend to in {gh} x {gw} tokens.")
+        # Keys are masked, queries are not: masked_mean drops the rows of masked queries.
         invalid = ~mask.reshape(b * v, 1, 1, gh * gw)
         sides = ((student, head.student), (teacher, head.teacher))
         logits = (head.logits(tokens.reshape(b * v, gh * gw, -1), shape) for tokens, shape in sides)

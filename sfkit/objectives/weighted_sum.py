@@ -18,9 +18,7 @@ from sfkit.objectives.base import Objective
 class Term(Options):
     """One summand; ``("cosine", 0.5)`` is short for ``{"objective": "cosine", "weight": 0.5}``."""
 
-    objective: Annotated[ComponentSpec, BeforeValidator(ComponentSpec.of)] = Field(
-        description="Name, or name with options."
-    )
+    objective: Annotated[ComponentSpec, BeforeValidator(ComponentSpec.of)] = Field(description="Name, or with options.")
     weight: float = Field(default=1.0, ge=0, description="Its factor.")
 
     @model_validator(mode="before")
@@ -72,6 +70,7 @@ class SumObjective(Objective):
                 )
 
     def head(self, dim: int) -> nn.Module | None:
+        # By number and not by name: two terms may be the same objective with other options.
         heads = {str(index): term.head(dim) for index, (_, term) in enumerate(self.terms)}
         trained = {index: head for index, head in heads.items() if head is not None}
         return nn.ModuleDict(trained) if trained else None
@@ -83,16 +82,10 @@ class SumObjective(Objective):
     def with_head(self, student: Tensor, teacher: Tensor, mask: Tensor, head: nn.Module | None) -> Tensor:
         """``(b, v, gh, gw, d)`` maps to ``(b,)``; ``head`` holds the terms' heads by their number."""
         if not self.terms:
-            raise ConfigError(
-                f"Objective {self.name!r} was called before its terms were built.",
-                "Let SpatialForcing.wrap build it, or call build_terms(build_objective).",
-            )
+            raise ConfigError(f"Objective {self.name!r} has no terms yet.", "Call build_terms(build_objective).")
         heads = dict(head.items()) if isinstance(head, nn.ModuleDict) else {}
-        losses = [
-            weight * term.with_head(student, teacher, mask, heads.get(str(index)))
-            for index, (weight, term) in enumerate(self.terms)
-        ]
-        return torch.stack(losses).sum(0)
+        losses = [term.with_head(student, teacher, mask, heads.get(str(i))) for i, (_, term) in enumerate(self.terms)]
+        return torch.stack([weight * loss for (weight, _), loss in zip(self.terms, losses, strict=True)]).sum(0)
 
     @property
     def has_collectives(self) -> bool:

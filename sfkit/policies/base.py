@@ -1,21 +1,24 @@
-"""The policy adapter interface."""
+"""The policy adapter interface, and the loss in what a policy returns."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from sfkit.config import Options
-from sfkit.errors import ConfigError
-from sfkit.policies.loss import find_loss, replace_loss
+from sfkit.errors import ConfigError, LossError
 from sfkit.registry.component import AnyOptions, Configurable
 from sfkit.views.cameras import CameraRig
 from sfkit.views.types import FeatureMap, Views
+
+#: Keys of a mapping under which a policy returns its loss.
+_LOSS_KEYS = ("loss", "action_loss")
 
 
 @dataclass(frozen=True)
@@ -60,13 +63,15 @@ class ForwardCall:
 
 
 class AdapterOptions(Options):
-    """Options of adapters that cut visual tokens out of a longer sequence (:func:`sfkit.policies.tokens.cut`)."""
+    """Options of adapters that cut visual tokens out of a longer sequence (:func:`sfkit.policies.tokens.cut`).
+
+    A ``token_shift`` aligns every patch with its neighbor's feature. It serves to reproduce the released recipe alone.
+    """
 
     token_shift: int = Field(
         default=0,
         ge=0,
-        description="Cut the visual tokens so many places too late, as the released OpenVLA recipe of Spatial Forcing "
-        "does (1): every patch is then aligned with its neighbor's feature. Only to reproduce it.",
+        description="Cut the visual tokens so many places too late, as released for OpenVLA (1).",
     )
 
 
@@ -247,3 +252,56 @@ class PolicyAdapter(Configurable, ABC):
                 and ``sf_effective_weight``, each ``()`` and detached. Empty when nothing was aligned.
         """
         return replace_loss(output, loss)
+
+
+def find_loss(output: object) -> Tensor | None:
+    """The loss in a tensor, a ``(loss, ...)`` tuple, a mapping or ``ModelOutput`` with a loss key; else None."""
+    if isinstance(output, Mapping):
+        return next((output[key] for key in _LOSS_KEYS if isinstance(output.get(key), Tensor)), None)
+    loss = output[0] if isinstance(output, (tuple, list)) and output else output
+    return loss if isinstance(loss, Tensor) else None
+
+
+def replace_loss(output: Any, loss: Tensor) -> Any:
+    """``output`` with its loss replaced by ``loss``, ``()`` or ``(b, ...)``.
+
+    Mappings change in place, as in their framework's own code.
+
+    Raises:
+        LossError: No loss is found in ``output``.
+    """
+    if isinstance(output, Tensor):
+        return loss
+    if isinstance(output, MutableMapping):
+        for key in _LOSS_KEYS:
+            if isinstance(output.get(key), Tensor):
+                output[key] = loss
+                return output
+    if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
+        return with_item(output, 0, loss)
+    raise LossError(f"No loss found in the {type(output).__name__} that forward returned.", "Write loss and with_loss.")
+
+
+def with_item(values: Sequence[object], index: int, value: object) -> object:
+    """A tuple, named tuple or list of the same type with one item replaced."""
+    items = [*values[:index], value, *values[index + 1 :]]
+    kind: Any = type(values)
+    return kind(*items) if hasattr(values, "_fields") else kind(items)
+
+
+def add_per_sample(loss: Tensor, extra: Tensor) -> Tensor:
+    """Add a per-sample term ``(b,)`` to a loss, whatever its reduction.
+
+    The mean of the result is the mean of ``loss`` plus the mean of ``extra``, for a scalar ``()``, per-sample ``(b,)``
+    and per-element ``(b, ...)`` loss alike.
+
+    Raises:
+        LossError: A non-scalar loss whose first axis is not the batch.
+    """
+    extra = extra.to(loss.device)
+    if loss.ndim == 0:
+        # float32 at least: in bfloat16 a small alignment loss would vanish beside the action loss.
+        return loss + extra.mean().to(torch.promote_types(loss.dtype, torch.float32))
+    if loss.shape[0] != extra.shape[0]:
+        raise LossError(f"A loss has shape {tuple(loss.shape)} for a batch of {extra.shape[0]}.", "Reduce it to (b,).")
+    return loss + extra.reshape(-1, *[1] * (loss.ndim - 1))

@@ -20,9 +20,7 @@ class Preset(Options):
     name: str = Field(description="The name that users write.")
     source: str = Field(description="Paper and repository.")
     arguments: dict[str, Any] = Field(description="Arguments of wrap.")
-    by_blocks: dict[int, dict[str, Any]] = Field(
-        default={}, description="Further arguments, by the number of the policy's decoder blocks."
-    )
+    by_blocks: dict[int, dict[str, Any]] = Field(default={}, description="More arguments, by number of decoder blocks.")
     teacher_hint: str = Field(default="", description="Which teacher to give, where the preset names none.")
     same_scale: tuple[str, ...] = Field(default=(), description="Teachers whose features are as large as its own's.")
     released: tuple[str, ...] = Field(default=(), description="What the released code does, and the preset too.")

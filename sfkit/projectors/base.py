@@ -19,7 +19,7 @@ class Projector(Configurable, nn.Module, ABC):
     generator of its own, and keeps its parameters in float32 when the policy is cast.
 
     Attributes:
-        shallow_first: Of the class: whether pairs that share it must come with ascending layers.
+        shallow_first: Class attribute: whether pairs that share it must come with ascending student layers.
     """
 
     shallow_first: ClassVar[bool] = False

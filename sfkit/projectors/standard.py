@@ -33,8 +33,7 @@ class IdentityProjector(Projector):
         super().__init__(student_dim, teacher_dim, options)
         if student_dim != teacher_dim:
             raise ConfigError(
-                f"Projector {self.name!r} changes no width, but the student has {student_dim} channels and the target "
-                f"{teacher_dim}.",
+                f"Projector {self.name!r}: the student has {student_dim} channels and the target {teacher_dim}.",
                 'Choose another projector, such as "linear", or the transform "pca" or "random-projection".',
             )
 
@@ -101,6 +100,7 @@ class MLPProjector(Projector):
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """``(b, v, gh, gw, student_dim)`` to ``(..., teacher_dim)``."""
+        # Each function ends on a matrix product, so that backward recomputes the norm or activation and no product.
         inner = recompute(lambda x: self.fc1(self.norm(x)), tokens)
         return recompute(lambda x: self.fc2(self.act(x)), inner)
 
@@ -203,6 +203,7 @@ def nested_widths(pairs: int, hidden: int, smallest: float = 0.2) -> tuple[int, 
     if pairs == 1:
         return (hidden,)
     shares = (smallest + (1 - smallest) * i / (pairs - 1) for i in range(pairs))
+    # int and not round: the released code rounds down.
     return tuple(max(1, int(share * hidden)) for share in shares)
 
 

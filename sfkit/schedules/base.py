@@ -77,10 +77,7 @@ class Product(tuple[Schedule, ...]):
         for schedule in self:
             factor = schedule.factor(step)
             if not (math.isfinite(factor) and factor >= 0):
-                raise ConfigError(
-                    f"Schedule {schedule.name!r} gave the factor {factor} at step {step}.",
-                    "Factors are finite and not negative.",
-                )
+                raise ConfigError(f"Schedule {schedule.name!r} gave the factor {factor} at step {step}.", "Give >= 0.")
             product *= factor
         return product
 
@@ -114,6 +111,7 @@ class Product(tuple[Schedule, ...]):
         """Restore what :meth:`state` returned; values of another schedule are ignored."""
         for index, schedule in enumerate(self):
             prefix = f"{index}.{schedule.name}."
+            # A run may resume with another schedule, whose state is then new.
             own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
             if own:
                 schedule.load_state(own)

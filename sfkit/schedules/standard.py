@@ -46,6 +46,7 @@ class DecaySchedule(Schedule):
 
     def factor(self, step: int) -> float:
         done = step - self.options.delay
+        # The exact last factor, without rounding: at 0 the teacher is freed.
         if done >= self.options.steps:
             return self.options.to
         return self.options.to + (1 - self.options.to) * self.shape(max(0, done) / self.options.steps)
@@ -89,6 +90,7 @@ class WarmUpSchedule(Schedule):
     options: WarmUpOptions
 
     def factor(self, step: int) -> float:
+        # Never 0, so that the checks of the first batch see an aligned step.
         return min(1.0, (step + 1) / (self.options.steps + 1))
 
 
@@ -171,6 +173,7 @@ class ConflictSchedule(Schedule):
         return not self._stopped and step % self.options.interval == 0
 
     def observe(self, step: int, cosine: float) -> None:
+        # The gradients could not be compared, for instance because one of them is 0.
         if math.isnan(cosine):
             return
         self._count += 1

@@ -76,6 +76,7 @@ class Teacher(Configurable, ABC):
     @property
     def noncommercial(self) -> bool:
         """Whether the license of the weights forbids commercial use."""
+        # SPDX identifiers such as CC-BY-NC-4.0, and plain words.
         return re.search(r"(?i)\bNC\b|non-?commercial", self.license) is not None
 
     @property
@@ -138,12 +139,7 @@ class Teacher(Configurable, ABC):
         )
 
     def encode_with_attention(
-        self,
-        model: nn.Module | None,
-        views: Views,
-        layers: Sequence[int],
-        blocks: Sequence[int],
-        grid: tuple[int, int],
+        self, model: nn.Module | None, views: Views, layers: Sequence[int], blocks: Sequence[int], grid: tuple[int, int]
     ) -> list[FeatureMap]:
         """As :meth:`encode`, together with the queries and keys of some blocks in the same forward.
 

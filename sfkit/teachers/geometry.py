@@ -14,7 +14,7 @@ from sfkit.config import Options
 from sfkit.errors import ConfigError, SfkitWarning, ViewsError
 from sfkit.registry.component import AnyOptions, Harmless
 from sfkit.teachers.base import Teacher
-from sfkit.teachers.surfaces import RunningMoments, assumed_intrinsics, blocks, neighbor_offsets, plane_normals, rotated
+from sfkit.teachers.surfaces import RunningMoments, assumed_intrinsics, neighbor_offsets, plane_normals, rotated
 from sfkit.views.geometry import to_world, unproject
 from sfkit.views.types import FeatureMap, Views
 
@@ -39,9 +39,7 @@ class GeometryOptions(Options):
     reach: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         default=(1,), min_length=1, description="Offsets go to the patches so many columns right, and rows below."
     )
-    position_mean: Harmless[bool] = Field(
-        default=False, description="Remove the mean of each patch position, so that a constant map earns nothing."
-    )
+    position_mean: Harmless[bool] = Field(default=False, description="Subtract the mean of each patch position.")
     calibration_steps: int = Field(default=32, ge=0, description="Training steps that gather statistics without fit.")
 
     @field_validator("features", "reach", mode="before")
@@ -68,7 +66,8 @@ class GeometryTeacher(Teacher):
 
     A patch is masked where any of them is undefined: depth is missing or out of range, a sub-cell is no plane, or no
     neighbor has depth. Statistics come from :meth:`fit`, or else from the first ``calibration_steps`` training steps
-    (summed over ranks), and then stay fixed.
+    (summed over ranks), and then stay fixed. With ``position_mean`` each patch position has its own mean, so that a map
+    that is the same for all images earns nothing.
     """
 
     name = "geometry"
@@ -89,6 +88,8 @@ class GeometryTeacher(Teacher):
             self.requires = self.requires | {"world_from_camera"}
         self._moments = RunningMoments()
         self._steps_left = self.options.calibration_steps
+        #: Views, grid, features and mask of the batch that ``observe`` has seen.
+        self._computed: tuple[Views, tuple[int, int], tuple[Tensor, Tensor]] | None = None
         #: Names of views, and their mean and deviation; computed again after each change of the moments.
         self._standard: tuple[tuple[str, ...], Tensor, Tensor] | None = None
         #: Cameras whose intrinsics were seen, or of which a warning was given.
@@ -110,21 +111,30 @@ class GeometryTeacher(Teacher):
         """
         self._moments, self._standard = RunningMoments(), None
         for views, grid in batches:
-            self._moments.update(self._for_statistics(views, grid))
+            self._moments.update(self._for_statistics(views.names, *self._features(views, grid)))
         if self._moments.empty:
             raise ViewsError("GeometryTeacher.fit was given no batch.")
         self._steps_left = 0
 
     def observe(self, batch: tuple[Views, tuple[int, int]] | None) -> None:
+        # At least one batch counts, also with calibration_steps=0: without statistics nothing can be standardized.
         if self._steps_left > 0 or self._moments.empty:
-            self._moments.update(None if batch is None else self._for_statistics(*batch))
+            if batch is None:
+                self._moments.update(None)
+            else:
+                features = self._features(*batch)
+                self._computed = (*batch, features)  # ``encode`` follows with the same batch
+                self._moments.update(self._for_statistics(batch[0].names, *features))
             self._steps_left -= 1
             self._standard = None
 
     def encode(
         self, model: nn.Module | None, views: Views, layers: Sequence[int], grid: tuple[int, int]
     ) -> list[FeatureMap]:
-        values, mask = self._features(views, grid)
+        (seen, its_grid, features), self._computed = self._computed or (None, None, None), None
+        if features is None or seen is not views or its_grid != grid:
+            features = self._features(views, grid)
+        values, mask = features
         mean, std = self._statistics(views.names, values.device)
         standard = torch.where(mask.unsqueeze(-1), (values - mean) / std, 0.0)
         return [FeatureMap(standard, mask) for _ in layers]
@@ -137,15 +147,14 @@ class GeometryTeacher(Teacher):
         self._moments.load_state({key: value for key, value in state.items() if key != "steps_left"})
         self._standard = None
 
-    def _for_statistics(self, views: Views, grid: tuple[int, int]) -> dict[str, tuple[Tensor, Tensor]]:
+    def _for_statistics(self, names: Sequence[str], values: Tensor, mask: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Values and mask of each view with ``position_mean``, otherwise of all views together.
 
         By name and not by index: a policy may list present cameras first, and so in another order in each batch.
         """
-        values, mask = self._features(views, grid)
         if not self.options.position_mean:
             return {"all": (values.flatten(0, 3), mask.flatten())}
-        return {name: (values[:, i], mask[:, i]) for i, name in enumerate(views.names)}
+        return {name: (values[:, i], mask[:, i]) for i, name in enumerate(names)}
 
     def _statistics(self, names: tuple[str, ...], device: torch.device) -> tuple[Tensor, Tensor]:
         """``(d,)`` or ``(v, gh, gw, d)`` mean, and ``(d,)`` deviation."""
@@ -162,11 +171,10 @@ class GeometryTeacher(Teacher):
     def _features(self, views: Views, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Raw features ``(b, v, gh, gw, d)`` and mask ``(b, v, gh, gw)``."""
         options, intrinsics = self.options, self._intrinsics(views)
-        rows, columns = (side * options.cells for side in grid)
-        if views.size[0] % rows or views.size[1] % columns:
+        (h, w), (rows, columns) = views.images.shape[-2:], (grid[0] * options.cells, grid[1] * options.cells)
+        if h % rows or w % columns:
             raise ConfigError(
-                f"geometry: a view of {views.size[0]}x{views.size[1]} pixels does not divide into {grid[0]}x{grid[1]} "
-                f"tokens of {options.cells}x{options.cells} sub-cells.",
+                f"geometry: a view of {h} x {w} pixels does not divide into {rows} x {columns} sub-cells.",
                 "Choose `cells` so that each sub-cell is a whole number of pixels.",
             )
         points, valid = self._points(views, intrinsics)
@@ -182,10 +190,9 @@ class GeometryTeacher(Teacher):
             else:
                 if max(options.reach) >= min(grid):
                     raise ConfigError(
-                        f"geometry: no patch of a grid of {grid[0]}x{grid[1]} has another one {max(options.reach)} "
-                        "away in both directions.",
-                        "Choose a smaller `reach`.",
+                        f"geometry: a grid of {grid} has no patches {max(options.reach)} away.", "Lower `reach`."
                     )
+                # Offsets are between patches, whatever the number of sub-cells.
                 middle = _gather_cells(fine, options.cells).reshape(*mask.shape, -1, 3).mean(-2)
                 offsets = [neighbor_offsets(middle, mask, reach) for reach in options.reach]
                 parts += [values for values, _ in offsets]
@@ -200,6 +207,7 @@ class GeometryTeacher(Teacher):
         if views.intrinsics is None:
             self._warn_of_assumed(views.names)
             return assumed
+        # Cameras of unknown calibration have NaN.
         unknown = ~views.intrinsics.isfinite().flatten(2).all(-1)
         if not self._checked.issuperset(views.names):
             # Waits for the device, until each camera has been present once.
@@ -237,10 +245,7 @@ class GeometryTeacher(Teacher):
         """``(b, v, rows, columns, 3)`` normals of the sub-cells, and ``(b, v, rows, columns)`` bool: where defined."""
         tall, wide = views.size[0] // cells[0], views.size[1] // cells[1]
         if min(tall, wide) < 2:
-            raise ConfigError(
-                f"geometry: sub-cells of {tall}x{wide} pixels are too small for a normal.",
-                "Choose fewer `cells`: a plane needs two pixels in each direction, and more where depth is noisy.",
-            )
+            raise ConfigError(f"geometry: sub-cells of {tall}x{wide} pixels are too small for normals.", "Lower cells.")
         depth, limits = _require(views.depth, "depth"), (self.options.min_valid, self.options.flatness)
         normals, known = plane_normals(depth, valid, intrinsics, cells, min_valid=limits[0], flatness=limits[1])
         if self.options.frame == "world":
@@ -262,19 +267,24 @@ def _require(value: Tensor | None, what: str) -> Tensor:
     return value.float()
 
 
+def _blocks(x: Tensor, tall: int, wide: int) -> Tensor:
+    """``(b, v, rows * tall, columns * wide, ...)`` to ``(b, v, rows, tall, columns, wide, ...)``."""
+    return x.reshape(*x.shape[:2], x.shape[2] // tall, tall, x.shape[3] // wide, wide, *x.shape[4:])
+
+
 def _pool(points: Tensor, valid: Tensor, cells: tuple[int, int], min_valid: float) -> tuple[Tensor, Tensor]:
     """Mean of the valid points ``(b, v, h, w, 3)`` of each sub-cell, and which sub-cells have enough of them."""
     tall, wide = points.shape[2] // cells[0], points.shape[3] // cells[1]
-    kept = blocks(torch.where(valid.unsqueeze(-1), points, 0.0), tall, wide).sum((3, 5))
-    count = blocks(valid, tall, wide).sum((3, 5))
+    kept = _blocks(torch.where(valid.unsqueeze(-1), points, 0.0), tall, wide).sum((3, 5))
+    count = _blocks(valid, tall, wide).sum((3, 5))
     return kept / count.clamp(min=1).unsqueeze(-1), count / (tall * wide) >= min_valid
 
 
 def _gather_cells(features: Tensor, cells: int) -> Tensor:
     """``(b, v, rows * cells, columns * cells, d)`` to ``(b, v, rows, columns, cells * cells * d)``."""
-    return blocks(features, cells, cells).permute(0, 1, 2, 4, 3, 5, 6).flatten(4)
+    return _blocks(features, cells, cells).permute(0, 1, 2, 4, 3, 5, 6).flatten(4)
 
 
 def _all_cells(valid: Tensor, cells: int) -> Tensor:
     """``(b, v, rows * cells, columns * cells)`` bool to ``(b, v, rows, columns)``: all sub-cells are valid."""
-    return blocks(valid, cells, cells).all(5).all(3)
+    return _blocks(valid, cells, cells).all(5).all(3)

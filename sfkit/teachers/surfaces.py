@@ -21,11 +21,6 @@ _THIN = 1e-3
 Sums: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 
-def blocks(x: Tensor, tall: int, wide: int) -> Tensor:
-    """``(b, v, rows * tall, columns * wide, ...)`` to ``(b, v, rows, tall, columns, wide, ...)``."""
-    return x.reshape(*x.shape[:2], x.shape[2] // tall, tall, x.shape[3] // wide, wide, *x.shape[4:])
-
-
 def plane_normals(
     depth: Tensor, valid: Tensor, intrinsics: Tensor, cells: tuple[int, int], *, min_valid: float, flatness: float
 ) -> tuple[Tensor, Tensor]:
@@ -49,8 +44,9 @@ def plane_normals(
     """
     rows, columns = cells
     tall, wide = depth.shape[2] // rows, depth.shape[3] // columns
-    kept = blocks(valid, tall, wide).float()
-    inverse = blocks(torch.where(valid, 1 / torch.where(valid, depth.float(), 1.0), 0.0), tall, wide)
+    shape = (*depth.shape[:2], rows, tall, columns, wide)
+    kept = valid.reshape(shape).float()
+    inverse = torch.where(valid, 1 / torch.where(valid, depth.float(), 1.0), 0.0).reshape(shape)
     # Pixels from the middle of the cell: small numbers, so that float32 is enough.
     down = (torch.arange(tall, device=depth.device) - (tall - 1) / 2).view(tall, 1, 1)
     right = (torch.arange(wide, device=depth.device) - (wide - 1) / 2).view(1, 1, wide)
@@ -61,7 +57,7 @@ def plane_normals(
         """Over the valid pixels of a cell, ``(b, v, rows, tall, columns, wide)`` to ``(b, v, rows, 1, columns, 1)``."""
         return (values * kept).sum((3, 5), keepdim=True) / count
 
-    middle = mean(inverse), mean(down.expand_as(kept)), mean(right.expand_as(kept))
+    middle = mean(inverse), mean(down.expand(shape)), mean(right.expand(shape))
     q, y, x = inverse - middle[0], down - middle[1], right - middle[2]
     xx, yy, xy, xq, yq, qq = (mean(one) for one in (x * x, y * y, x * y, x * q, y * q, q * q))
     determinant = xx * yy - xy * xy
@@ -127,6 +123,7 @@ def neighbor_offsets(points: Tensor, valid: Tensor, reach: int) -> tuple[Tensor,
 
 def _along(points: Tensor, valid: Tensor, axis: int, reach: int) -> tuple[Tensor, Tensor]:
     """Offsets ``(b, v, gh, gw, 3)`` along one axis, and ``(b, v, gh, gw)`` bool: where they are defined."""
+    # Number of patches along the axis that have a neighbor.
     rest = points.shape[axis] - reach
     step = points.narrow(axis, reach, rest) - points.narrow(axis, 0, rest)
     both = valid.narrow(axis, reach, rest) & valid.narrow(axis, 0, rest)
@@ -212,6 +209,7 @@ class RunningMoments:
             spread = spread.to(total) + _pooled(square - 2 * mean * total + count * mean.square())
             seen = seen.to(total) + _pooled(count)
         std = (spread / seen.clamp(min=1)).clamp(min=0).sqrt()
+        # Below it a channel is constant up to rounding, and division would only amplify noise.
         floor = 1e-6 * self._overall().abs().clamp(min=1)
         return torch.where(std < floor, torch.ones_like(std), std).float()
 
@@ -248,16 +246,14 @@ def _added(name: str, old: Sums | None, new: Sums) -> Sums:
     if old is None:
         return new
     if old[1].shape != new[1].shape:
-        raise ShapeError(
-            f"Target statistics of {name} are for (rows, columns, channels) {tuple(old[1].shape)}, "
-            f"this batch has {tuple(new[1].shape)}."
-        )
+        raise ShapeError(f"Target statistics of {name} have shape {tuple(old[1].shape)}, not {tuple(new[1].shape)}.")
     count, total, square = (a.to(b.device) + b for a, b in zip(old, new, strict=True))
     return count, total, square
 
 
 def _sums(values: Tensor, mask: Tensor) -> Sums:
     """Over the batch of ``(b, *positions, d)`` values where the ``(b, *positions)`` mask is True."""
+    # Sums of squares over many steps need float64, which MPS does not have.
     dtype = torch.float32 if values.device.type == "mps" else torch.float64
     kept = torch.where(mask.unsqueeze(-1), values, 0.0).to(dtype)
     return mask.unsqueeze(-1).to(dtype).sum(0), kept.sum(0), kept.square().sum(0)

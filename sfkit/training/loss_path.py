@@ -12,8 +12,7 @@ from torch import Tensor
 
 from sfkit.config import AttachLoss
 from sfkit.errors import ConfigError, LossError
-from sfkit.policies.base import PolicyAdapter
-from sfkit.policies.loss import add_per_sample
+from sfkit.policies.base import PolicyAdapter, add_per_sample
 from sfkit.training.loss_scale import LossScale
 from sfkit.training.pending_loss import PendingLoss, inject, pending_losses
 from sfkit.utils.runtime import trains_in_backward

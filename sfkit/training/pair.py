@@ -17,7 +17,7 @@ from sfkit.projectors.base import Projector
 from sfkit.training.taps import Residual, TapSite
 from sfkit.training.teacher_runner import TeacherRunner
 from sfkit.transforms.base import Transform
-from sfkit.utils.recompute import recompute_scope, recomputed, run_recomputed, version_of
+from sfkit.utils.recompute import recompute_scope, recomputed, run_recomputed
 from sfkit.views.resample import resample
 from sfkit.views.types import FeatureMap
 
@@ -93,6 +93,8 @@ class AlignmentPair(nn.Module):
         super().__init__()
         self.transforms: Any = nn.ModuleList(transforms)
         self.objective = objective
+        #: Whether queries and keys are compared, and no features.
+        self.reads_attention = objective.reads == "attention"
         self.site, self.teacher_layer = site, teacher_layer
         self.runner: Any = runner
         self.weight, self.future = weight, future
@@ -117,11 +119,6 @@ class AlignmentPair(nn.Module):
         """Channels of the target."""
         dim: int = self.transforms[-1].out_dim if self.transforms else self.runner.teacher.dim(self.teacher_layer)
         return dim
-
-    @property
-    def reads_attention(self) -> bool:
-        """Whether queries and keys are compared, and no features."""
-        return self.objective.reads == "attention"
 
     def config(self, own: Sequence[str] = ()) -> dict[str, Any]:
         """The fields of its :class:`~sfkit.config.PairConfig`.
@@ -185,9 +182,9 @@ class AlignmentPair(nn.Module):
             )
         with torch.autocast(student.values.device.type, enabled=False):
             # Features that stay as they are need no copy: masked tokens are left out below.
-            unchanged = not self.transforms and teacher.grid == student.grid
+            unchanged = not self.transforms and teacher.values.shape[2:4] == student.values.shape[2:4]
             target = teacher if unchanged else self.target(teacher, student.mask)
-            self._check_widths(student, target)
+            self._check_widths(student.values.shape[-1], target.values.shape[-1])
             mask, source = student.mask & target.mask, target.values.detach()
             del target
             loss, cosine, projected, goal = self._compare(student.values, source, mask)
@@ -226,12 +223,12 @@ class AlignmentPair(nn.Module):
             )
         return features
 
-    def _check_widths(self, student: FeatureMap, target: FeatureMap) -> None:
+    def _check_widths(self, student: int, target: int) -> None:
         (projector,) = self._projector
-        if projector is not None and (student.dim, target.dim) != (projector.student_dim, projector.teacher_dim):
+        if projector is not None and (student, target) != (projector.student_dim, projector.teacher_dim):
             raise ShapeError(
                 f"The projector maps {projector.student_dim} to {projector.teacher_dim} channels, "
-                f"but the student has {student.dim} and the target {target.dim}."
+                f"but the student has {student} and the target {target}."
             )
 
     def _compare(self, values: Tensor, source: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -241,10 +238,10 @@ class AlignmentPair(nn.Module):
 
         def compare(tokens: Tensor, goal: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             """Tokens and target, ``(b, v, gh, gw, d)`` each."""
-            versions = version_of(tokens), version_of(goal)
+            versions = [it.is_inference() or it._version for it in (tokens, goal)]
             projected = self.project(tokens, mask)
             loss, cosine = self._objective(projected, goal, mask)
-            if (version_of(tokens), version_of(goal)) != versions:
+            if versions != [it.is_inference() or it._version for it in (tokens, goal)]:
                 spec = self.projector_spec
                 raise GradientError(
                     f"Projector {spec and spec.name!r} or objective {self.objective.name!r} changed its input in "

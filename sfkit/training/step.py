@@ -66,6 +66,7 @@ class Aligner(nn.Module):
         self._last: dict[str, Tensor] = {}
         self._warned: set[str] = set()
         self._released = False
+        self._first_run = True
 
     # ---------------------------------------------------------------------------------------------------- the step
 
@@ -87,13 +88,13 @@ class Aligner(nn.Module):
 
         It is a module's forward, because FSDP2 gathers the projectors as it begins.
         """
-        watching = () if is_recompute_forward() else self.weighting.plan.observers
+        watching = self.weighting.plan.observers if self._first_run else ()
         with torch.no_grad():
             views = self.adapter.views(call)
         students = {site: site.tokens(self.adapter, tensors, views) for site, tensors in captured.items()}
         for observer in watching:
             observer.captured(views, students)
-        features = encode(self.pairs, self.adapter, call, views, students)
+        features = encode(self.pairs, self.adapter, call, views, students, observe=self._first_run)
         keep_maps = any(observer.reads_gradients for observer in watching)
         results = [
             pair(students[pair.site], target, keep_maps) for pair, target in zip(self.pairs, features, strict=True)
@@ -104,7 +105,8 @@ class Aligner(nn.Module):
 
     def _begin(self) -> StepPlan:
         """Plan this step; where backward recomputes a forward, its plan is that of the first run."""
-        if not is_recompute_forward():
+        self._first_run = not is_recompute_forward()
+        if self._first_run:
             self.loss_paths.start_step()
             if self.enabled or is_distributed():
                 self.weighting.begin(self.step, self._device(), self.observers)
@@ -141,7 +143,7 @@ class Aligner(nn.Module):
         factor = beside(weight, result.loss) if balanced else plan.factor * self.weighting.weight
         figures = {key: value for key, value in self._last.items() if key != "sf_valid_token_fraction"}
         output, total = path.attach(output, factor * share * result.loss, {**figures, **plan.logs})
-        if total is not None and not is_recompute_forward():
+        if total is not None and self._first_run:
             for observer in plan.observers:
                 observer.attached(total)
         return output
@@ -205,9 +207,8 @@ class Aligner(nn.Module):
     def _count_step(self) -> bool:
         """Count a training forward, unless it is recomputed."""
         # Also where nothing is aligned: all ranks, and the steps of a schedule, stay together.
-        fresh = not is_recompute_forward()
-        self.steps += fresh
-        return fresh
+        self.steps += self._first_run
+        return self._first_run
 
     def _log(self, plan: StepPlan, loss: Tensor | None, result: Alignment, weight: Tensor) -> None:
         """Keep the figures of a step: the action loss, ``()`` or ``(b, ...)``, and the weight ``()``."""

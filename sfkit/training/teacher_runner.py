@@ -15,7 +15,7 @@ from sfkit.errors import ViewsError, log_info
 from sfkit.policies.base import ForwardCall, PolicyAdapter
 from sfkit.teachers.base import Teacher, explain_out_of_memory
 from sfkit.training.taps import TapSite
-from sfkit.utils.runtime import is_recompute_forward, own_rng
+from sfkit.utils.runtime import own_rng
 from sfkit.views.types import FeatureMap, Views
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ def encode(
     call: ForwardCall,
     views: Views,
     students: Mapping[TapSite, FeatureMap],
+    *,
+    observe: bool = True,
 ) -> list[FeatureMap]:
     """The teacher's features for each pair; each teacher runs once for each frame that its pairs request.
 
@@ -37,6 +39,7 @@ def encode(
         call: Of the policy.
         views: What the student saw.
         students: Visual tokens; a teacher is given the grid of its first pair.
+        observe: Whether teachers gather statistics; not where backward recomputes a forward.
     """
     found: dict[tuple[TeacherRunner, int, bool, int], FeatureMap] = {}
     explain = functools.partial(adapter.explain_missing, call=call)
@@ -46,7 +49,8 @@ def encode(
         blocks = sorted({pair.teacher_layer for pair in mine if pair.reads_attention})
         with torch.no_grad():
             seen = adapter.future_views(call, future) if future else views
-        maps = runner.features(seen, layers, students[mine[0].site].grid, explain, blocks)
+        _, _, *grid, _ = students[mine[0].site].values.shape
+        maps = runner.features(seen, layers, (grid[0], grid[1]), explain, blocks, observe=observe)
         names = [*((False, layer) for layer in layers), *((True, block) for block in blocks)]
         found.update({(runner, future, *name): one for name, one in zip(names, maps, strict=True)})
     return [found[pair.runner, pair.future, pair.reads_attention, pair.teacher_layer] for pair in pairs]
@@ -84,6 +88,8 @@ class TeacherRunner:
         grid: tuple[int, int],
         explain: Callable[[str], str] = lambda field: "",
         blocks: Sequence[int] = (),
+        *,
+        observe: bool = True,
     ) -> list[FeatureMap]:
         """Features of all views, masked where a view is absent.
 
@@ -93,6 +99,7 @@ class TeacherRunner:
             grid: The student's grid.
             explain: From a missing field of ``views`` to why it is missing.
             blocks: Blocks whose queries and keys are requested; their maps come after those of the layers.
+            observe: Whether the teacher gathers statistics.
 
         Raises:
             ViewsError: ``views`` lack a field that the teacher requires.
@@ -108,7 +115,8 @@ class TeacherRunner:
             )
         device = views.images.device
         self.num_forwards += 1
-        views = replace(views, images=views.images.float())
+        if views.images.dtype != torch.float32:
+            views = replace(views, images=views.images.float())
         doing = f"running teacher {self.teacher.name!r} on {tuple(views.images.shape)}"
         with (
             own_rng(device),
@@ -117,7 +125,7 @@ class TeacherRunner:
         ):
             model = self._load(views, layers or blocks)
             # Outside inference mode: statistics are communicated and kept, which inference tensors do not support.
-            if not is_recompute_forward():
+            if observe:
                 self.teacher.observe((views, grid))
             with torch.inference_mode():
 

@@ -38,10 +38,7 @@ class _Reduction(Transform):
     def __init__(self, dim: int, options: AnyOptions = None) -> None:
         super().__init__(dim, options)
         if self.out_dim > dim:
-            raise ConfigError(
-                f"Transform {self.name!r} was asked for {self.out_dim} channels, the features have {dim}.",
-                f"Give 1 to {dim}.",
-            )
+            raise ConfigError(f"Transform {self.name!r} has dim={self.out_dim}, the features have {dim}.", "Lower dim.")
 
     @property
     def out_dim(self) -> int:
@@ -68,6 +65,7 @@ class RandomProjection(_Reduction):
 
     def __init__(self, dim: int, options: AnyOptions = None) -> None:
         super().__init__(dim, options)
+        # A generator of its own: the matrix depends on the seed alone, and the global random state stays.
         generator = torch.Generator().manual_seed(self.options.seed)
         self.register_buffer("matrix", torch.randn(self.out_dim, dim, generator=generator) / self.out_dim**0.5)
 
@@ -79,11 +77,7 @@ class RandomProjection(_Reduction):
 class PCAOptions(DimOptions):
     """Options of :class:`PCATransform`."""
 
-    file: Reaching[str | None] = Field(
-        default=None,
-        description="Safetensors file with mean (d) and components (k, d), as PCATransform.save writes it; without "
-        "one, they are fitted on the first batch with valid tokens and saved with the projector.",
-    )
+    file: Reaching[str | None] = Field(default=None, description="By PCATransform.save; default: fit the first batch.")
 
 
 class PCATransform(_Reduction):
@@ -129,8 +123,7 @@ class PCATransform(_Reduction):
             self._read(Path(self.options.file))
         elif is_distributed() and dist.get_world_size() > 1:
             raise ConfigError(
-                f"Transform {self.name!r} would fit other components on each rank.",
-                "Fit them in one process (PCATransform.fit and save), and give the option file.",
+                f"Transform {self.name!r} would differ between ranks.", "Fit and save it in one process, and give file."
             )
         elif bool(features.mask.any()):
             self.fit(features)
@@ -142,6 +135,7 @@ class PCATransform(_Reduction):
         Raises:
             ConfigError: There are not more tokens than components.
         """
+        # In float64 on the host, so that the components do not depend on the device.
         tokens = torch.cat([m.values[m.mask].double().cpu() for m in maps])
         if len(tokens) <= self.out_dim:
             raise ConfigError(
@@ -150,6 +144,7 @@ class PCATransform(_Reduction):
             )
         mean = tokens.mean(0)
         centered = tokens - mean
+        # eigh sorts eigenvalues in ascending order.
         _, vectors = torch.linalg.eigh(centered.t() @ centered)
         leading = vectors.flip(1)[:, : self.out_dim].t()
         largest = leading.gather(1, leading.abs().argmax(1, keepdim=True))

@@ -45,15 +45,13 @@ class SpatialNorm(Transform):
     def forward(self, features: FeatureMap, wanted: Tensor) -> FeatureMap:
         """``(b, v, gh, gw, d)`` to the same shape."""
         if math.prod(features.grid) < 2:
-            raise ShapeError(
-                f"Transform {self.name!r} standardizes over the patches of a view, and there is one.",
-                "Leave it out, or choose a policy and a teacher with a grid.",
-            )
+            raise ShapeError(f"Transform {self.name!r} needs several patches in a view, there is one.", "Leave it out.")
         clean = features.sanitized()
         values, mask = clean.values.float(), clean.mask.unsqueeze(-1)
         count = mask.sum((2, 3), keepdim=True)
         mean = values.sum((2, 3), keepdim=True) / count.clamp(min=1)
         centered = torch.where(mask, values - mean, 0.0)
+        # A masked token is 0 after centering, so it adds nothing to the sum.
         deviation = (centered.square().sum((2, 3), keepdim=True) / (count - 1).clamp(min=1)).sqrt()
         normalized = (values - self.options.gamma * mean) / (deviation + self.options.eps)
         return FeatureMap(normalized, clean.mask).sanitized()
@@ -88,9 +86,7 @@ class PositionCodeOptions(Options):
     ratio: float = Field(default=0.1, ge=0, description="Size of the code; see scale.")
     scale: Literal["relative", "absolute"] = Field(
         default="relative",
-        description="relative: the code's norm is ratio times the mean norm of the sample's valid features, so it has "
-        "the same share whatever the teacher. absolute: its amplitude is ratio (norm: ratio * sqrt(d / 2)), as "
-        "released, which fits only teachers whose features have VGGT's norm.",
+        description="ratio: of the norms (relative), or the amplitude, as released (absolute).",
     )
 
 
@@ -118,6 +114,10 @@ def position_code(rows: int, columns: int, dim: int) -> Tensor:
 class PositionCode(Transform):
     """``t + ratio * code(row, column)``, the same in every view.
 
+    With ``scale="relative"`` the code's norm is ``ratio`` times the mean norm of the sample's valid features, so it has
+    the same share for any teacher. With ``"absolute"`` its amplitude is ``ratio`` (its norm ``ratio sqrt(d / 2)``), as
+    released, which fits only teachers whose features have VGGT's norm.
+
     Source: the repository OpenHelix-Team/Spatial-Forcing (there ratio 0.1, ``absolute``, before resampling); the code
     itself is :func:`position_code`.
 
@@ -132,16 +132,14 @@ class PositionCode(Transform):
     def __init__(self, dim: int, options: AnyOptions = None) -> None:
         super().__init__(dim, options)
         if dim % 4:
-            raise ConfigError(
-                f"Transform {self.name!r} needs a multiple of 4 channels, the features have {dim}.",
-                'Bring them to such a number first, with "pca" or "random-projection", or leave the code out.',
-            )
+            raise ConfigError(f"Transform {self.name!r} needs a multiple of 4 channels, not {dim}.", "Put pca first.")
         self._code = torch.empty(0, 0, 0)
 
     def forward(self, features: FeatureMap, wanted: Tensor) -> FeatureMap:
         """``(b, v, gh, gw, d)`` to the same shape."""
         clean = features.sanitized()
         values = clean.values.float()
+        # The grid is the same in almost every step.
         if self._code.shape[:2] != clean.grid or self._code.device != values.device:
             self._code = position_code(*clean.grid, self.dim).to(values.device)
         code = self.options.ratio * self._code
@@ -156,21 +154,19 @@ class ResampleOptions(Options):
     """Options of :class:`ResampleTransform`."""
 
     align_corners: Harmless[bool] = Field(
-        default=False,
-        description="Put the corner patches' centers on each other, without antialiasing, as the released Spatial "
-        "Forcing code does: up to 0.28 of a student patch of shift at the borders.",
+        default=False, description="Align the centers of the corner patches, without antialiasing, as released."
     )
     scale_factor: Harmless[bool] = Field(
         default=False,
-        description="Compute the size from one ratio and round it down, as the released Spatial Forcing code does: "
-        "some grids come out one too small, and are refused.",
+        description="Size from one ratio, rounded down, as released; refuses grids that come out small.",
     )
 
 
 class ResampleTransform(Transform):
     """To the student's grid, bilinear, without masked tokens; see :func:`sfkit.views.resample.resample`.
 
-    With ``align_corners``, too, a target is valid if valid tokens carry at least half of its weight.
+    With ``align_corners`` the centers of the corner patches coincide, which shifts the borders by up to 0.28 of a
+    student patch. A target is valid if valid tokens carry at least half of its weight, as without.
 
     With ``scale_factor`` the size is ``int(side * r)``, ``r = 1 / sqrt(teacher tokens / student tokens)``: 37 patches
     cannot be brought to 6, 12, 13, 15, 24, 26, 30 or 33 in this way, nor a grid to one of another aspect.
@@ -190,12 +186,12 @@ class ResampleTransform(Transform):
         """``(b, v, *, *, d)`` to ``(b, v, gh, gw, d)``, the grid of ``wanted``."""
         own, grid = features.grid, (wanted.shape[2], wanted.shape[3])
         if self.options.scale_factor:
+            # Square root and int as released: this is the quirk that the option reproduces.
             ratio = 1 / math.sqrt((own[0] * own[1]) / (grid[0] * grid[1]))
             reached = (int(own[0] * ratio), int(own[1] * ratio))
             if reached != grid:
                 raise ShapeError(
-                    f"With scale_factor a teacher's grid of {own[0]} x {own[1]} becomes {reached[0]} x {reached[1]}, "
-                    f"and the student has {grid[0]} x {grid[1]}.",
+                    f"With scale_factor the teacher's grid {own} becomes {reached}, and the student has {grid}.",
                     "The released code stops here too. Leave scale_factor out: the target then has the student's grid.",
                 )
         resampled = _corners_aligned(features, grid) if self.options.align_corners else resample(features, grid)
@@ -205,6 +201,7 @@ class ResampleTransform(Transform):
 def _corners_aligned(features: FeatureMap, grid: tuple[int, int]) -> FeatureMap:
     clean = features.sanitized()
     b, v, gh, gw, d = clean.values.shape
+    # The mask is resampled as one more channel, with the weights of the features.
     weight = clean.mask.unsqueeze(-1).float()
     stacked = torch.cat([clean.values.float(), weight], -1).permute(0, 1, 4, 2, 3).reshape(b * v, d + 1, gh, gw)
     stacked = F.interpolate(stacked, size=grid, mode="bilinear", align_corners=True)

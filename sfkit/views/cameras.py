@@ -30,20 +30,13 @@ class Camera(Options):
 
     width: int = Field(ge=1, description="Width of the dataset's image in pixels.")
     height: int = Field(ge=1, description="Height of the dataset's image in pixels.")
-    intrinsics: tuple[Row3, Row3, Row3] | None = Field(
-        default=None, description="3x3 matrix K in pixels of that image; None where it is unknown."
-    )
+    intrinsics: tuple[Row3, Row3, Row3] | None = Field(default=None, description="3x3 matrix K in pixels, if known.")
     depth_key: str | None = Field(default=None, description="Batch key of the depth map (same field of view).")
-    depth_unit: Literal["m", "mm"] | None = Field(
-        default=None, description="Unit of the depth map as it arrives in the batch; never guessed."
-    )
+    depth_unit: Literal["m", "mm"] | None = Field(default=None, description="Unit of the depth map in the batch.")
     depth_range: tuple[float, float] | None = Field(
-        default=None,
-        description="Ends of the recorded range in meters, where it was clipped: depth at or beyond an end is unknown.",
+        default=None, description="Ends of a clipped range in meters: depth at or beyond an end is unknown."
     )
-    world_from_camera: tuple[Row4, Row4, Row4, Row4] | None = Field(
-        default=None, description="4x4 pose of a camera that does not move, meters."
-    )
+    world_from_camera: tuple[Row4, Row4, Row4, Row4] | None = Field(default=None, description="Fixed 4x4 pose, meters.")
     pose_key: str | None = Field(default=None, description="Dataset column with 4x4 poses of a camera that moves.")
 
     @field_validator("depth_range")

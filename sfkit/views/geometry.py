@@ -48,7 +48,7 @@ def warp_intrinsics(intrinsics: Tensor, source_to_view: Tensor) -> Tensor:
 
 
 def warp_nearest(image: Tensor, source_to_view: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bring a image into the view without mixing values (depth must not be averaged across edges).
+    """Bring an image into the view without mixing values (depth must not be averaged across edges).
 
     Args:
         image: ``(b, hs, ws)``.
@@ -58,6 +58,7 @@ def warp_nearest(image: Tensor, source_to_view: Tensor, size: tuple[int, int]) -
     Returns:
         ``(b, h, w)``; 0 where the view looks beyond the image (letterbox).
     """
+    # Hashable, for the cache.
     matrix = tuple(source_to_view.flatten().tolist())
     index, inside = _lookup(matrix, (image.shape[-2], image.shape[-1]), size, image.device)
     warped = image.flatten(1)[:, index].reshape(-1, *size)
@@ -70,6 +71,7 @@ def _lookup(
 ) -> tuple[Tensor, Tensor]:
     """For each view pixel the flat index of its source pixel, and whether it has one. The same at every step."""
     (h, w), (hs, ws) = size, source
+    # float64: a rounded coordinate at the border of two pixels would pick the wrong one.
     inverse = torch.linalg.inv(torch.tensor(matrix, dtype=torch.float64).reshape(3, 3))
     rows, columns = torch.meshgrid(torch.arange(h).double(), torch.arange(w).double(), indexing="ij")
     x = inverse[0, 0] * columns + inverse[0, 1] * rows + inverse[0, 2]
@@ -114,7 +116,7 @@ Size = tuple[int, int]
 
 
 class Placement(Protocol):
-    """Where the pixels of a image are in the view. Sizes are height and width."""
+    """Where the pixels of an image are in the view. Sizes are height and width."""
 
     @property
     def source(self) -> Size:
@@ -135,7 +137,7 @@ class Placement(Protocol):
 
 @dataclass(frozen=True)
 class Letterbox:
-    """Where the pixels of a image are in the view. Sizes are height and width.
+    """Where the pixels of an image are in the view. Sizes are height and width.
 
     Attributes:
         source: Size of the image in the batch.
@@ -169,7 +171,7 @@ def unchanged(size: Size) -> Letterbox:
 
 
 def fitted(source: Size, view: Size) -> Size:
-    """Size of a image within a view, rounded as the ``resize_with_pad`` functions of LeRobot 0.6.1 and openpi round.
+    """Size of an image within a view, rounded as the ``resize_with_pad`` functions of LeRobot 0.6.1 and openpi round.
 
     The quotient of floats is part of the contract: another order of operations is a pixel off for some sizes.
     """
@@ -218,27 +220,22 @@ def view_geometry(
         return ViewGeometry()
     calibrated = {key: box for key, box in boxes.items() if box is not None and key in rig.cameras}
     b, (h, w) = like.shape[0], like.shape[-2:]
-    depth = {
-        key: found for key, box in calibrated.items() if (found := _depth(rig, batch, key, box, frame)) is not None
-    }
-    intrinsics = {
-        key: on_device(warp_intrinsics(rig.intrinsics(key, box.source), box.matrix), like.device).expand(b, 3, 3)
-        for key, box in calibrated.items()
-    }
     index = batch.get("index")
     index = on_device(index.reshape(-1), like.device) if isinstance(index, Tensor) else None
-    poses = {key: on_device(found, like.device) for key in calibrated if (found := rig.pose(key, index, b)) is not None}
-    eye = torch.eye(3, device=like.device).expand(b, 3, 3)
+    depth = {key: _depth(rig, batch, key, box, frame) for key, box in calibrated.items()}
+    intrinsics = {key: warp_intrinsics(rig.intrinsics(key, box.source), box.matrix) for key, box in calibrated.items()}
+    poses = {key: rig.pose(key, index, b) for key in calibrated}
     return ViewGeometry(
         _stack(boxes, depth, like.new_zeros(b, h, w, dtype=torch.float32)),
-        _stack(boxes, intrinsics, eye),
+        _stack(boxes, intrinsics, torch.eye(3, device=like.device).expand(b, 3, 3)),
         _stack(boxes, poses, like.new_full((b, 4, 4), torch.nan, dtype=torch.float32)),
     )
 
 
-def _stack(boxes: Iterable[str], found: Mapping[str, Tensor], otherwise: Tensor) -> Tensor | None:
-    """``(b, v, ...)`` from ``(b, ...)`` for each camera; None where no camera has one."""
-    return torch.stack([found.get(key, otherwise) for key in boxes], 1) if found else None
+def _stack(boxes: Iterable[str], values: Mapping[str, Tensor | None], otherwise: Tensor) -> Tensor | None:
+    """``(b, v, ...)`` from the values of cameras and, without one, ``otherwise`` ``(b, ...)``; None if none has one."""
+    known = {key: on_device(value, otherwise.device) for key, value in values.items() if value is not None}
+    return torch.stack([known.get(key, otherwise).expand_as(otherwise) for key in boxes], 1) if known else None
 
 
 def _depth(rig: CameraRig, batch: Mapping[str, Any], key: str, box: Placement, frame: int) -> Tensor | None:
@@ -282,7 +279,4 @@ def depth_map(value: Tensor, key: str, frame: int = -1) -> Tensor:
     if value.ndim == 3:
         # Sensors give uint16, for which torch has almost no operation.
         return value.float()
-    raise ViewsError(
-        f"{key} has shape {tuple(value.shape)}, which is no depth map.",
-        "Expected (b, h, w), (b, 1, h, w) or (b, time, 1, h, w).",
-    )
+    raise ViewsError(f"{key} has shape {tuple(value.shape)}, expected (b, h, w), (b, 1, h, w) or (b, time, 1, h, w).")

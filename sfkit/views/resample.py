@@ -40,6 +40,7 @@ def resample(features: FeatureMap, grid: tuple[int, int]) -> FeatureMap:
     values = clean.values.float().permute(0, 1, 4, 2, 3).reshape(b * v, d, gh, gw)
     weight = clean.mask.float().reshape(b * v, 1, gh, gw)
     values, coverage = _interpolate(values, grid), _interpolate(weight, grid)
+    # The clamp avoids 0 / 0 in cells that the mask below drops.
     values = values / coverage.clamp(min=1e-6)
     values = values.reshape(b, v, d, *grid).permute(0, 1, 3, 4, 2)
     mask = (coverage >= _MIN_COVERAGE).reshape(b, v, *grid)

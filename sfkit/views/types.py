@@ -56,14 +56,8 @@ class Views:
         _expect("Views.valid", self.valid, (b, v, h, w), torch.bool)
         if len(self.names) != v:
             raise ShapeError(f"Views.names has {len(self.names)} entries for {v} views.")
-        shapes = {
-            "depth": (h, w),
-            "intrinsics": (3, 3),
-            "world_from_camera": (4, 4),
-            "source_to_view": (3, 3),
-            "time": (),
-        }
-        for name, shape in shapes.items():
+        matrices = {"intrinsics": (3, 3), "world_from_camera": (4, 4), "source_to_view": (3, 3)}
+        for name, shape in {"depth": (h, w), "time": (), **matrices}.items():
             if getattr(self, name) is not None:
                 _expect(f"Views.{name}", getattr(self, name), (b, v, *shape))
         if self.keys is not None and len(self.keys) != b:
@@ -83,13 +77,11 @@ class Views:
         """Some samples (``(n,)`` long) and some views of every field."""
         columns = torch.as_tensor(list(views), device=self.images.device)
 
-        def pick(value: Tensor | None) -> Tensor | None:
-            """``(b, v, ...)`` to ``(n, len(views), ...)``."""
-            return None if value is None else value.index_select(0, samples).index_select(1, columns)
-
-        tensors = {f.name: pick(getattr(self, f.name)) for f in fields(self) if f.name not in ("names", "keys")}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        selected = {name: x.index_select(0, samples).index_select(1, columns) for name, x in tensors.items()}
         keys = None if self.keys is None else tuple(self.keys[i] for i in samples.tolist())
-        return replace(self, names=tuple(self.names[i] for i in views), keys=keys, **tensors)  # type: ignore[arg-type]
+        return replace(self, names=tuple(self.names[i] for i in views), keys=keys, **selected)
 
     def token_mask(self, grid: tuple[int, int]) -> Tensor:
         """``(b, v, gh, gw)`` bool: a token is valid when all of its pixels are.

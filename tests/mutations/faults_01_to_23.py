@@ -17,10 +17,10 @@ _BLOCK = replace_argument("TapPoint", 0, "self.policy.blocks[0]", mentions="inpu
 _OUTPUT = replace_call(
     "register_forward_pre_hook", "_self.register_forward_hook(lambda *given: self.capture(given[0], given[2:], {}))"
 )
-_OWN_TOKEN = "test_fault_16_and_20_a_patch_moves_its_own_token_and_its_own_feature[standin-pi0]"
-_OPENVLA_SUM = "test_fault_03_04_13_the_loss_of_the_script_trains_the_explicit_sum"
+_OWN_TOKEN = "test_fault_16_20_a_patch_moves_its_own_token_and_feature[standin-pi0]"
+_OPENVLA_SUM = "test_fault_03_04_13_the_scripts_loss_trains_the_explicit_sum"
 _OPENVLA_TOKEN = "test_fault_16_20_25_every_patch_moves_its_own_token"
-_RELEASED = "test_fault_16_18_target_loss_and_gradients_are_those_of_the_released_code[own]"
+_RELEASED = "test_fault_16_18_target_loss_gradients_equal_released_code[own]"
 _RESAMPLED = "test_fault_17_and_18_cell_centers_stay_where_they_are"
 _UNKNOWN_TO_DDP = replace_call(
     "add_module",
@@ -35,16 +35,16 @@ LOW = (
            ends_in="TapError"),
     Mutant(1, "LeRobotAdapter.tap",
            replace_argument("TapPoint", 0, "self.decoder.layers[0]", mentions="input_layernorm"),
-           "test_fault_01_and_02_taps_fire_once_where_hooks_on_blocks_or_policy_are_silent[smolvla-forward]"),
+           "test_fault_01_and_02_taps_fire_once_in_each_forward[smolvla-forward]"),
     Mutant(1, "OpenPIAdapter.tap", replace_call("get_submodule", "_self.get_submodule(_DECODER).layers[0]"),
-           "test_fault_01_taps_fire_once_where_hooks_on_blocks_are_silent[standin-pi0]"),
-    Mutant(1, "Candidate.settle", fix_condition(True, "count", within="append"),
+           "test_fault_01_taps_fire_once_where_block_hooks_are_silent[standin-pi0]"),
+    Mutant(1, "Candidate.choose_taps", fix_condition(True, "count", within="append"),
            "test_fault_01_what_never_fires_is_shown", ends_in=("KeyError", "AttributeError")),
     # 2: the trainer calls forward, past the call
     Mutant(2, "_make_forced_class", replace_constant("forward", "__call__"),
            "test_fault_02_calling_forward_directly_aligns_as_well",
-           "test_fault_02_alignment_runs_whether_forward_is_called_directly_or_not[smolvla-forward]",
-           "test_fault_02_the_trainer_calls_forward_and_alignment_runs_in_every_step", ends_in="KeyError",
+           "test_fault_02_alignment_runs_by_call_and_by_forward[smolvla-forward]",
+           "test_fault_02_alignment_runs_in_every_trainer_step", ends_in="KeyError",
            says="_loss"),
     # 3, 4: activation checkpoints
     Mutant(3, "SelfCheck.first_batch", replace_return("False"),
@@ -55,37 +55,37 @@ LOW = (
     Mutant(4, "Aligner.wrapped_forward", drop_call("disarm"),
            "test_fault_04_activation_checkpointing_changes_no_gradient",
            "test_fault_04_checkpointing_pi0_changes_no_gradient[pi0]",
-           "test_fault_04_the_policy_checkpoints_twice_and_nothing_is_caught_twice[standin-pi0]",
+           "test_fault_04_nested_checkpoints_are_captured_once[standin-pi0]",
            f"{_OPENVLA_SUM}[openvla-checkpointed]"),
     Mutant(4, "Tap.capture", fix_condition(True, "hidden"), "test_fault_04_the_first_firing_is_kept"),
     Mutant(4, "is_recompute_forward", replace_return("False"),
            "test_fault_04_a_policy_that_is_checkpointed_as_a_whole"),
     # 5: the tapped output is changed in place afterwards
     Mutant(5, "Tap.__init__", _OUTPUT, "test_fault_05_35_layer_k_is_the_stream_after_k_blocks",
-           "test_fault_05_every_tap_is_the_hidden_state_that_it_is_named_after[smolvla]"),
+           "test_fault_05_every_tap_is_the_hidden_state_of_its_name[smolvla]"),
     # 6, 7, 8: nothing of the policy, or of the projector, is trained
     Mutant(6, "find_trained_leaf", fix_condition(True, "ne"),
            "test_fault_06_a_frozen_backbone_is_an_error_although_the_tap_requires_grad",
-           "test_fault_06_the_default_frozen_backbone_of_smolvla_is_an_error"),
-    Mutant(6, "sfkit_tools.inspection._trained", replace_call("find_trained_leaf", "_0"),
+           "test_fault_06_smolvlas_frozen_backbone_is_an_error"),
+    Mutant(6, "sfkit_tools.capture.trains_policy", replace_call("find_trained_leaf", "_0"),
            "test_fault_06_a_frozen_backbone_is_shown"),
     Mutant(7, "SelfCheck.first_batch", replace_return("False"),
            "test_fault_07_lora_that_misses_the_visual_path_is_an_error",
-           "test_fault_07_lerobots_own_lora_targets_reach_the_action_expert_only"),
+           "test_fault_07_lerobots_lora_targets_are_an_error"),
     Mutant(7, "SfPolicy.wrap_with_peft", drop_call("require"),
-           "test_fault_07_targets_in_the_action_expert_alone_are_refused_with_the_right_ones"),
+           "test_fault_07_expert_only_targets_are_refused"),
     Mutant(8, "SelfCheck.before", fix_condition(False, "requires_grad"),
            "test_fault_08_a_projector_frozen_after_the_wrap_is_an_error",
            "test_fault_08_lora_after_the_wrap_is_found_out",
-           "test_fault_08_lora_after_wrap_freezes_the_projector_and_says_so"),
+           "test_fault_08_lora_after_wrap_is_an_error"),
     Mutant(8, "SfPolicy.get_optim_params", replace_call("with_projector", "_0"),
-           "test_fault_08_the_projector_is_trained_and_kept_beside_the_adapter", ends_in="GradientError"),
+           "test_fault_08_the_projector_is_trained_and_saved", ends_in="GradientError"),
     # 9, 10: the optimizer does not know the projector
     Mutant(9, "OptimizerWatch.projector_moved", replace_return("None", mentions="steps"),
            "test_fault_09_an_optimizer_built_before_wrap_is_found_out"),
     Mutant(10, "OptimizerWatch.projector_moved", replace_return("None", mentions="steps"),
            "test_fault_10_parameter_groups_without_the_projector_are_found_out",
-           "test_fault_10_diffusions_optimizer_without_the_projector_is_an_error"),
+           "test_fault_10_diffusion_without_projector_is_an_error"),
     Mutant(10, "SfPolicy.get_optim_params",
            replace_return("[one for name, one in self.named_parameters() if 'spatial_forcing' not in name]"),
            "test_fault_10_the_projector_is_in_the_optimizer_and_moves", ends_in="GradientError"),
@@ -101,7 +101,7 @@ LOW = (
            f"{_OPENVLA_SUM}[oft-l1-plain]"),
     Mutant(13, "Joiner.__init__", drop_raise("ConfigError"),
            "test_fault_13_a_loss_that_nobody_reads_is_no_place_to_join",
-           "test_fault_13_the_loss_that_oft_does_not_read_cannot_be_asked_for"),
+           "test_fault_13_the_loss_that_oft_does_not_read_is_refused"),
     Mutant(13, "Joiner.begin", drop_raise("LossError"),
            "test_fault_13_add_that_is_never_called_is_noticed_at_the_second_step"),
     # 14, 15: the loop scales, divides or sums its loss
@@ -112,7 +112,7 @@ LOW = (
     Mutant(14, "StepScale.look_at_backward", drop_call("_warn"),
            "test_fault_14_accumulation_that_was_not_told_is_warned_of_once"),
     Mutant(15, "warn_if_sum_reduction", drop_call("register_hook"), "test_fault_15_a_sum_is_told",
-           "test_fault_15_a_sum_over_elements_is_told"),
+           "test_fault_15_a_sum_over_elements_is_reported"),
     # 16: a token span that is off by one
     Mutant(16, "AdapterOptions", replace_constant(0, 1, within=("token_shift", "default")),
            "test_fault_16_a_token_shift_cuts_one_place_too_late"),
@@ -124,21 +124,21 @@ LOW = (
     Mutant(16, "OpenPIAdapter.visual_tokens", replace_constant(0, 1, within="cut"), _OWN_TOKEN,
            ends_in="CorrespondenceError"),
     Mutant(16, "OpenVLAAdapter.visual_tokens", replace_constant(1, 2, within="cut"),
-           f"{_OPENVLA_TOKEN}[oft-l1-2-False]", "test_fault_16_the_proprio_token_is_in_the_span_only_with_the_shift[0]",
+           f"{_OPENVLA_TOKEN}[oft-l1-2-False]", "test_fault_16_only_the_shift_includes_the_proprio_token[0]",
            ends_in="CorrespondenceError"),
     # 17, 18: resampling by a ratio, or with aligned corners
     Mutant(17, "ResampleOptions", replace_constant(False, True, within=("scale_factor", "default")),
-           "test_fault_17_every_grid_is_reached_unless_the_released_size_is_asked_for", ends_in="ShapeError"),
+           "test_fault_17_scale_factor_alone_misses_some_grids", ends_in="ShapeError"),
     Mutant(18, "resample._interpolate", replace_constant(False, True, within="align_corners"), _RESAMPLED),
     Mutant(18, "_corners_aligned", replace_constant(True, False, within="align_corners"), _RELEASED),
     # 19: a grid that is not square
     Mutant(19, "place", fix_condition(True, "stretch"), "test_fault_19_a_view_that_is_not_square_keeps_its_aspect",
            "test_fault_19_a_wide_view_reaches_the_students_own_grid",
            "test_fault_19_a_wide_view_keeps_its_rows_and_columns",
-           "test_fault_19_images_that_are_not_square_give_grids_that_are_not_square[dinov2]",
-           "test_fault_19_a_teacher_grid_that_is_not_square_meets_a_square_student"),
+           "test_fault_19_oblong_images_give_oblong_grids[dinov2]",
+           "test_fault_19_an_oblong_teacher_grid_fits_a_square_student"),
     Mutant(19, "official_placement", replace_return("Placement(_.canvas, _.canvas)"),
-           "test_fault_19_what_the_official_image_geometry_crops_of_a_square_is_masked_and_the_rest_in_its_place"),
+           "test_fault_19_official_crops_are_masked_the_rest_in_place"),
     # 20: rows and columns are exchanged
     Mutant(20, "_gather_cells", replace_call("permute", "_self.permute(0, 1, 4, 2, 3, 5, 6)"),
            "test_fault_20_tiny_corresponds[geometry]", ends_in="CorrespondenceError"),
@@ -148,7 +148,7 @@ LOW = (
     Mutant(20, "sfkit_tools._with_grid", replace_argument("_hit", 2, "(_[2], _[3], _[0], _[1])"),
            "test_fault_16_20_tokens_are_those_that_move_with_the_images"),
     Mutant(20, "ImageTokenAdapter.visual_tokens", replace_argument("FeatureMap", 0, "_.transpose(2, 3)"),
-           "test_fault_20_and_25_a_patch_moves_its_own_token_and_its_own_feature[groot-None]",
+           "test_fault_20_and_25_a_patch_moves_its_token_and_feature[groot-None]",
            ends_in="CorrespondenceError"),
     Mutant(20, "OpenPIAdapter.visual_tokens", replace_argument("FeatureMap", 0, "_.transpose(2, 3)"), _OWN_TOKEN,
            ends_in="CorrespondenceError"),
@@ -157,7 +157,7 @@ LOW = (
     Mutant(20, "scaled_positions", replace_argument("interpolate", "scale_factor", "_[::-1]"),
            "test_fault_20_learned_positions_keep_rows_and_columns_apart"),
     Mutant(20, "PairBackbone._table", replace_call("grid_positions", "_.flip(1)"),
-           "test_fault_20_tokens_turn_by_row_and_column_and_not_the_other_way"),
+           "test_fault_20_tokens_rotate_by_row_then_column"),
     Mutant(20, "backbone.Backbone._patches", replace_return("tokens[:, : rows * columns]"),
            "test_fault_20_a_changed_patch_moves_its_own_feature_most[square-vit]"),
     Mutant(20, "PatchConv.forward", replace_call("flatten", "_self.mT.flatten(2)"),
@@ -177,7 +177,7 @@ LOW = (
            "test_fault_23_a_blank_camera_never_touches_real_ones"),
     Mutant(23, "Evo1Adapter._boxes",
            replace_return("{camera: _[camera] for camera in self.policy.config.image_features}"),
-           "test_fault_23_and_25_a_missing_camera_comes_behind_the_others_and_is_masked"),
+           "test_fault_23_and_25_a_missing_camera_is_last_and_masked"),
     Mutant(23, "OpenPIAdapter._present", replace_call("get", "_1"),
-           "test_fault_23_an_absent_camera_touches_neither_loss_nor_gradient"),
+           "test_fault_23_an_absent_camera_changes_no_loss_or_gradient"),
 )

@@ -78,7 +78,7 @@ def test_spatial_forcing_for_pi0(tiny: Make) -> None:
     assert not found.adapter.options, "no token shift"
 
 
-def test_fault_16_spatial_forcing_for_openvla_is_that_and_the_token_shift(tiny: Make) -> None:
+def test_fault_16_the_openvla_preset_shifts_tokens(tiny: Make) -> None:
     found = config(wrap(tiny, "spatial-forcing-openvla", 32, teacher=Stand()))
     other = config(wrap(tiny, "spatial-forcing-pi0", 18, teacher=Stand()))
     assert found.pairs[0].student_layer == 24
@@ -253,14 +253,12 @@ def test_what_does_not_fit_is_said(tiny: Make, preset: str, blocks: int, argumen
         wrap(tiny, preset, blocks, **arguments)
 
 
-def test_an_unknown_preset_is_told_from_those_there_are(tiny: Make) -> None:
+def test_an_unknown_preset_lists_the_known_ones(tiny: Make) -> None:
     with pytest.raises(UnknownNameError, match=r"Unknown preset 'rockt'.*Did you mean 'rocket'"):
         wrap(tiny, "rockt")
 
 
-def test_fault_33_another_teacher_under_an_absolute_code_is_warned_of(
-    tiny: Make, recwarn: pytest.WarningsRecorder
-) -> None:
+def test_fault_33_an_absolute_code_warns_of_another_teacher(tiny: Make, recwarn: pytest.WarningsRecorder) -> None:
     with pytest.warns(
         SfkitWarning, match=r"has the size that suits 'vggt'; beside 'patch' it may be all of the target"
     ):
@@ -304,7 +302,7 @@ def run(*arguments: str) -> int:
     return int(ended.value.code or 0)
 
 
-def test_presets_are_listed_and_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_presets_are_listed_and_described(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("presets") == 0
     told = capsys.readouterr().out
     assert all(name in told for name in NAMES)

@@ -34,7 +34,7 @@ SPECS = st.one_of(
 
 
 @given(SPECS, st.integers(0, 2000))
-def test_factors_are_finite_and_not_negative_and_zero_once_it_is_over(spec: Any, step: int) -> None:
+def test_factors_are_finite_and_0_once_the_schedule_is_over(spec: Any, step: int) -> None:
     schedule = build_schedule(spec)
     factor = schedule.factor(step)
     assert math.isfinite(factor)
@@ -62,9 +62,7 @@ def test_specs_build_the_same_again(specs: list[Any]) -> None:
 
 
 @given(st.sampled_from(["linear", "cosine"]), whole, st.integers(0, 300), st.floats(0, 1))
-def test_decays_begin_at_one_end_at_the_last_factor_and_never_rise(
-    kind: str, steps: int, delay: int, to: float
-) -> None:
+def test_decays_fall_from_one_to_the_last_factor(kind: str, steps: int, delay: int, to: float) -> None:
     schedule = build_schedule((kind, {"steps": steps, "delay": delay, "to": to}))
     found = [schedule.factor(step) for step in range(delay + steps + 3)]
     assert found[: delay + 1] == [1.0] * (delay + 1)

@@ -9,7 +9,7 @@ from sfkit.errors import TeacherMemoryError
 from sfkit.teachers.base import Memory, explain_out_of_memory, is_out_of_memory
 
 
-def test_an_estimate_is_said_in_units_that_can_be_read() -> None:
+def test_an_estimate_is_shown_in_readable_units() -> None:
     assert str(Memory(5 * 2**20, 3 * 2**30)) == "5.0 MiB of weights and about 3.00 GiB while it runs"
 
 

@@ -158,7 +158,7 @@ def test_fit_takes_statistics_from_given_views() -> None:
         GeometryTeacher().fit([])
 
 
-def test_fault_25_position_means_belong_to_the_camera_and_not_to_its_place() -> None:
+def test_fault_25_position_means_follow_the_camera_name() -> None:
     teacher = GeometryTeacher({"position_mean": True})
     teacher.fit([(scene(seed=seed), GRID) for seed in range(3)])
     views = scene(seed=9)
@@ -191,7 +191,7 @@ def test_fault_20_the_cell_that_moves_is_the_patch_that_moved() -> None:
 
 
 def test_what_does_not_fit_is_explained() -> None:
-    with pytest.raises(ConfigError, match="does not divide into 4x4 tokens of 3x3 sub-cells"):
+    with pytest.raises(ConfigError, match="does not divide into 12 x 12 sub-cells"):
         encode(GeometryTeacher({"cells": 3}), scene())
     with pytest.raises(ConfigError, match="depth_min must be below"):
         GeometryTeacher({"depth_min": 5, "depth_max": 1})
@@ -202,7 +202,7 @@ def test_what_does_not_fit_is_explained() -> None:
     encode(teacher, scene(v=1))
     positions = GeometryTeacher({"position_mean": True})
     encode(positions, scene())
-    with pytest.raises(ShapeError, match="statistics of cam0 are for"):
+    with pytest.raises(ShapeError, match="statistics of cam0 have shape"):
         encode(positions, scene(), (8, 8))
 
 

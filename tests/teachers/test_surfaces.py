@@ -71,7 +71,7 @@ def test_the_border_of_an_object_has_no_normal() -> None:
 
 
 @pytest.mark.parametrize("bad", [0.0, torch.nan, torch.inf])
-def test_fault_54_pixels_without_depth_are_left_out_and_cells_of_them_undefined(bad: float) -> None:
+def test_fault_54_normals_ignore_pixels_without_depth(bad: float) -> None:
     depth = -2 / (rays() @ torch.nn.functional.normalize(torch.tensor([0.3, -0.2, -1.0]), dim=0))
     whole, _ = normals_of(depth)
     depth[0, 0] = bad
@@ -134,7 +134,7 @@ def scene() -> Views:
     return views_of(depth, intrinsics=K[None, None], world_from_camera=pose[None, None])
 
 
-def test_parts_stand_in_the_order_that_was_asked_for() -> None:
+def test_parts_follow_the_order_of_the_option() -> None:
     both, mask = raw(scene(), features=["normals", "offsets"], reach=[1, 2])
     assert both.shape[-1] == 12 + 12
     assert both.shape[-1] == GeometryTeacher({"features": ["normals", "offsets"], "reach": [1, 2]}).dim(1)
@@ -145,7 +145,7 @@ def test_parts_stand_in_the_order_that_was_asked_for() -> None:
     assert torch.equal(both[..., 18:], offsets)
 
 
-def test_the_frame_turns_normals_and_offsets_and_leaves_offsets_where_cameras_are() -> None:
+def test_the_world_frame_rotates_normals_and_offsets() -> None:
     for feature in ("normals", "offsets"):
         camera, _ = raw(scene(), features=feature)
         world, _ = raw(scene(), features=feature, frame="world")
@@ -180,13 +180,13 @@ def test_letterbox_bars_are_not_in_the_field_of_view() -> None:
     assert k[0, 2] == 15.5
 
 
-def test_a_stretched_picture_is_undone() -> None:
+def test_a_stretched_image_is_undone() -> None:
     stretched = torch.diag(torch.tensor([2.0, 1.0, 1.0]))[None, None]
     k = assumed_intrinsics(views_of(torch.ones(SIZE, SIZE), source_to_view=stretched), 60.0)[0, 0]
     assert k[1, 1] == pytest.approx(k[0, 0] / 2)
 
 
-def test_an_assumption_is_said_once_and_used() -> None:
+def test_assumed_intrinsics_are_used_and_warned_of_once() -> None:
     teacher = GeometryTeacher({"fov": 2 * math.degrees(math.atan(SIZE / 2 / FX))})
     known = scene()
     with pytest.warns(SfkitWarning, match="intrinsics of front are unknown.*field of view of 43.6028 degrees") as said:
@@ -230,7 +230,7 @@ def test_bad_options_are_explained(options: dict[str, object], says: str) -> Non
 def test_what_the_grid_does_not_hold_is_explained() -> None:
     with pytest.raises(ConfigError, match="4 away"):
         raw(scene(), features="offsets", reach=4)
-    with pytest.raises(ConfigError, match="too small for a normal"):
+    with pytest.raises(ConfigError, match="too small for normals"):
         raw(scene(), features="normals", cells=8)
 
 
@@ -258,7 +258,7 @@ def test_against_torch(seed: int) -> None:
     assert_rounded(moments.std(), values[mask].std(0, correction=0))
 
 
-def test_the_deviation_is_about_each_names_and_positions_own_mean() -> None:
+def test_the_deviation_is_about_the_mean_of_name_and_position() -> None:
     noise = torch.randn(200, 3, 2)
     offsets = torch.tensor([0.0, 100.0, -50.0])[:, None]
     mask = torch.ones(200, 3, dtype=torch.bool)
@@ -269,7 +269,7 @@ def test_the_deviation_is_about_each_names_and_positions_own_mean() -> None:
     assert_rounded(moments.mean("right"), (noise - 2 * offsets).mean(0))
 
 
-def test_masked_nan_does_not_count_and_unseen_positions_take_the_overall_mean() -> None:
+def test_unseen_positions_take_the_overall_mean() -> None:
     moments = RunningMoments()
     values = torch.ones(2, 3, 4)
     values[:, 0] = torch.nan

@@ -50,7 +50,7 @@ def test_fault_54_depth_units_are_never_guessed() -> None:
     assert rig(depth_unit="m").depth_scale("front") == 1.0
 
 
-def test_intrinsics_belong_to_one_picture_size() -> None:
+def test_intrinsics_belong_to_one_image_size() -> None:
     assert torch.equal(rig().intrinsics("front", (24, 32)), torch.tensor(K))
     with pytest.raises(ViewsError, match="12x16"):
         rig().intrinsics("front", (12, 16))

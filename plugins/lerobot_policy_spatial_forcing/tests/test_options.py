@@ -22,7 +22,7 @@ def parse(*flags: str):
     return draccus.parse(SpatialForcingOptions, args=list(flags))
 
 
-def test_every_field_of_sfkits_configuration_is_there_with_its_default() -> None:
+def test_every_configuration_field_has_its_default() -> None:
     made = {field.name: field for field in dataclasses.fields(SpatialForcingOptions)}
     for name, info in SpatialForcingConfig.model_fields.items():
         assert made[name].metadata["help"] == info.description
@@ -97,7 +97,7 @@ def test_what_is_saved_reads_back(options) -> None:
     assert again.wrap_arguments()["teacher"] == {"name": "geometry", **options}
 
 
-def test_a_preset_needs_no_teacher_and_is_overridden_by_what_is_given_alone() -> None:
+def test_only_given_options_override_a_preset() -> None:
     known = {"seed", "health", "self_check"}
     assert {*parse("--preset=rocket").wrap_arguments()} - known == {"preset"}
     arguments = parse(

@@ -56,7 +56,7 @@ def test_micro_batches_give_the_same_features(small_teacher: Any) -> None:
         assert_rounded(parts.values, whole.values)
 
 
-def test_layers_come_in_the_order_asked_for(small_teacher: Any) -> None:
+def test_layers_come_in_the_requested_order(small_teacher: Any) -> None:
     teacher, seen = small_teacher({"config": "tiny"}), views()
     one, two = run(teacher, seen, (1, 2))
     again_two, again_one = run(teacher, seen, (2, 1))
@@ -64,7 +64,7 @@ def test_layers_come_in_the_order_asked_for(small_teacher: Any) -> None:
     assert torch.equal(two.values, again_two.values)
 
 
-def test_view_order_says_which_view_is_first_and_maps_come_back_in_the_policys_order(small_teacher: Any) -> None:
+def test_view_order_sets_the_first_view_and_not_the_output_order(small_teacher: Any) -> None:
     seen = views()
     swapped = seen.select(torch.arange(2), [2, 0, 1])
     (wanted,) = run(small_teacher({"config": "tiny"}), swapped)
@@ -74,7 +74,7 @@ def test_view_order_says_which_view_is_first_and_maps_come_back_in_the_policys_o
     assert not torch.allclose(found.values, default.values, atol=1e-3)
 
 
-def test_a_camera_that_is_wanted_first_may_be_absent_but_not_unknown(small_teacher: Any) -> None:
+def test_the_first_camera_may_be_absent_but_not_unknown(small_teacher: Any) -> None:
     seen = views()
     seen.valid[0, 2] = False
     teacher = small_teacher({"config": "tiny", "view_order": ("c", "b")})
@@ -85,7 +85,7 @@ def test_a_camera_that_is_wanted_first_may_be_absent_but_not_unknown(small_teach
         run(small_teacher({"config": "tiny", "view_order": ("d",)}), seen)
 
 
-def test_the_students_letterbox_is_filled_unless_it_is_to_be_kept(small_teacher: Any) -> None:
+def test_the_students_letterbox_is_filled_unless_kept(small_teacher: Any) -> None:
     seen = views(1, 1)
     seen.valid[..., :4, :] = False
     assert bool((seen_by(small_teacher({"config": "tiny"}), seen)[..., :4, :] == 1).all())
@@ -133,7 +133,7 @@ def test_unknown_layers_are_refused(small_teacher: Any, layers: tuple[int, ...])
         ({"dtype": "float8"}, "dtype"),
     ],
 )
-def test_wrong_options_are_told(small_teacher: Any, options: dict[str, Any], says: str) -> None:
+def test_wrong_options_are_errors(small_teacher: Any, options: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         small_teacher(options)
 
@@ -160,13 +160,13 @@ def test_fault_29_weights_of_another_size_are_refused(small_teacher: Any, tmp_pa
     assert small_teacher({"weights": str(path), "config": "tiny"}).load(CPU)
 
 
-def test_fault_51_building_and_loading_leave_the_random_state_alone(small_teacher: Any) -> None:
+def test_fault_51_building_and_loading_keep_the_random_state(small_teacher: Any) -> None:
     before = torch.get_rng_state()
     small_teacher({"config": "tiny"}).load(CPU)
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_the_estimate_is_told_before_loading(small_teacher: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_estimate_is_logged_before_loading(small_teacher: Any, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "sfkit")
     run(small_teacher({"config": "tiny"}), views())
     assert "loading teacher 'small': 0.0 MiB of weights and about 0.0 MiB while it runs" in caplog.messages[0]
@@ -203,7 +203,7 @@ def test_other_errors_are_not_taken_for_it(small_teacher: Any) -> None:
         run(Broken({"config": "tiny"}), views())
 
 
-def test_a_license_that_forbids_commerce_is_said_once_at_wrap_time_and_published(
+def test_a_noncommercial_license_is_logged_once_and_published(
     small_teacher: Any, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     path = full_checkpoint(small_teacher(), tmp_path / "model.safetensors")

@@ -103,7 +103,7 @@ def test_the_official_file_is_fetched_once(hub: Hub) -> None:
     assert sum(line.startswith("GET") for line in hub.asked) == fetched == 1
 
 
-def test_the_pinned_revision_is_asked_for_and_another_one_on_request(hub: Hub) -> None:
+def test_the_pinned_or_the_given_revision_is_requested(hub: Hub) -> None:
     locate(OFFICIAL)
     assert all("/resolve/v1/" in line for line in hub.asked)
     hub.files["owner/model/resolve/dev/model.safetensors"] = b"dev"
@@ -153,7 +153,7 @@ def test_what_is_there_already_works_offline(hub: Hub, monkeypatch: pytest.Monke
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_an_interrupted_download_leaves_nothing_that_passes_for_the_file(hub: Hub, tmp_path: Path) -> None:
+def test_an_interrupted_download_leaves_no_partial_file(hub: Hub, tmp_path: Path) -> None:
     hub.breaks_after = 1000
     with pytest.raises(CheckpointError, match="could not be fetched"):
         locate(OFFICIAL)

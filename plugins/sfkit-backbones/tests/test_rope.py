@@ -31,7 +31,7 @@ def test_each_pair_turns_by_its_own_angle() -> None:
 
 
 @float64()
-def test_products_of_queries_and_keys_depend_on_the_distance_only() -> None:
+def test_query_key_products_depend_on_the_distance_only() -> None:
     q, k = torch.randn(2, 1, 16)
     near = rope_table(torch.tensor([[2, 5], [4, 6]]), 16)
     far = rope_table(torch.tensor([[7, 1], [9, 2]]), 16)

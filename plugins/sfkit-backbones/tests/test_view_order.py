@@ -31,6 +31,6 @@ def test_wanted_cameras_come_first(wanted: tuple[str, ...], order: tuple[int, ..
         (NAMES, ("side", "side"), "names 'side' twice"),
     ],
 )
-def test_wrong_names_are_told(names: tuple[str, ...], wanted: tuple[str, ...], says: str) -> None:
+def test_wrong_names_are_errors(names: tuple[str, ...], wanted: tuple[str, ...], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         check_view_order(names, wanted)

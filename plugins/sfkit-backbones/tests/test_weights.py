@@ -95,7 +95,7 @@ def test_only_what_is_needed_is_read(
     assert sum(done) == sum(value.numel() * 4 for key, value in state.items() if key.startswith("body."))
 
 
-def test_fault_29_missing_unexpected_and_misshapen_tensors_are_all_named(checkpoint: Path) -> None:
+def test_fault_29_missing_unexpected_misshapen_are_all_named(checkpoint: Path) -> None:
     def spoil(state: dict[str, torch.Tensor]) -> None:
         state["body.attn.extra"] = state.pop("body.norm1.weight")
         state["body.mlp.fc1.bias"] = torch.zeros(7)
@@ -110,7 +110,7 @@ def test_fault_29_missing_unexpected_and_misshapen_tensors_are_all_named(checkpo
         assert part in str(caught.value)
 
 
-def test_fault_29_a_renamed_prefix_is_no_reason_for_random_weights(checkpoint: Path) -> None:
+def test_fault_29_a_renamed_prefix_loads_nothing(checkpoint: Path) -> None:
     with pytest.raises(CheckpointError, match=r"missing \(14\): backbone\.attn"):
         load(checkpoint, prefix="backbone.")
 

@@ -65,8 +65,8 @@ def run_demo(frames: Frames, data: Path) -> Callable[..., Any]:
             with pytest.raises(SystemExit) as ended:
                 main(["demo", "--seed", "1", "--jobs", "0", "--data", str(data), "--out", "result", *options])
         page = (folder / "result" / "report.html").read_text(encoding="utf-8")
-        told = " ".join(printed.getvalue().split())
-        return SimpleNamespace(code=int(ended.value.code or 0), printed=told, page=page, arms=arms)
+        text = " ".join(printed.getvalue().split())
+        return SimpleNamespace(code=int(ended.value.code or 0), printed=text, page=page, arms=arms)
 
     return run_demo
 

@@ -42,7 +42,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_each_policy_has_the_blocks_and_tokens_that_the_report_tells_of(
+def test_each_policy_has_the_blocks_and_tokens_of_the_report(
     policy: str, frames: Frames, split: Split, settings: Settings, tmp_path: Path
 ) -> None:
     built, preprocess = build_policy(frames, split.train, Settings(settings.data, policy), tmp_path)
@@ -111,8 +111,8 @@ def test_pi05_with_a_teacher_that_needs_no_geometry(
     page = re.sub(r"data:image/png;base64,[^\"]*", "", done.page)
     assert "A small pi0.5 (" in page
     assert "randomly initialized teacher teaches nothing about space" in page
-    assert "This teacher is not given any depth" in page
-    assert "they tell nothing about this run, of pi0.5 with the <em>drawn</em> teacher" in page
+    assert "This teacher gets no depth" in page
+    assert "they say nothing about this run, of pi0.5 with the <em>drawn</em> teacher" in page
     for claim in ("SmolVLA classes", "made of depth", "precomputed seeds of", "the spread over seeds"):
         assert claim not in page + done.printed
 

@@ -82,7 +82,7 @@ def test_the_learning_rate_rises_and_falls(steps: int) -> None:
     assert steps < 10 or rates[-1] < 0.02
 
 
-def test_a_failing_arm_ends_the_others_and_is_told_as_it_is(settings: Settings, tmp_path: Path) -> None:
+def test_a_failing_arm_ends_the_others_and_raises_its_error(settings: Settings, tmp_path: Path) -> None:
     jobs = [
         Job(Arm("broken"), replace(settings, data=tmp_path)),
         Job(Arm("long", GeometryTeacher()), replace(settings, steps=100_000)),
@@ -106,10 +106,10 @@ def test_other_errors_come_with_their_traceback() -> None:
     try:
         raise ZeroDivisionError("deep inside")
     except ZeroDivisionError as error:
-        told = _portable(error, "plain")
-    assert isinstance(told, ArmError)
-    assert "deep inside" in str(told)
-    assert "test_demo_run.py" in str(told)
+        portable = _portable(error, "plain")
+    assert isinstance(portable, ArmError)
+    assert "deep inside" in str(portable)
+    assert "test_demo_run.py" in str(portable)
 
 
 def test_the_command_prints_the_table_and_where_the_report_is(demo_run: Any) -> None:
@@ -158,9 +158,9 @@ def test_wrong_arguments_are_explained(arguments: list[str], words: str, capsys:
     with pytest.raises(SystemExit) as ended:
         main(["demo", *arguments])
     assert ended.value.code == 1
-    told = capsys.readouterr().err
-    assert words in told
-    assert "Traceback" not in told
+    printed = capsys.readouterr().err
+    assert words in printed
+    assert "Traceback" not in printed
 
 
 def test_a_preset_and_an_objective_may_be_chosen(run_demo: Callable[..., Any], tmp_path: Path) -> None:

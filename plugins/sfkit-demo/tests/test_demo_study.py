@@ -81,10 +81,10 @@ def test_rows_of_other_columns_are_not_mixed_in(study: Path) -> None:
 def test_sentences_say_what_the_seeds_say(study: Path) -> None:
     paired = Paired.of(read_results(study), "plain", "geometry", "object_cm")
     assert paired.differences == (-1.5, -2.0, -2.5)
-    told = paired_sentence("Object", paired, second="geometry", first="plain", unit="cm")
-    assert "−2.00 cm on average" in told
-    assert "lower in 3 of 3 seeds" in told
-    assert "disagree" not in told
+    sentence = paired_sentence("Object", paired, second="geometry", first="plain", unit="cm")
+    assert "−2.00 cm on average" in sentence
+    assert "lower in 3 of 3 seeds" in sentence
+    assert "disagree" not in sentence
     mixed = paired_sentence("Loss", Paired((-1.0, 2.0)), second="b", first="a")
     assert "lower in 1 of 2 seeds" in mixed
     assert "do not settle it" in mixed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from sfkit_backbones.randomize import randomize
+from sfkit_backbones.testing import random_views
 from sfkit_depth_anything.backbone import DepthAnythingBackbone
 from sfkit_depth_anything.config import TINY, DepthAnythingConfig
 from torch import Tensor
@@ -33,15 +35,7 @@ def backbone_of() -> Callable[..., DepthAnythingBackbone]:
 
 @pytest.fixture(scope="session")
 def views_of() -> Callable[..., Views]:
-    """``views_of([[True, False], ...], size)``: random images of named cameras, some of them absent."""
-
-    def make(present: list[list[bool]], size: tuple[int, int] = (56, 56), seed: int = 0) -> Views:
-        b, v = len(present), len(present[0])
-        images = torch.rand(b, v, 3, *size, generator=torch.Generator().manual_seed(seed))
-        valid = torch.tensor(present)[:, :, None, None].expand(b, v, *size)
-        return Views(images, valid, tuple(f"observation.images.cam{i}" for i in range(v)))
-
-    return make
+    return functools.partial(random_views, prefix="observation.images.")
 
 
 @pytest.fixture

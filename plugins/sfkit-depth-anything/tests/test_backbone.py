@@ -112,7 +112,7 @@ def test_positions_fit_every_grid(grid: tuple[int, int]) -> None:
     assert scaled_positions(torch.zeros(1, 37 * 37, 1), grid).shape == (1, grid[0] * grid[1], 1)
 
 
-def test_every_patch_of_every_view_is_rotated_alike_in_joint_blocks() -> None:
+def test_joint_blocks_rotate_all_patches_of_all_views_equally() -> None:
     cos, sin = joint_rotation((2, 3), 2, 16)
     assert cos.shape == (14, 16)
     assert (cos[[0, 7]] == 1).all()

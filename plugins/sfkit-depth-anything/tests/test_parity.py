@@ -82,7 +82,7 @@ def test_a_wrong_constant_shows(what: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("config", [TINY, TINY_GATED, TINY.model_copy(update={"alt_start": 0, "num_layers": 4})])
-def test_a_fixture_tells_the_configuration(config: DepthAnythingConfig) -> None:
+def test_a_fixture_gives_the_configuration(config: DepthAnythingConfig) -> None:
     backbone, reader = DepthAnythingBackbone(config), DepthAnythingParity()
     shapes = {key: tuple(value.shape) for key, value in backbone.state_dict().items()}
     described = json.loads(json.dumps(reader.describe(config)))
@@ -117,7 +117,7 @@ def test_a_fixture_that_lacks_something_says_what(tmp_path: Path, drop: str) -> 
         compare(Fixture.load(damaged(tmp_path, drop)))
 
 
-def test_outputs_that_the_backbone_does_not_have_are_told(tmp_path: Path) -> None:
+def test_outputs_that_the_backbone_lacks_are_reported(tmp_path: Path) -> None:
     with safe_open(OWN / "tiny.safetensors", "pt") as file:
         metadata = dict(file.metadata())
     tensors = load_file(OWN / "tiny.safetensors")

@@ -1,4 +1,4 @@
-"""The reference view: chosen by content, told by its token, and each sample by itself."""
+"""The reference view: chosen by content for each sample, and marked by its token."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ TINY = {"config": "tiny", "size": 56}
 
 
 @pytest.mark.parametrize("kind", TEACHERS, ids=lambda kind: kind.name)
-def test_the_registry_tells_what_the_class_does(kind: type[DA3Base]) -> None:
+def test_the_registry_entry_matches_the_class(kind: type[DA3Base]) -> None:
     entry = default_registry().get("teacher", kind.name)
     assert entry.load() is kind
     assert entry.license == kind.license

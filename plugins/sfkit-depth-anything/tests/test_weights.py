@@ -43,7 +43,7 @@ def test_matrix_products_are_cast_on_the_way_and_all_else_is_not(checkpoint: Cal
     assert kinds["blocks.0.norm1.weight"] == kinds["pos_embed"] == kinds["blocks.5.ls2.gamma"] == torch.float32
 
 
-def test_a_file_without_a_backbone_says_what_it_looked_for(tmp_path: Path) -> None:
+def test_a_file_without_a_backbone_names_the_expected_keys(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"model.backbone.pretrained.cls_token": torch.zeros(1, 1, 8)}, path)
     with pytest.raises(CheckpointError, match=r"(?s)no backbone .*pretrained\.camera_token.*mono and metric"):

@@ -134,7 +134,7 @@ def test_any_choice_of_layers_gives_the_same_layers(backbone: Any, layers: list[
         ("decoder", [3, 1], [1, 1], [1, 1, 1], [1, 1, 1]),
     ],
 )
-def test_nothing_deeper_than_the_last_layer_runs_and_each_image_is_encoded_once(
+def test_no_deeper_layer_runs_and_each_image_is_encoded_once(
     backbone: Any, target: Any, layers: list[int], encoder: list[int], first: list[int], second: list[int]
 ) -> None:
     backbone = copy.deepcopy(backbone)

@@ -113,7 +113,7 @@ def test_a_square_view_loses_no_token_by_default() -> None:
         assert teacher.placement((224, 224)) == Placement((side, side), (side, side))
 
 
-def test_official_image_geometry_and_another_fit_contradict_each_other() -> None:
+def test_official_image_geometry_refuses_another_fit() -> None:
     with pytest.raises(ConfigError, match="crops by itself"):
         tiny(image_geometry="official", fit="pad")
 
@@ -139,7 +139,7 @@ def brighten(batch: Any, view: int, box: tuple[slice, slice]) -> Any:
     return {**batch, "images": images}
 
 
-def test_fault_20_a_patch_moves_its_own_cell_of_a_view_that_is_not_square() -> None:
+def test_fault_20_a_patch_moves_its_own_cell_of_an_oblong_view() -> None:
     policy = TinyPolicy(patch=8)
     teacher = ("dust3r", {"config": "tiny", "size": 96, "target": "encoder"})
     policy = SpatialForcing.wrap(policy, teacher, adapter=TinyAdapter(policy), student_layer=0, teacher_layer=1).train()
@@ -151,7 +151,7 @@ def test_fault_20_a_patch_moves_its_own_cell_of_a_view_that_is_not_square() -> N
     check_correspondence(policy, batch, brighten)
 
 
-def test_fault_20_tokens_turn_by_row_and_column_and_not_the_other_way(
+def test_fault_20_tokens_rotate_by_row_then_column(
     make_backbone: Callable[..., Any], reference_of: Callable[..., Any]
 ) -> None:
     backbone = make_backbone(patch=4)
@@ -166,7 +166,7 @@ def test_fault_20_tokens_turn_by_row_and_column_and_not_the_other_way(
 
 
 @pytest.mark.parametrize("target", ["encoder", "decoder"])
-def test_fault_19_what_the_official_image_geometry_crops_of_a_square_is_masked_and_the_rest_in_its_place(
+def test_fault_19_official_crops_are_masked_the_rest_in_place(
     target: str,
 ) -> None:
     # The network sees 192x256 of a square; the student's grid is 16x16.
@@ -196,7 +196,7 @@ def test_fault_19_a_wide_view_keeps_its_rows_and_columns() -> None:
 
 @pytest.mark.parametrize("name", ["dust3r", "mast3r"])
 @pytest.mark.parametrize("target", ["encoder", "decoder", "both"])
-def test_fault_26_images_enter_between_minus_one_and_one_exactly_once(name: str, target: str) -> None:
+def test_fault_26_images_are_scaled_to_minus_one_to_one_once(name: str, target: str) -> None:
     from sfkit.factory.components import build_teacher
 
     teacher = build_teacher((name, {"config": "tiny", "target": target, "size": 32}))

@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sfkit_backbones.testing import random_views
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sfkit import SpatialForcing
@@ -34,8 +35,7 @@ def tiny(name: str = "dust3r", **options: Any) -> Any:
 
 
 def views_of(b: int, v: int, size: tuple[int, int] = (32, 32), seed: int = 0) -> Views:
-    images = torch.rand(b, v, 3, *size, generator=torch.Generator().manual_seed(seed))
-    return Views(images, torch.ones(b, v, *size, dtype=torch.bool), tuple(f"cam{i}" for i in range(v)))
+    return random_views([[True] * v] * b, size, seed)
 
 
 # -------------------------------------------------------------------------------------------------------------- plugin
@@ -212,7 +212,7 @@ def test_the_memory_estimate_is_honest(
     assert 0.9 < estimate / peak.most < 1.3
 
 
-def test_the_estimate_before_loading_counts_what_is_asked_for() -> None:
+def test_the_estimate_before_loading_counts_requested_layers() -> None:
     def estimate(**options: Any) -> Any:
         return build_teacher(("dust3r", options)).memory((2, 2, 224, 224), [1], CPU)
 

@@ -155,7 +155,7 @@ def test_a_truncated_file_says_so(checkpoint: Callable[..., Path], tmp_path: Pat
 # --------------------------------------------------------------------------------------------------- fault 29: strictly
 
 
-def test_fault_29_missing_unexpected_and_misshapen_tensors_are_named(checkpoint: Callable[..., Path]) -> None:
+def test_fault_29_missing_unexpected_misshapen_tensors_are_named(checkpoint: Callable[..., Path]) -> None:
     path = checkpoint(
         drop=lambda key: key == "dec_blocks.1.norm_y.bias",
         add={"dec_blocks2.3.norm1.weight": torch.zeros(24), "enc_norm.weight": torch.zeros(31)},
@@ -175,7 +175,7 @@ def test_fault_29_a_deeper_checkpoint_is_not_cut_off(checkpoint: Callable[..., P
         tiny(checkpoint(dec_layers=4)).load(CPU)
 
 
-def test_fault_29_one_decoder_is_shared_only_if_asked_for(
+def test_fault_29_one_decoder_is_shared_only_if_requested(
     checkpoint: Callable[..., Path], make_backbone: Callable[..., Any]
 ) -> None:
     path = checkpoint(drop=lambda key: key.startswith("dec_blocks2."))

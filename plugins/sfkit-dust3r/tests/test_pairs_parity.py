@@ -77,7 +77,7 @@ def write(path: Path, backbone: Any, reference: Any, sizes: list[tuple[int, int]
     shared_decoder=st.booleans(),
 )
 @settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_fixtures_of_any_size_are_rebuilt_and_agree_with_the_plain_implementation(
+def test_fixtures_of_any_size_agree_with_the_plain_code(
     tmp_path: Path, make_backbone: Callable[..., Any], reference_of: Callable[..., Any], enc: Any, dec: Any, grids: Any,
     batch: int, patch: int, shared_decoder: bool,
 ) -> None:  # fmt: skip

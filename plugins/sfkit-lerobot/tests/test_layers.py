@@ -15,7 +15,7 @@ TEACHER = ("geometry", {"calibration_steps": 0})
 
 
 @pytest.mark.parametrize("kind", ["smolvla", "pi0"])
-def test_every_layer_of_a_real_policy_is_ranked_and_nothing_is_left_behind(kind, build, wrap) -> None:
+def test_every_layer_is_ranked_and_no_hook_is_left(kind, build, wrap) -> None:
     policy = build(kind)
     batch = tiny_lerobot_batch(policy, batch_size=4, geometry=True)
     before = {name: value.clone() for name, value in policy.state_dict().items()}

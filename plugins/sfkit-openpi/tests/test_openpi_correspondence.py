@@ -44,7 +44,7 @@ def run(setup, policy, batch, **options):
     check_correspondence(policy, batch, perturb, run=call, cells=cells)
 
 
-def test_fault_16_and_20_a_patch_moves_its_own_token_and_its_own_feature(setup, wrap) -> None:
+def test_fault_16_20_a_patch_moves_its_own_token_and_feature(setup, wrap) -> None:
     run(setup, wrap(setup.build(), student_layer=0), setup.batch(1))
 
 
@@ -66,7 +66,7 @@ def test_fault_25_the_order_of_the_observation_does_not_matter(setup, wrap) -> N
     run(setup, wrap(setup.build(), student_layer=0), (turned, actions))
 
 
-def test_fault_16_the_shift_of_the_released_openvla_recipe_is_caught(standin, wrap) -> None:
+def test_fault_16_the_shift_of_the_openvla_recipe_is_caught(standin, wrap) -> None:
     policy = wrap(standin.build(), student_layer=0, adapter=("openpi", {"token_shift": 1}))
     with pytest.raises(CorrespondenceError):
         run(standin, policy, standin.batch(1))

@@ -47,7 +47,7 @@ def test_fault_27_a_moved_camera_gets_no_depth(setup, look) -> None:
     assert torch.equal(again.depth, views.depth), "and nothing is said a second time"
 
 
-def test_fault_27_only_moved_cameras_are_an_error_that_says_what_to_do(setup, wrap) -> None:
+def test_fault_27_only_moved_cameras_are_an_error_with_a_remedy(setup, wrap) -> None:
     policy = wrap(setup.build(), "geometry", cameras=rig_of(setup, BASE))
     with pytest.raises(SfkitError, match=r'(?s)base_0_rgb: the pixels are moved.*if "wrist" not in key.*off there'):
         policy(*with_depth(setup.batch(), setup, BASE))
@@ -76,7 +76,7 @@ def test_depth_and_intrinsics_follow_the_letterbox(setup, look) -> None:
     assert bool(((views.depth[:, 1] > 0) == views.valid[:, 1]).all())
 
 
-def test_a_calibration_of_a_shape_that_was_not_letterboxed_is_an_error(standin, wrap) -> None:
+def test_a_calibration_that_needs_bars_refuses_images_without(standin, wrap) -> None:
     policy = wrap(standin.build(), "geometry", cameras=rig_of(standin, LEFT, source=(28, 56)))
     with pytest.raises(ViewsError, match=r"left_wrist_0_rgb is calibrated for 28x56.*should have black bars"):
         policy(*with_depth(standin.batch(), standin, LEFT))

@@ -8,7 +8,7 @@ from tiny_openpi import CAMERAS
 from sfkit import Span
 
 
-def test_openpi_whose_blocks_are_never_called_and_whose_loss_is_not_reduced(standin) -> None:
+def test_openpi_without_block_calls_and_with_an_unreduced_loss(standin) -> None:
     found = inspect_policy(standin.build(), standin.batch())
     assert dict(found.options) == {
         "blocks": "paligemma_with_expert.paligemma.model.language_model.layers",

@@ -85,7 +85,7 @@ def test_gradients_are_those_of_the_explicit_sum(reduction, checkpointing, setup
     assert head < 1e-5
 
 
-def test_the_losses_are_told_apart(setup, wrap) -> None:
+def test_the_losses_are_distinguished(setup, wrap) -> None:
     policy, batch = wrap(setup.build(), weight=WEIGHT), setup.batch()
     torch.manual_seed(5)
     losses = policy(*batch)
@@ -95,7 +95,7 @@ def test_the_losses_are_told_apart(setup, wrap) -> None:
     assert losses.mean().item() == pytest.approx(metrics["action_loss"] + WEIGHT * metrics["sf_loss"], rel=1e-5)
 
 
-def test_fault_15_a_sum_over_elements_is_told(standin, wrap) -> None:
+def test_fault_15_a_sum_over_elements_is_reported(standin, wrap) -> None:
     policy, batch = wrap(standin.build()), standin.batch()
     losses = policy(*batch)
     with pytest.warns(SfkitWarning, match=r"the 24 values of the policy's loss are summed and not averaged"):

@@ -1,4 +1,4 @@
-"""openpi's files over those of transformers: missing and stale ones are told by what they do."""
+"""openpi's files over those of transformers: missing and stale ones are recognized by their behavior."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sfkit_openpi import OpenPIAdapter
 from sfkit.errors import AdapterError
 
 
-def test_transformers_own_gemma_is_told_apart_by_what_it_does(standin, monkeypatch) -> None:
+def test_transformers_own_gemma_is_recognized_by_behavior(standin, monkeypatch) -> None:
     from openpi.models_pytorch import gemma_pytorch as gemma
 
     policy = standin.build()
@@ -17,7 +17,7 @@ def test_transformers_own_gemma_is_told_apart_by_what_it_does(standin, monkeypat
         OpenPIAdapter(policy)
 
 
-def test_a_stale_file_of_paligemma_is_told_apart_by_what_it_does(standin, monkeypatch) -> None:
+def test_a_stale_paligemma_file_is_recognized_by_behavior(standin, monkeypatch) -> None:
     from openpi.models_pytorch import gemma_pytorch as gemma
 
     policy = standin.build()

@@ -60,7 +60,7 @@ def test_compressed_bars_are_found_with_a_tolerance() -> None:
 
 
 @pytest.mark.parametrize("value", [-1.0, 0.0])
-def test_an_image_of_one_color_tells_nothing(value) -> None:
+def test_an_image_of_one_color_gives_no_verdict(value) -> None:
     image = torch.full((2, 3, SIDE, SIDE), value)
     assert moved(image, image * 0.5 + 0.5) is None
 

@@ -11,7 +11,7 @@ from sfkit.errors import AdapterError, ShapeError
 from sfkit.training.taps import Tap
 
 
-def test_fault_01_taps_fire_once_where_hooks_on_blocks_are_silent(setup) -> None:
+def test_fault_01_taps_fire_once_where_block_hooks_are_silent(setup) -> None:
     policy, fired = setup.build(), []
     adapter = OpenPIAdapter(policy)
     decoder = policy.paligemma_with_expert.paligemma.model.language_model
@@ -29,7 +29,7 @@ def test_fault_01_taps_fire_once_where_hooks_on_blocks_are_silent(setup) -> None
         assert tap.take()[0].shape[-1] == adapter.dim(layer)
 
 
-def test_fault_04_the_policy_checkpoints_twice_and_nothing_is_caught_twice(setup, wrap) -> None:
+def test_fault_04_nested_checkpoints_are_captured_once(setup, wrap) -> None:
     policy = wrap(setup.build(checkpointing=True))
     torch.manual_seed(3)
     losses = policy(*setup.batch())
@@ -41,7 +41,7 @@ def test_fault_04_the_policy_checkpoints_twice_and_nothing_is_caught_twice(setup
     assert watch._later == []
 
 
-def test_a_layer_is_the_input_of_that_block_and_0_what_the_embedding_gave(standin, look) -> None:
+def test_a_layer_is_the_input_of_that_block_and_0_the_embedding(standin, look) -> None:
     policy, batch = standin.build(), standin.batch()
     found = []
     embed = policy.embed_prefix
@@ -62,7 +62,7 @@ def test_the_encoders_output_of_each_camera(setup, look) -> None:
     torch.testing.assert_close(connector(tokens.values), projected.values, atol=1e-6, rtol=1e-5)
 
 
-def test_gradient_reaches_what_is_below_the_tap_and_not_the_expert(setup, look) -> None:
+def test_gradient_reaches_below_the_tap_and_not_the_expert(setup, look) -> None:
     policy = setup.build()
     _, _, tokens = look(OpenPIAdapter(policy), setup.batch(), 2)
     tokens.values.square().sum().backward()

@@ -96,7 +96,7 @@ def test_steps_train_the_policy_and_the_projector(setup, wrap) -> None:
     assert found[-1] < found[0]
 
 
-def test_a_batch_without_a_camera_is_told(standin, wrap) -> None:
+def test_a_batch_without_a_camera_is_an_error(standin, wrap) -> None:
     policy = wrap(standin.build())
     with pytest.warns(SfkitWarning, match=r"No visual token of this batch could be aligned.*missing cameras"):
         losses = policy(*standin.batch(missing=CAMERAS))

@@ -71,7 +71,7 @@ def test_fault_25_a_mask_stays_with_its_camera(setup, look) -> None:
     assert torch.equal(tokens.mask, present[:, :, None, None].expand_as(tokens.mask))
 
 
-def test_fault_23_an_absent_camera_touches_neither_loss_nor_gradient(standin, wrap) -> None:
+def test_fault_23_an_absent_camera_changes_no_loss_or_gradient(standin, wrap) -> None:
     found = []
     for shade in (-1.0, 0.7):
         policy = wrap(standin.build(), PatchTeacher({"joint": True}), weight=1.0)
@@ -106,7 +106,7 @@ def test_fault_24_black_bars_are_masked(where, setup, look) -> None:
     assert not bool(rows[:, 0].any() | rows[:, -1].any())
 
 
-def test_fault_24_a_black_image_is_no_camera_whatever_its_mask_says(setup, look) -> None:
+def test_fault_24_a_black_image_is_no_camera_for_any_mask(setup, look) -> None:
     batch = setup.batch()
     batch = change(batch, {name: torch.full_like(batch[0].images[name], -1.0) for name in (BASE, RIGHT)})
     assert all(bool(mask.all()) for mask in batch[0].image_masks.values())

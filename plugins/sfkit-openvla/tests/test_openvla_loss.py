@@ -78,7 +78,7 @@ def compare(it, batches, policy, heads, scale, record):
 
 @pytest.mark.filterwarnings("ignore:.*could not verify the gradient path:sfkit.SfkitWarning")
 @pytest.mark.parametrize("checkpointing", [None, False, True], ids=["plain", "checkpointed", "reentrant"])
-def test_fault_03_04_13_the_loss_of_the_script_trains_the_explicit_sum(
+def test_fault_03_04_13_the_scripts_loss_trains_the_explicit_sum(
     loop, checkpointing, script, wrap, record_property
 ) -> None:
     it = script(loop, images=1 if loop == "openvla" else 2)
@@ -133,7 +133,7 @@ def test_fault_55_two_batches_before_one_backward(loop, script, wrap, record_pro
     compare(it, batches, policy, heads, 1, record_property)
 
 
-def test_sampling_actions_between_forward_and_backward_changes_nothing(loop, script, wrap, record_property) -> None:
+def test_sampling_between_forward_and_backward_changes_nothing(loop, script, wrap, record_property) -> None:
     # OFT's loop does so now and then, to log the error of what diffusion would have done.
     it = script(loop, images=1)
     policy, heads = wrap(it.policy(), weight=WEIGHT, student_layer=LAYER), it.heads()
@@ -145,7 +145,7 @@ def test_sampling_actions_between_forward_and_backward_changes_nothing(loop, scr
     compare(it, [it.batch()], policy, heads, 1, record_property)
 
 
-def test_fault_13_the_loss_that_oft_does_not_read_cannot_be_asked_for(script, wrap) -> None:
+def test_fault_13_the_loss_that_oft_does_not_read_is_refused(script, wrap) -> None:
     with pytest.raises(ConfigError, match="attach_loss='return' would train nothing"):
         wrap(script("oft-l1").policy(), attach_loss="return")
 
@@ -165,7 +165,7 @@ def test_evaluation_is_bit_identical(loop, script, wrap) -> None:
     assert policy.spatial_forcing.status().teacher_runs == 0
 
 
-def test_fault_52_a_policy_in_bfloat16_keeps_its_projector_and_images(loop, script, wrap) -> None:
+def test_fault_52_bfloat16_keeps_projector_and_images(loop, script, wrap) -> None:
     it = script(loop)
     policy, heads, seen = wrap(it.policy(), weight=WEIGHT), it.heads(), []
     policy.to(torch.bfloat16)

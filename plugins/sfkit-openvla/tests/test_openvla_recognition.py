@@ -41,7 +41,7 @@ def test_the_plugin_imports_neither_torch_nor_transformers() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ)
 
 
-def test_the_registry_tells_what_the_adapter_is_for() -> None:
+def test_the_registry_entry_describes_the_adapter() -> None:
     entry = default_registry().get("policy", "openvla")
     assert entry.distribution == "sfkit-openvla"
     assert entry.aligned

@@ -80,7 +80,7 @@ def test_fault_16_the_released_recipes_shift_is_found(script, wrap, looped) -> N
 
 
 @pytest.mark.parametrize("shift", [0, 1])
-def test_fault_16_the_proprio_token_is_in_the_span_only_with_the_shift(shift, script, wrap, looped) -> None:
+def test_fault_16_only_the_shift_includes_the_proprio_token(shift, script, wrap, looped) -> None:
     oft = script("oft-l1", images=2)
     policy = wrap(oft.policy(), student_layer=0, adapter=("openvla", {"token_shift": shift}))
     found = []

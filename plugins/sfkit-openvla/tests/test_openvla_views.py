@@ -19,7 +19,7 @@ def test_fault_26_teachers_see_the_cameras_pixels(images, half, script, adapter_
     assert bool(views.valid.all())
 
 
-def test_fault_26_the_loops_cast_to_bfloat16_costs_a_quarter_of_a_gray_level(script, adapter_of, views_of) -> None:
+def test_fault_26_the_bfloat16_cast_costs_a_quarter_gray_level(script, adapter_of, views_of) -> None:
     oft = script("oft-l1", images=2)
     policy, batch = oft.policy(), oft.batch()
     # All gray levels of a camera, so that the bound is that of the cast and not of the sample.
@@ -84,7 +84,7 @@ def test_unusable_pixel_values_say_what_was_found(change, error, says, script, a
     ],
     ids=["halves", "interleaved", "raw", "backwards"],
 )
-def test_fault_25_26_channels_in_another_order_or_range_are_an_error(wrong, script, adapter_of, views_of) -> None:
+def test_fault_25_26_channels_of_another_order_are_an_error(wrong, script, adapter_of, views_of) -> None:
     oft = script("oft-l1", images=2)
     policy, batch = oft.policy(), oft.batch()
     batch["images"] = batch["images"] * torch.tensor([1.0, 0.7, 0.2]).view(3, 1, 1)  # no gray noise: colors matter
@@ -102,7 +102,7 @@ def test_images_are_verified_once(script, adapter_of, views_of) -> None:
     views_of(adapter, {**batch, "pixel_values": torch.zeros_like(batch["pixel_values"])})
 
 
-def test_a_teacher_that_needs_depth_is_told_that_there_is_none(script, wrap) -> None:
+def test_a_teacher_that_needs_depth_gets_a_clear_error(script, wrap) -> None:
     openvla = script("openvla")
     policy = wrap(openvla.policy(), "geometry")
     with pytest.raises(ViewsError, match=r"gets images \(pixel_values\) and no"):

@@ -61,7 +61,7 @@ def test_nothing_is_left_behind_when_the_policy_fails() -> None:
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_a_wrapped_policy_gives_the_same_tokens_and_keeps_its_tap() -> None:
+def test_a_wrapped_policy_has_the_same_tokens_and_keeps_its_tap() -> None:
     tiny, batch = policy(), tiny_batch()
     plain, _ = capture_tokens(tiny, batch, 2, TinyAdapter(tiny))
     wrapped = SpatialForcing.wrap(tiny, "geometry", student_layer=2, adapter=TinyAdapter(tiny))

@@ -43,7 +43,7 @@ def test_token_depth_is_the_mean_of_the_valid_pixels() -> None:
     assert got[1, 1, 1, 1] == pytest.approx(float(depth[1, 1, 4:, 4:].mean()))
 
 
-def test_patches_with_too_little_depth_or_outside_the_image_are_masked() -> None:
+def test_patches_with_little_depth_or_off_the_image_are_masked() -> None:
     seen = views()
     assert seen.depth is not None
     depth, valid = seen.depth.clone(), seen.valid.clone()
@@ -72,7 +72,7 @@ def test_position_alone_earns_nothing() -> None:
     assert set(by_view) == {"fixed", "wrist"}
 
 
-def test_what_tokens_tell_beyond_their_position_is_found() -> None:
+def test_information_beyond_the_position_is_found() -> None:
     train, test = samples(160, informative=1.0), samples(80, informative=1.0, seed=1)
     overall, by_view = DepthProbe.fit(train).score(test)
     assert overall.r2 > 0.95

@@ -128,7 +128,7 @@ def test_cameras_with_keys_of_their_own(cases: Any) -> None:
     assert float(loss.detach()) == pytest.approx(metrics["action_loss"] + 0.5 * metrics["sf_loss"], rel=1e-5)
 
 
-def test_fault_25_cameras_are_told_in_the_order_of_their_tokens(cases: Any) -> None:
+def test_fault_25_cameras_are_in_the_order_of_their_tokens(cases: Any) -> None:
     batch = tiny_batch()
     left, wrist = batch.pop("images").unbind(1)
     found = inspect_policy(
@@ -274,7 +274,7 @@ def test_nothing_is_left_behind(tiny: Callable[..., Any]) -> None:
     assert not any(module._forward_pre_hooks for module in policy.modules())
 
 
-def test_lora_is_looked_through(tiny: Callable[..., Any]) -> None:
+def test_lora_wrappers_are_ignored(tiny: Callable[..., Any]) -> None:
     peft = pytest.importorskip("peft")
     policy = tiny()
     config = peft.LoraConfig(target_modules=["qkv", "out"], r=2)
@@ -298,7 +298,7 @@ def test_a_batch_that_forward_does_not_take_is_an_error(make_patches: Callable[.
     assert inspect_policy(policy, (batch["images"], batch["action"])).hits == 1.0
 
 
-def test_a_batch_without_images_is_told(cases: Any) -> None:
+def test_a_batch_without_images_is_reported(cases: Any) -> None:
     class Blind(cases.Patches):
         def forward(self, state: Tensor) -> Tensor:
             return self.run(state).mean()

@@ -76,7 +76,7 @@ def test_the_layers_where_the_images_can_be_read_come_first(ranked: Ranking) -> 
     clear, same, scrambled = (rank.cka for rank in ranked.layers)
     assert clear.value == pytest.approx(same.value, abs=0.01)
     assert clear.value > 0.3 > scrambled.value + 0.1
-    # The first two hardly differ, and the third is told apart.
+    # The first two hardly differ, and the third is clearly better.
     assert set(ranked.rivals()) <= {0, 1}
     assert ranked.best() in (0, 1)
     assert clear.best + same.best == 1.0
@@ -123,7 +123,7 @@ def test_nothing_is_left_behind_and_the_same_is_found_again() -> None:
 
 
 def test_bad_input() -> None:
-    with pytest.raises(ConfigError, match="holds 3 samples; certainty by resampling needs 4"):
+    with pytest.raises(ConfigError, match="holds 3 samples; resampling needs at least 4"):
         rank_layers(Scrambling(), batch_of(3), PatchTeacher(), adapter=GenericAdapter(**OPTIONS))
     with pytest.raises(AdapterError, match="No adapter handles"):
         rank_layers(Scrambling(), batch_of(), PatchTeacher())
@@ -175,9 +175,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     with pytest.raises(SystemExit) as ended:
         main(["rank-layers", f"{tmp_path / 'ranked_policy.py'}:make", *arguments])
     assert not ended.value.code
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for line in ("CKA to geometry@1", "depth probe, R²", "Best by CKA: student layer", "2 layers, end-anchored: 2, 3"):
-        assert line in told
+        assert line in printed
     assert ET.parse(image).getroot().tag == "{http://www.w3.org/2000/svg}svg"
 
 

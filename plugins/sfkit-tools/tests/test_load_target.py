@@ -75,7 +75,7 @@ def test_by_module_or_by_file(script: Path, form: str) -> None:
         ("own_policy:swapped", r"returned \(dict, TinyPolicy\), expected \(policy, batch\)"),
     ],
 )
-def test_what_is_wrong_with_a_target_is_told(script: Path, target: str, message: str) -> None:
+def test_a_wrong_target_is_an_error(script: Path, target: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_target(target)
 
@@ -95,16 +95,16 @@ def run(*arguments: str) -> int:
 
 def test_the_command_prints_tables_and_code(script: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("inspect", "own_policy:make") == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for line in ("blocks.2.input_layernorm", "3 of 3", "100% moved their own token", "    tokens=Span(0, 32),"):
-        assert line in told
+        assert line in printed
 
 
-def test_what_is_not_found_is_told_and_ends_in_1(script: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_options_are_printed_and_exit_with_1(script: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("inspect", "own_policy:without_images", "--images", "images") == 1
-    told = capsys.readouterr().out
-    assert "not found: pixels" in told
-    assert "    pixels=...," in told
+    printed = capsys.readouterr().out
+    assert "not found: pixels" in printed
+    assert "    pixels=...," in printed
     assert run("inspect", "own_policy:make", "--images", "frames") == 1
     assert "images='frames' is not in the batch" in capsys.readouterr().err
 

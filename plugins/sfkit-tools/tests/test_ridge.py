@@ -100,7 +100,7 @@ def test_groups_are_held_out_whole_when_the_strength_is_picked() -> None:
     assert RidgeProbe.fit(x, y, leaky).alpha < 0.1
 
 
-def test_fitting_looks_at_nothing_but_its_arguments_and_leaves_the_random_state_alone() -> None:
+def test_fitting_uses_its_arguments_only_and_no_random_state() -> None:
     x, y, groups = linear(60, 4, 1, noise=0.2)
     before = torch.get_rng_state()
     first = RidgeProbe.fit(x, y, groups)
@@ -151,7 +151,7 @@ def test_bad_input_is_explained(
         RidgeProbe.fit(x, y, groups, alphas)
 
 
-def test_scoring_nothing_is_an_error_and_constant_targets_have_no_r2() -> None:
+def test_no_sample_is_an_error_and_constant_targets_have_no_r2() -> None:
     probe = RidgeProbe.fit(X, Y, torch.arange(20))
     with pytest.raises(ProbeError, match="no sample"):
         probe_error(probe, X[:0], Y[:0])

@@ -82,9 +82,7 @@ def as_grid(tokens: Tensor, prefix: int, views: Views) -> Tensor:
 
 
 @pytest.mark.parametrize("name", PREFIX)
-def test_layers_are_the_hidden_states_and_the_last_is_the_last_hidden_state(
-    name: str, folders: Folders, make_views: MakeViews
-) -> None:
+def test_layers_are_hidden_states_and_the_last_hidden_state(name: str, folders: Folders, make_views: MakeViews) -> None:
     views = make_views(2, 2)
     hidden, last = upstream(folders(name), name, views)
     first, second, third = run(TransformersTeacher({"model": str(folders(name))}), views, [1, 2, 3])
@@ -144,9 +142,7 @@ def test_fault_20_a_changed_patch_moves_its_own_feature_most(
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_fault_19_images_that_are_not_square_give_grids_that_are_not_square(
-    name: str, folders: Folders, make_views: MakeViews
-) -> None:
+def test_fault_19_oblong_images_give_oblong_grids(name: str, folders: Folders, make_views: MakeViews) -> None:
     side = SIDE.get(name, 32)
     teacher = TransformersTeacher({"model": str(folders(name)), "size": 2 * side})
     (found,) = TeacherRunner(teacher).features(make_views(2, 1, side, 2 * side), [teacher.num_layers], (4, 4))
@@ -176,7 +172,7 @@ def test_a_layer_is_the_same_alone_and_nothing_behind_it_runs(
 
 # Those left out have a test of their own, take their size from the input, or are DINOv2.
 @pytest.mark.parametrize("name", sorted(PREFIX.keys() - {"siglip2_naflex", "vjepa2", "depth_anything"}))
-def test_images_of_another_size_get_the_features_that_transformers_gives(
+def test_images_of_another_size_get_the_features_of_transformers(
     name: str, folders: Folders, make_views: MakeViews
 ) -> None:
     views, folder = make_views(1, 1, 48, 80), folders(name)

@@ -70,7 +70,7 @@ def test_fault_29_a_missing_tensor_is_an_error_that_names_it(name: str, key: str
     assert "random" in caught.value.remedy
 
 
-def test_fault_29_a_file_with_more_layers_than_the_config_is_an_error(edited: Callable[..., Path]) -> None:
+def test_fault_29_more_layers_than_in_the_config_are_an_error(edited: Callable[..., Path]) -> None:
     folder = edited("siglip", config=lambda config: config["vision_config"].update(num_hidden_layers=2))
     with pytest.raises(CheckpointError, match=r"unexpected \(16\): vision_model\.encoder\.layers\.2\."):
         load(folder)
@@ -108,7 +108,7 @@ def test_a_further_part_of_the_file_must_be_named(edited: Callable[..., Path]) -
     assert load(folder, ignore=("adapter",))
 
 
-def test_fault_29_the_option_ignore_does_not_excuse_missing_weights(edited: Callable[..., Path]) -> None:
+def test_fault_29_ignore_does_not_excuse_missing_weights(edited: Callable[..., Path]) -> None:
     folder = edited("dinov2", lambda state: state.pop("layernorm.weight"))
     with pytest.raises(CheckpointError, match="missing"):
         load(folder, ignore=("layernorm",))
@@ -179,7 +179,7 @@ def _response(status: int) -> Any:
         (hub.LocalEntryNotFoundError("offline"), "not on this machine", "HF_HUB_OFFLINE"),
     ],
 )
-def test_what_the_hub_says_is_told_with_what_to_do(
+def test_errors_of_the_hub_come_with_a_remedy(
     error: Exception, said: str, remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*args: Any, **kwargs: Any) -> Any:

@@ -43,7 +43,7 @@ def run(teacher: TransformersTeacher, views: Views, layers: list[int]) -> list[T
 
 
 @pytest.mark.parametrize("name", ["dinov2", "siglip", "vjepa2"])
-def test_fault_26_images_are_normalized_exactly_once_as_the_processor_does(
+def test_fault_26_images_are_normalized_once_as_in_the_processor(
     name: str, folders: Folders, make_views: MakeViews, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     views, folder = make_views(1, 1), folders(name)
@@ -230,7 +230,7 @@ def _unlisted(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(teacher, "FAMILIES", {k: v for k, v in teacher.FAMILIES.items() if k != name})
 
 
-def test_a_kind_that_sfkit_does_not_know_says_which_tokens_are_patches(
+def test_an_unknown_model_type_states_its_prefix_tokens(
     folders: Folders, make_views: MakeViews, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = str(folders("dinov2_registers"))
@@ -239,11 +239,11 @@ def test_a_kind_that_sfkit_does_not_know_says_which_tokens_are_patches(
     with pytest.raises(ShapeError, match="gives 20 tokens for an image of 4x4 patches, that is 4 more") as caught:
         run(TransformersTeacher({"model": folder}), make_views(1, 1), [2])
     assert "prefix_tokens=4" in caught.value.remedy
-    (told,) = run(TransformersTeacher({"model": folder, "prefix_tokens": 4}), make_views(1, 1), [2])
-    assert torch.equal(told, known)
+    (declared,) = run(TransformersTeacher({"model": folder, "prefix_tokens": 4}), make_views(1, 1), [2])
+    assert torch.equal(declared, known)
 
 
-def test_a_kind_that_sfkit_does_not_know_works_where_all_tokens_are_patches(
+def test_an_unknown_model_type_works_if_all_tokens_are_patches(
     folders: Folders, make_views: MakeViews, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (known,) = run(TransformersTeacher({"model": str(folders("ijepa"))}), make_views(1, 1), [2])
@@ -267,9 +267,7 @@ def test_a_norm_for_every_layer_needs_a_model_that_has_one(name: str, folders: F
 
 
 @pytest.mark.parametrize("name", ["dinov2", "dinov3", "siglip2_naflex", "clip", "vjepa2", "dinov3_convnext"])
-def test_products_in_bfloat16_stay_close_and_the_stream_stays_float32(
-    name: str, folders: Folders, make_views: MakeViews
-) -> None:
+def test_bfloat16_products_stay_close_with_a_float32_stream(name: str, folders: Folders, make_views: MakeViews) -> None:
     side = 96 if name == "dinov3_convnext" else 32
     views, folder = make_views(1, 2, side, side), str(folders(name))
     exact = run(TransformersTeacher({"model": folder}), views, [2, 3])

@@ -138,13 +138,13 @@ def test_the_alignment_moves_what_is_trained(build: Callable[..., PolicyWithImag
     assert (aligned.patches.weight - plain.patches.weight).abs().max() > 1e-4
 
 
-def test_accumulation_that_nobody_told_is_an_error(build: Callable[..., PolicyWithImages], tmp_path: Path) -> None:
+def test_undeclared_accumulation_is_an_error(build: Callable[..., PolicyWithImages], tmp_path: Path) -> None:
     with pytest.raises(LossError, match="SpatialForcingCallback"):
         train(build(), tmp_path, 1, 4, callback=False)
 
 
 @pytest.mark.parametrize(("averages", "processes"), [(True, 2), (False, 1)])
-def test_the_callback_tells_whether_the_loss_is_multiplied_by_the_processes(
+def test_the_callback_sets_whether_the_loss_is_multiplied(
     averages: bool, processes: int, build: Callable[..., PolicyWithImages]
 ) -> None:
     """As Trainer.compute_loss does under average_tokens_across_devices, to make up for DDP's mean."""
@@ -216,6 +216,6 @@ def test_fault_48_two_processes_train_the_explicit_sum(
 
 
 @pytest.mark.slow
-def test_fault_48_two_processes_whose_number_nobody_told_are_an_error(ranks: Path) -> None:
+def test_fault_48_an_undeclared_number_of_processes_is_an_error(ranks: Path) -> None:
     for rank in range(2):
         assert "average_tokens_across_devices" in (ranks / f"{rank}.txt").read_text()

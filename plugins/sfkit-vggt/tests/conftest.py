@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from sfkit_backbones.randomize import randomize
+from sfkit_backbones.testing import random_views
 from sfkit_vggt.aggregator import Aggregator
 from sfkit_vggt.config import TINY
 from torch import nn
@@ -51,15 +52,7 @@ def backbone(new_backbone: Callable[..., Aggregator]) -> Aggregator:
 
 @pytest.fixture(scope="session")
 def make_views() -> Callable[..., Views]:
-    """``make_views(present, size)``: random images, of which those that are not present are invalid."""
-
-    def make(present: list[list[bool]], size: tuple[int, int] = (56, 56), seed: int = 0) -> Views:
-        b, v = len(present), len(present[0])
-        images = torch.rand(b, v, 3, *size, generator=torch.Generator().manual_seed(seed))
-        valid = torch.tensor(present)[:, :, None, None].expand(b, v, *size)
-        return Views(images, valid, tuple(f"cam{i}" for i in range(v)))
-
-    return make
+    return random_views
 
 
 @pytest.fixture(scope="session")

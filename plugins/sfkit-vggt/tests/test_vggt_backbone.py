@@ -48,7 +48,7 @@ def full() -> Aggregator:
         return Aggregator(FULL)
 
 
-def test_the_full_backbone_has_the_published_number_of_tensors_and_values(full: Aggregator) -> None:
+def test_the_full_backbone_has_the_published_size(full: Aggregator) -> None:
     def count(part: nn.Module) -> tuple[int, int]:
         state = part.state_dict()
         return len(state), sum(tensor.numel() for tensor in state.values())

@@ -38,7 +38,7 @@ class SquareAdapter(TinyAdapter):
         return resample(super().visual_tokens(hidden, views), (4, 4))
 
 
-def test_fault_19_a_teacher_grid_that_is_not_square_meets_a_square_student(
+def test_fault_19_an_oblong_teacher_grid_fits_a_square_student(
     host: TeacherRunner, make_views: Callable[..., Views]
 ) -> None:
     (found,) = host.features(make_views([[True]], (32, 64)), (4,), (4, 4))
@@ -109,7 +109,7 @@ def test_fault_26_the_backbone_normalizes_exactly_once(backbone: Aggregator) -> 
     assert_rounded(backbone.embed(images)[:, 5:], wanted)
 
 
-def test_fault_28_the_teacher_is_frozen_and_nowhere_in_the_policy(
+def test_fault_28_the_teacher_is_frozen_and_not_in_the_policy(
     tiny_policy: Callable[..., nn.Module], weights: Path
 ) -> None:
     policy = tiny_policy(("vggt", {"config": "tiny", "weights": str(weights)}))
@@ -133,7 +133,7 @@ def test_fault_28_the_teacher_is_frozen_and_nowhere_in_the_policy(
     assert copy.deepcopy(handle).runners[0]._model is network
 
 
-def test_fault_36_rotary_tables_do_not_depend_on_what_was_called_before(
+def test_fault_36_rotary_tables_do_not_depend_on_earlier_calls(
     new_backbone: Callable[..., Aggregator],
 ) -> None:
     images = torch.rand(1, 2, 3, 56, 56)
@@ -170,7 +170,7 @@ def test_fault_36_rounding_is_an_option_and_off(make_views: Callable[..., Views]
 
 
 @pytest.mark.parametrize("from_file", [False, True])
-def test_fault_51_neither_loading_nor_encoding_draws_random_numbers(
+def test_fault_51_loading_and_encoding_draw_no_random_numbers(
     tiny_policy: Callable[..., nn.Module], weights: Path, from_file: bool
 ) -> None:
     options: dict[str, Any] = {"config": "tiny", **({"weights": str(weights)} if from_file else {})}

@@ -180,7 +180,7 @@ def test_a_backbone_of_any_size_is_rebuilt_from_its_fixture(config: VggtConfig, 
     assert max(difference.error for difference in found) <= TOLERANCE
 
 
-def test_a_part_of_the_layers_and_a_batch_of_views_alone_are_fine(tmp_path: Path) -> None:
+def test_some_layers_and_single_views_work(tmp_path: Path) -> None:
     def reduce(state: dict[str, torch.Tensor]) -> None:
         for key in [key for key in state if ".out." in key and not key.endswith("layer1")]:
             del state[key]

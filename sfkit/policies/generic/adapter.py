@@ -10,13 +10,12 @@ from torch import Tensor, nn
 
 from sfkit.config import Options
 from sfkit.errors import AdapterError, ConfigError, LossError, ShapeError, ViewsError
-from sfkit.policies.base import ForwardCall, PolicyAdapter, TapPoint
+from sfkit.policies.base import ForwardCall, PolicyAdapter, TapPoint, find_loss, replace_loss
 from sfkit.policies.generic.blocks import Stack
 from sfkit.policies.generic.options import GenericOptions
 from sfkit.policies.generic.paths import describe, find_module, find_value, loss_at, with_loss_at
 from sfkit.policies.generic.pixels import check_pixels, to_views, undo
 from sfkit.policies.generic.tokens import batch_positions, cut
-from sfkit.policies.loss import find_loss, replace_loss
 from sfkit.policies.tokens import tower_tokens
 from sfkit.registry.component import AnyOptions
 from sfkit.views.types import FeatureMap, Views
@@ -54,6 +53,7 @@ class GenericAdapter(PolicyAdapter):
             self._stack = Stack.of(policy, self.options)
 
     def bind(self, policy: nn.Module) -> GenericAdapter:
+        # A new instance for each policy: the user may pass one adapter to several calls of wrap.
         return self if self._stack is not None and self.policy is policy else type(self)(policy, self.options)
 
     # ---------------------------------------------------------------------------------------------------- taps
@@ -75,10 +75,7 @@ class GenericAdapter(PolicyAdapter):
 
     def dim(self, layer: int) -> int:
         if self.stack.dim is None:
-            raise AdapterError(
-                f"The width of the hidden states of {type(self.policy).__name__} cannot be read from a norm.",
-                "Add dim=... to the GenericAdapter.",
-            )
+            raise AdapterError(f"{type(self.policy).__name__} has no norm that gives the width.", "Add dim=(width).")
         return self.stack.dim
 
     def tap(self, layer: int) -> TapPoint:
@@ -113,13 +110,13 @@ class GenericAdapter(PolicyAdapter):
         if self.cameras is not None:
             raise ConfigError(
                 "The generic adapter does not know how cameras=... belong to its views.",
-                "Put depth, intrinsics and poses into the batch, and name them with depth=, intrinsics=, "
-                "world_from_camera=; or write a PolicyAdapter.",
+                "Put them into the batch and give depth=, intrinsics=, world_from_camera=; or write a PolicyAdapter.",
             )
         options = self.options
         images = to_views(self._value(call, "images"), options)
         present = self._present(call, images)
         valid = self._valid(call, images) & present[:, :, None, None]
+        # On the first batch alone, because it waits for the device.
         if not self._checked:
             check_pixels(images, valid, options.pixels)
             self._checked = True
@@ -137,10 +134,7 @@ class GenericAdapter(PolicyAdapter):
     def future_views(self, call: ForwardCall, steps: int) -> Views:
         options = self.options
         if steps not in options.future:
-            raise ConfigError(
-                f"The GenericAdapter has no images {steps} steps ahead.",
-                f"Add future={{{steps}: 'path in the batch'}}.",
-            )
+            raise ConfigError(f"GenericAdapter has no images {steps} steps ahead.", f"Add future={{{steps}: 'path'}}.")
         images = to_views(_at(call, options.future[steps], "future"), options)
         present = self._present(call, images)
         if steps in options.future_present:
@@ -206,10 +200,7 @@ class GenericAdapter(PolicyAdapter):
     def visual_tokens(self, hidden: Tensor, views: Views) -> FeatureMap:
         """``(b, n, d)`` to ``(b, v, gh, gw, d)``."""
         if hidden.shape[-1] != self.dim(0):
-            raise ShapeError(
-                f"The tap caught a hidden state of width {hidden.shape[-1]}, expected {self.dim(0)}.",
-                "Correct blocks, norm or dim of the GenericAdapter.",
-            )
+            raise ShapeError(f"The tap has width {hidden.shape[-1]}, expected {self.dim(0)}.", "Correct norm or dim.")
         return cut(hidden, self.options, self._positions, views)
 
     # ---------------------------------------------------------------------------------------------------- loss

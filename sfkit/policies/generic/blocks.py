@@ -60,6 +60,7 @@ def _blocks(policy: nn.Module, options: GenericOptions) -> Iterable[tuple[str, n
         return [(f"{where}.{name}", block) for name, block in holder.named_children()]
     if isinstance(where, tuple):
         return [(path, find_module(policy, path, "blocks")) for path in where]
+    # For messages: a function returns modules without their paths.
     names = {id(module): name for name, module in policy.named_modules()}
     return [(names.get(id(block), f"block {index}"), block) for index, block in enumerate(where(policy))]
 
@@ -85,6 +86,7 @@ def first_tap(block: nn.Module, path: str, norm: str | None = None) -> TapPoint:
 def _after(policy: nn.Module, last: str, final_norm: str | None) -> TapPoint | None:
     if final_norm is not None:
         return TapPoint(find_module(policy, final_norm, "final_norm"), final_norm)
+    # The norm is beside the list of blocks: of model.layers.31 the holder is model.
     holder = last.rpartition(".")[0].rpartition(".")[0]
     try:
         parent = find_module(policy, holder, "blocks")

@@ -29,6 +29,8 @@ def _name_of(function: Callable[..., object]) -> dict[str, str]:
 Function = Annotated[Callable[[Any], Any], PlainSerializer(_name_of, return_type=dict[str, str])]
 #: Where something is in the arguments of the policy's forward: one path, one for each view, or a function of the call.
 Where = str | tuple[str, ...] | Function
+#: Paths by the number of steps ahead.
+Paths = dict[int, str | tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -76,33 +78,21 @@ class GenericOptions(Options):
     A function gets the :class:`sfkit.policies.base.ForwardCall` (``blocks``: the policy).
     """
 
-    blocks: Harmless[str | tuple[str, ...] | Function] = Field(
-        description="Path of the module that holds the decoder blocks in order, or the path of each block."
-    )
-    norm: Harmless[str | None] = Field(
-        default=None, description="Path, within a block, of the norm that it begins with; '' taps the block itself."
-    )
+    blocks: Harmless[str | tuple[str, ...] | Function] = Field(description="Path of the decoder blocks, or of each.")
+    norm: Harmless[str | None] = Field(default=None, description="Path in a block of its first norm; '': the block.")
     final_norm: Harmless[str | None] = Field(default=None, description="Path of the norm after the last block.")
     dim: int | None = Field(default=None, ge=1, description="Width of the hidden states; by default the norm's.")
     tokens: Harmless[Span | tuple[Span, ...] | ImageTokens | Function] = Field(
         description="Visual tokens in the tapped sequence, view by view and row by row; a function returns positions."
     )
-    grid: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(
-        description="Number of views, and rows and columns of visual tokens in each."
-    )
+    grid: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(description="Views, rows and columns of visual tokens.")
     images: Harmless[Where] = Field(description="The images that the policy gets.")
-    layout: Layout | None = Field(
-        default=None, description="Axes of the images; needed unless they are 5-D, or 4-D of a single view."
-    )
-    channels: tuple[int, int, int] | None = Field(
-        default=None, description="Which channels of a view are red, green and blue, where there are more than three."
-    )
+    layout: Layout | None = Field(default=None, description="Axes of the images, where their shape is ambiguous.")
+    channels: tuple[int, int, int] | None = Field(default=None, description="Red, green and blue, of more than three.")
     pixels: Harmless[Literal["[0,1]", "[-1,1]", "0-255", "imagenet", "clip"] | MeanStd | None] = Field(
         default=None, description="How the images are normalized when they reach the policy; checked, never guessed."
     )
-    resize: tuple[int, int] | None = Field(
-        default=None, description="Height and width to which the policy itself stretches what is in the batch."
-    )
+    resize: tuple[int, int] | None = Field(default=None, description="Height and width after the policy's own resize.")
     merge: int = Field(default=2, ge=1, description="Layout 'patches': patches along each side of a visual token.")
     frames: int = Field(default=2, ge=1, description="Layout 'patches': copies of a still image in time.")
     names: Harmless[tuple[str, ...]] = Field(default=(), description="A name for each view.")
@@ -114,30 +104,20 @@ class GenericOptions(Options):
     depth_unit: Literal["m", "mm"] | None = Field(default=None, description="Their unit; never guessed.")
     intrinsics: Harmless[Where | None] = Field(default=None, description="K (b, v, 3, 3) in pixels of the view.")
     world_from_camera: Harmless[Where | None] = Field(default=None, description="Poses (b, v, 4, 4), meters.")
-    connector: Harmless[str | None] = Field(
-        default=None, description="Path of the module behind the vision tower: student_layer='encoder' reads its input."
-    )
-    tower: tuple[int, int, int] | None = Field(
-        default=None, description="Rows and columns of the tower's tokens in a view, and their width."
-    )
-    future: Harmless[dict[int, str | tuple[str, ...]]] = Field(
-        default={}, description="Paths of future images, laid out as images, by the number of steps ahead."
-    )
-    future_present: Harmless[dict[int, str | tuple[str, ...]]] = Field(
-        default={}, description="Bool (b, v), or (b,) each, by steps ahead: False where the episode ends before."
-    )
+    connector: Harmless[str | None] = Field(default=None, description="Path of the module behind the vision tower.")
+    tower: tuple[int, int, int] | None = Field(default=None, description="Rows, columns, width of the tower's tokens.")
+    future: Harmless[Paths] = Field(default={}, description="Images of future frames, by the number of steps ahead.")
+    future_present: Harmless[Paths] = Field(default={}, description="Views that have them: bool (b, v), or (b,) each.")
     loss: Harmless[str | None] = Field(
         default=None,
-        description="Path of the loss in what forward returns; 'output' where that is the loss itself, 'outside' where "
-        "the training loop computes the loss. By default the adapter looks for it.",
+        description="Path of the loss in the output; 'output': all of it; 'outside': in the training loop.",
     )
 
     @property
     def spans(self) -> tuple[Span, ...]:
         """The visual tokens as spans; empty where the batch decides."""
-        return (
-            (self.tokens,) if isinstance(self.tokens, Span) else self.tokens if isinstance(self.tokens, tuple) else ()
-        )
+        tokens = (self.tokens,) if isinstance(self.tokens, Span) else self.tokens
+        return tokens if isinstance(tokens, tuple) else ()
 
     @model_validator(mode="before")
     @classmethod
@@ -169,10 +149,7 @@ class GenericOptions(Options):
             if isinstance(given, tuple) and given and len(given) != views:
                 raise ConfigError(f"{option} has {len(given)} entries for {views} views.", "Give one for each view.")
         if (self.connector is None) is not (self.tower is None):
-            raise ConfigError(
-                "connector and tower belong together: where the vision tower's output is read, and what it is.",
-                "Give connector='path of the module behind the tower' and tower=(rows, columns, width), or neither.",
-            )
+            raise ConfigError("connector and tower belong together.", "Give tower=(rows, columns, width), or neither.")
         if self.future_present.keys() - self.future.keys():
             raise ConfigError("future_present names steps that future does not.", "Give both the same steps.")
         if self.depth is not None and self.depth_unit is None:

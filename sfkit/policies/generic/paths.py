@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from torch import Tensor, nn
 
 from sfkit.errors import AdapterError, LossError, ViewsError, did_you_mean
-from sfkit.policies.loss import find_loss, with_item
+from sfkit.policies.base import find_loss, with_item
 
 #: How many names an error lists.
 _SHOWN = 12
@@ -77,6 +77,7 @@ def _walk(value: object, path: str) -> Iterator[object]:
     if not path:
         yield value
     elif names[0] != "*":
+        # Keys may hold dots, as LeRobot's do.
         for count in range(len(names), 0, -1):
             child = _child(value, ".".join(names[:count]))
             if child is not None:

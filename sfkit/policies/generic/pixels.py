@@ -83,10 +83,7 @@ def _from_lists(given: Sequence[object]) -> Tensor:
 
 def _color_views(given: object, options: GenericOptions, views: int) -> Tensor:
     if not isinstance(given, Tensor):
-        raise ViewsError(
-            f"The images are a {describe(given)}, not a tensor.",
-            "Point images at a tensor, or pass a function that returns (b, v, 3, h, w).",
-        )
+        raise ViewsError(f"The images are a {describe(given)}, not a tensor.", "Pass a function that returns one.")
     layout = options.layout or _plain_layout(given, views)
     images = _patches(given, options) if layout == "patches" else _arranged(given, layout, views)
     channels = options.channels or ((0, 1, 2) if images.shape[2] == 3 else None)
@@ -105,20 +102,14 @@ def _plain_layout(given: Tensor, views: int) -> str:
         return "b v c h w" if shape[2] == 3 else "b v h w c"
     if len(shape) == 4 and views == 1 and (shape[1] == 3) != (shape[3] == 3):
         return "b c h w" if shape[1] == 3 else "b h w c"
-    raise ViewsError(
-        f"The axes of images {describe(given)} for {views} views are not clear.",
-        "Set layout, for instance layout='(b v) c h w', or 'b (v c) h w'.",
-    )
+    raise ViewsError(f"The axes of images {describe(given)} for {views} views are not clear.", "Set layout.")
 
 
 def _arranged(given: Tensor, layout: str, views: int) -> Tensor:
     """``(b, v, c, h, w)`` from a declared layout."""
     axes, arrange = _ARRANGED[layout]
     if given.ndim != axes or (layout in _JOINED and given.shape[_JOINED[layout]] % views):
-        raise ViewsError(
-            f"Images {describe(given)} do not have the layout {layout!r} with {views} views.",
-            "Set layout to the one of the policy's images.",
-        )
+        raise ViewsError(f"Images {describe(given)} do not have layout {layout!r} with {views} views.", "Set layout.")
     return arrange(given, views)
 
 
@@ -145,6 +136,7 @@ def undo(images: Tensor, pixels: str | MeanStd | None) -> Tensor:
     """``(b, v, 3, h, w)`` in float32 without their normalization, clamped to [0, 1]."""
     assert pixels is not None  # check_pixels refuses it
     by = NORMALIZATIONS[pixels] if isinstance(pixels, str) else pixels
+    # By scalars: a tensor of constants would have to be sent to the device, and waited for.
     channels = zip(images.float().unbind(2), by.mean, by.std, strict=True)
     return torch.stack([channel * std + mean for channel, mean, std in channels], 2).clamp(0, 1)
 
@@ -161,6 +153,7 @@ def check_pixels(images: Tensor, valid: Tensor, pixels: str | MeanStd | None) ->
         ViewsError: NaN, a range that contradicts the declaration, or one that another normalization explains better.
     """
     raw = images.float().permute(2, 0, 1, 3, 4).flatten(1)[:, valid.flatten()]
+    # All views of the batch may be absent.
     if raw.shape[1] == 0:
         return
     if not bool(raw.isfinite().all()):

@@ -49,6 +49,7 @@ def _of_image_tokens(matches: Tensor, options: GenericOptions, present: Tensor, 
         )
     # The n-th image token is the n-th of the views that have tokens at all.
     has_tokens = (there | everything.unsqueeze(1)).repeat_interleave(each, 1)
+    # Stable, so that the image tokens keep their order in the sequence.
     order = matches.int().argsort(dim=1, descending=True, stable=True)
     rank = has_tokens.cumsum(1).sub(1).clamp(0, order.shape[1] - 1)
     return torch.where(has_tokens, order.gather(1, rank), -1)
@@ -79,10 +80,9 @@ def cut(hidden: Tensor, options: GenericOptions, positions: Tensor | None, views
     else:
         if len(positions) != len(hidden) or int(positions.max()) >= hidden.shape[1]:
             raise ShapeError(
-                f"Visual tokens were located up to position {int(positions.max())} of {len(positions)} samples, but "
-                f"the tapped sequence is {tuple(hidden.shape)}.",
-                "The tapped decoder reads another sequence than the token ids (a model that replaces one image token "
-                "by many, or another stream): use Span, or a function that returns positions.",
+                f"{len(positions)} samples have visual tokens up to position {int(positions.max())}, but the tapped "
+                f"sequence is {tuple(hidden.shape)}.",
+                "The decoder reads another sequence than the token ids: use Span, or a function of positions.",
             )
         index = positions.clamp(min=0).to(hidden.device)
         tokens = hidden.gather(1, index.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))

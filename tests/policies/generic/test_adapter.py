@@ -62,7 +62,7 @@ def test_it_is_as_good_as_an_adapter_of_its_own(wrapped: Callable[..., TinyPolic
         torch.testing.assert_close(losses[0][1], losses[1][1])
 
 
-def test_fault_01_blocks_that_are_never_called_are_tapped_at_their_norm(tiny: Callable[..., Any]) -> None:
+def test_fault_01_uncalled_blocks_are_tapped_at_their_norm(tiny: Callable[..., Any]) -> None:
     policy = wrap(tiny(fused=True), at=2)
     policy(tiny_batch())
     assert policy.spatial_forcing.status().pairs[0].tap == "blocks.2.input_layernorm"
@@ -90,7 +90,7 @@ def _note(seen: list[Tensor], adapter: GenericAdapter, hidden: Tensor, views: An
     return type(adapter).visual_tokens(adapter, hidden, views)
 
 
-def test_fault_05_35_blocks_that_end_in_their_norms_are_tapped_themselves() -> None:
+def test_fault_05_35_post_norm_blocks_are_tapped_at_their_input() -> None:
     after = nn.TransformerEncoderLayer(16, 2, 32, norm_first=False)
     before = nn.TransformerEncoderLayer(16, 2, 32, norm_first=True)
     assert first_tap(after, "blocks.0").module is after
@@ -160,7 +160,7 @@ def test_fault_16_a_span_beyond_the_sequence_is_an_error(tiny: Callable[..., Any
             wrap(tiny(), tokens=tokens)(tiny_batch())
 
 
-def test_fault_16_a_text_that_is_cut_off_is_noticed(make_text: Callable[..., Any]) -> None:
+def test_fault_16_a_truncated_text_is_an_error(make_text: Callable[..., Any]) -> None:
     case = make_text()
     policy = wrap_case(case)
     handle, batch = policy.spatial_forcing, case.batch()
@@ -233,7 +233,7 @@ def test_blocks_may_be_listed_or_found_by_a_function(tiny: Callable[..., Any]) -
         assert policy.spatial_forcing.taps.at[Residual(1)].path == "blocks.1.input_layernorm"
 
 
-def test_a_frozen_policy_is_noticed(tiny: Callable[..., Any]) -> None:
+def test_a_frozen_policy_is_an_error(tiny: Callable[..., Any]) -> None:
     policy = tiny()
     policy.embed.requires_grad_(False)
     policy.blocks[0].requires_grad_(False)
@@ -293,7 +293,7 @@ def test_a_batch_without_images_is_an_error(tiny: Callable[..., Any]) -> None:
         policy(tiny_batch())
 
 
-def test_pictures_may_come_one_by_one_with_dots_in_their_keys(tiny: Callable[..., Any]) -> None:
+def test_images_may_be_one_per_view_with_dots_in_their_keys(tiny: Callable[..., Any]) -> None:
     batch = tiny_batch()
     batch["observation.images.left"], batch["observation.images.right"] = batch["images"].unbind(1)
     keys = ("observation.images.left", "observation.images.right")
@@ -410,7 +410,7 @@ def test_options_are_saved_and_read_again(tiny: Callable[..., Any], tmp_path: Pa
     assert isinstance(again.spatial_forcing.adapter, GenericAdapter)
 
 
-def test_functions_are_not_saved_and_that_is_said(tiny: Callable[..., Any], tmp_path: Path) -> None:
+def test_functions_are_not_saved_and_the_error_says_so(tiny: Callable[..., Any], tmp_path: Path) -> None:
     policy = wrap(tiny(), images=lambda call: call.arguments["batch"]["images"])
     policy.spatial_forcing.save(tmp_path)
     changes: dict[str, Any] = {"pairs": None, "teacher": PatchTeacher(), "student_layer": 0}

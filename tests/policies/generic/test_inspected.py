@@ -23,6 +23,6 @@ def test_a_vlm_is_found_out(make_vlm: Callable[..., Any], family: str, padding: 
     assert sum(stack.sees for stack in found.stacks) == 1
 
 
-def test_a_text_with_pictures_is_found_out(make_text: Callable[..., Any]) -> None:
+def test_a_text_with_images_is_inspected(make_text: Callable[..., Any]) -> None:
     case = make_text("left")
     assert inspect_policy(case.policy, case.batch()).adapter.options == case.adapter.options

@@ -72,9 +72,9 @@ def test_the_half_of_each_view_that_is_meant_is_taken() -> None:
     [
         ((4, 3, 8, 8), {}, r"axes of images \(4, 3, 8, 8\) float32 for 2 views are not clear"),
         ((2, 12, 8, 8), {"layout": "b (v c) h w"}, "6 channels in a view"),
-        ((2, 7, 8, 8), {"layout": "b (v c) h w"}, "do not have the layout"),
+        ((2, 7, 8, 8), {"layout": "b (v c) h w"}, "do not have layout"),
         ((2, 3, 3, 8, 8), {"layout": "b v c h w"}, "holds 3 images for each sample"),
-        ((2, 8, 8), {"layout": "b c h w"}, "do not have the layout"),
+        ((2, 8, 8), {"layout": "b c h w"}, "do not have layout"),
         ((48, 96), {"layout": "patches"}, "do not make up 2 views"),
     ],
 )
@@ -83,7 +83,7 @@ def test_an_unknown_layout_is_an_error(shape: tuple[int, ...], fields: dict[str,
         to_views(torch.rand(shape), options(**fields))
 
 
-def test_what_is_no_picture_is_an_error() -> None:
+def test_what_is_no_image_is_an_error() -> None:
     with pytest.raises(ViewsError, match="a str, not a tensor"):
         to_views("picture.png", options())
     uneven = [[torch.zeros(4, 4, 3), torch.zeros(4, 4, 3)], [torch.zeros(4, 4, 3)]]
@@ -100,7 +100,7 @@ PAIRS = [p for p in itertools.product(sorted(NORMALIZATIONS), repeat=2) if set(p
 
 @pytest.mark.parametrize(("pixels", "really"), PAIRS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_fault_26_a_wrong_normalization_is_noticed(pixels: Any, really: str, dtype: torch.dtype) -> None:
+def test_fault_26_a_wrong_normalization_is_an_error(pixels: Any, really: str, dtype: torch.dtype) -> None:
     pictures = torch.rand(2, 2, 3, 8, 8)
     pictures[0, 0, :, 0, 0], pictures[0, 0, :, 0, 1] = 0.0, 1.0
     batch = normalized(pictures, really).to(dtype)
@@ -111,7 +111,7 @@ def test_fault_26_a_wrong_normalization_is_noticed(pixels: Any, really: str, dty
             check_pixels(batch, VALID, pixels)
 
 
-def test_fault_26_dim_pictures_are_told_from_a_wrong_declaration() -> None:
+def test_fault_26_dim_images_are_no_wrong_declaration() -> None:
     dim = torch.rand(2, 2, 3, 8, 8) * 0.3
     for pixels in NORMALIZATIONS:
         check_pixels(normalized(dim, pixels), VALID, pixels)

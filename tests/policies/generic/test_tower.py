@@ -32,7 +32,7 @@ def loss_of(adapter: Any, batch: dict[str, Any], per_view: bool = False, **argum
 
 
 @pytest.mark.parametrize("per_view", [False, True])
-def test_a_tower_told_by_its_connector_is_that_of_an_adapter_that_knows_it(per_view: bool) -> None:
+def test_a_connector_gives_the_tower_of_a_special_adapter(per_view: bool) -> None:
     arguments: dict[str, Any] = {"teacher": PatchTeacher(), "preset": "vega"}
     policy, told = loss_of(GenericAdapter(**TOLD, **TOWER), tiny_batch(), per_view, **arguments)
     assert told == loss_of(TinyAdapter, tiny_batch(), per_view, **arguments)[1] > 0
@@ -53,7 +53,7 @@ def test_the_tower_of_a_vlm_of_transformers_corresponds(
     check_correspondence(policy, case.batch(), case.perturb)
 
 
-def test_future_frames_told_by_their_path_are_those_of_an_adapter_that_knows_them() -> None:
+def test_future_paths_give_the_frames_of_a_special_adapter() -> None:
     frames = torch.rand(2, 3, 2, 3, 32, 32)
     pairs = [{"student_layer": 2, "teacher": PatchTeacher(), "future": 3}]
     _, wanted = loss_of(TinyAdapter, {**tiny_batch(), "future": frames}, pairs=pairs)

@@ -1,4 +1,4 @@
-"""The smallest complete teacher with a network: an example for plugins, and a tool for tests."""
+"""Tools for tests of teachers: the smallest complete teacher with a network, which is also an example, and views."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sfkit.config import Options
+from sfkit.views.types import Views
 from sfkit_backbones.blocks import Block
 from sfkit_backbones.hub import Source
 from sfkit_backbones.memory import block_bytes
@@ -73,3 +74,20 @@ class SmallTeacher(BackboneTeacher):
     def working_bytes(self, backbone: nn.Module, shape: tuple[int, int, int, int], layers: Sequence[int]) -> int:
         b, v, h, w = shape
         return block_bytes(b * v * h * w // 16, self.dim(1), 2 * self.dim(1), product=4)
+
+
+def random_views(
+    present: Sequence[Sequence[bool]], size: tuple[int, int] = (56, 56), seed: int = 0, prefix: str = ""
+) -> Views:
+    """Random images ``(b, v, 3, *size)`` in [0, 1] of cameras ``cam0``, ``cam1``, ...
+
+    Args:
+        present: For each sample, which of its views are present; the others have no valid pixel.
+        size: Height and width in pixels.
+        seed: Seed of the images.
+        prefix: Prefix of the names of the cameras.
+    """
+    b, v = len(present), len(present[0])
+    images = torch.rand(b, v, 3, *size, generator=torch.Generator().manual_seed(seed))
+    valid = torch.tensor(present)[:, :, None, None].expand(b, v, *size)
+    return Views(images, valid, tuple(f"{prefix}cam{i}" for i in range(v)))

@@ -121,7 +121,7 @@ def test_the_record_is_what_the_plain_loops_give(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [OWN, RELEASED], ids=["own", "released"])
-def test_fault_16_18_target_loss_and_gradients_are_those_of_the_released_code(path: Path) -> None:
+def test_fault_16_18_target_loss_gradients_equal_released_code(path: Path) -> None:
     if not path.is_file():
         pytest.skip("the record of the released loss is not here")
     fixture = Fixture.load(path)

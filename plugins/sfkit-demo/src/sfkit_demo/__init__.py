@@ -1,15 +1,13 @@
-"""``sfkit demo``: a small policy trained twice from one seed, plain and aligned, and an honest comparison.
+"""``sfkit demo``: train a small policy twice from one seed, plain and aligned, and compare on held-out episodes.
 
-The recording that it trains on is part of the package, as is the study over five seeds that its report shows.
+The package contains the recording for training, and the results over five seeds for the report.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from sfkit import hookimpl
+from sfkit.registry.hookspecs import Register, hookimpl
 
 SFKIT_API = 1
 
@@ -23,7 +21,7 @@ STUDY = _HERE / "seeds" / "results.csv"
 
 
 @hookimpl
-def register_commands(register: Callable[..., Any]) -> None:
+def register_commands(register: Register) -> None:
     register(
         "sfkit_demo.cli:demo",
         name="demo",

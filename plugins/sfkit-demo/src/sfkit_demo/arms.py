@@ -1,4 +1,4 @@
-"""Running arms side by side, each in a process of its own."""
+"""Run arms in parallel, each in its own process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any
 
 from sfkit.errors import SfkitError
 from sfkit_demo.run import ArmResult, Progress, run_arm
@@ -28,25 +27,25 @@ class ArmError(SfkitError):
 class _Running:
     job: Job
     process: BaseProcess
-    news: Connection = field(repr=False)
+    messages: Connection = field(repr=False)
 
 
-def run_jobs(jobs: Sequence[Job], workers: int, tell: Callable[[Progress], None]) -> Iterator[ArmResult]:
+def run_jobs(jobs: Sequence[Job], workers: int, on_progress: Callable[[Progress], None]) -> Iterator[ArmResult]:
     """Run jobs, ``workers`` at a time, and yield their results as they finish.
 
-    Processes are spawned: torch's threads do not survive a fork. They end with this generator, however it ends.
+    Processes are spawned, since torch's threads do not survive a fork. They end when this generator ends or is closed.
 
     Args:
-        jobs: What to run, in this order.
-        workers: Processes at a time; 0 runs everything in this process (for tests and debuggers).
-        tell: Called in this process with news.
+        jobs: The jobs, in order.
+        workers: Number of processes; 0 runs everything in this process (for tests and debuggers).
+        on_progress: Called in this process with the progress of each arm.
 
     Raises:
-        SfkitError: A job failed; one of ours comes through as it is, any other as :class:`ArmError` with its traceback.
+        SfkitError: A job failed. Errors of sfkit pass through; others become an :class:`ArmError` with their traceback.
     """
     if workers == 0:
         for job in jobs:
-            yield run_arm(job.arm, job.settings, tell)
+            yield run_arm(job.arm, job.settings, on_progress)
         return
     waiting = list(jobs)
     running: list[_Running] = []
@@ -54,9 +53,9 @@ def run_jobs(jobs: Sequence[Job], workers: int, tell: Callable[[Progress], None]
         while waiting or running:
             while waiting and len(running) < workers:
                 running.append(_start(waiting.pop(0)))
-            for connection in wait([one.news for one in running]):
-                one = next(one for one in running if one.news is connection)
-                result = _receive(one, tell)
+            for connection in wait([one.messages for one in running]):
+                one = next(one for one in running if one.messages is connection)
+                result = _receive(one, on_progress)
                 if result is not None:
                     running.remove(one)
                     one.process.join()
@@ -71,25 +70,26 @@ def _start(job: Job) -> _Running:
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(job, sender), daemon=True)
     process.start()
-    sender.close()  # so that the death of the child reads as the end of the stream
+    # With only the child's end open, its death ends the stream.
+    sender.close()
     return _Running(job, process, receiver)
 
 
-def _receive(one: _Running, tell: Callable[[Progress], None]) -> ArmResult | None:
-    """Handle one message; the result, if that is what it was."""
+def _receive(one: _Running, on_progress: Callable[[Progress], None]) -> ArmResult | None:
+    """Handle one message; return it if it is the result."""
     try:
-        message = one.news.recv()
+        message = one.messages.recv()
     except EOFError:
         one.process.join()
         raise ArmError(
-            f"The process of arm {one.job.arm.name!r} ended with exit code {one.process.exitcode} before it was done.",
+            f"The process of arm {one.job.arm.name!r} ended with exit code {one.process.exitcode} before its result.",
             "A code of -9 is often a machine out of memory: try --jobs 1.",
         ) from None
     if isinstance(message, ArmResult):
         return message
     if isinstance(message, BaseException):
         raise message
-    tell(message)
+    on_progress(message)
     return None
 
 
@@ -99,27 +99,28 @@ def _stop(one: _Running) -> None:
     if one.process.is_alive():
         one.process.kill()
         one.process.join()
-    one.news.close()
+    one.messages.close()
 
 
-def _work(job: Job, news: Connection) -> None:
-    """What a process does."""
-    # Ctrl-C reaches the whole group of processes; the parent alone reacts, and ends the others.
+def _work(job: Job, messages: Connection) -> None:
+    """Run a job in a child process, and send its progress and its result."""
+    # Ctrl-C signals the whole process group; only the parent handles it, and stops its children.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     import torch
 
-    # As many processes as cores: a second thread in each would only wait for the other's.
+    # There are as many processes as cores, so more threads would only slow them down.
     torch.set_num_threads(1)
+    outcome: ArmResult | SfkitError
     try:
-        outcome: Any = run_arm(job.arm, job.settings, news.send)
+        outcome = run_arm(job.arm, job.settings, messages.send)
     except BaseException as error:
         outcome = _portable(error, job.arm.name)
-    with suppress(BrokenPipeError):  # the parent has given up
-        news.send(outcome)
+    with suppress(BrokenPipeError):  # the parent has stopped listening
+        messages.send(outcome)
 
 
 def _portable(error: BaseException, arm: str) -> SfkitError:
-    """The error itself where it is one of ours and survives the journey, else its traceback in words."""
+    """The error itself if it is sfkit's and can be pickled, else an ArmError with its traceback."""
     if isinstance(error, SfkitError):
         with suppress(Exception):
             copy = pickle.loads(pickle.dumps(error))

@@ -35,8 +35,8 @@ def demo(  # noqa: PLR0917 - Typer makes an option of each parameter
 ) -> None:
     """Train a small policy twice from one seed, plain and aligned, and compare on held-out episodes.
 
-    Both arms see the same batches and draw the same noise. Prints a table and writes one HTML file that needs no
-    network. Takes some minutes on two cores.
+    Both arms get the same batches and draw the same noise. The command prints a table and writes one HTML file that
+    needs no network. It takes some minutes on two cores.
     """
     from sfkit_demo.compare import compare
     from sfkit_demo.options import find_data, parse_policy, parse_teacher, parse_weight

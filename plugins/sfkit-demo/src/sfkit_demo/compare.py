@@ -1,4 +1,4 @@
-"""Both arms, the table, and the report."""
+"""Run both arms, print the table, and write the report."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ def compare(settings: Settings, out: Path, jobs: int, study: Path) -> Path:
     """Run the demonstration.
 
     Args:
-        settings: What both arms share; ``settings.teacher`` is the aligned arm's.
+        settings: Settings of both arms; the aligned arm trains with ``settings.teacher``.
         out: Folder for the report.
-        jobs: Processes at a time.
-        study: The results of the seed study; may be absent.
+        jobs: Number of processes.
+        study: File with the results of the seed study; may be absent.
 
     Returns:
-        The report.
+        Path of the report.
     """
-    console = Console(markup=False, emoji=False)  # a teacher's name may hold brackets
+    console = Console(markup=False, emoji=False)  # rich would read brackets in a teacher's name as markup
     precomputed = read_results(study)
     console.print(settings_line(settings), highlight=False)
     start = time.monotonic()
     arms = [Arm(PLAIN, untrained=True, images=True), Arm(ALIGNED, settings.teacher, images=True)]
     with Live([arm.name for arm in arms], settings.steps, console) as live:
         results: dict[str, ArmResult] = {}
-        for result in run_jobs([Job(arm, settings) for arm in arms], jobs, live.tell):
+        for result in run_jobs([Job(arm, settings) for arm in arms], jobs, live.update):
             results[result.arm] = result
             live.done(result.arm)
     plain, aligned = results[PLAIN], results[ALIGNED]
     if plain.curves.random_state != aligned.curves.random_state:
         raise ArmError(
-            "The two arms drew different random numbers, so they may not be compared.",
-            "A teacher or projector must leave torch's global generator alone: this is a bug of the teacher's plugin.",
+            "The two arms drew different random numbers, so they cannot be compared.",
+            "A teacher or projector must not use torch's global generator: this is a bug of the teacher's plugin.",
         )
     comparison = Comparison(settings, plain, aligned, tuple(precomputed), time.monotonic() - start)
     print_table(comparison, console)

@@ -1,4 +1,4 @@
-"""The finished comparison, and the rows that the table and the report both show."""
+"""The finished comparison, and the rows of the table in terminal and report."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Comparison:
     """Both arms of one seed, and the rows of the seed study.
 
     Attributes:
-        settings: Of both.
-        plain: The arm without a teacher; holds the untrained policy's figures too.
-        aligned: The arm with one.
+        settings: Settings of both arms.
+        plain: The arm without a teacher; it includes the metrics of the untrained policy.
+        aligned: The arm with a teacher.
         study: Rows of the seed study; empty where there is none.
         seconds: Wall time of both arms together.
     """
@@ -36,13 +36,13 @@ class Line:
     """One quantity of the table.
 
     Attributes:
-        title: What it is, with its unit.
+        title: Name of the quantity, with its unit.
         better: ``"lower"``, ``"higher"`` or ``""``.
-        digits: After the point.
-        mean: The mean predictor's; NaN where that means nothing.
-        untrained: Before the first step.
-        plain: After training without a teacher.
-        aligned: After training with one.
+        digits: Digits after the decimal point.
+        mean: Value of the mean predictor; NaN where it has none.
+        untrained: Value before the first step.
+        plain: Value after training without a teacher.
+        aligned: Value after training with a teacher.
     """
 
     title: str

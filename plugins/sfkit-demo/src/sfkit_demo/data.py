@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,22 +13,28 @@ from torch import Tensor
 from sfkit.errors import ConfigError
 from sfkit.views.cameras import CameraRig
 
+if TYPE_CHECKING:
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+#: A batch of LeRobot: tensors, and lists of texts.
+Batch: TypeAlias = "dict[str, Any]"
+
 _REPO_ID = "local/demo"
 _LABELS = ("label.object_position", "label.goal_position")
-#: The split is the same for every seed, so that all runs are measured on the same frames.
+#: One split for all seeds, so that all runs are evaluated on the same frames.
 _SPLIT_SEED = 0
 
 
 @dataclass(frozen=True)
 class Frames:
-    """Every frame of a LeRobot dataset, decoded. ``n`` frames in recorded order.
+    """All ``n`` frames of a LeRobot dataset, decoded, in recorded order.
 
     Attributes:
         images: ``(n, 3, h, w)`` uint8 by batch key, in the policy's order.
-        depth: ``(n, 1, h', w')`` float32 by batch key, in the unit that ``cameras`` states.
+        depth: ``(n, 1, h', w')`` float32 by batch key, in the unit of ``cameras``.
         state: ``(n, s)`` float32.
         action: ``(n, a)`` float32.
-        labels: ``(n, 3)`` float32 meters, ``object`` and ``goal``: for probes, never in a batch.
+        labels: ``(n, 3)`` float32 meters, ``object`` and ``goal``: for probes only, not in batches.
         index: ``(n,)`` long, LeRobot's global frame index.
         episode: ``(n,)`` long.
         tasks: Task text of each frame.
@@ -48,16 +54,16 @@ class Frames:
     def __len__(self) -> int:
         return len(self.episode)
 
-    def batch(self, rows: Tensor, chunk: int) -> dict[str, Any]:
-        """A batch as LeRobot's own loader would give it, before the policy's preprocessor. Labels are not in it.
+    def batch(self, rows: Tensor, chunk: int) -> Batch:
+        """A batch as from LeRobot's loader, before the policy's preprocessor, without labels.
 
         Args:
-            rows: ``(b,)`` long, positions in this object.
-            chunk: Length of the action chunk; beyond the episode's end the last action is repeated and marked.
+            rows: ``(b,)`` long, indices of frames.
+            chunk: Length of the action chunk; after the end of the episode the last action repeats, marked as padding.
         """
         steps = rows[:, None] + torch.arange(chunk)
         last = self._last_rows()[rows][:, None]
-        batch: dict[str, Any] = {key: value[rows].float() / 255 for key, value in self.images.items()}
+        batch: Batch = {key: value[rows].float() / 255 for key, value in self.images.items()}
         batch |= {key: value[rows] for key, value in self.depth.items()}
         return batch | {
             "observation.state": self.state[rows],
@@ -69,7 +75,7 @@ class Frames:
         }
 
     def _last_rows(self) -> Tensor:
-        """``(n,)`` long: the last row of each row's episode (episodes are contiguous)."""
+        """``(n,)`` long: the last row of each row's episode; episodes are contiguous."""
         starts, counts = episode_bounds(self.episode)
         return (starts + counts - 1).repeat_interleave(counts)
 
@@ -83,11 +89,11 @@ class Split:
 
 
 def split_episodes(frames: Frames, held_out: float) -> Split:
-    """Keep whole episodes apart, the same share of each task.
+    """Split by whole episodes, with the same share of each task.
 
     Args:
         frames: The dataset.
-        held_out: Share of the episodes of each task that are held out; at least one is, and one is trained on.
+        held_out: Share of held-out episodes of each task; at least one is held out, and one is for training.
 
     Raises:
         ConfigError: A task has a single episode.
@@ -112,14 +118,14 @@ def split_episodes(frames: Frames, held_out: float) -> Split:
 
 
 def thinned(frames: Frames, rows: Tensor, stride: int) -> Tensor:
-    """Every ``stride``-th frame of each episode among ``rows``."""
+    """Every ``stride``-th frame of each episode among rows ``(n,)``."""
     starts, counts = episode_bounds(frames.episode)
     first = starts.repeat_interleave(counts)
     return rows[(rows - first[rows]) % stride == 0]
 
 
 def episode_bounds(episode: Tensor) -> tuple[Tensor, Tensor]:
-    """First row and number of rows of each run of equal numbers in ``(n,)``, in order."""
+    """First row and number of rows of each episode, from the episode ``(n,)`` of each row."""
     changes = torch.nonzero(episode[1:] != episode[:-1]).flatten() + 1
     starts = torch.cat([torch.zeros(1, dtype=torch.long), changes])
     ends = torch.cat([changes, torch.tensor([len(episode)])])
@@ -127,10 +133,10 @@ def episode_bounds(episode: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def load_frames(root: Path) -> Frames:
-    """Read a LeRobot dataset with LeRobot, each episode's video in one pass.
+    """Read a LeRobot dataset with LeRobot's loader, each episode's video in one pass.
 
     Raises:
-        ConfigError: It is not there, or lacks what the demo needs: images, depth, calibration and labels.
+        ConfigError: The dataset does not exist, or lacks images, depth, calibration or labels.
     """
     if not (root / "meta" / "info.json").is_file():
         raise ConfigError(f"There is no LeRobot dataset at {root}.", "Name one with --data.")
@@ -159,7 +165,7 @@ def load_frames(root: Path) -> Frames:
     )
 
 
-def _require_columns(dataset: Any, cameras: CameraRig) -> None:
+def _require_columns(dataset: LeRobotDataset, cameras: CameraRig) -> None:
     depth = [camera.depth_key for camera in cameras.cameras.values()]
     wanted = [*cameras.cameras, *depth, *_LABELS, "observation.state", "action"]
     missing = [str(key) for key in wanted if key not in dataset.features]
@@ -170,7 +176,7 @@ def _require_columns(dataset: Any, cameras: CameraRig) -> None:
         )
 
 
-def _read_episode(dataset: Any, cameras: CameraRig, episode: int) -> dict[str, Tensor]:
+def _read_episode(dataset: LeRobotDataset, cameras: CameraRig, episode: int) -> dict[str, Tensor]:
     """All columns of one episode: ``(t, ...)`` tensors."""
     from lerobot.datasets.video_utils import decode_video_frames
 

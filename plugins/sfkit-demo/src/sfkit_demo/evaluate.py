@@ -1,14 +1,14 @@
-"""Measuring a policy on episodes that it was not trained on. The same code measures every arm."""
+"""Evaluate a policy on held-out episodes; all arms use this code."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from sfkit_tools import DepthProbe, DepthSamples, DepthScore, RidgeProbe, capture_tokens, probe_error, token_depth
+from sfkit_tools.depth_probe import position_mean
 from torch import Tensor, nn
 
 from sfkit.factory.components import build_adapter, build_teacher
@@ -17,30 +17,30 @@ from sfkit.training.teacher_runner import TeacherRunner
 from sfkit.utils.runtime import own_rng
 from sfkit.views.resample import resample
 from sfkit.views.types import FeatureMap, Views
-from sfkit_demo.data import Frames, Split, thinned
+from sfkit_demo.data import Batch, Frames, Split, thinned
 from sfkit_demo.model import Preprocess
 from sfkit_demo.settings import Settings
 
 _BATCH = 64
-#: Noise and times of the held-out loss are the same for every arm, seed and moment.
+#: One seed for noise and times of the held-out loss: it is comparable between arms, seeds and steps.
 _NOISE_SEED = 1234
 _CM = 100.0
-#: Held-out frames for the loss on the way.
+#: Number of held-out frames for the loss during training.
 _GLANCE = 128
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """Measured on held-out episodes.
+    """Metrics on held-out episodes.
 
     Attributes:
         flow_loss: The policy's own action loss; NaN for the mean predictor.
-        object_cm: Mean error of the object's position, read linearly from the tapped tokens.
-        goal_cm: The same for the goal's position.
-        depth_r2: Residual depth by camera: the share explained beyond each patch position's mean.
-        depth_rmse_cm: Its root mean squared error by camera.
-        cosine: Cosine between the teacher's features and a linear read-out of them from the tapped tokens, where each
-            patch position's mean is given. It is defined for every arm, unlike the projector's own.
+        object_cm: Mean error of the object's position, by a linear probe of the tapped tokens.
+        goal_cm: Mean error of the goal's position, by a linear probe of the tapped tokens.
+        depth_r2: R² of residual depth (depth minus the mean of the patch position) by camera.
+        depth_rmse_cm: Root mean squared error of residual depth by camera.
+        cosine: Cosine of the teacher's features and a linear prediction of them from the tapped tokens, with the means
+            of each patch position known. Unlike the projector's cosine, it is defined for every arm.
     """
 
     flow_loss: float
@@ -53,14 +53,14 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Truth:
-    """What the tokens of some frames are compared with; none of it depends on the policy.
+    """Targets of the probes for some frames; they do not depend on the policy.
 
     Attributes:
         rows: ``(n,)`` rows of the dataset.
         target: ``(n, v, gh, gw, d)`` features of the teacher.
         depth: ``(n, v, gh, gw)`` meters.
         known: ``(n, v, gh, gw)`` bool: where depth is valid.
-        names: One for each view.
+        names: Name of each view.
     """
 
     rows: Tensor
@@ -71,14 +71,14 @@ class Truth:
 
 
 class Evaluator:
-    """Measures policies of one architecture on one split. Nothing here draws from the global generator.
+    """Evaluates policies of one architecture on one split, without draws from torch's global generator.
 
     Args:
-        policy: Any policy of that architecture, for its adapter.
+        policy: A policy of that architecture, for its adapter.
         preprocess: Its preprocessor.
         frames: The dataset.
-        split: Its parts.
-        settings: Student layer, teacher, stride and the like.
+        split: Training part and held-out part.
+        settings: Settings of the run.
     """
 
     def __init__(
@@ -88,14 +88,14 @@ class Evaluator:
         train, held_out = (thinned(frames, rows, settings.stride) for rows in (split.train, split.held_out))
         self.glance_rows = held_out[torch.linspace(0, len(held_out) - 1, min(_GLANCE, len(held_out))).long()]
         tokens, _ = self._capture(policy, train[:1])
-        host = TeacherRunner(build_teacher(settings.teacher))
-        if hasattr(host.teacher, "fit"):
-            host.teacher.fit((views, tokens.grid) for views in self._views(policy, train))
-        self.train = self._truth(policy, host, train, tokens.grid)
-        self.held_out = self._truth(policy, host, held_out, tokens.grid)
+        runner = TeacherRunner(build_teacher(settings.teacher))
+        if hasattr(runner.teacher, "fit"):
+            runner.teacher.fit((views, tokens.grid) for views in self._views(policy, train))
+        self.train = self._truth(policy, runner, train, tokens.grid)
+        self.held_out = self._truth(policy, runner, held_out, tokens.grid)
 
     def loss(self, policy: nn.Module, rows: Tensor | None = None, draws: int = 1) -> float:
-        """Mean action loss of the policy over frames, in eval mode, with noise and times that never change."""
+        """Mean action loss over rows ``(n,)`` in eval mode, with the same noise and times in each call."""
         rows = self.glance_rows if rows is None else rows
         training = policy.training
         policy.eval()
@@ -107,7 +107,7 @@ class Evaluator:
         return float(torch.cat(losses).mean())
 
     def measure(self, policy: nn.Module) -> tuple[Metrics, Metrics]:
-        """The policy's figures, and those of the mean predictor (which are the same for every policy)."""
+        """Metrics of the policy and of the mean predictor; the latter are the same for every policy."""
         train, held_out = (self.tokens(policy, truth.rows) for truth in (self.train, self.held_out))
         positions = {name: self._position(train, held_out, name) for name in ("object", "goal")}
         depth = self._depth(train, held_out)
@@ -134,7 +134,7 @@ class Evaluator:
     # ---------------------------------------------------------------- probes
 
     def _position(self, train: FeatureMap, held_out: FeatureMap, name: str) -> tuple[float, float]:
-        """Error in cm of a position read from all tokens of a frame, and the mean predictor's."""
+        """Error in centimeters of a position predicted from all tokens of a frame, and the mean predictor's."""
         labels, groups = self.frames.labels[name], self.frames.episode
         probe = RidgeProbe.fit(_flat(train), labels[self.train.rows], groups[self.train.rows])
         score = probe_error(probe, _flat(held_out), labels[self.held_out.rows])
@@ -150,13 +150,13 @@ class Evaluator:
         return DepthSamples(tokens.values, truth.depth, tokens.mask & truth.known, groups, truth.names)
 
     def _cosine(self, train: FeatureMap, held_out: FeatureMap) -> tuple[float, float]:
-        """Cosine to the teacher's features of a linear read-out, and of the mean of each patch position.
+        """Cosine of the teacher's features with a linear prediction, and with the mean of each patch position.
 
-        Position means are given to both for nothing, as in the depth probe.
+        Both know the means of each position, as in the depth probe.
         """
         usable, unseen = train.mask & self.train.target.mask, held_out.mask & self.held_out.target.mask
-        token_mean = _position_mean(train.values, usable)
-        goal_mean = _position_mean(self.train.target.values, usable)
+        token_mean = position_mean(train.values, usable)
+        goal_mean = position_mean(self.train.target.values, usable)
         groups = self.frames.episode[self.train.rows][:, None, None, None].expand_as(usable)[usable]
         probe = RidgeProbe.fit(
             (train.values - token_mean)[usable], (self.train.target.values - goal_mean)[usable], groups
@@ -168,31 +168,34 @@ class Evaluator:
 
     # ---------------------------------------------------------------- frames
 
-    def _batches(self, rows: Tensor) -> Iterator[dict[str, Any]]:
+    def _batches(self, rows: Tensor) -> Iterator[Batch]:
+        """Preprocessed batches of rows ``(n,)``, in order."""
         for part in torch.split(rows, _BATCH):
             yield self.preprocess(self.frames.batch(part, self.settings.chunk))
 
     def _capture(self, policy: nn.Module, rows: Tensor) -> tuple[FeatureMap, Views]:
+        """Visual tokens of rows ``(n,)``, ``(n, v, gh, gw, d)``, and their views."""
         batch = self.preprocess(self.frames.batch(rows, self.settings.chunk))
         return capture_tokens(policy, batch, self.settings.student_layer, cameras=self.frames.cameras)
 
     def tokens(self, policy: nn.Module, rows: Tensor) -> FeatureMap:
-        """Visual tokens of these frames at the tapped layer."""
+        """Visual tokens of rows ``(n,)`` at the tapped layer, ``(n, v, gh, gw, d)``."""
         return _cat([self._capture(policy, part)[0] for part in torch.split(rows, _BATCH)])
 
     def _views(self, policy: nn.Module, rows: Tensor) -> Iterator[Views]:
-        """Views alone, without running the policy."""
+        """Views of rows ``(n,)``, without running the policy."""
         adapter = build_adapter(policy, None)
         adapter.cameras = self.frames.cameras
         for batch in self._batches(rows):
             yield adapter.views(ForwardCall({"batch": batch}, None))
 
-    def _truth(self, policy: nn.Module, host: TeacherRunner, rows: Tensor, grid: tuple[int, int]) -> Truth:
-        layer = host.teacher.default_layer
+    def _truth(self, policy: nn.Module, runner: TeacherRunner, rows: Tensor, grid: tuple[int, int]) -> Truth:
+        """Targets of rows ``(n,)``."""
+        layer = runner.teacher.default_layer
         targets, depths = [], []
         names: tuple[str, ...] = ()
         for views in self._views(policy, rows):
-            targets.append(resample(host.features(views, [layer], grid)[0], grid))
+            targets.append(resample(runner.features(views, [layer], grid)[0], grid))
             depths.append(token_depth(views, grid))
             names = views.names
         depth, known = (torch.cat(column) for column in zip(*depths, strict=True))
@@ -200,24 +203,20 @@ class Evaluator:
 
 
 def _cat(maps: list[FeatureMap]) -> FeatureMap:
-    # Cloned out of inference mode, in which a teacher's features are made.
+    # clone: a teacher's features are tensors of inference mode, which the probes cannot use.
     return FeatureMap(torch.cat([m.values for m in maps]).clone(), torch.cat([m.mask for m in maps]).clone())
 
 
 def _flat(tokens: FeatureMap) -> Tensor:
-    """``(n, v * gh * gw * d)``: all tokens of a frame side by side, masked ones 0."""
+    """``(n, v * gh * gw * d)``: all tokens of a frame concatenated, with 0 for masked ones."""
     return tokens.sanitized().values.flatten(1)
 
 
-def _position_mean(values: Tensor, mask: Tensor) -> Tensor:
-    kept = torch.where(mask.unsqueeze(-1), values, 0.0).sum(0)
-    return kept / mask.sum(0).clamp(min=1).unsqueeze(-1)
-
-
 def _mean_cosine(a: Tensor, b: Tensor) -> float:
+    """Mean cosine of the rows of ``(n, d)`` and ``(n, d)``."""
     return float(F.cosine_similarity(a.float(), b.float(), dim=-1, eps=1e-6).mean())
 
 
 def _short(key: str) -> str:
-    """``observation.images.wrist`` is the wrist camera."""
+    """``observation.images.wrist`` to ``wrist``."""
     return key.rsplit(".", 1)[-1]

@@ -1,9 +1,9 @@
-"""What the report shows of one arm: frames, depth, and token grids as colors."""
+"""Images of one arm for the report: frames, depth, and token grids as colors."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,30 +17,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Images:
-    """Some held-out frames, ``k`` of them, with all cameras. Plain arrays, so that they can cross processes.
+    """``k`` held-out frames with all ``v`` cameras, as arrays, since arms run in processes of their own.
 
     Attributes:
-        names: Camera names, ``v`` of them.
+        names: Camera names.
         tasks: Task text of each frame.
         images: ``(k, v, h, w, 3)`` uint8 as recorded.
         depth: ``(k, v, h', w')`` float32 meters; 0 where unknown.
         student: ``(k, v, gh, gw, 3)`` PCA colors of the policy's tokens.
-        teacher: ``(k, v, gh, gw, 3)`` PCA colors of the teacher's features; NaN where there are none.
+        teacher: ``(k, v, gh, gw, 3)`` PCA colors of the teacher's features; NaN where masked.
     """
 
     names: tuple[str, ...]
     tasks: tuple[str, ...]
-    images: NDArray[Any]
-    depth: NDArray[Any]
-    student: NDArray[Any]
-    teacher: NDArray[Any]
+    images: NDArray[np.uint8]
+    depth: NDArray[np.float32]
+    student: NDArray[np.float32]
+    teacher: NDArray[np.float32]
 
 
 def take_images(policy: nn.Module, evaluator: Evaluator) -> Images:
-    """One frame of each task, halfway through its first held-out episode.
+    """One frame of each task, in the middle of its first held-out episode.
 
-    Components come from all measured held-out frames, and each position's mean is taken off first: otherwise the
-    colors would show little but where a token sits.
+    The principal components come from all held-out frames, minus the mean of each position: otherwise the colors would
+    mostly show the position of a token.
     """
     frames, truth = evaluator.frames, evaluator.held_out
     chosen = _one_of_each_task(evaluator)
@@ -54,15 +54,15 @@ def take_images(policy: nn.Module, evaluator: Evaluator) -> Images:
     return Images(
         names=tuple(key.rsplit(".", 1)[-1] for key in frames.images),
         tasks=tuple(frames.tasks[row] for row in rows.tolist()),
-        images=_stack([image[rows].permute(0, 2, 3, 1) for image in frames.images.values()]),
-        depth=_stack(depth),
+        images=np.stack([image[rows].permute(0, 2, 3, 1).numpy() for image in frames.images.values()], axis=1),
+        depth=np.stack([each.numpy() for each in depth], axis=1),
         student=student[chosen].numpy(),
         teacher=teacher[chosen].numpy(),
     )
 
 
 def _one_of_each_task(evaluator: Evaluator) -> Tensor:
-    """Positions among the held-out frames."""
+    """``(k,)`` indices among the held-out frames."""
     frames, rows = evaluator.frames, evaluator.held_out.rows
     chosen = []
     for task in sorted(set(frames.tasks)):
@@ -71,7 +71,3 @@ def _one_of_each_task(evaluator: Evaluator) -> Tensor:
         episode = [i for i in mine if frames.episode[rows[i]] == first]
         chosen.append(episode[len(episode) // 2])
     return torch.tensor(chosen)
-
-
-def _stack(images: list[Tensor]) -> NDArray[Any]:
-    return np.stack([image.numpy() for image in images], axis=1)

@@ -11,7 +11,7 @@ from typing_extensions import Self
 
 from sfkit_demo.run import Progress
 
-#: Share of the old value in the shown loss: single batches jump too much to be read.
+#: Weight of the previous value in the displayed loss; the losses of single batches vary too much to read.
 _SMOOTHING = 0.9
 
 
@@ -19,9 +19,9 @@ class Live:
     """A bar for each arm, with its phase, smoothed action loss and cosine.
 
     Args:
-        arms: Their names.
-        steps: Steps of each.
-        console: Where to draw.
+        arms: Names of the arms.
+        steps: Steps of each arm.
+        console: The console.
     """
 
     def __init__(self, arms: list[str], steps: int, console: Console) -> None:
@@ -45,16 +45,16 @@ class Live:
     ) -> None:
         self._bars.stop()
 
-    def tell(self, news: Progress) -> None:
-        """Show news of an arm."""
-        text = news.phase
-        if news.loss is not None:
-            before = self._loss.get(news.arm, news.loss)
-            self._loss[news.arm] = _SMOOTHING * before + (1 - _SMOOTHING) * news.loss
-            text = f"action loss {self._loss[news.arm]:.3f}"
-            if news.cosine is not None:
-                text += f"  cosine {news.cosine:.2f}"
-        self._bars.update(self._ids[news.arm], completed=news.step, text=text)
+    def update(self, progress: Progress) -> None:
+        """Show the progress of an arm."""
+        text = progress.phase
+        if progress.loss is not None:
+            before = self._loss.get(progress.arm, progress.loss)
+            self._loss[progress.arm] = _SMOOTHING * before + (1 - _SMOOTHING) * progress.loss
+            text = f"action loss {self._loss[progress.arm]:.3f}"
+            if progress.cosine is not None:
+                text += f"  cosine {progress.cosine:.2f}"
+        self._bars.update(self._ids[progress.arm], completed=progress.step, text=text)
 
     def done(self, arm: str) -> None:
         """Mark an arm as finished."""

@@ -1,4 +1,4 @@
-"""The report's plain words: what is measured, what follows from it, and what does not."""
+"""The report's explanations: what each number measures, and what it does not show."""
 
 from __future__ import annotations
 
@@ -15,32 +15,31 @@ from sfkit_demo.teacher import public_name
 
 
 def meaning(comparison: Comparison) -> str:
-    """What the figures mean."""
+    """Explanations of the numbers, as an HTML list."""
     constant = comparison.plain.mean.cosine
     teacher = build_teacher(comparison.settings.teacher)
     depth = (
-        "Where the teacher is made of depth this is a check that alignment arrives, and no more: the target was "
-        "trained for."
+        "With a teacher of depth this shows only that alignment works: the policy is trained for this target."
         if "depth" in teacher.requires
-        else "This teacher is not given any depth."
+        else "This teacher gets no depth."
     )
     points = [
-        "<strong>Object and goal position</strong>: from all visual tokens at the tapped layer, a linear map reads "
-        "where the object is. The map is fitted on the training episodes, its strength picked among them, and its "
-        "error measured on the others. The positions were never shown to the policy nor to the teacher, so this tells "
-        "whether tokens carry usable 3D information. It does not tell whether the policy uses it.",
-        "<strong>Residual depth</strong>: a linear map from each token to how far away its patch is, beyond what its "
-        "position in the image tells. For a fixed camera the position alone tells most. " + depth,
+        "<strong>Object and goal position</strong>: a linear map predicts the position of the object from all visual "
+        "tokens at the tapped layer. It is fitted on the training episodes, with regularization chosen among them, and "
+        "evaluated on the others. Neither the policy nor the teacher gets the positions, so this shows whether tokens "
+        "carry usable 3D information. It does not show whether the policy uses it.",
+        "<strong>Residual depth</strong>: a linear map predicts the depth of each token's patch, minus the mean depth "
+        "of its position in the image. With a fixed camera the position predicts most of the depth. " + depth,
         "<strong>Held-out action loss</strong>: the policy's own flow-matching loss on episodes not trained on, "
-        "with noise and times that are the same for both arms. It is the nearest thing here to the policy's task, and "
-        "it is not success: nothing was run in the simulator. At this size, success rates would be noise.",
-        f"<strong>Cosine to the teacher</strong>: how near a linear read-out of the tokens comes to the "
-        f"{escape(public_name(teacher))} features. Knowing nothing but a patch's position already gives "
-        f"{constant:.2f}, so the figure is no evidence by itself.",
-        "<strong>Untrained</strong>: random weights keep much of an image, which a linear map can read. Training for "
-        "actions alone may lose some of it; compare with that column, not with zero.",
+        "with noise and times that are the same for both arms. It is the metric nearest to the policy's task, and it "
+        "is not a success rate: no policy ran in the simulator. At this size, success rates would be noise.",
+        f"<strong>Cosine to the teacher</strong>: cosine of a linear prediction from the tokens and the "
+        f"{escape(public_name(teacher))} features. A patch's position alone already gives {constant:.2f}, so the "
+        "value is no evidence by itself.",
+        "<strong>Untrained</strong>: random weights keep much information of an image, which a linear map can read. "
+        "Training for actions only may lose some of it; compare with that column, and not with zero.",
         "<strong>Scale</strong>: about a million parameters, from scratch, on some two thousand frames of three "
-        "simulated tasks. None of this says how much a pretrained policy of full size gains on a robot.",
+        "simulated tasks. This does not show how much a pretrained policy of full size gains on a robot.",
     ]
     return "<ul>" + "".join(f"<li>{point}</li>" for point in points) + "</ul>"
 
@@ -77,7 +76,7 @@ def details(comparison: Comparison) -> str:
         (
             "time of a step",
             f"{seconds[0]:.3f} s plain, {seconds[1]:.3f} s aligned ({seconds[1] / seconds[0]:.2f} times): medians, "
-            "measured side by side, so whatever else the machine did is in them",
+            "measured in parallel, including the load of other processes",
         ),
         ("versions", f"{versions}, {os.cpu_count()} cores"),
     ]

@@ -1,34 +1,38 @@
-"""Small policies: LeRobot's own classes and preprocessors, random weights, about a million parameters."""
+"""Small policies: LeRobot's classes and preprocessors with random weights, about a million parameters."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from sfkit_demo.data import Frames
+from sfkit_demo.data import Batch, Frames
 from sfkit_demo.settings import BLOCKS, Settings
 
-Preprocess = Callable[[dict[str, Any]], dict[str, Any]]
+Preprocess = Callable[[Batch], Batch]
+#: Keyword arguments of the tiny policies of ``sfkit_lerobot.testing``.
+Arguments: TypeAlias = "Mapping[str, Any]"
+#: Statistics by feature, then by name.
+Statistics: TypeAlias = "Mapping[str, Mapping[str, Tensor]]"
 
 _SIDE = 64
 
 
 def build_policy(frames: Frames, train_rows: Tensor, settings: Settings, folder: Path) -> tuple[nn.Module, Preprocess]:
-    """The policy, initialized from ``settings.seed``, and the preprocessor that its batches go through.
+    """The policy, initialized from ``settings.seed``, and its preprocessor.
 
-    64-pixel images become 4 x 4 tokens each; six blocks of width 96; everything that LeRobot lets be trained is.
-    Prompts are padded to the longest of the dataset only: pi0.5's 200 tokens would take most of the time.
+    An image of 64 pixels becomes 4 x 4 tokens; there are six blocks of width 96; all parameters train. Prompts are
+    padded to the longest one of the dataset, since pi0.5's 200 tokens would take most of the time.
 
     Args:
         frames: The dataset.
-        train_rows: Rows whose statistics normalize states and actions.
+        train_rows: Rows ``(n,)`` whose statistics normalize states and actions.
         settings: Policy, seed and chunk length.
-        folder: Where the definition of SmolVLA's vision-language model is written.
+        folder: Folder for the definition of SmolVLA's vision-language model.
     """
     channels, height, width = next(iter(frames.images.values())).shape[1:]
     arguments = {
@@ -51,7 +55,7 @@ def build_policy(frames: Frames, train_rows: Tensor, settings: Settings, folder:
 
 
 def _smolvla(
-    arguments: Mapping[str, Any], stats: Mapping[str, Any], texts: list[str], seed: int, folder: Path
+    arguments: Arguments, stats: Statistics, texts: list[str], seed: int, folder: Path
 ) -> tuple[nn.Module, Preprocess]:
     from lerobot.policies.smolvla.processor_smolvla import make_smolvla_pre_post_processors
     from sfkit_lerobot.testing import tiny_smolvla, tiny_smolvlm
@@ -62,15 +66,13 @@ def _smolvla(
         hidden=96, layers=BLOCKS, heads=6, kv_heads=3, texts=texts,
     )  # fmt: skip
     torch.manual_seed(seed)
-    policy: Any = tiny_smolvla(vlm, **arguments)
+    policy = tiny_smolvla(vlm, **arguments)
     preprocess, _ = make_smolvla_pre_post_processors(policy.config, stats)
     return policy, preprocess
 
 
-def _pi0(
-    kind: str, arguments: Mapping[str, Any], stats: Mapping[str, Any], frames: Frames, seed: int
-) -> tuple[nn.Module, Preprocess]:
-    """pi0 or pi0.5, of nearly the same sizes: their attention needs eight heads."""
+def _pi0(kind: str, arguments: Arguments, stats: Statistics, frames: Frames, seed: int) -> tuple[nn.Module, Preprocess]:
+    """pi0 or pi0.5, with nearly the sizes of SmolVLA: their attention needs eight heads."""
     from sfkit_lerobot.testing import tiny_pi0, tiny_pi0_processors, tiny_pi05
 
     sizes = {
@@ -82,7 +84,7 @@ def _pi0(
     policy: Any = build(**arguments, sizes=sizes, image_resolution=(_SIDE, _SIDE))
     texts = sorted(set(frames.tasks))
     preprocess, _ = tiny_pi0_processors(policy, stats, texts)
-    # With the state in the prompt, each frame has a prompt of its own.
+    # pi0.5 writes the state into the prompt, so the longest prompt is found over all frames.
     prompts = preprocess({"observation.state": frames.state, "task": list(frames.tasks)})
     policy.config.tokenizer_max_length = int(prompts["observation.language.attention_mask"].sum(1).max())
     preprocess, _ = tiny_pi0_processors(policy, stats, texts)
@@ -90,6 +92,6 @@ def _pi0(
 
 
 def _statistics(values: Tensor) -> dict[str, Tensor]:
-    """Mean and deviation, by which SmolVLA and pi0 normalize, and the quantiles, by which pi0.5 does."""
+    """Mean and standard deviation (for SmolVLA and pi0) and quantiles (for pi0.5) of ``(n, d)``, each ``(d,)``."""
     q01, q99 = torch.quantile(values, torch.tensor([0.01, 0.99]), dim=0)
     return {"mean": values.mean(0), "std": values.std(0), "q01": q01, "q99": q99}

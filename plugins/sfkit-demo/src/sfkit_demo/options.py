@@ -1,9 +1,8 @@
-"""Reading what the command line was given."""
+"""Parse the options of the command line."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from sfkit.errors import ConfigError, UnknownNameError, did_you_mean
 from sfkit_demo import RECORDING
@@ -11,10 +10,10 @@ from sfkit_demo.settings import POLICIES
 
 
 def find_data(given: Path | None) -> Path:
-    """The dataset that was named, or else the shipped recording.
+    """The given dataset, or the recording in this package.
 
     Raises:
-        ConfigError: There is none where it was named.
+        ConfigError: The given dataset does not exist.
     """
     if given is not None and not given.is_dir():
         raise ConfigError(f"There is no dataset at {given}.")
@@ -22,10 +21,10 @@ def find_data(given: Path | None) -> Path:
 
 
 def parse_policy(name: str) -> str:
-    """The name of one of the demonstration's policies.
+    """Check the name of a policy.
 
     Raises:
-        UnknownNameError: It is none of them.
+        UnknownNameError: The demo has no such policy.
     """
     if name not in POLICIES:
         raise UnknownNameError(
@@ -34,11 +33,11 @@ def parse_policy(name: str) -> str:
     return name
 
 
-def parse_teacher(name: str, options: str) -> tuple[str, dict[str, Any]]:
-    """A teacher with its options from one word of the command line (see :func:`sfkit.cli.console.parse_options`).
+def parse_teacher(name: str, options: str) -> tuple[str, dict[str, object]]:
+    """A teacher with its options (see :func:`sfkit.cli.console.parse_options`).
 
     Raises:
-        ConfigError: An unknown teacher or option, a bad value, or text that is not ``k=v``.
+        ConfigError: The teacher or an option is unknown, a value is invalid, or the text is not ``k=v,k=v``.
     """
     from sfkit.cli.console import parse_options
     from sfkit.registry.registry import default_registry
@@ -48,10 +47,10 @@ def parse_teacher(name: str, options: str) -> tuple[str, dict[str, Any]]:
 
 
 def parse_weight(weight: float | None, preset: str | None, default: float = 0.5) -> float:
-    """The weight of the alignment loss: the one that was given, the preset's, or else ``default``.
+    """The weight of the alignment loss: the given one, the preset's, or ``default``.
 
     Raises:
-        ConfigError: An unknown preset, or one that does not align tokens at one student layer, where the demo measures.
+        ConfigError: The preset is unknown, or does not align one student layer, as the demo's probes need.
     """
     from sfkit.factory.resolve import find_preset
 

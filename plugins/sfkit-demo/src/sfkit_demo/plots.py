@@ -1,4 +1,4 @@
-"""Figures of the report, as PNG data for an HTML page: transparent, in hues that hold on white and on black."""
+"""Figures of the report, as PNG data for an HTML page: transparent, in colors that work on white and on black."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib import colormaps, rc_context
@@ -18,7 +17,7 @@ from PIL import Image
 from sfkit_demo.run import ArmResult
 from sfkit_demo.study import UNTRAINED, Row, spread
 
-#: Meters beyond which depth is background: the geometry teacher leaves it out too.
+#: Depth beyond this many meters is background, which the geometry teacher masks too.
 _FAR = 10.0
 GRAY = "#8b909a"
 COLORS = {"untrained": GRAY, "plain": "#e08a2e", "shuffled": "#9d74d6", "aligned": "#2f8fdd", "geometry": "#2f8fdd"}
@@ -45,23 +44,23 @@ def data_uri(image: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def image_uri(image: NDArray[Any]) -> str:
-    """``(h, w, 3)`` uint8."""
+def image_uri(image: NDArray[np.uint8]) -> str:
+    """``(h, w, 3)`` pixels as PNG data."""
     return data_uri(Image.fromarray(image))
 
 
-def colors_uri(colors: NDArray[Any]) -> str:
-    """``(gh, gw, 3)`` in [0, 1]; NaN is transparent. One pixel for each token: the page enlarges it."""
+def colors_uri(colors: NDArray[np.float32]) -> str:
+    """``(gh, gw, 3)`` in [0, 1] as PNG data, one pixel per token; NaN is transparent. The page enlarges it."""
     known = np.isfinite(colors).all(-1)
     rgb = (np.nan_to_num(colors) * 255).round().astype(np.uint8)
     return data_uri(Image.fromarray(np.dstack([rgb, np.where(known, 255, 0).astype(np.uint8)])))
 
 
-def depth_uri(depth: NDArray[Any]) -> tuple[str, float, float]:
-    """``(h, w)`` meters in colors, bright where near, by the logarithm; transparent where unknown (0) or far off.
+def depth_uri(depth: NDArray[np.float32]) -> tuple[str, float, float]:
+    """``(h, w)`` meters in a logarithmic color scale, bright where near, transparent where unknown (0) or too far.
 
     Returns:
-        The image, and the nearest and farthest meters that it tells apart.
+        The image, and the range of its color scale in meters.
     """
     known = np.isfinite(depth) & (depth > 0) & (depth < _FAR)
     if not known.any():
@@ -106,12 +105,12 @@ def curves_figure(plain: ArmResult, aligned: ArmResult) -> str:
 
 
 def seeds_figure(rows: Sequence[Row], columns: Mapping[str, str], arms: Sequence[str]) -> str:
-    """One panel for each column: a dot for each seed and arm, lines joining a seed's plain and geometry runs."""
+    """One panel for each column: a dot for each seed and arm, and lines between the runs of a seed."""
     with rc_context(STYLE):
         figure = Figure(figsize=(10, 3.0), layout="constrained")
         panels = np.atleast_1d(figure.subplots(1, len(columns)))
         for axes, (column, title) in zip(panels, columns.items(), strict=True):
-            # The untrained policy's loss is so far off that it would press the others into one line.
+            # The untrained policy's loss is so large that it would compress the range of the others.
             shown = [arm for arm in arms if not (arm == UNTRAINED and column == "flow_loss")]
             _seed_panel(axes, rows, column, shown)
             axes.set_title(title)
@@ -132,8 +131,8 @@ def _seed_panel(axes: Axes, rows: Sequence[Row], column: str, arms: Sequence[str
     axes.grid(axis="y", color=GRAY, alpha=0.2)
 
 
-def smoothed(values: Sequence[float]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Means over about forty stretches of the values, and the step in the middle of each."""
+def smoothed(values: Sequence[float]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The middle step and the mean value of about forty equal parts of a curve."""
     if not values:
         return np.empty(0), np.empty(0)
     parts = np.array_split(np.asarray(values, dtype=float), min(40, len(values)))

@@ -19,21 +19,21 @@ Lines = Mapping[str, Sequence[float]]
 
 
 def health_section(reports: Sequence[Health]) -> str:
-    """The figure, and below it what the monitor has warned of."""
+    """The figure, and below it the warnings of the monitor."""
     if not reports:
-        return "<p>Nothing was measured.</p>"
+        return "<p>There are no measurements.</p>"
     warned = reports[-1].warnings
     said = (
         "<ul>" + "".join(f"<li>{escape(message)}</li>" for message in warned) + "</ul>"
         if warned
-        else "<p>Nothing was found that is worth a warning.</p>"
+        else "<p>There are no warnings.</p>"
     )
     caption = (
         f"Measured at {len(reports)} of the steps. The gradients are those of the two losses at the tapped tokens: "
-        "above the line of the first panel alignment dominates, below that of the second it works against the action. "
-        "Drift is how far the tokens' distribution has moved since the run began, in its own standard deviations then, "
-        "beside what two batches differ by without any change. The last panel asks whether a patch's target is told "
-        "best by that patch's own token."
+        "above the line of the first panel alignment dominates, below that of the second it opposes the action loss. "
+        "Drift is the change of the tokens' distribution since the start of the run, in standard deviations at the "
+        "start, beside the difference of two batches without training. The last panel compares how well a patch's own "
+        "token and a neighboring token predict its target."
     )
     alt = "Gradients, cosines, drift, rank, norms, projector and spatial correspondence by step"
     return (

@@ -26,11 +26,11 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
     """Write ``report.html`` into a folder.
 
     Args:
-        comparison: What it tells.
-        folder: Made if missing.
+        comparison: The comparison.
+        folder: The folder; created if missing.
 
     Returns:
-        The file, absolute.
+        Absolute path of the report.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = (folder / FILE).absolute()
@@ -39,7 +39,7 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
 
 
 def render(comparison: Comparison) -> str:
-    """The page."""
+    """The HTML page."""
     template = Template((files("sfkit_demo") / "page.html").read_text(encoding="utf-8"))
     plain, aligned, settings = comparison.plain, comparison.aligned, comparison.settings
     return template.substitute(
@@ -47,14 +47,14 @@ def render(comparison: Comparison) -> str:
         cards=_cards(comparison),
         table_intro=(
             f"On {plain.frames[1]} frames of held-out episodes, from the state at the end of training. "
-            "Arrows point to the better side. The untrained policy is where both arms start; the mean predictor says "
-            "the training mean whatever it sees, so it is what a figure is worth that knows nothing."
+            "Arrows point to the better side. Both arms start from the untrained policy. The mean predictor always "
+            "outputs the training mean: a policy whose tokens hold no information scores as it does."
         ),
         table=_table(table_lines(comparison)),
         images_intro=(
-            "Each small square is one visual token: its color is its place along the three main directions "
-            "of all tokens of that column, after the mean of each position was taken off. Colors may be compared "
-            "within a column, not between columns: what to look for is whether the <em>layout</em> follows the depth."
+            "Each small square is one visual token. Its color shows the three principal components of all tokens of "
+            "that column, minus the mean of each position. Colors are comparable within a column, and not between "
+            "columns: compare the <em>layout</em> of the colors with the depth."
         ),
         images=_images(plain.images, aligned.images),
         curves=plots.curves_figure(plain, aligned),
@@ -124,7 +124,7 @@ def _table(lines: Sequence[Line]) -> str:
 
 def _images(plain: Images | None, aligned: Images | None) -> str:
     if plain is None or aligned is None:
-        return "<p>No images were taken.</p>"
+        return "<p>There are no images.</p>"
     heads = ["", "camera", "depth", "teacher", "tokens, plain", "tokens, aligned"]
     cells = [f'<div class="head">{head}</div>' for head in heads]
     for frame, task in enumerate(plain.tasks):

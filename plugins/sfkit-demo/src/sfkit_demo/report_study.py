@@ -16,23 +16,23 @@ from sfkit_demo.wording import Paired, paired_sentence
 
 COMMAND = "python -m benchmarks.seeds"
 _ARMS = ("untrained", "plain", "shuffled", "geometry")
-#: The last pair is the telling one: the same loss and the same targets, but for the right frame.
+#: The last pair isolates geometry: both arms have the same loss, and only one has the targets of the right frame.
 _COMPARED = (("plain", "geometry"), ("plain", "shuffled"), ("shuffled", "geometry"))
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """What is told in words, of this run and of the study.
+    """A quantity of this run and of the study, for sentences.
 
     Attributes:
-        title: What it is.
+        title: Its name.
         column: Its column in the study.
-        unit: Of its values.
+        unit: Its unit.
         better: ``"lower"`` or ``"higher"``.
-        digits: After the point.
-        plain: This run's plain arm.
-        aligned: This run's aligned arm.
-        paired: The study's differences, geometry minus plain, at as many steps as in this run.
+        digits: Digits after the decimal point.
+        plain: Value of this run's plain arm.
+        aligned: Value of this run's aligned arm.
+        paired: The study's differences, geometry minus plain, with the settings of this run.
     """
 
     title: str
@@ -46,7 +46,7 @@ class Quantity:
 
 
 def tracked(comparison: Comparison) -> list[Quantity]:
-    """The quantities that the report is about; the last camera's depth stands for depth."""
+    """The main quantities of the report; depth is that of the last camera."""
     plain, aligned = comparison.plain.metrics, comparison.aligned.metrics
     camera = list(plain.depth_r2)[-1]
     depth_plain, depth_aligned = plain.depth_r2[camera], aligned.depth_r2[camera]
@@ -61,7 +61,7 @@ def tracked(comparison: Comparison) -> list[Quantity]:
 
 
 def _same_run(row: Row, comparison: Comparison) -> bool:
-    """Whether a row of the study was made as this run was, but for the seed, so that the two may be compared."""
+    """Whether a row of the study has the settings of this run, apart from the seed."""
     settings = comparison.settings
     alike = all(row.get(name) == getattr(settings, name) for name in ("steps", "student_layer", "weight"))
     default_teacher = ComponentSpec.of(settings.teacher) == ComponentSpec(name="geometry")
@@ -75,7 +75,7 @@ def study_section(comparison: Comparison) -> str:
         teacher = build_teacher(settings.teacher).name
         return (
             f"<p>A single run can land either way. The precomputed seeds are of {POLICIES[STUDIED]} with the geometry "
-            f"teacher, so they tell nothing about this run, of {POLICIES[settings.policy]} with the "
+            f"teacher, so they say nothing about this run, of {POLICIES[settings.policy]} with the "
             f"<em>{escape(teacher)}</em> teacher: run it with several <code>--seed</code>.</p>"
         )
     rows = _longest(comparison.study)
@@ -110,8 +110,8 @@ def study_section(comparison: Comparison) -> str:
     return (
         f"<p>A single run can land either way, so here are {len(seeds)} precomputed seeds of {steps} steps each, made "
         "by the same code on the same split. <em>Shuffled</em> is a control: it is aligned with the same geometry "
-        "targets, but with those of <em>another</em> frame of the batch. What it gains is owed to the additional loss "
-        "and not to geometry.</p>"
+        "targets, but with those of <em>another</em> frame of the batch. Its gain comes from the additional loss, "
+        "and not from geometry.</p>"
         f'<figure class="card"><img src="{figure}" alt="Dots for each seed and arm"><figcaption>One dot for each seed; '
         "bars are means; lines join the runs of one seed. The table below gives standard deviations over seeds."
         "</figcaption></figure>"
@@ -121,7 +121,7 @@ def study_section(comparison: Comparison) -> str:
 
 
 def _longest(rows: tuple[Row, ...]) -> list[Row]:
-    """Rows of the most steps: files may hold trials of other lengths."""
+    """Rows of the longest runs; files may hold shorter trials."""
     longest = max((float(row["steps"]) for row in rows), default=0.0)
     return [row for row in rows if float(row["steps"]) == longest]
 

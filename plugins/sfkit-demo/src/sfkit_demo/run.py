@@ -1,4 +1,4 @@
-"""One arm from start to end, in whatever process it is called."""
+"""Build, train and evaluate one arm."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from sfkit_demo.train import Curves, train
 
 @dataclass(frozen=True)
 class Progress:
-    """News of a running arm.
+    """Progress of a running arm.
 
     Attributes:
-        arm: Its name.
-        phase: What it does now.
-        step: Steps finished.
+        arm: Name of the arm.
+        phase: Current phase.
+        step: Number of finished steps.
         loss: Action loss of the last step.
-        cosine: Alignment cosine of the last step, where there is one.
+        cosine: Alignment cosine of the last step; None for a plain arm.
     """
 
     arm: str
@@ -38,18 +38,18 @@ class Progress:
 
 @dataclass(frozen=True)
 class ArmResult:
-    """All that one arm gave.
+    """Results of one arm.
 
     Attributes:
-        arm: Its name.
-        seed: Its seed.
-        metrics: After training.
-        untrained: Before training, if that was asked for.
-        mean: Of the mean predictor.
-        curves: Seen on the way.
-        parameters: Of the policy, without the projector.
-        frames: Frames trained on, and held-out frames measured.
-        images: What the report shows, if that was asked for.
+        arm: Name of the arm.
+        seed: Seed of the run.
+        metrics: Metrics after training.
+        untrained: Metrics before training, if requested.
+        mean: Metrics of the mean predictor.
+        curves: Values during training.
+        parameters: Number of parameters of the policy, without the projector.
+        frames: Number of training frames, and of held-out frames in the evaluation.
+        images: Images for the report, if requested.
     """
 
     arm: str
@@ -63,24 +63,24 @@ class ArmResult:
     images: Images | None
 
 
-def run_arm(arm: Arm, settings: Settings, tell: Callable[[Progress], None]) -> ArmResult:
-    """Build, train and measure.
+def run_arm(arm: Arm, settings: Settings, on_progress: Callable[[Progress], None]) -> ArmResult:
+    """Build, train and evaluate.
 
     Args:
-        arm: Which run.
-        settings: What all arms share.
-        tell: Called with news.
+        arm: The arm.
+        settings: Settings of all arms.
+        on_progress: Called with the progress.
     """
-    tell(Progress(arm.name, "reading data"))
+    on_progress(Progress(arm.name, "reading data"))
     frames = load_frames(settings.data)
     split = split_episodes(frames, settings.held_out)
     with tempfile.TemporaryDirectory(prefix="sfkit-demo-") as folder:
-        tell(Progress(arm.name, "building"))
+        on_progress(Progress(arm.name, "building"))
         policy, preprocess = build_policy(frames, split.train, settings, Path(folder))
         parameters = sum(parameter.numel() for parameter in policy.parameters())
         if arm.teacher is not None:
             teacher = build_teacher(arm.teacher)
-            # Depth and calibration are for the teachers that ask for them; the probes have their own.
+            # Only teachers that require depth get calibration; the probes read it from the dataset.
             cameras = frames.cameras if teacher.requires else None
             policy = SpatialForcing.wrap(
                 policy, teacher, preset=settings.preset, student_layer=settings.student_layer, weight=settings.weight,
@@ -91,10 +91,10 @@ def run_arm(arm: Arm, settings: Settings, tell: Callable[[Progress], None]) -> A
         untrained = evaluator.measure(policy)[0] if arm.untrained else None
         curves = train(
             policy, preprocess, frames, split.train, settings,
-            look=lambda: evaluator.loss(policy),
-            advance=lambda step, loss, cosine: tell(Progress(arm.name, "training", step, loss, cosine)),
+            held_out_loss=lambda: evaluator.loss(policy),
+            on_step=lambda step, loss, cosine: on_progress(Progress(arm.name, "training", step, loss, cosine)),
         )  # fmt: skip
-        tell(Progress(arm.name, "measuring", settings.steps))
+        on_progress(Progress(arm.name, "measuring", settings.steps))
         metrics, mean = evaluator.measure(policy)
         images = take_images(policy, evaluator) if arm.images else None
     counts = (len(split.train), len(evaluator.held_out.rows))

@@ -1,41 +1,45 @@
-"""What a run is made of. Everything here can be pickled, since arms run in processes of their own."""
+"""Settings of a run. Everything here can be pickled, since arms run in processes of their own."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-#: Policies that can be trained, by the names of their adapters, and what the report calls them.
+if TYPE_CHECKING:
+    from sfkit.factory.components import ComponentLike
+    from sfkit.teachers.base import Teacher
+
+#: Titles of the policies in the report, by the names of their adapters.
 POLICIES = {"smolvla": "SmolVLA", "pi0": "pi0", "pi05": "pi0.5"}
-#: Decoder blocks of each.
+#: Number of decoder blocks of each policy.
 BLOCKS = 6
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One training run, whichever its arm.
+    """Settings of all arms of one seed.
 
     Attributes:
         data: Folder of the LeRobot dataset.
         policy: One of :data:`POLICIES`.
         steps: Optimizer steps.
-        seed: Of weights, batches, noise and times.
+        seed: Seed of weights, batches, noise and times.
         student_layer: Tapped student layer, for the alignment and for every probe.
         weight: Weight of the alignment loss.
-        preset: Name of a published method that decides what is not given here.
-        objective: Of the alignment; None leaves it to the preset, or to sfkit.
-        teacher: The teacher by which all arms are *measured* (cosine); which arm trains with one is the arm's matter.
-        batch_size: Samples for each step.
-        chunk: Actions predicted at once.
+        preset: Name of a published method; its arguments apply where none is given here.
+        objective: Objective of the alignment; None takes the preset's or sfkit's default.
+        teacher: The teacher of the metric ``cosine`` for all arms; :class:`Arm` has the teacher for training.
+        batch_size: Samples per step.
+        chunk: Actions per prediction.
         lr: Peak learning rate.
-        warmup: Share of the steps over which the learning rate rises.
-        weight_decay: Of AdamW.
+        warmup: Share of the steps with a rising learning rate.
+        weight_decay: Weight decay of AdamW.
         clip: Largest gradient norm.
-        held_out: Share of each task's episodes that are never trained on.
-        stride: Frames apart at which episodes are probed: neighbors are near copies.
-        noise_draws: Noises and times drawn for each held-out frame.
-        checkpoints: How often the held-out loss is looked at on the way.
+        held_out: Share of held-out episodes of each task.
+        stride: Distance of evaluated frames in an episode; consecutive frames are nearly equal.
+        noise_draws: Draws of noise and time for each held-out frame.
+        checkpoints: Number of evaluations of the held-out loss during training.
     """
 
     data: Path
@@ -46,7 +50,7 @@ class Settings:
     weight: float = 0.5
     preset: str | None = None
     objective: str | None = None
-    teacher: Any = "geometry"
+    teacher: ComponentLike = "geometry"
     batch_size: int = 16
     chunk: int = 8
     lr: float = 1e-3
@@ -60,29 +64,29 @@ class Settings:
 
     @property
     def health_every(self) -> int:
-        """The health monitor measures at one step of so many."""
+        """Number of steps between measurements of the health monitor."""
         return max(1, self.steps // 24)
 
     @property
     def method(self) -> str:
-        """Preset and objective in words."""
+        """Preset and objective as text."""
         objective = [f"{self.objective or 'cosine'} objective"] if self.objective or not self.preset else []
         return ", ".join([*([f"preset {self.preset}"] if self.preset else []), *objective])
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One of the runs that are compared.
+    """One of the compared runs.
 
     Attributes:
-        name: For tables and files.
-        teacher: What ``SpatialForcing.wrap`` is given; None trains the policy as it is.
-        untrained: Also measure the policy before its first step (all arms start from the same weights).
-        images: Also make what the report shows of this arm.
+        name: Name in tables and files.
+        teacher: Teacher for ``SpatialForcing.wrap``; None trains without alignment.
+        untrained: Evaluate the policy before its first step too (all arms start from the same weights).
+        images: Collect the images for the report.
     """
 
     name: str
-    teacher: Any = None
+    teacher: ComponentLike | Teacher | None = None
     untrained: bool = False
     images: bool = False
 

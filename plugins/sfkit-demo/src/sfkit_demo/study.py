@@ -1,4 +1,4 @@
-"""The csv files of the seed study: written by ``benchmarks.seeds``, read by the report."""
+"""The csv files of the seed study: ``benchmarks.seeds`` writes them, and the report reads them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ UNTRAINED = "untrained"
 STUDIED = "smolvla"
 _NAMES = ("arm", "torch", "lerobot")
 _REQUIRED = ("seed", "arm", "steps", "flow_loss", "object_cm", "goal_cm", "cosine", "seconds_per_step")
-#: Points of a curve in the csv file; each is the mean over the steps since the point before.
+#: Points of a curve in the csv file; each is the mean over the steps since the previous point.
 _POINTS = 20
 
 Row = Mapping[str, float | str]
@@ -52,10 +52,10 @@ def spread(rows: Sequence[Row], arm: str, column: str) -> Spread:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Rows of a results or curves file, numbers as numbers. An absent file has none.
+    """Rows of a results or curves file, with parsed numbers; empty if the file is absent.
 
     Raises:
-        ConfigError: It is not such a file.
+        ConfigError: The file has other columns, or a damaged row.
     """
     if not path.is_file():
         return []
@@ -76,7 +76,7 @@ def read_results(path: Path) -> list[Row]:
     """Rows of a results file, for the report.
 
     Raises:
-        ConfigError: A column that the report shows is missing.
+        ConfigError: A column of the report is missing.
     """
     rows = read_rows(path)
     missing = [column for column in _REQUIRED if rows and column not in rows[0]]
@@ -86,23 +86,23 @@ def read_results(path: Path) -> list[Row]:
 
 
 def is_studied(settings: Settings) -> bool:
-    """Whether the study is of the policy and the teacher of this run."""
+    """Whether the study has the policy and the teacher of this run."""
     return settings.policy == STUDIED and is_geometry(settings.teacher)
 
 
 def append_result(path: Path, result: ArmResult, settings: Settings) -> None:
-    """Add a finished run: its row and that of the untrained policy to the file, its curve to the one beside it."""
+    """Append a finished run: its rows to the results file, and its curve to the curves file in the same folder."""
     rows = []
     if result.untrained is not None:
         rows.append(_row(UNTRAINED, result.untrained, result, settings, trained=False))
     rows.append(_row(result.arm, result.metrics, result, settings, trained=True))
     _append(path.with_name(CURVES), curve_rows(result))
-    # Last: its row is what says that a run is finished.
+    # The row is written last: it marks the run as finished.
     _append(path, rows)
 
 
 def curve_rows(result: ArmResult) -> list[Row]:
-    """The curve of a run, thinned out."""
+    """The curve of a run, at a few points."""
     curves, steps = result.curves, len(result.curves.action_loss)
     edges = sorted({round(steps * (i + 1) / _POINTS) for i in range(_POINTS)} - {0})
     rows: list[Row] = []

@@ -1,4 +1,4 @@
-"""Training one arm: an ordinary loop, which knows nothing of alignment."""
+"""Train one arm with an ordinary training loop."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from sfkit_demo.settings import Settings
 
 @dataclass
 class Curves:
-    """What was seen on the way.
+    """Values during training.
 
     Attributes:
         action_loss: The policy's own loss on each step's batch.
         cosine: Alignment cosine on each step's batch; empty for a plain arm.
-        held_out_steps: Steps at which the held-out loss was looked at.
-        held_out_loss: The losses there.
+        held_out_steps: Steps with a held-out loss.
+        held_out_loss: Held-out loss at these steps.
         seconds: Time of each step, without evaluation.
-        health: What the health monitor measured on the way; empty for a plain arm.
-        random_state: Digest of torch's generator after the last step: equal digests, equal random numbers throughout.
+        health: Measurements of the health monitor; empty for a plain arm.
+        random_state: Digest of torch's generator after the last step; equal digests mean equal random numbers.
     """
 
     action_loss: list[float] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Curves:
 
 
 def batches(rows: Tensor, settings: Settings) -> Iterator[Tensor]:
-    """``(batch_size,)`` rows for each step, epoch after epoch, from the seed alone."""
+    """Yield ``(batch_size,)`` rows per step from ``rows``, ``(n,)``, shuffled in each epoch by the seed."""
     generator = torch.Generator().manual_seed(settings.seed)
     pool = torch.empty(0, dtype=torch.long)
     for _ in range(settings.steps):
@@ -53,7 +53,7 @@ def batches(rows: Tensor, settings: Settings) -> Iterator[Tensor]:
 
 
 def learning_rate(step: int, settings: Settings) -> float:
-    """Factor of the peak learning rate: a short rise, then half a cosine down to a hundredth."""
+    """Factor of the peak learning rate: a linear warm-up, then a cosine decay to 0.01."""
     rise = max(1, round(settings.warmup * settings.steps))
     if step < rise:
         return (step + 1) / rise
@@ -68,22 +68,22 @@ def train(
     rows: Tensor,
     settings: Settings,
     *,
-    look: Callable[[], float],
-    advance: Callable[[int, float, float | None], None],
+    held_out_loss: Callable[[], float],
+    on_step: Callable[[int, float, float | None], None],
 ) -> Curves:
     """Train ``policy``, wrapped or not, in place.
 
-    Noise and times come from torch's global generator, as in anybody's loop: both arms draw the same ones because a
-    wrap leaves that generator alone.
+    Noise and times come from torch's global generator. Both arms draw the same ones, because a wrap does not use that
+    generator.
 
     Args:
         policy: The policy.
         preprocess: Its preprocessor.
         frames: The dataset.
-        rows: Rows to train on.
+        rows: Rows for training, ``(n,)``.
         settings: Steps, seed and optimizer.
-        look: Gives the held-out loss now.
-        advance: Told of each finished step: its number, action loss and cosine.
+        held_out_loss: Computes the held-out loss.
+        on_step: Called after each step with its number, action loss and cosine.
     """
     torch.manual_seed(settings.seed)
     parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
@@ -108,9 +108,9 @@ def train(
             curves.cosine.append(handle.metrics()["sf_cosine"])
             if (step - 1) % settings.health_every == 0:
                 curves.health.append(handle.health())
-        advance(step, curves.action_loss[-1], curves.cosine[-1] if curves.cosine else None)
+        on_step(step, curves.action_loss[-1], curves.cosine[-1] if curves.cosine else None)
         if step % every == 0 or step == settings.steps:
             curves.held_out_steps.append(step)
-            curves.held_out_loss.append(look())
+            curves.held_out_loss.append(held_out_loss())
     curves.random_state = hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest()[:16]
     return curves

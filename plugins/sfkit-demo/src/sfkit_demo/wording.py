@@ -1,4 +1,4 @@
-"""Sentences whose content comes from the figures: nothing here knows how the study turned out."""
+"""Sentences of the report that follow from the numbers, for any outcome."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sfkit.factory.components import build_teacher
 from sfkit_demo.settings import BLOCKS, POLICIES, Settings
 from sfkit_demo.study import Row, spread
 
-#: Wall time of both arms in minutes, on two cores with nothing else to do, with any of the policies and geometry.
+#: Wall time of both arms in minutes on two idle cores, for any policy with the geometry teacher.
 _MINUTES, _MINUTES_PER_STEP = 1.0, 3 / 800
 
 
@@ -43,12 +43,12 @@ class Paired:
 
     @property
     def same_sign(self) -> bool:
-        """Whether all seeds point the same way."""
+        """Whether the difference has the same sign for all seeds."""
         return all(d < 0 for d in self.differences) or all(d > 0 for d in self.differences)
 
 
 def settings_line(settings: Settings) -> str:
-    """What is about to be run, in a line."""
+    """The settings of a run, in one line."""
     teacher = build_teacher(settings.teacher)
     options = "".join(f", {key}={value}" for key, value in teacher.spec.options.items())
     minutes = round(_MINUTES + _MINUTES_PER_STEP * settings.steps)
@@ -61,14 +61,14 @@ def settings_line(settings: Settings) -> str:
 
 
 def paired_sentence(what: str, paired: Paired, *, second: str, first: str, unit: str = "", digits: int = 2) -> str:
-    """How one arm compares with another over seeds."""
+    """Compare two arms over seeds."""
     n = len(paired.differences)
     if n == 0:
         return f"{what}: no seed has both arms."
     unit = f" {unit}" if unit else ""
     change = f"{paired.mean:+.{digits}f}{unit}".replace("-", "−")
     if n == 1:
-        return f"{what}, {second} against {first}: {change} in the only seed; nothing can be said about its spread."
+        return f"{what}, {second} against {first}: {change} in the only seed; one seed shows no spread."
     low, high = (
         f"{value:+.{digits}f}".replace("-", "−") for value in (min(paired.differences), max(paired.differences))
     )
@@ -86,7 +86,7 @@ def paired_sentence(what: str, paired: Paired, *, second: str, first: str, unit:
 
 
 def live_sentence(what: str, value: float, paired: Paired, *, unit: str = "", digits: int = 2) -> str:
-    """Where this run's difference lies among those of the study."""
+    """Compare this run's difference with those of the study."""
     unit = f" {unit}" if unit else ""
     text = f"{what}: {value:+.{digits}f}{unit} in this run".replace("-", "−")
     if len(paired.differences) < 2:

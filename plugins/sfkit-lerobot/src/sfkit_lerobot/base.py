@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from sfkit.config import Options
 from sfkit.errors import AdapterError
-from sfkit.policies.base import ForwardCall, PolicyAdapter, TapPoint
-from sfkit.policies.loss import replace_loss
+from sfkit.policies.base import ForwardCall, PolicyAdapter, TapPoint, replace_loss
 from sfkit.registry.component import AnyOptions, Harmless
 from sfkit.views.geometry import on_device
 from sfkit.views.types import Views

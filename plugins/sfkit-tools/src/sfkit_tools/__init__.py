@@ -1,13 +1,13 @@
-"""Tools around an alignment: inspect a policy, probe what its visual tokens hold, rank its layers.
+"""Tools around an alignment: inspect a policy, probe its visual tokens, rank its layers.
 
 Importing this package imports neither torch nor scikit-learn: it is the plugin module that sfkit's registry loads, and
-its public names are resolved on first use (PEP 562).
+its public names are imported on first use (PEP 562).
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sfkit.registry.hookspecs import Register, hookimpl
 
@@ -96,12 +96,12 @@ def register_commands(register: Register) -> None:
     register(
         "sfkit_tools.rank_layers_command:rank_layers",
         name="rank-layers",
-        summary="rank the layers of a policy by likeness to the teacher (CKA) and by a depth probe",
+        summary="rank the layers of a policy by similarity to the teacher (CKA) and by a depth probe",
     )
 
 
-# No __dir__ beside it: pluggy before 1.6 gets every name that dir() lists, and would load torch for `sfkit --help`.
-def __getattr__(name: str) -> Any:
+# Without a __dir__: pluggy before 1.6 gets every name of dir(), which would load torch for `sfkit --help`.
+def __getattr__(name: str) -> object:
     try:
         module = _EXPORTS[name]
     except KeyError:

@@ -1,4 +1,4 @@
-"""Candidates for the stack of decoder blocks, and how each block can be tapped."""
+"""Find candidates for the stack of decoder blocks, and the tap of each block."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -19,14 +18,14 @@ _WRAPPED = re.compile(r"(^|\.)base_model\.model\.")
 
 @dataclass
 class Candidate:
-    """Blocks of one class in a row.
+    """A list of blocks of one class.
 
     Attributes:
-        path: Of the module that holds them; PEFT's wrappers are left out, as an adapter looks through them.
-        blocks: In order.
-        after: The norm after the last block, if there is one of a known name, with its path.
-        norm: The option ``norm`` that taps them: None where the adapter finds it by itself.
-        taps: The module tapped for each layer; None where none fires.
+        path: Path of the module that holds them, without PEFT's wrappers, as adapters write it.
+        blocks: The blocks, in order.
+        after: The norm after the last block with its path, if it has a known name.
+        norm: The adapter's option ``norm`` for these blocks; None where the adapter finds the norm itself.
+        taps: The tapped module of each layer with its path; None where no module of the layer runs.
     """
 
     path: str
@@ -37,29 +36,29 @@ class Candidate:
 
     @property
     def kind(self) -> str:
-        """Class of the blocks."""
+        """Class name of the blocks."""
         return type(self.blocks[0]).__name__
 
     @property
     def fired(self) -> list[tuple[int, tuple[nn.Module, str]]]:
-        """Layer and tap, of those that fire."""
+        """Layer and tap of the layers with a running tap."""
         return [(layer, tap) for layer, tap in enumerate(self.taps) if tap is not None]
 
     @property
     def size(self) -> int:
-        """Parameters of all blocks."""
+        """Number of parameter values of all blocks."""
         return sum(parameter.numel() for block in self.blocks for parameter in block.parameters())
 
     def tappable(self) -> Iterator[nn.Module]:
-        """Every module whose input may be the residual stream before a block, or after the last."""
+        """Every module whose input may be the residual stream before a block or after the last one."""
         for block in self.blocks:
             yield block
             yield from (child for _, child in _norms(block))
         if self.after is not None:
             yield self.after[0]
 
-    def settle(self, log: Firings) -> None:
-        """Choose the taps from what has fired."""
+    def choose_taps(self, log: Firings) -> None:
+        """Choose the taps among the modules that have run."""
         self.norm = self._norm(log)
         for index, block in enumerate(self.blocks):
             point = first_tap(block, f"{self.path}.{index}", self.norm)
@@ -74,21 +73,21 @@ class Candidate:
         if seen is not None and (given is None or given is seen or _equal(given, seen)):
             return None
         if given is not None:
-            return ""  # also where the norm is given something else than the block: it does not come first
+            return ""  # tap the block itself; a norm with another input than the block does not come first in it
         fired = [(log.order(child), name) for name, child in _norms(block) if log.count(child)]
         return min(fired)[1] if fired else None
 
 
 class Firings:
-    """What modules were given in a forward."""
+    """Records the first input of modules in a forward, how often they run, and in which order."""
 
     def __init__(self) -> None:
         self._inputs: dict[nn.Module, Tensor] = {}
         self._counts: dict[nn.Module, int] = {}
         self._order: dict[nn.Module, int] = {}
 
-    def note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """The pre-hook."""
+    def record(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        """The forward pre-hook."""
         value = args[0] if args else next(iter(kwargs.values()), None)
         if isinstance(value, Tensor) and value.ndim > 1:
             self._counts[module] = self._counts.get(module, 0) + 1
@@ -96,23 +95,23 @@ class Firings:
             self._inputs.setdefault(module, value)
 
     def first(self, module: nn.Module) -> Tensor | None:
-        """Its first input, ``(b, n, d)`` for decoder blocks; None if it did not fire."""
+        """The module's first input, ``(b, n, d)`` for decoder blocks; None if it did not run."""
         return self._inputs.get(module)
 
     def count(self, module: nn.Module) -> int:
-        """How often it fired."""
+        """How often the module ran."""
         return self._counts.get(module, 0)
 
     def order(self, module: nn.Module) -> int:
-        """Its place among all, by their first firing."""
+        """Position of the module in the order of first runs."""
         return self._order[module]
 
 
 @contextmanager
 def listening(modules: Iterable[nn.Module]) -> Iterator[Firings]:
-    """Within the block, note what these modules are given."""
+    """Record the inputs of these modules inside the block."""
     log = Firings()
-    handles = [module.register_forward_pre_hook(log.note, with_kwargs=True) for module in dict.fromkeys(modules)]
+    handles = [module.register_forward_pre_hook(log.record, with_kwargs=True) for module in dict.fromkeys(modules)]
     try:
         yield log
     finally:
@@ -121,7 +120,7 @@ def listening(modules: Iterable[nn.Module]) -> Iterator[Firings]:
 
 
 def find_candidates(policy: nn.Module) -> list[Candidate]:
-    """Every module that holds two or more blocks of one class in a row, outermost ones only."""
+    """Every module that holds a list of two or more blocks of one class; only the outermost of nested ones."""
     found: list[Candidate] = []
     for name, holder in policy.named_modules():
         children = [child for _, child in holder.named_children()]
@@ -144,7 +143,10 @@ def _is_stack(holder: nn.Module, children: list[nn.Module]) -> bool:
 
 
 def _inside(name: str, other: Candidate) -> bool:
-    """Experts within blocks are no stack of blocks; blocks within the stages of a vision tower are."""
+    """Whether a module lies inside the blocks of a candidate with known norms, as experts do.
+
+    Blocks inside the stages of a vision tower count as candidates: a stage has no norm of a known name.
+    """
     named = any(isinstance(getattr(other.blocks[0], norm, None), nn.Module) for norm in FIRST_NORMS)
     return named and _WRAPPED.sub(r"\1", name).startswith(f"{other.path}.")
 
@@ -163,4 +165,5 @@ def _norms(block: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _equal(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors ``(...,)`` have the same shape and values."""
     return first.shape == second.shape and bool((first.detach() == second.detach()).all())

@@ -1,4 +1,4 @@
-"""Calling a policy as a training loop does, again and again, without leaving a trace in it or in the batch."""
+"""Call a policy repeatedly as a training loop does, without changing the policy or the batch."""
 
 from __future__ import annotations
 
@@ -8,37 +8,36 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
 from sfkit.errors import ConfigError, WrapError
-from sfkit.training.attach import handle_of
 from sfkit.utils.runtime import own_rng
+from sfkit_tools.capture import is_wrapped
 
 
 @dataclass(frozen=True)
 class Call:
-    """How ``forward`` is called with a batch."""
+    """The arguments of ``forward`` for a batch."""
 
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    args: tuple[object, ...]
+    kwargs: Mapping[str, object]
 
     @classmethod
-    def of(cls, model: nn.Module, batch: Any) -> Call:
-        """A tuple is spread over the positions, a mapping over the keywords if they are forward's own.
+    def of(cls, model: nn.Module, batch: object) -> Call:
+        """A tuple becomes positional arguments; a mapping becomes keywords if ``forward`` has these parameters.
 
         Raises:
-            ConfigError: ``forward`` cannot be called so.
+            ConfigError: ``forward`` does not accept the arguments.
         """
         signature = inspect.signature(type(model).forward)
         names = list(signature.parameters)[1:]
-        spread = isinstance(batch, Mapping) and len(batch) > 0 and all(isinstance(key, str) for key in batch)
+        keywords = dict(batch) if isinstance(batch, Mapping) and all(isinstance(key, str) for key in batch) else {}
         if isinstance(batch, tuple):
             call = cls(batch, {})
-        elif spread and _are_keywords(signature, set(batch)):
-            call = cls((), dict(batch))
+        elif keywords and _are_keywords(signature, set(keywords)):
+            call = cls((), keywords)
         else:
             call = cls((batch,), {})
         try:
@@ -51,39 +50,41 @@ class Call:
             ) from error
         return call
 
-    def arguments(self, model: nn.Module) -> Mapping[str, Any]:
-        """By parameter name, defaults included, as an adapter sees them."""
+    def arguments(self, model: nn.Module) -> Mapping[str, object]:
+        """The arguments by parameter name, with defaults, as adapters get them."""
         bound = inspect.signature(type(model).forward).bind(model, *self.args, **self.kwargs)
         bound.apply_defaults()
         return bound.arguments
 
-    def run(self, model: nn.Module, changed: Mapping[int, Any] | None = None) -> Any:
-        """Call the policy with a copy of the batch, from the same random numbers each time.
+    def run(self, model: nn.Module, changed: Mapping[int, object] | None = None) -> object:
+        """Call the policy with a copy of the batch, with the same random numbers each time.
 
         Args:
             model: The policy.
-            changed: What to put in the place of parts of the batch, by their ``id``.
+            changed: Replacements for parts of the batch, by the ``id`` of the part.
         """
-        memo: dict[int, Any] = dict(changed or {})
+        # deepcopy takes the memo's entry for a part instead of copying the part.
+        memo = dict(changed or {})
         try:
             args, kwargs = copy.deepcopy((self.args, dict(self.kwargs)), memo)
         except (TypeError, RuntimeError) as error:
             raise ConfigError(f"The batch cannot be copied: {error}.", "Make it of plain tensors and lists.") from error
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         with own_rng(device, seed=0), warnings.catch_warnings():
-            if not torch.is_grad_enabled():  # of reentrant checkpoints, which mean a training step
+            # Reentrant checkpoints warn without gradients, where no training step runs.
+            if not torch.is_grad_enabled():
                 warnings.filterwarnings("ignore", message="None of the inputs have requires_grad=True")
             return model(*args, **kwargs)
 
 
 def refuse_wrapped(model: nn.Module) -> None:
-    """What sfkit adds would be looked at too.
+    """Refuse a wrapped policy: the inspection would find the projector among the policy's own modules.
 
     Raises:
         WrapError: The policy is wrapped.
     """
-    if any(handle_of(module) is not None for module in model.modules()):
-        raise WrapError(f"This {type(model).__name__} is wrapped already.", "Unwrap it, or look at it before.")
+    if is_wrapped(model):
+        raise WrapError(f"This {type(model).__name__} is wrapped already.", "Unwrap it, or inspect it before wrapping.")
 
 
 def _are_keywords(signature: inspect.Signature, keys: set[str]) -> bool:
@@ -95,7 +96,7 @@ def _are_keywords(signature: inspect.Signature, keys: set[str]) -> bool:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Within the block the policy trains; afterward modes, buffers and gradients are as they were."""
+    """Train mode inside the block; modes, buffers and gradients are restored at its end."""
     modes = {module: module.training for module in model.modules()}
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]

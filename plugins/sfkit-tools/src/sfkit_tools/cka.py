@@ -14,19 +14,18 @@ def linear_cka(x: Tensor, y: Tensor, weights: Tensor | None = None, groups: Tens
     """Similarity of two sets of features of the same tokens, 0 to 1.
 
     ``|Xc^T Yc|^2 / (|Xc^T Xc| |Yc^T Yc|)`` with Frobenius norms and centered features (Kornblith et al., "Similarity of
-    Neural Network Representations Revisited", 2019, section 3). It does not change when either is rotated, scaled as
-    a whole, or moved. With fewer tokens than features it is too high; so compare values of equal widths.
+    Neural Network Representations Revisited", 2019, section 3). It is invariant to rotation, isotropic scaling and
+    translation of either side. With fewer tokens than features it is too high; compare values of equal widths only.
 
     Args:
         x: ``(n, d)`` features.
         y: ``(n, k)`` features.
-        weights: ``(n,)`` how often each token counts; once by default.
-        groups: ``(n,)`` the sample that each token is of: pairs of tokens of one sample are then left out of the sums.
-            A token is always like itself, and one that a resample holds twice would be so more often: with them, the
-            value rises with every repetition.
+        weights: ``(n,)`` multiplicity of each token; one by default.
+        groups: ``(n,)`` sample of each token; the sums then leave out pairs of tokens of one sample. Such pairs are
+            always similar, and a resample that repeats a sample has more of them, which would raise the value.
 
     Raises:
-        ShapeError: They do not hold the same number of tokens.
+        ShapeError: The numbers of tokens differ.
     """
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y):
         raise ShapeError(f"Features {tuple(x.shape)} and {tuple(y.shape)} must be (n, d) and (n, k).")
@@ -36,19 +35,19 @@ def linear_cka(x: Tensor, y: Tensor, weights: Tensor | None = None, groups: Tens
 
 
 def products(x: Tensor) -> Tensor:
-    """``(n, n)`` float64 inner products of the tokens, about their mean."""
+    """``(n, d)`` features to ``(n, n)`` float64 inner products of the centered features."""
     centered = x.double() - x.double().mean(0)
     return centered @ centered.T
 
 
 def cka_of_products(several: Sequence[Tensor], m: Tensor, weights: Tensor, apart: Tensor) -> list[float]:
-    """CKA of each of several with one other, over pairs that are ``apart``. NaN where a side is constant.
+    """CKA of several sets of features with one other; NaN where a side is constant.
 
     Args:
-        several: Inner products ``(n, n)``.
-        m: Those of the other side.
-        weights: ``(n,)``.
-        apart: ``(n, n)``: which pairs count.
+        several: Inner products ``(n, n)`` of each set.
+        m: Inner products ``(n, n)`` of the other side.
+        weights: ``(n,)`` multiplicity of each token.
+        apart: ``(n, n)`` bool: pairs that count.
     """
     share = (weights / weights.sum()).to(m)
     pair = torch.outer(share, share) * apart.to(share)
@@ -62,5 +61,6 @@ def cka_of_products(several: Sequence[Tensor], m: Tensor, weights: Tensor, apart
 
 
 def _centered(k: Tensor, share: Tensor) -> Tensor:
+    """Center inner products ``(n, n)`` about the mean with weights ``(n,)`` that sum to one."""
     row = k @ share
     return k - row[:, None] - row[None, :] + share @ row

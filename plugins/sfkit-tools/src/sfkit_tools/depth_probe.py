@@ -1,4 +1,4 @@
-"""The depth probe: how well a token tells how far away its patch is, beyond what its position alone tells."""
+"""The depth probe: how well a token predicts the depth of its patch, relative to the mean depth of its position."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def token_depth(
     """Mean valid depth of each token's patch.
 
     Args:
-        views: With ``depth``, at the resolution of the view.
+        views: Views with ``depth``, at the resolution of the view.
         grid: Rows and columns of tokens.
         depth_min: Depth below this many meters is invalid (so are 0 and NaN).
         depth_max: Depth beyond this many meters is invalid.
         min_valid: Share of a patch's pixels that must be valid.
 
     Returns:
-        ``(b, v, gh, gw)`` float32 meters (0 where there is none), and the bool mask of where there is, of that shape.
+        ``(b, v, gh, gw)`` float32 meters (0 where invalid), and the bool mask of valid tokens, of that shape.
 
     Raises:
-        ProbeError: The views carry no depth.
+        ProbeError: The views have no depth.
         ShapeError: The view does not divide into the grid.
     """
     if views.depth is None:
@@ -56,9 +56,9 @@ class DepthSamples:
     Attributes:
         tokens: ``(n, v, gh, gw, d)`` float.
         depth: ``(n, v, gh, gw)`` meters.
-        mask: ``(n, v, gh, gw)`` bool: both the token and its depth may be used.
+        mask: ``(n, v, gh, gw)`` bool: both the token and its depth are valid.
         groups: ``(n,)`` long: the episode of each frame.
-        names: One for each view.
+        names: Name of each view.
     """
 
     tokens: Tensor
@@ -69,13 +69,13 @@ class DepthSamples:
 
     @classmethod
     def of(cls, features: FeatureMap, views: Views, groups: Tensor) -> DepthSamples:
-        """From what ``capture_tokens`` returned and the ``(b,)`` episodes of the batch."""
+        """Samples from the result of ``capture_tokens`` and the ``(b,)`` episodes of the batch."""
         depth, known = token_depth(views, features.grid)
         return cls(features.values.float(), depth, features.mask & known, groups, views.names)
 
     @classmethod
     def cat(cls, parts: Sequence[DepthSamples]) -> DepthSamples:
-        """Join batches."""
+        """Concatenate batches."""
         fields = ("tokens", "depth", "mask", "groups")
         joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in fields}
         return cls(**joined, names=parts[0].names)
@@ -83,10 +83,10 @@ class DepthSamples:
 
 @dataclass(frozen=True)
 class DepthScore:
-    """Residual depth on unseen frames: the part that a token's position does not tell.
+    """Score on unseen frames, for residual depth: depth minus the mean depth of the token's position.
 
     Attributes:
-        r2: Share of the residual depth's variance that is explained; 0 is the mean predictor of each position.
+        r2: Explained share of the variance of residual depth; 0 is the mean predictor of each position.
         rmse_cm: Root mean squared error in centimeters.
         mean_rmse_cm: The same for the mean predictor of each position.
         samples: Number of tokens.
@@ -100,17 +100,16 @@ class DepthScore:
 
 @dataclass(frozen=True)
 class DepthProbe:
-    """One ridge regression for each view, from a token to its patch's depth, both relative to their position's mean.
+    """One ridge regression for each view, from a token to its patch's depth, both minus the mean of their position.
 
-    A token's position alone tells most of the depth of a fixed camera's patch. So the mean of each position over the
-    training part is taken off the depth and off the tokens, which is what giving each position its own constant in the
-    regression would do, and only the remainder counts.
+    With a fixed camera, the position of a patch predicts most of its depth. Subtracting the means of the training part
+    from tokens and depth equals one constant per position in the regression: the score measures the remainder only.
 
     Attributes:
-        names: One for each view.
+        names: Name of each view.
         token_mean: ``(v, gh, gw, d)`` over the training part.
         depth_mean: ``(v, gh, gw)`` over the training part, meters.
-        probes: One for each view; None for a view without enough valid tokens.
+        probes: The regression of each view; None for a view without valid tokens.
     """
 
     names: tuple[str, ...]
@@ -124,12 +123,12 @@ class DepthProbe:
         """Fit on the training part.
 
         Raises:
-            ProbeError: No view has a valid token, or too few episodes (see :meth:`RidgeProbe.fit`).
+            ProbeError: No token is valid, or there are too few episodes (see :meth:`RidgeProbe.fit`).
         """
         if not bool(samples.mask.any()):
             raise ProbeError("No token has a valid depth.", "Look at the depth maps, their unit and their range.")
-        token_mean = _position_mean(samples.tokens.double(), samples.mask)
-        depth_mean = _position_mean(samples.depth.double().unsqueeze(-1), samples.mask).squeeze(-1)
+        token_mean = position_mean(samples.tokens.double(), samples.mask)
+        depth_mean = position_mean(samples.depth.double().unsqueeze(-1), samples.mask).squeeze(-1)
         probes: list[RidgeProbe | None] = []
         for view in range(len(samples.names)):
             x, y, groups = _residuals(samples, view, token_mean, depth_mean)
@@ -138,13 +137,13 @@ class DepthProbe:
 
     @torch.no_grad()
     def score(self, samples: DepthSamples) -> tuple[DepthScore, dict[str, DepthScore]]:
-        """Score on frames that were not fitted.
+        """Score on frames outside the training part.
 
         Returns:
-            The score over all views, and one for each view by name.
+            The score over all views, and the score of each view by name.
 
         Raises:
-            ProbeError: There is nothing to score.
+            ProbeError: No token is valid.
         """
         parts: dict[str, tuple[Tensor, Tensor]] = {}
         for view, (name, probe) in enumerate(zip(self.names, self.probes, strict=True)):
@@ -157,8 +156,8 @@ class DepthProbe:
         return _score(predicted, target), {name: _score(*pair) for name, pair in parts.items()}
 
 
-def _position_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """``(v, gh, gw, d)`` mean over samples where valid; 0 at positions that are never valid."""
+def position_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of ``(n, v, gh, gw, d)`` over valid samples, ``(v, gh, gw, d)``; 0 at positions that are never valid."""
     kept = torch.where(mask.unsqueeze(-1), values, 0.0).sum(0)
     return kept / mask.sum(0).clamp(min=1).unsqueeze(-1)
 
@@ -175,5 +174,6 @@ def _residuals(
 
 
 def _score(predicted: Tensor, target: Tensor) -> DepthScore:
+    """Score of ``(m, 1)`` residual depths in meters; the mean predictor's residual is 0."""
     score = score_predictions(predicted, target, torch.zeros_like(target))
     return DepthScore(score.r2, score.rmse * _CM, score.mean_rmse * _CM, score.samples)

@@ -1,36 +1,35 @@
-"""One training step of a policy as it is: which taps fire, where the loss is, and what carries gradient."""
+"""One training step of a policy without an optimizer: which taps run, where the loss is, and gradients at the taps."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor, nn
 
-from sfkit.policies.loss import find_loss
-from sfkit.training.checks import gradient_leaves
+from sfkit.policies.base import find_loss
 from sfkit_tools.blocks import Candidate, Firings, listening
 from sfkit_tools.calls import Call
+from sfkit_tools.capture import trainable_values
 
 _DEEPEST = 3
 
 
 @dataclass
 class DryStep:
-    """What a training step has shown.
+    """Findings of a training step.
 
     Attributes:
-        output: Of forward.
-        log: What the candidates' modules were given.
+        output: Output of forward.
+        log: Inputs of the candidates' modules.
         loss: The loss, if forward returned one; of any shape.
         where: The adapter's option ``loss``; None where it finds the loss by itself.
         gradients: Norm of the gradient of the loss at each tapped module's input.
-        remarks: What the user must know of the loss.
+        remarks: Notes on the loss for the user.
     """
 
-    output: Any
+    output: object
     log: Firings
     loss: Tensor | None = None
     where: str | None = None
@@ -38,21 +37,19 @@ class DryStep:
     remarks: list[str] = field(default_factory=list)
 
     def reaches(self, module: nn.Module) -> int:
-        """Number of trainable parameters that a gradient of what this module was given could reach."""
+        """Number of trainable parameter values that a gradient at this module's input reaches."""
         state = self.log.first(module)
-        if state is None or not state.requires_grad:
-            return 0
-        return sum(leaf.numel() for leaf in gradient_leaves(state) if leaf.requires_grad)
+        return 0 if state is None or not state.requires_grad else trainable_values(state)
 
 
 def dry_step(model: nn.Module, call: Call, candidates: Sequence[Candidate]) -> DryStep:
-    """Run forward and, if it returns a loss, backward. The graph is kept; no parameter is changed."""
+    """Run forward and, if it returns a loss, backward. The graph is kept, and no parameter changes."""
     modules = itertools.chain.from_iterable(candidate.tappable() for candidate in candidates)
     with listening(modules) as log:
         output = call.run(model)
     step = DryStep(output, log)
     for candidate in candidates:
-        candidate.settle(log)
+        candidate.choose_taps(log)
     _find(step)
     if step.loss is not None and step.loss.requires_grad:
         _backward(step, [tap for candidate in candidates for tap in candidate.taps if tap is not None])
@@ -64,7 +61,7 @@ def _backward(step: DryStep, taps: Sequence[tuple[nn.Module, str]]) -> None:
     for module, _ in taps:
         state = step.log.first(module)
         if state is not None and state.requires_grad:
-            handles.append(state.register_hook(_noting(step.gradients, module)))  # type: ignore[no-untyped-call]
+            handles.append(state.register_hook(_norm_into(step.gradients, module)))  # type: ignore[no-untyped-call]
     assert step.loss is not None
     try:
         step.loss.mean().backward(retain_graph=True)  # type: ignore[no-untyped-call]
@@ -75,15 +72,16 @@ def _backward(step: DryStep, taps: Sequence[tuple[nn.Module, str]]) -> None:
             handle.remove()
 
 
-def _noting(gradients: dict[nn.Module, float], module: nn.Module) -> Any:
-    def note(gradient: Tensor) -> None:
+def _norm_into(gradients: dict[nn.Module, float], module: nn.Module) -> Callable[[Tensor], None]:
+    def hook(gradient: Tensor) -> None:
+        """Store the norm of a gradient ``(b, n, d)``."""
         gradients[module] = float(gradient.float().norm())
 
-    return note
+    return hook
 
 
 def _find(step: DryStep) -> None:
-    """The loss in what forward returned, as the generic adapter would look for it, else anywhere in it."""
+    """Find the loss in forward's output as the generic adapter does, else any scalar with a gradient in it."""
     loss = find_loss(step.output)
     predictions = loss is not None and loss.ndim > 1 and not isinstance(step.output, Mapping)
     if loss is not None and loss.is_floating_point() and loss.requires_grad and not predictions:
@@ -92,8 +90,8 @@ def _find(step: DryStep) -> None:
     if predictions and loss is not None and loss.requires_grad and bool((loss >= 0).all()):
         step.loss, step.where = loss, "output"
         step.remarks.append(
-            f"forward returned a tensor {tuple(loss.shape)} without a negative element: loss='output' takes it for a "
-            "loss of each element. If it holds predictions, say loss='outside'."
+            f"forward returned a tensor {tuple(loss.shape)} without a negative element: loss='output' treats it as a "
+            "loss of each element. If it holds predictions, set loss='outside'."
         )
         return
     others = dict(_scalars(step.output, "", _DEEPEST))
@@ -111,7 +109,7 @@ def _find(step: DryStep) -> None:
     )
 
 
-def _scalars(value: Any, path: str, levels: int) -> Iterator[tuple[str, Tensor]]:
+def _scalars(value: object, path: str, levels: int) -> Iterator[tuple[str, Tensor]]:
     if isinstance(value, Tensor):
         if value.ndim == 0 and value.requires_grad and path:
             yield path, value
@@ -123,6 +121,6 @@ def _scalars(value: Any, path: str, levels: int) -> Iterator[tuple[str, Tensor]]
     elif isinstance(value, list | tuple):
         children = [(str(index), child) for index, child in enumerate(value)]
     else:
-        children = list(getattr(value, "__dict__", {}).items())
+        children = list(vars(value).items()) if hasattr(value, "__dict__") else []
     for key, child in children:
         yield from _scalars(child, f"{path}.{key}" if path else key, levels - 1)

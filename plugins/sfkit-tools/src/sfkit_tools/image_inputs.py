@@ -1,19 +1,24 @@
-"""Candidates for the images in a batch, and changing a part of one of them."""
+"""Find candidates for the images in a batch, and change a part of one of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sfkit.errors import ViewsError
 from sfkit.policies.generic.options import GenericOptions, ImageTokens
 from sfkit.policies.generic.paths import describe, find_value
 from sfkit.policies.generic.pixels import to_views
+from sfkit_tools.report import AdapterArguments
+
+#: A tensor, or a list of images (arrays, tensors, PIL) or of rows of images.
+Leaf: TypeAlias = "Tensor | list[Any]"
 
 _NAMES = ("image", "pixel", "rgb", "camera", "picture", "frame", "observation")
 _DEEPEST = 5
@@ -24,58 +29,62 @@ Box = tuple[slice, slice]
 
 @dataclass(frozen=True)
 class ImageReading:
-    """A guess at where the images are, and how they lie there.
+    """One possible reading of a batch: where the images are, and in which layout.
 
     Attributes:
         paths: Path of the images, or one path for each view: the option ``images`` of the generic adapter.
-        given: What is there: a tensor, a tuple of one for each view, or lists of images for each sample.
+        given: The value there: a tensor, one tensor for each view, or lists of images for each sample.
         views: Number of views.
-        layout: The adapter's option of that name; None where the shape tells it.
-        merge: Of layout ``"patches"``.
-        cells: Rows and columns of visual tokens of layout ``"patches"``, which the batch tells; else None.
+        layout: The adapter's option ``layout``; None where the shape determines it.
+        merge: The adapter's option ``merge`` for layout ``"patches"``.
+        cells: Rows and columns of visual tokens, which the batch states for layout ``"patches"``; else None.
     """
 
     paths: str | tuple[str, ...]
-    given: Any
+    given: Tensor | tuple[Any, ...] | list[Any]
     views: int
-    layout: Any = None
+    layout: str | None = None
     merge: int = 2
     cells: tuple[int, int] | None = None
 
-    def options(self, **more: Any) -> GenericOptions:
-        """What is known so far, as options of the adapter."""
-        fixed = {"blocks": "x", "tokens": ImageTokens(0), "grid": (self.views, *(self.cells or (1, 1)))}
-        return GenericOptions(**{**fixed, **self.told(), **more})
+    def options(self) -> GenericOptions:
+        """Options of the adapter, with placeholders for those that this reading does not determine."""
+        placeholders = {"blocks": "x", "tokens": ImageTokens(0), "grid": (self.views, *(self.cells or (1, 1)))}
+        return GenericOptions(**{**placeholders, **self.layout_options()})
 
-    def told(self) -> dict[str, Any]:
-        """The options that say all this."""
-        told: dict[str, Any] = {"images": self.paths}
+    def layout_options(self) -> AdapterArguments:
+        """Options of the adapter that this reading determines."""
+        found: AdapterArguments = {"images": self.paths}
         if self.layout is not None:
-            told["layout"] = self.layout
+            found["layout"] = self.layout
         if self.layout == "patches" and self.merge != 2:
-            told["merge"] = self.merge
+            found["merge"] = self.merge
         channels = 3
         if isinstance(self.given, Tensor) and self.layout == "b (v c) h w":
             channels = self.given.shape[1] // self.views
         if channels > 3:
-            told["channels"] = (0, 1, 2)
-        return told
+            found["channels"] = (0, 1, 2)
+        return found
 
     def reordered(self, order: Sequence[int]) -> ImageReading:
-        """With the cameras in another order, where they come one by one."""
+        """The same reading with separate camera tensors in another order."""
         if not isinstance(self.given, tuple):
             return self
         return replace(self, paths=tuple(self.paths[i] for i in order), given=tuple(self.given[i] for i in order))
 
     def raw(self) -> Tensor:
-        """``(b, v, 3, h, w)`` as given; raises ViewsError where it cannot be read so."""
+        """The images ``(b, v, 3, h, w)`` in the batch's own range.
+
+        Raises:
+            ViewsError: The value does not have this layout.
+        """
         return to_views(self.given, self.options())
 
-    def changed(self, view: int, box: Box | None = None) -> dict[int, Any]:
-        """Replacements, by id, in which a part of one view is inverted; all of it without a box."""
+    def changed(self, view: int, box: Box | None = None) -> dict[int, object]:
+        """Replacements by ``id`` in which a box of one view, or all of it, has inverted pixels."""
         rows, columns = box or (slice(None), slice(None))
         if isinstance(self.given, list):
-            return self._changed_lists(view, rows, columns)
+            return self._changed_lists(self.given, view, rows, columns)
         leaves = self.given if isinstance(self.given, tuple) else (self.given,)
         places = to_views(tuple(map(_places, leaves)) if len(leaves) > 1 else _places(leaves[0]), self.options())
         leaf = leaves[view] if len(leaves) > 1 else leaves[0]
@@ -84,9 +93,9 @@ class ImageReading:
         flat[where] = flat.max() + flat.min() - flat[where]
         return {id(leaf): flat.reshape(leaf.shape)}
 
-    def _changed_lists(self, view: int, rows: slice, columns: slice) -> dict[int, Any]:
-        replaced = {}
-        for row in self.given:
+    def _changed_lists(self, given: list[Any], view: int, rows: slice, columns: slice) -> dict[int, object]:
+        replaced: dict[int, object] = {}
+        for row in given:
             image = row[view] if isinstance(row, list | tuple) else row
             array = np.array(image)
             array[rows, columns] = array.max() + array.min() - array[rows, columns]
@@ -96,16 +105,17 @@ class ImageReading:
 
 
 def _places(leaf: Tensor) -> Tensor:
+    """The flat index of each element of ``(...,)``, to see where a layout puts it."""
     return torch.arange(leaf.numel()).reshape(leaf.shape)
 
 
-def _as_pil(array: Any) -> Any:
+def _as_pil(array: NDArray[Any]) -> object:
     from PIL import Image
 
     return Image.fromarray(array)
 
 
-def _like(array: Any, image: Any) -> Any:
+def _like(array: NDArray[Any], image: object) -> object:
     return torch.from_numpy(array) if isinstance(image, Tensor) else array
 
 
@@ -113,12 +123,12 @@ def _like(array: Any, image: Any) -> Any:
 
 
 def chosen_images(
-    arguments: Mapping[str, Any], model: nn.Module, paths: Sequence[str], samples: int
+    arguments: Mapping[str, object], model: nn.Module, paths: Sequence[str], samples: int
 ) -> list[ImageReading]:
-    """Every way to read the images at the paths that the user has named.
+    """Every reading of the images at paths that the user names.
 
     Raises:
-        ViewsError: Nothing is there, or nothing that could be images.
+        ViewsError: A path does not exist, or its value cannot be images.
     """
     given = tuple(find_value(arguments, path, "images") for path in paths)
     if len(given) > 1:
@@ -128,14 +138,14 @@ def chosen_images(
     found = _readable(found)
     if not found:
         raise ViewsError(
-            f"What is at {', '.join(map(repr, paths))} does not look like images: {', '.join(map(describe, given))}.",
+            f"{', '.join(map(repr, paths))} does not look like images: {', '.join(map(describe, given))}.",
             "Give the path of a tensor of images, or of one for each camera.",
         )
     return found
 
 
-def find_images(arguments: Mapping[str, Any], model: nn.Module, samples: int) -> list[ImageReading]:
-    """Everything in a batch that could be its images, likeliest first."""
+def find_images(arguments: Mapping[str, object], model: nn.Module, samples: int) -> list[ImageReading]:
+    """Every reading of a batch's images, the most likely first, by the names in the paths."""
     found: list[ImageReading] = []
     for path, leaf in sorted(leaves(arguments), key=lambda item: -_likeliness(item[0])):
         found += _readings(path, leaf, arguments, model, samples)
@@ -153,11 +163,11 @@ def _readable(found: Sequence[ImageReading]) -> list[ImageReading]:
     return kept
 
 
-def leaves(arguments: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Every tensor and list of images in a batch, by the path that the generic adapter knows it by."""
-    found: list[tuple[str, Any]] = []
+def leaves(arguments: Mapping[str, object]) -> list[tuple[str, Leaf]]:
+    """Every tensor and list of images in a batch, with its path in the syntax of the generic adapter."""
+    found: list[tuple[str, Leaf]] = []
     for name, value in arguments.items():
-        # The adapter looks into a mapping without being told its name.
+        # Paths inside a mapping do not include the name of the argument.
         found += _leaves(value, "" if isinstance(value, Mapping) else name, _DEEPEST)
     return found
 
@@ -166,8 +176,8 @@ def _likeliness(path: str) -> int:
     return sum(name in path.lower() for name in _NAMES) - 2 * ("depth" in path.lower() or "mask" in path.lower())
 
 
-def _leaves(value: Any, path: str, levels: int) -> Iterator[tuple[str, Any]]:
-    """Paths and tensors, or lists of images, in anything that batches are made of."""
+def _leaves(value: object, path: str, levels: int) -> Iterator[tuple[str, Leaf]]:
+    """Tensors and lists of images with their paths, in nested mappings, lists and objects."""
     if isinstance(value, Tensor) or _is_image_list(value):
         yield path, value
     elif levels:
@@ -181,7 +191,7 @@ def _leaves(value: Any, path: str, levels: int) -> Iterator[tuple[str, Any]]:
                     yield f"{prefix}*.{key}", rows
 
 
-def _children(value: Any) -> list[tuple[str, Any]]:
+def _children(value: object) -> list[tuple[str, object]]:
     if isinstance(value, Mapping):
         return [(key, child) for key, child in value.items() if isinstance(key, str)]
     if is_dataclass(value) and not isinstance(value, type):
@@ -190,7 +200,7 @@ def _children(value: Any) -> list[tuple[str, Any]]:
     return list(own.items()) if own and not isinstance(value, nn.Module | list | tuple) else []
 
 
-def _is_image_list(value: Any) -> bool:
+def _is_image_list(value: object) -> TypeGuard[list[Any]]:
     if not (isinstance(value, list) and value):
         return False
     first = value[0][0] if isinstance(value[0], list | tuple) and value[0] else value[0]
@@ -201,7 +211,7 @@ def _is_image_list(value: Any) -> bool:
 
 
 def _readings(
-    path: str, given: Any, arguments: Mapping[str, Any], model: nn.Module, samples: int
+    path: str, given: object, arguments: Mapping[str, object], model: nn.Module, samples: int
 ) -> Iterator[ImageReading]:
     if isinstance(given, list):
         if _is_image_list(given):
@@ -221,7 +231,7 @@ def _readings(
 
 
 def _planes(path: str, given: Tensor, samples: int) -> Iterator[ImageReading]:
-    """``(n, c, h, w)``: views beside each other among the samples, or among the channels."""
+    """Readings of ``(n, c, h, w)``: one view, or several views on the batch axis or on the channel axis."""
     count, channels = given.shape[:2]
     if channels == 3 and count == samples:
         yield ImageReading(path, given, 1)
@@ -235,11 +245,11 @@ def _planes(path: str, given: Tensor, samples: int) -> Iterator[ImageReading]:
 
 
 def _patches(
-    path: str, given: Tensor, arguments: Mapping[str, Any], model: nn.Module, samples: int
+    path: str, given: Tensor, arguments: Mapping[str, object], model: nn.Module, samples: int
 ) -> Iterator[ImageReading]:
-    """Flat patches of Qwen2-VL's kind, whose sizes stand beside them."""
+    """The reading of flat patches ``(n, d)`` as Qwen2-VL takes them, with their grids in ``image_grid_thw``."""
     sizes = next((value for name, value in leaves(arguments) if name.endswith("image_grid_thw")), None)
-    if sizes is None or len(sizes) % samples or not bool((sizes == sizes[0]).all()):
+    if not isinstance(sizes, Tensor) or len(sizes) % samples or not bool((sizes == sizes[0]).all()):
         return
     merge = _merge(model)
     _, rows, columns = sizes[0].tolist()
@@ -253,13 +263,14 @@ def _merge(model: nn.Module) -> int:
 
 
 def _cameras(found: Sequence[ImageReading]) -> list[ImageReading]:
-    """Tensors of one shape under one parent: a camera each."""
-    groups: dict[tuple[str, tuple[int, ...]], list[ImageReading]] = {}
+    """Readings with one tensor per camera: tensors of one shape under one parent."""
+    groups: dict[tuple[str, tuple[int, ...]], list[tuple[str, Tensor]]] = {}
     for each in found:
         if isinstance(each.given, Tensor) and each.views == 1 and isinstance(each.paths, str):
-            groups.setdefault((each.paths.rpartition(".")[0], tuple(each.given.shape)), []).append(each)
+            key = (each.paths.rpartition(".")[0], tuple(each.given.shape))
+            groups.setdefault(key, []).append((each.paths, each.given))
     return [
-        ImageReading(tuple(str(each.paths) for each in group), tuple(each.given for each in group), len(group))
+        ImageReading(tuple(path for path, _ in group), tuple(given for _, given in group), len(group))
         for group in groups.values()
         if len(group) > 1
     ]

@@ -1,11 +1,11 @@
-"""Where the visual tokens are: change the images, and see which positions of the sequence move."""
+"""Find the visual tokens: change the images, and find the positions of the sequence that change."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,10 @@ from sfkit_tools.blocks import Candidate, listening
 from sfkit_tools.calls import Call
 from sfkit_tools.image_inputs import Box, ImageReading
 
-#: Of the height and of the width: where the patches lie whose tokens are looked for.
+#: The changed box of an image is at these shares of height and width, and this share of the side long.
 _PLACES = (0.03, 0.47, 0.94)
 _BOX = 1 / 16
-#: Tokens of a view that are no patch and come first, as class and register tokens.
+#: Possible numbers of class and register tokens before the patches of a view.
 _EXTRAS = (0, 1, 2, 4, 5)
 _MOST_OBLONG = 2.5
 
@@ -31,9 +31,9 @@ class Found:
         candidate: The stack.
         images: The reading of the batch that explains them.
         index: Index of that reading.
-        positions: ``(b, v, n)``: positions that move when a view is changed as a whole, in order.
-        length: Of the sequence.
-        extras: How many of each view's tokens come before its patches.
+        positions: ``(b, v, n)``: positions that change when a whole view changes, in order.
+        length: Length of the sequence.
+        extras: Number of tokens before the patches of each view.
         cells: Rows and columns.
         hits: Share of the changed patches whose own token moved most.
     """
@@ -49,12 +49,12 @@ class Found:
 
     @property
     def patches(self) -> Tensor:
-        """``(b, v * rows * columns)``: positions of the patches, view by view and row by row."""
+        """``(b, v * rows * columns)``: positions of the patches, view after view, row-major."""
         return self.positions[:, :, self.extras :].flatten(1)
 
 
 class Prober:
-    """Runs the policy on changed images, and compares what the first block of each stack is given."""
+    """Runs the policy on changed images, and compares the inputs of the first block of each stack."""
 
     def __init__(self, model: nn.Module, call: Call, candidates: Sequence[Candidate]) -> None:
         self._model, self._call = model, call
@@ -64,14 +64,14 @@ class Prober:
         self._noise = {path: _distance(again[path], self._before[path]) for path in self._before}
 
     @torch.no_grad()
-    def _run(self, changed: Mapping[int, Any]) -> dict[str, Tensor]:
+    def _run(self, changed: Mapping[int, object]) -> dict[str, Tensor]:
         with listening(self._taps.values()) as log:
             self._call.run(self._model, changed)
         found = {path: log.first(module) for path, module in self._taps.items()}
         return {path: state.detach().float() for path, state in found.items() if state is not None and state.ndim == 3}
 
-    def moved(self, changed: Mapping[int, Any]) -> dict[str, Tensor]:
-        """``(b, n)`` for each stack: how far each position moved; 0 for what is noise."""
+    def moved(self, changed: Mapping[int, object]) -> dict[str, Tensor]:
+        """Distance that each position moved, ``(b, n)`` for each stack; 0 within the noise of two equal runs."""
         after = self._run(changed)
         found = {}
         for path, before in self._before.items():
@@ -84,6 +84,7 @@ class Prober:
 
 
 def _distance(first: Tensor, second: Tensor) -> Tensor:
+    """Euclidean distance of each token, ``(b, n, d)`` to ``(b, n)``."""
     far: Tensor = torch.linalg.vector_norm(first - second, dim=-1)
     return far
 
@@ -91,7 +92,7 @@ def _distance(first: Tensor, second: Tensor) -> Tensor:
 def find_tokens(
     prober: Prober, candidates: Sequence[Candidate], readings: Sequence[ImageReading], samples: int
 ) -> Iterator[Found]:
-    """For each reading of the images, and each stack that sees them: the visual tokens."""
+    """The visual tokens for each reading of the images and each stack that depends on them."""
     for index, reading in enumerate(readings):
         whole = [prober.moved(reading.changed(view)) for view in range(reading.views)]
         located = {c.path: _located([move.get(c.path) for move in whole], samples) for c in candidates}
@@ -110,13 +111,19 @@ def find_tokens(
 
 
 def _order(reading: ImageReading, positions: Tensor) -> list[int]:
-    """Cameras that come one by one can be told in the order of their tokens, which the batch need not keep."""
+    """Views in the order of their tokens, from positions ``(b, v, n)``.
+
+    Only separate tensors for each camera can be reordered; the batch may hold them in any order.
+    """
     order = positions[0, :, 0].argsort().tolist()
     return order if isinstance(reading.given, tuple) else list(range(reading.views))
 
 
 def _located(moves: Sequence[Tensor | None], samples: int) -> Tensor | None:
-    """``(b, v, n)`` positions that each view moves, if these are as many for each, and no position is of two views."""
+    """``(b, v, n)`` positions that each view moves, from distances ``(b, length)`` of each view.
+
+    None where views move different numbers of positions, or share one.
+    """
     rows = []
     for move in moves:
         if move is None or len(move) != samples:
@@ -146,11 +153,11 @@ def _side(place: float, pixels: int) -> slice:
 
 
 def _with_grid(found: Found, moves: Sequence[Sequence[Tensor]], boxes: Sequence[Box]) -> Found:
-    """With the grid, and the number of extra tokens, by which the token of a changed patch moves most.
+    """Add the grid and the number of extra tokens for which the token of a changed patch moves most.
 
     Args:
-        found: Without a grid.
-        moves: How far each position moved: for each view, for each box.
+        found: The tokens without a grid.
+        moves: Distances ``(b, length)`` of each position, for each view and each box.
         boxes: The boxes, in pixels.
     """
     height, width = found.images.raw().shape[-2:]
@@ -176,7 +183,7 @@ def _with_grid(found: Found, moves: Sequence[Sequence[Tensor]], boxes: Sequence[
 
 
 def _grids(count: int, size: tuple[int, int], known: tuple[int, int] | None) -> Iterator[tuple[int, int]]:
-    """Rows and columns of so many tokens, of patches that are not too oblong."""
+    """Rows and columns of ``count`` tokens whose patches are not too oblong."""
     for rows in range(1, count + 1):
         cells = (rows, count // rows)
         oblong = size[0] / size[1] * cells[1] / rows
@@ -185,7 +192,10 @@ def _grids(count: int, size: tuple[int, int], known: tuple[int, int] | None) -> 
 
 
 def _hit(moved: Tensor, columns: int, box: tuple[float, float, float, float]) -> bool:
-    """Did a token move most whose cell the changed box touches? The box is in cells: top, bottom, left, right."""
+    """Whether the changed box touches the cell of the token that moved most.
+
+    ``moved`` is ``(rows * columns,)``; the box is in cells: top, bottom, left, right.
+    """
     most = int(moved.argmax())
     row, column = most // columns, most % columns
     return float(moved[most]) > 0 and row < box[1] and box[0] < row + 1 and column < box[3] and box[2] < column + 1
@@ -194,8 +204,11 @@ def _hit(moved: Tensor, columns: int, box: tuple[float, float, float, float]) ->
 # ------------------------------------------------------------------------------------------------- as options
 
 
-def as_tokens(found: Found, ids: Mapping[str, Tensor]) -> tuple[Any, str]:
-    """The option ``tokens``, and a remark; None where neither an image token nor spans tell the positions.
+TokenOption: TypeAlias = "ImageTokens | Span | tuple[Span, ...]"
+
+
+def as_tokens(found: Found, ids: Mapping[str, Tensor]) -> tuple[TokenOption | None, str]:
+    """The option ``tokens`` and a remark; None where neither an image token nor spans give the positions.
 
     Args:
         found: The positions.
@@ -208,19 +221,20 @@ def as_tokens(found: Found, ids: Mapping[str, Tensor]) -> tuple[Any, str]:
                 return (ImageTokens(token) if path == "input_ids" else ImageTokens(token, path)), ""
     patches = found.patches
     if not bool((patches == patches[0]).all()):
-        return None, "They are at other positions in each sample, and no token id of the batch tells where."
+        return None, "Their positions differ from sample to sample, and match no token id of the batch."
     spans = _runs(patches[0].tolist())
     remark = f"The positions are those of this batch, whose sequence is {found.length} long."
     return (spans[0] if len(spans) == 1 else tuple(spans)), remark
 
 
 def _image_token(values: Tensor, found: Found) -> int | None:
-    # Tokens behind those of the text, such as one for the action, move nothing.
+    """The id that stands at the patches and nowhere else in ``(b, n)`` token ids; None if there is none."""
+    # The ids must reach as far as the patches; the sequence may continue after them, with tokens for the action.
     if int(found.patches.max()) >= values.shape[1] or len(values) != len(found.patches):
         return None
     patches = found.patches.sort(1).values.to(values.device)
     if not torch.equal(patches, found.patches.to(values.device)):
-        return None  # the views do not follow each other
+        return None  # an image token needs the views one after another
     token = int(values[0, patches[0, 0]])
     wanted = torch.zeros_like(values, dtype=torch.bool).scatter_(1, patches, value=True)
     return token if torch.equal(values == token, wanted) else None

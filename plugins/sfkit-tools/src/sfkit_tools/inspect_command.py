@@ -1,4 +1,4 @@
-"""``sfkit inspect``: what a GenericAdapter must be told of a policy."""
+"""The command ``sfkit inspect``: find the options of a GenericAdapter for a policy."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def inspect(
 ) -> None:
     """Find blocks, visual tokens and images of any policy, and print the GenericAdapter that aligns it.
 
-    Runs one training step without an optimizer, then forward alone on changed images. Exit status 1 when something
-    that the adapter needs was not found.
+    Runs one training step without an optimizer, then only forward on changed images. The exit status is 1 if a
+    required option of the adapter was not found.
     """
     from sfkit.cli.console import plain_console
     from sfkit_tools.inspection import inspect_policy
@@ -42,7 +42,7 @@ def inspect(
 
 
 def print_inspection(found: Inspection, console: Console) -> None:
-    """Tables of stacks and taps, the notes, and the code to paste."""
+    """Print the tables of stacks and taps, the notes, and the code of the adapter."""
     from rich.table import Table
 
     from sfkit.cli.console import titled

@@ -1,11 +1,10 @@
-"""The inspection itself: a dry training step, then a look at which tokens move when images change."""
+"""Inspect a policy: run a training step, then find the tokens that change with the images."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,33 +14,33 @@ from sfkit.factory.components import inside_peft
 from sfkit.policies.base import ForwardCall
 from sfkit.policies.generic import GenericAdapter
 from sfkit.policies.generic.pixels import likely_pixels
-from sfkit.training.checks import find_trained_leaf
 from sfkit_tools.blocks import Candidate, find_candidates
 from sfkit_tools.calls import Call, refuse_wrapped, undisturbed
+from sfkit_tools.capture import trains_policy
 from sfkit_tools.dry_run import DryStep, dry_step
 from sfkit_tools.image_inputs import ImageReading, chosen_images, find_images, leaves
 from sfkit_tools.image_tokens import Found, Prober, as_tokens, find_tokens
-from sfkit_tools.report import Inspection, StackFinding, TapFinding
+from sfkit_tools.report import NEEDED, AdapterArguments, Inspection, StackFinding, TapFinding
 
-#: From this share of patches whose own token moved most, the tokens count as found.
+#: The tokens count as found if at least this share of changed patches moves its own token most.
 _SURE = 0.75
 
 
-def inspect_policy(model: nn.Module, batch: Any, *, images: Sequence[str] = ()) -> Inspection:
-    """Find what a :class:`sfkit.GenericAdapter` must be told of a policy.
+def inspect_policy(model: nn.Module, batch: object, *, images: Sequence[str] = ()) -> Inspection:
+    """Find the options of a :class:`sfkit.GenericAdapter` for a policy.
 
-    The policy runs a training step, and then once for each of some changed images (ten for each view). Its
-    parameters, buffers, gradients and modes, and the batch, are left as they were.
+    The policy runs a training step without an optimizer, and then its forward for each changed image (ten for each
+    view). Parameters, buffers, gradients, modes and the batch are restored.
 
     Args:
         model: The policy.
-        batch: The only argument of its ``forward``, a mapping of keywords, or a tuple of positions.
-        images: Paths of the images in the batch, where they are not to be looked for.
+        batch: The only argument of its ``forward``, a mapping of keywords, or a tuple of positional arguments.
+        images: Paths of the images in the batch; by default the inspection looks for them.
 
     Raises:
-        AdapterError: It holds no row of blocks of one class.
-        ConfigError: ``forward`` cannot be called with the batch.
-        ViewsError: There is nothing at the paths of the images.
+        AdapterError: The policy holds no list of blocks of one class.
+        ConfigError: ``forward`` does not accept the batch.
+        ViewsError: A path in ``images`` does not exist.
         WrapError: The policy is wrapped.
     """
     refuse_wrapped(model)
@@ -63,8 +62,8 @@ def inspect_policy(model: nn.Module, batch: Any, *, images: Sequence[str] = ()) 
         return _report(_Evidence(policy, arguments, candidates, step, readings), found)
 
 
-def _samples(arguments: Mapping[str, Any]) -> int:
-    """How many samples a batch holds: what most of its tensors are long."""
+def _samples(arguments: Mapping[str, object]) -> int:
+    """Number of samples in a batch: the most frequent length of its tensors; images may be stacked over views."""
     lengths = Counter(
         len(leaf) for _, leaf in leaves(arguments) if isinstance(leaf, list) or (leaf.ndim and leaf.ndim < 4)
     )
@@ -75,7 +74,7 @@ def _samples(arguments: Mapping[str, Any]) -> int:
 
 
 def _best(found: Iterator[Found], step: DryStep) -> Found | None:
-    """The first sure reading of the images; among the stacks that see them so, the last one to run."""
+    """The first sure reading of the images; among the stacks that it holds for, the last one to run."""
     kept: list[Found] = []
     for each in found:
         if kept and kept[-1].hits >= _SURE and each.index != kept[-1].index:
@@ -93,10 +92,10 @@ def _best(found: Iterator[Found], step: DryStep) -> Found | None:
 
 @dataclass(frozen=True)
 class _Evidence:
-    """What the report is made from."""
+    """Inputs of the report."""
 
     policy: nn.Module
-    arguments: Mapping[str, Any]
+    arguments: Mapping[str, object]
     candidates: Sequence[Candidate]
     step: DryStep
     readings: Sequence[ImageReading]
@@ -104,7 +103,7 @@ class _Evidence:
 
 def _report(seen: _Evidence, found: Found | None) -> Inspection:
     notes = list(seen.step.remarks)
-    options: dict[str, Any] = {}
+    options: AdapterArguments = {}
     taps: tuple[TapFinding, ...] = ()
     if found is None:
         notes.append(_why_nothing(seen.readings))
@@ -127,12 +126,12 @@ def _why_nothing(readings: Sequence[ImageReading]) -> str:
     seen = ", ".join(dict.fromkeys(str(each.paths) for each in readings))
     return (
         f"Changing the images ({seen}) moves no token at the first block of any stack, or not as many for each view. "
-        "Either these are not the images, or they enter the blocks in another way (cross-attention): then a "
-        "PolicyAdapter must be written."
+        "Either these are not the images, or they enter the blocks in another way (cross-attention), which needs a "
+        "PolicyAdapter."
     )
 
 
-def _options(found: Found, seen: _Evidence, notes: list[str]) -> dict[str, Any]:
+def _options(found: Found, seen: _Evidence, notes: list[str]) -> AdapterArguments:
     ids = {
         path: leaf
         for path, leaf in leaves(seen.arguments)
@@ -147,11 +146,11 @@ def _options(found: Found, seen: _Evidence, notes: list[str]) -> dict[str, Any]:
         notes.append("No normalization that sfkit knows fits the images: pixels=MeanStd(mean, std).")
     elif pixels in ("clip", "imagenet"):
         notes.append(f"pixels={pixels!r} is a guess; 'clip' and 'imagenet' hardly differ. Look at the image processor.")
-    options: dict[str, Any] = {
+    options: AdapterArguments = {
         "blocks": found.candidate.path,
         "tokens": tokens,
         "grid": (found.images.views, *found.cells),
-        **found.images.told(),
+        **found.images.layout_options(),
         "pixels": pixels,
         "norm": found.candidate.norm,
         "resize": _resize(raw.shape[-2:], found.cells, notes),
@@ -164,12 +163,11 @@ def _options(found: Found, seen: _Evidence, notes: list[str]) -> dict[str, Any]:
         )
     if found.candidate.taps[-1] is None:
         notes.append("After the last block no norm was found: add final_norm if you want to align there.")
-    needed = ("blocks", "tokens", "grid", "images", "pixels")
-    return {name: value for name, value in options.items() if value is not None or name in needed}
+    return {name: value for name, value in options.items() if value is not None or name in NEEDED}
 
 
 def _resize(size: Sequence[int], cells: tuple[int, int], notes: list[str]) -> tuple[int, int] | None:
-    """The views must divide into the grid."""
+    """The option ``resize``: the views must divide into the grid."""
     fitting = tuple(max(1, round(side / count)) * count for side, count in zip(size, cells, strict=True))
     if fitting == tuple(size):
         return None
@@ -180,8 +178,8 @@ def _resize(size: Sequence[int], cells: tuple[int, int], notes: list[str]) -> tu
     return fitting[0], fitting[1]
 
 
-def _trained(found: Found, seen: _Evidence, options: Mapping[str, Any], notes: list[str]) -> dict[int, bool]:
-    """Try the adapter on the dry step: does it find those tokens, and does their gradient train anything?"""
+def _trained(found: Found, seen: _Evidence, options: AdapterArguments, notes: list[str]) -> dict[int, bool]:
+    """Try the adapter on the training step: whether the gradient of its tokens trains the policy, by layer."""
     trained: dict[int, bool] = {}
     if any(options[name] is None for name in ("tokens", "pixels")):
         return trained
@@ -195,7 +193,7 @@ def _trained(found: Found, seen: _Evidence, options: Mapping[str, Any], notes: l
             expected = state.gather(1, found.patches.unsqueeze(-1).expand(-1, -1, state.shape[-1]))
             if not torch.equal(student.values.flatten(1, 3), expected):
                 raise ViewsError("It cuts out other tokens than those that moved.")
-            trained[layer] = find_trained_leaf(student) is not None
+            trained[layer] = trains_policy(student)
     except SfkitError as error:
         notes.append(f"The adapter below does not work on this batch: {error}")
     except RuntimeError as error:

@@ -1,26 +1,24 @@
-"""Ranking the layers of a policy on a batch of the user's data."""
+"""Rank the layers of a policy on a batch of the user's data."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from sfkit.errors import AdapterError, ConfigError
-from sfkit.factory.components import ComponentLike, build_adapter, build_teacher, inside_peft
+from sfkit.factory.components import ComponentLike, build_adapter, inside_peft
 from sfkit.policies.base import ForwardCall, PolicyAdapter
 from sfkit.saving.trust import public_text
 from sfkit.teachers.base import Teacher
-from sfkit.training.taps import Taps, site_of
-from sfkit.training.teacher_runner import TeacherRunner
 from sfkit.views.cameras import CameraRig
 from sfkit.views.resample import resample
 from sfkit.views.types import FeatureMap, Views
 from sfkit_tools.calls import Call, refuse_wrapped, undisturbed
+from sfkit_tools.capture import run_with_taps, teacher_features
 from sfkit_tools.cka import cka_of_products, products
 from sfkit_tools.depth_probe import DepthProbe, DepthSamples
 
@@ -33,14 +31,14 @@ _FOLDS = 4
 
 @dataclass(frozen=True)
 class Measure:
-    """A figure, and how certain it is.
+    """A value with its uncertainty from resamples of the batch.
 
     Attributes:
-        value: On the batch as it is.
-        low: 5 % of the resamples are below.
-        high: 5 % of the resamples are above.
+        value: Value on the batch itself.
+        low: 5th percentile of the resamples.
+        high: 95th percentile of the resamples.
         best: Share of the resamples in which this layer is the best of all.
-        rival: Whether it is as good as the best in 5 % of the resamples or more: the data do not tell them apart.
+        rival: Whether it is as good as the best layer in at least 5 % of the resamples: the data do not separate them.
     """
 
     value: float
@@ -55,10 +53,9 @@ class LayerRank:
     """One layer.
 
     Attributes:
-        student_layer: Blocks before it.
-        cka: Likeness of its visual tokens to the teacher's features.
-        probe: Share of the residual depth's variance that a ridge regression reads from unseen samples; None where the
-            views carry no depth.
+        student_layer: Number of blocks before it.
+        cka: Similarity of its visual tokens and the teacher's features.
+        probe: R² of residual depth on unseen samples, by a ridge regression; None where the views have no depth.
     """
 
     student_layer: int
@@ -71,12 +68,12 @@ class Ranking:
     """All layers of a policy.
 
     Attributes:
-        policy: Its class.
-        teacher: Name, and layer.
-        samples: In the batch.
-        tokens: That were compared by CKA.
-        blocks: Of the policy's decoder.
-        layers: In order; without the last one where no norm is known behind the blocks.
+        policy: Class name of the policy.
+        teacher: Name and layer of the teacher.
+        samples: Number of samples in the batch.
+        tokens: Number of tokens in CKA.
+        blocks: Number of blocks of the policy's decoder.
+        layers: Layers in order; without the last one where the norm after the blocks is unknown.
     """
 
     policy: str
@@ -91,7 +88,7 @@ class Ranking:
         return max(self._measures(by).items(), key=lambda item: item[1].value)[0]
 
     def rivals(self, by: str = "cka") -> tuple[int, ...]:
-        """Layers that the data do not tell from the best, itself included."""
+        """Layers that the data do not separate from the best, including the best."""
         return tuple(layer for layer, measure in self._measures(by).items() if measure.rival)
 
     def _measures(self, by: str) -> dict[int, Measure]:
@@ -101,7 +98,7 @@ class Ranking:
 
 def rank_layers(
     policy: nn.Module,
-    batch: Any,
+    batch: object,
     teacher: ComponentLike | Teacher,
     *,
     teacher_layer: int | None = None,
@@ -111,43 +108,44 @@ def rank_layers(
     tokens: int = 512,
     seed: int = 0,
 ) -> Ranking:
-    """Compare the visual tokens of every layer with a teacher's features, and with depth where the views carry it.
+    """Compare the visual tokens of every layer with a teacher's features, and with depth where the views have it.
 
-    The policy runs once, in eval mode without gradients, and is left as it was. Certainty comes from a bootstrap over
-    the samples of the batch; samples should come from different episodes, or it will look too certain.
+    The policy runs once, in eval mode without gradients, and is not changed. Intervals come from a bootstrap over the
+    samples of the batch. Samples of one episode are correlated, which makes the intervals too small.
 
     Args:
-        policy: Not wrapped.
-        batch: At least four samples; as :func:`sfkit_tools.inspect_policy` takes it.
+        policy: The policy, not wrapped.
+        batch: At least four samples, in a form of :func:`sfkit_tools.inspect_policy`.
         teacher: Name, name with options, or instance.
-        teacher_layer: The teacher's layer; its default by default.
-        adapter: Where the policy's class is not recognized.
+        teacher_layer: The teacher's layer; by default ``default_layer`` of the teacher.
+        adapter: The adapter, for a policy whose class is not registered.
         cameras: Calibration and poses, as for :meth:`sfkit.SpatialForcing.wrap`.
-        resamples: Of the bootstrap.
-        tokens: At most so many are compared by CKA, drawn evenly from the samples.
-        seed: Of the drawing and the bootstrap.
+        resamples: Number of resamples of the bootstrap.
+        tokens: Largest number of tokens in CKA; a random subset of all samples' tokens.
+        seed: Seed of the subset and of the bootstrap.
 
     Raises:
-        ConfigError: Fewer than four samples, or nothing to compare.
+        ConfigError: There are fewer than four samples, or no valid tokens.
         AdapterError: No adapter handles the policy.
-        ViewsError: The teacher needs what the batch does not hold.
+        ViewsError: The batch lacks a field that the teacher needs.
         WrapError: The policy is wrapped.
     """
     refuse_wrapped(policy)
     bound = build_adapter(policy, adapter)
     if cameras is not None:
         bound.cameras = cameras
-    host = TeacherRunner(build_teacher(teacher))
     students, views, call = _capture(policy, bound, batch)
     samples = len(views.images)
     if samples < _FEWEST:
         raise ConfigError(
-            f"The batch holds {samples} samples; certainty by resampling needs {_FEWEST} at least.",
+            f"The batch holds {samples} samples; resampling needs at least {_FEWEST}.",
             "Give a batch of 16 or more, from different episodes.",
         )
-    layer = host.teacher.default_layer if teacher_layer is None else teacher_layer
     grid = next(iter(students.values())).grid
-    target = resample(host.features(views, [layer], grid, lambda field: bound.explain_missing(field, call))[0], grid)
+    built, layer, features = teacher_features(
+        teacher, views, teacher_layer, grid, lambda field: bound.explain_missing(field, call)
+    )
+    target = resample(features, grid)
     generator = torch.Generator().manual_seed(seed)
     draws = torch.randint(samples, (resamples, samples), generator=generator)
     counts = torch.stack([torch.bincount(draw, minlength=samples) for draw in draws]).double()
@@ -161,14 +159,15 @@ def rank_layers(
     measures = _measures(alike)
     probes = [None] * len(measures) if probed is None else _measures(probed)
     ranks = tuple(LayerRank(*each) for each in zip(students, measures, probes, strict=True))
-    name = public_text("teacher", host.teacher.spec, host.teacher.name)  # the ranking may be published
+    # Rankings may be published, so the name must not show a path of this machine.
+    name = public_text("teacher", built.spec, built.name)
     return Ranking(type(policy).__name__, f"{name}@{layer}", samples, len(owner), bound.num_layers, ranks)
 
 
 def chart(ranking: Ranking) -> Figure:
-    """CKA and, where depth is known, the probe's R² over the layers, with bands from 5 % to 95 % of the resamples.
+    """Plot CKA and, where depth is known, the probe's R² over the layers, with bands of 5 % to 95 % of the resamples.
 
-    The figure belongs to no window: ``chart(ranking).savefig("layers.svg")`` writes it.
+    The figure has no window: ``chart(ranking).savefig("layers.svg")`` writes it.
     """
     from matplotlib.figure import Figure
 
@@ -183,34 +182,34 @@ def chart(ranking: Ranking) -> Figure:
         (line,) = axes.plot(layers, [measure.value for measure in measures], label=name)
         low, high = [measure.low for measure in measures], [measure.high for measure in measures]
         axes.fill_between(layers, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-    # R² has no lower bound: a hopeless layer must not press the others into one line.
+    # R² has no lower bound: one bad layer must not compress the range of the others.
     lowest = min(measure.low for measures in series.values() for measure in measures)
     axes.set_ylim(min(0.0, max(lowest, -1.0)), 1.0)
     axes.set_xticks(layers)
     axes.set_xlabel("student layer")
     axes.set_title(f"{ranking.policy}, {ranking.samples} samples", loc="left", fontsize="medium", parse_math=False)
     axes.grid(axis="y", alpha=0.3)
-    # A name is no formula: a dollar sign in it would be an error of matplotlib's.
+    # matplotlib parses text between dollar signs as a formula; names may hold dollar signs.
     for text in axes.legend(frameon=False, loc="lower left").get_texts():
         text.set_parse_math(False)
     return figure
 
 
 def uniform(num_layers: int, count: int) -> tuple[int, ...]:
-    """``count`` layers at equal distances between the embeddings and the last block, both left out.
+    """``count`` layers at equal distances between the embeddings and the last block, without these two.
 
     Raises:
-        ConfigError: There are not so many.
+        ConfigError: There are fewer layers.
     """
     _check_count(num_layers, count, num_layers - 1)
     return tuple(round(index * num_layers / (count + 1)) for index in range(1, count + 1))
 
 
 def end_anchored(num_layers: int, count: int) -> tuple[int, ...]:
-    """``count`` layers at a whole stride, counted back from the last block, which is among them.
+    """``count`` layers at an integer stride that ends at the last block.
 
     Raises:
-        ConfigError: There are not so many.
+        ConfigError: There are fewer layers.
     """
     _check_count(num_layers, count, num_layers)
     stride = num_layers // count
@@ -222,31 +221,26 @@ def _check_count(num_layers: int, count: int, most: int) -> None:
         raise ConfigError(f"{count} layers cannot be spread over {num_layers} blocks.", f"Choose 1 to {most}.")
 
 
-def _capture(policy: nn.Module, adapter: PolicyAdapter, batch: Any) -> tuple[dict[int, FeatureMap], Views, ForwardCall]:
-    """The visual tokens of every layer that can be tapped, from one forward."""
+def _capture(
+    policy: nn.Module, adapter: PolicyAdapter, batch: object
+) -> tuple[dict[int, FeatureMap], Views, ForwardCall]:
+    """The visual tokens of every layer with a tap, from one forward."""
     inner = inside_peft(policy)
     call = Call.of(inner, batch)
-    points = list(range(adapter.num_layers + 1))
+    layers = list(range(adapter.num_layers + 1))
     try:
         adapter.tap(adapter.num_layers)
-    except AdapterError:  # a policy of which no final norm is known
-        points.pop()
-    with undisturbed(policy), torch.no_grad(), ExitStack() as stack:
+    except AdapterError:  # the norm after the last block is unknown
+        layers.pop()
+    with undisturbed(policy), torch.no_grad():
         policy.eval()
-        sites = {layer: site_of(layer) for layer in points}
-        taps = Taps(adapter, list(sites.values()))
-        stack.callback(taps.remove)
-        output, captured, inputs = taps.run(call.run, (policy,), {})
-        seen = ForwardCall(call.arguments(inner), output, inputs, tuple(points))
-        views = adapter.views(seen)
-        tokens = {layer: site.tokens(adapter, captured[site], views) for layer, site in sites.items()}
-        return tokens, views, seen
+        return run_with_taps(adapter, layers, lambda: call.run(policy), lambda: call.arguments(inner))
 
 
 def _choose(
     students: Mapping[int, FeatureMap], target: FeatureMap, most: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """``(n,)`` places among the flat tokens that are valid everywhere, and the sample that each belongs to."""
+    """``(n,)`` indices of flat tokens that are valid on both sides and in all layers, and the sample of each."""
     mask = target.mask.clone()
     for student in students.values():
         mask &= student.mask
@@ -260,11 +254,12 @@ def _choose(
 
 
 def _flat(features: FeatureMap, places: Tensor) -> Tensor:
+    """The tokens ``(n, d)`` at flat indices ``(n,)``, on the CPU."""
     return features.values.flatten(0, 3)[places].cpu()
 
 
 def _probe(student: FeatureMap, views: Views, counts: Tensor) -> list[float]:
-    """R² of the depth probe on held-out samples: on the batch as it is, and in each resample."""
+    """R² of the depth probe on held-out samples: for the batch, then for each row of ``counts``, ``(resamples, b)``."""
     samples = DepthSamples.of(student, views, torch.arange(len(views.images)))
     count = len(samples.tokens)
     errors, baselines = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
@@ -282,12 +277,13 @@ def _probe(student: FeatureMap, views: Views, counts: Tensor) -> list[float]:
 
 
 def _select(samples: DepthSamples, rows: Tensor) -> DepthSamples:
+    """The samples of a mask ``(n,)`` bool."""
     fields = ("tokens", "depth", "mask", "groups")
     return DepthSamples(**{name: getattr(samples, name)[rows] for name in fields}, names=samples.names)
 
 
 def _measures(values: Sequence[Sequence[float]]) -> list[Measure]:
-    """From ``[layer][the batch, then each resample]``."""
+    """Measures of each layer, from ``values[layer]``: the value on the batch, then those of the resamples."""
     table = torch.tensor(values, dtype=torch.float64)
     found, drawn = table[:, 0], table[:, 1:].nan_to_num(-1.0)
     winner = drawn.argmax(0)

@@ -1,4 +1,4 @@
-"""Which policy, and which batch: a function of the user's that makes both."""
+"""Load a policy and a batch through a function of the user."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _FORM = "Write package.module:function, or path/to/file.py:function; it returns 
 
 
 def load_target(target: str) -> tuple[Any, ...]:
-    """Call the function that a target names. Modules are looked for in the working directory too.
+    """Call the function that a target names. The working directory is on the module search path.
 
     Args:
-        target: ``package.module:function`` or ``path/to/file.py:function``. It takes no arguments and returns the
-            policy and a batch: the only argument of ``forward``, a mapping of its keywords, or a tuple of positions. An
-            adapter and a :class:`sfkit.views.cameras.CameraRig` may follow.
+        target: ``package.module:function`` or ``path/to/file.py:function``. The function takes no arguments and returns
+            the policy and a batch: the only argument of ``forward``, a mapping of its keywords, or a tuple of
+            positional arguments. An adapter and a :class:`sfkit.views.cameras.CameraRig` may follow.
 
     Raises:
-        ConfigError: It cannot be found, or returns something else. What the function itself raises is not caught.
+        ConfigError: The function does not exist, or returns something else. Its own errors pass through.
     """
     where, colon, name = target.rpartition(":")
     if not colon or not where or not name:
@@ -56,13 +56,13 @@ def _module(where: str) -> ModuleType:
         return importlib.import_module(where)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{where}.".startswith(f"{error.name}."):
-            raise  # found, but something that it imports is missing
+            raise  # the module exists, and one of its imports does not
         raise ConfigError(f"There is no module {where!r} (looked for {error.name!r}).", _FORM) from error
 
 
-def _function(module: ModuleType, name: str, target: str) -> Callable[[], Any]:
-    found: Any = getattr(module, name, None)
+def _function(module: ModuleType, name: str, target: str) -> Callable[[], object]:
+    found: object = getattr(module, name, None)
     if not callable(found) or isinstance(found, nn.Module):
         public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise ConfigError(f"{target}: {module.__name__} has no function {name!r}.{did_you_mean(name, public)}", _FORM)
-    return found  # type: ignore[no-any-return]
+    return found

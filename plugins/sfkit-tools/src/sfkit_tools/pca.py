@@ -1,8 +1,6 @@
-"""Feature maps as images: the three main directions of the tokens as red, green and blue."""
+"""Feature maps as images: the three principal components of the tokens as red, green and blue."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,21 +17,21 @@ _MIN_TOKENS = 2
 
 @torch.no_grad()
 def pca_colors(features: FeatureMap, *, center_positions: bool = False, clip: float = 0.02) -> Tensor:
-    """Project tokens on their three main components and scale those to [0, 1].
+    """Project tokens on their three principal components and scale those to [0, 1].
 
-    Components come from the valid tokens of the whole batch, so that colors may be compared between its images (not
-    between two calls). Each component's sign is fixed by its largest loading, so that equal input gives equal colors.
+    The components come from the valid tokens of the whole batch: colors are comparable between its images, and not
+    between two calls. The largest loading of a component fixes its sign, so that equal input gives equal colors.
 
     Args:
         features: ``(b, v, gh, gw, d)`` with mask.
-        center_positions: Take the batch's mean of each position off first, which shows what changes between frames.
-        clip: Share of values at each end that is cut off, so that a single outlier does not fade all others.
+        center_positions: Subtract the batch mean of each position first, which shows the changes between frames.
+        clip: Share of values to clip at each end, so that an outlier does not compress the range of all others.
 
     Returns:
         ``(b, v, gh, gw, 3)`` float32 in [0, 1]; masked tokens are NaN.
 
     Raises:
-        ProbeError: Fewer than two valid tokens, or valid ones that are not finite.
+        ProbeError: There are fewer than two valid tokens, or a valid token is not finite.
     """
     values, mask = features.values.double(), features.mask
     if int(mask.sum()) < _MIN_TOKENS:
@@ -52,11 +50,11 @@ def pca_colors(features: FeatureMap, *, center_positions: bool = False, clip: fl
     return colors
 
 
-def _project(tokens: NDArray[Any]) -> NDArray[Any]:
-    """``(n, 3)`` components of ``(n, d)`` tokens, by falling variance; 0 where the tokens span fewer."""
+def _project(tokens: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``(n, d)`` tokens to ``(n, 3)`` components in order of variance; 0 where the tokens span fewer dimensions."""
     pca = PCA(min(_COMPONENTS, *tokens.shape), svd_solver="covariance_eigh")
-    with np.errstate(invalid="ignore"):  # equal tokens have no variance, of which scikit-learn computes shares
-        # This solver takes the mean off the products of features: a large mean would leave rounding errors alone.
+    with np.errstate(invalid="ignore"):  # scikit-learn divides by the total variance, which is 0 for equal tokens
+        # This solver subtracts the mean from products of features, which loses all digits where the mean is large.
         projected = pca.fit_transform(tokens - tokens.mean(0))
     variance = pca.explained_variance_
     projected[:, variance <= 1e-12 * variance[0]] = 0.0

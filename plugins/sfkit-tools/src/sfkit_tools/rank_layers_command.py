@@ -1,4 +1,4 @@
-"""``sfkit rank-layers``: which student layer to align."""
+"""The command ``sfkit rank-layers``: compare student layers before choosing one."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def rank_layers(  # noqa: PLR0917 - Typer makes an option of each parameter
         int | None, typer.Option(help="The teacher's layer; its default by default.", min=1)
     ] = None,
     count: Annotated[int, typer.Option(help="How many layers for choices of several.", min=1)] = 4,
-    resamples: Annotated[int, typer.Option(help="Of the bootstrap over samples.", min=20)] = 200,
+    resamples: Annotated[int, typer.Option(help="Resamples of the bootstrap over samples.", min=20)] = 200,
     plot: Annotated[Path | None, typer.Option(help="Write a chart: .svg, .png or .pdf.")] = None,
 ) -> None:
-    """Rank student layers by likeness to the teacher (CKA) and, where depth is known, by what a ridge probe reads."""
+    """Rank student layers by similarity to the teacher (CKA) and, where depth is known, by a ridge probe of depth."""
     from sfkit.cli.console import parse_options, plain_console
     from sfkit.views.cameras import CameraRig
     from sfkit_tools import layer_ranking
@@ -51,7 +51,7 @@ def rank_layers(  # noqa: PLR0917 - Typer makes an option of each parameter
 
 
 def print_ranking(ranking: Ranking, count: int, console: Console) -> None:
-    """The table, what is certain of it, and choices of several layers."""
+    """Print the table, the layers that resampling cannot separate, and choices of several layers."""
     from rich.table import Table
 
     from sfkit.cli.console import titled
@@ -70,7 +70,7 @@ def print_ranking(ranking: Ranking, count: int, console: Console) -> None:
     console.print(table)
     for by, name in (("cka", "CKA"), ("probe", "the depth probe"))[: 2 if known else 1]:
         others = [str(layer) for layer in ranking.rivals(by) if layer != ranking.best(by)]
-        doubt = f"not told apart from {', '.join(others)}" if others else "told apart from all others"
+        doubt = f"not separable from {', '.join(others)}" if others else "separable from all others"
         console.print(f"Best by {name}: student layer {ranking.best(by)}, {doubt}.")
     blocks = ranking.blocks
     if count < blocks:
@@ -79,7 +79,7 @@ def print_ranking(ranking: Ranking, count: int, console: Console) -> None:
 
 
 def _check_format(plot: Path) -> None:
-    """Before the policy runs, which may take minutes."""
+    """Check the format of the chart before the policy runs, which may take minutes."""
     from matplotlib.backend_bases import FigureCanvasBase
 
     from sfkit.errors import ConfigError

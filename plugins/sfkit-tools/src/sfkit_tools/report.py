@@ -1,16 +1,19 @@
-"""What an inspection has found, and the adapter that follows from it."""
+"""Findings of an inspection, and the adapter for them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from sfkit.errors import AdapterError
 from sfkit.policies.generic import GenericAdapter
 from sfkit.policies.generic.options import ImageTokens, MeanStd, Span
 
-_NEEDED = ("blocks", "tokens", "grid", "images", "pixels")
+#: Keyword arguments of :class:`sfkit.GenericAdapter`, which validates their types.
+AdapterArguments: TypeAlias = "dict[str, Any]"
+
+#: Options that every generic adapter needs.
+NEEDED = ("blocks", "tokens", "grid", "images", "pixels")
 
 
 @dataclass(frozen=True)
@@ -18,16 +21,16 @@ class StackFinding:
     """A candidate for the decoder's blocks.
 
     Attributes:
-        path: Of the module that holds them.
-        kind: Their class.
-        blocks: How many.
-        parameters: Of all of them.
-        tap: What is tapped within each: the name of a norm, ``"the block"``, or ``"nothing fires"``.
-        fired: How many of the blocks fired in a training step.
-        shape: Of what the first one was given: ``(b, n, d)`` for decoder blocks.
-        gradient: Norm of the action loss's gradient at the tap that it is strongest at; None without a loss.
-        reaches: Trainable parameters that a gradient from its last tap could reach.
-        sees: Whether its first block is given something else when the images change.
+        path: Path of the module that holds them.
+        kind: Class name of the blocks.
+        blocks: Number of blocks.
+        parameters: Number of parameter values of all blocks.
+        tap: Tapped module of each block: the name of a norm, ``"the block"``, or ``"nothing fires"``.
+        fired: Number of blocks that ran in a training step.
+        shape: Shape of the first block's input: ``(b, n, d)`` for decoder blocks.
+        gradient: Largest norm of the action loss's gradient at a tap; None without a loss.
+        reaches: Number of trainable parameter values that a gradient from its last tap reaches.
+        sees: Whether the input of its first block depends on the images.
     """
 
     path: str
@@ -47,11 +50,11 @@ class TapFinding:
     """A layer of the chosen stack.
 
     Attributes:
-        student_layer: Blocks before it.
+        student_layer: Number of blocks before it.
         path: The module whose input is tapped.
-        fired: How often it fired.
-        gradient: Norm of the action loss's gradient there; None without a loss.
-        trained: Whether the gradient of the *visual tokens* there reaches a trainable parameter; None if not known.
+        fired: How often the module ran.
+        gradient: Norm of the action loss's gradient at the tap; None without a loss.
+        trained: Whether the gradient of the *visual tokens* reaches a trainable parameter; None if unknown.
     """
 
     student_layer: int
@@ -63,45 +66,45 @@ class TapFinding:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What must be told of a policy.
+    """Result of an inspection.
 
     Attributes:
-        policy: Its class.
+        policy: Class name of the policy.
         stacks: All candidates.
-        taps: Of the chosen one, by layer.
-        options: Of the generic adapter, as far as they were found.
+        taps: Taps of the chosen stack, by layer.
+        options: The generic adapter's options that were found.
         hits: Share of the changed patches whose own token moved most; None where no token was found.
-        notes: What to look at again.
+        notes: Findings that need the user's attention.
     """
 
     policy: str
     stacks: tuple[StackFinding, ...]
     taps: tuple[TapFinding, ...]
-    options: Mapping[str, Any]
+    options: AdapterArguments
     hits: float | None
     notes: tuple[str, ...]
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Options that the adapter needs and that were not found."""
-        return tuple(name for name in _NEEDED if self.options.get(name) is None)
+        """Required options of the adapter that were not found."""
+        return tuple(name for name in NEEDED if self.options.get(name) is None)
 
     @property
     def adapter(self) -> GenericAdapter:
         """The adapter.
 
         Raises:
-            AdapterError: Something that it needs was not found.
+            AdapterError: A required option was not found.
         """
         if self.missing:
             raise AdapterError(
-                f"The inspection has not found {', '.join(self.missing)}.", "Its notes say why; tell it yourself."
+                f"The inspection has not found {', '.join(self.missing)}.", "Its notes say why; set them yourself."
             )
         return GenericAdapter(**self.options)
 
     def snippet(self) -> str:
-        """Python that wraps the policy; what was not found is marked."""
-        options = self.options or dict.fromkeys(_NEEDED)
+        """Python code that wraps the policy; ``...`` marks options that were not found."""
+        options = self.options or dict.fromkeys(NEEDED)
         lines = [f"    {name}={_written(value)}," for name, value in options.items()]
         used = {type(each).__name__ for value in options.values() for each in _parts(value)}
         names = [*(used & {"ImageTokens", "Span"}), "GenericAdapter", "SpatialForcing"]
@@ -118,11 +121,11 @@ class Inspection:
         )
 
 
-def _parts(value: Any) -> tuple[Any, ...]:
+def _parts(value: object) -> tuple[object, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
-def _written(value: Any) -> str:
+def _written(value: object) -> str:
     if value is None:
         return "..."
     if isinstance(value, str):

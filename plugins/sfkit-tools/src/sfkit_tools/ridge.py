@@ -1,10 +1,10 @@
-"""Ridge regression as a probe: what a linear map reads from features, on episodes that it was not fitted to."""
+"""Ridge regression as a linear probe, scored on unseen episodes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -17,7 +17,9 @@ from torch import Tensor
 
 from sfkit.errors import SfkitError
 
-#: Strengths that are tried unless others are given; they are relative to the mean variance of a feature (which is 1).
+Array: TypeAlias = "NDArray[np.float64]"
+
+#: Default regularization strengths, relative to the variance of a standardized feature.
 DEFAULT_ALPHAS: tuple[float, ...] = tuple(10.0 ** (exponent / 2) for exponent in range(-8, 9))
 
 _FOLDS = 4
@@ -25,7 +27,7 @@ _MIN_GROUPS = 2
 
 
 class ProbeError(SfkitError):
-    """A probe cannot be fitted to, or scored on, what it was given."""
+    """The data do not fit a probe, or its score."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class RidgeProbe:
 
     Attributes:
         model: scikit-learn's ``StandardScaler`` and ``Ridge``.
-        offset: ``(k,)`` float64, mean of the training targets: the *mean predictor* returns it for every sample.
-        alpha: The regularization strength that was picked.
+        offset: ``(k,)`` float64, mean of the training targets: the output of the *mean predictor* for every sample.
+        alpha: The chosen regularization strength.
     """
 
     model: Pipeline
@@ -44,20 +46,20 @@ class RidgeProbe:
 
     @classmethod
     def fit(cls, x: Tensor, y: Tensor, groups: Tensor, alphas: Sequence[float] = DEFAULT_ALPHAS) -> RidgeProbe:
-        """Fit on a training part; cross-validation *within* it picks the regularization.
+        """Fit on the training part; cross-validation within it chooses the regularization.
 
         Minimizes ``|x w - y|^2 / n + alpha |w|^2`` over standardized features. The cross-validation holds out whole
-        groups, since frames of one episode are near copies of each other. The fit uses its arguments alone: pass the
-        training part only.
+        groups, since frames of one episode are nearly equal.
 
         Args:
-            x: ``(n, d)`` features.
-            y: ``(n, k)`` targets.
-            groups: ``(n,)`` integer identity of each sample's group (episode).
+            x: ``(n, d)`` features of the training part.
+            y: ``(n, k)`` targets of the training part.
+            groups: ``(n,)`` integer group (episode) of each sample.
             alphas: Regularization strengths to choose from.
 
         Raises:
-            ProbeError: Fewer than two groups, wrong shapes, NaN or infinity, or a strength that is not positive.
+            ProbeError: There are fewer than two groups, shapes do not fit, a value is not finite, or a strength is not
+                positive.
         """
         _check(x, y)
         if groups.shape != x.shape[:1]:
@@ -78,13 +80,13 @@ class RidgeProbe:
 
 @dataclass(frozen=True)
 class ProbeScore:
-    """How a probe does on samples it has not seen; errors in the unit of the target.
+    """Score of a probe on unseen samples; errors in the unit of the target.
 
     Attributes:
         error: Mean Euclidean distance between prediction and target.
         rmse: Root of the mean squared Euclidean distance.
-        r2: Share of the squared error of the mean predictor that is removed: 1 is perfect, 0 is no better than it.
-        mean_error: ``error`` of the mean predictor, which says the training mean everywhere.
+        r2: One minus the ratio of the squared error to the mean predictor's: 1 is perfect, 0 is the mean predictor.
+        mean_error: ``error`` of the mean predictor, whose output is the training mean.
         mean_rmse: ``rmse`` of the mean predictor.
         samples: Number of samples.
     """
@@ -98,7 +100,7 @@ class ProbeScore:
 
 
 def probe_error(probe: RidgeProbe, x: Tensor, y: Tensor) -> ProbeScore:
-    """Score a probe on other samples than those of its fit.
+    """Score a probe on samples outside its training part.
 
     Args:
         probe: The fitted probe.
@@ -106,14 +108,14 @@ def probe_error(probe: RidgeProbe, x: Tensor, y: Tensor) -> ProbeScore:
         y: ``(n, k)`` targets.
 
     Raises:
-        ProbeError: No sample, wrong shapes, NaN or infinity.
+        ProbeError: There is no sample, shapes do not fit, or a value is not finite.
     """
     _check(x, y)
     return score_predictions(probe.predict(x), y.detach().double(), probe.offset.to(y.device))
 
 
 def score_predictions(predicted: Tensor, y: Tensor, mean: Tensor) -> ProbeScore:
-    """Compare ``(n, k)`` predictions with targets and with ``mean``, ``(k,)`` or ``(n, k)``: the mean predictor's."""
+    """Score predictions of targets ``(n, k)``; ``mean`` is the mean predictor's output, ``(k,)`` or ``(n, k)``."""
     squared = (predicted - y).square().sum(1)
     baseline = (mean - y).square().sum(1)
     return ProbeScore(
@@ -127,6 +129,7 @@ def score_predictions(predicted: Tensor, y: Tensor, mean: Tensor) -> ProbeScore:
 
 
 def _check(x: Tensor, y: Tensor) -> None:
+    """Refuse anything but finite ``(n, d)`` features and ``(n, k)`` targets with at least one sample."""
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y):
         raise ProbeError(f"Features {tuple(x.shape)} and targets {tuple(y.shape)} must be (n, d) and (n, k).")
     if len(x) == 0:
@@ -135,28 +138,29 @@ def _check(x: Tensor, y: Tensor) -> None:
         raise ProbeError("Features or targets contain NaN or infinity.", "Leave masked samples out before fitting.")
 
 
-def _array(values: Tensor) -> NDArray[Any]:
+def _array(values: Tensor) -> Array:
+    """``(n, d)`` float64, on the CPU."""
     return values.detach().double().cpu().numpy()
 
 
-def _folds(groups: Tensor) -> NDArray[Any]:
-    """``(n,)`` int: the fold of each sample; all samples of a group are in one fold."""
+def _folds(groups: Tensor) -> NDArray[np.int64]:
+    """Groups ``(n,)`` to the fold of each sample, ``(n,)``; all samples of a group are in one fold."""
     names, group = np.unique(groups.cpu().numpy(), return_inverse=True)
     if len(names) < _MIN_GROUPS:
         raise ProbeError(
             f"The samples come from {len(names)} group(s); picking the regularization needs at least two.",
             "Fit on more episodes, or give a single strength in `alphas`.",
         )
-    # A fixed shuffle: neighboring episodes often show one task.
+    # Shuffled with a fixed seed, since consecutive episodes often have the same task.
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(0)).numpy()
     fold = np.empty_like(order)
     fold[order] = np.arange(len(names)) % _FOLDS
     return fold[group]
 
 
-def _pick(x: NDArray[Any], y: NDArray[Any], fold: NDArray[Any], alphas: Sequence[float]) -> float:
-    """The strength with the least squared error on held-out groups; the larger one of equals."""
-    # One fit of all strengths computes the features' products once, but holds the targets as often as there are any.
+def _pick(x: Array, y: Array, fold: NDArray[np.int64], alphas: Sequence[float]) -> float:
+    """The strength with the least squared error on held-out groups; of equals, the largest."""
+    # One fit of all strengths computes the products of features once, and holds one copy of the targets per strength.
     together = len(alphas) * y.shape[1] <= x.shape[1]
     batches = [tuple(alphas)] if together else [(alpha,) for alpha in alphas]
     errors = dict.fromkeys(alphas, 0.0)
@@ -169,8 +173,8 @@ def _pick(x: NDArray[Any], y: NDArray[Any], fold: NDArray[Any], alphas: Sequence
     return max(alpha for alpha, error in errors.items() if error <= min(errors.values()))
 
 
-def _fit(x: NDArray[Any], y: NDArray[Any], alphas: Sequence[float]) -> Pipeline:
-    """A model whose outputs are those of all strengths side by side, ``(n, len(alphas) * k)``."""
-    penalties = np.repeat(alphas, y.shape[1]) * len(x)  # scikit-learn adds the errors up, instead of their mean
+def _fit(x: Array, y: Array, alphas: Sequence[float]) -> Pipeline:
+    """A model with the outputs of all strengths concatenated, ``(n, len(alphas) * k)``."""
+    penalties = np.repeat(alphas, y.shape[1]) * len(x)  # scikit-learn minimizes the sum of errors, not their mean
     model = make_pipeline(StandardScaler(), Ridge(penalties, solver="cholesky"))
     return model.fit(x, np.tile(y, len(alphas)))

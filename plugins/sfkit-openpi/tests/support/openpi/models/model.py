@@ -20,7 +20,7 @@ class Observation:
         tokenized_prompt: ``(b, l)`` long.
         tokenized_prompt_mask: ``(b, l)`` bool.
         token_ar_mask: Of the autoregressive model alone.
-        token_loss_mask: Likewise.
+        token_loss_mask: Unused by the PyTorch classes.
     """
 
     images: dict[str, Tensor]

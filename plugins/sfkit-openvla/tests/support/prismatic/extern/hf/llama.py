@@ -133,7 +133,7 @@ class LlamaModel(nn.Module):
             visible = visible.tril()
         if attention_mask is not None:
             visible = visible & attention_mask.bool()[:, None, None]
-            # A row that sees nothing is NaN; transformers unmasks it likewise.
+            # A row that sees nothing is NaN; transformers unmasks it too.
             visible = visible | ~visible.any(-1, keepdim=True)
         return visible
 

@@ -73,10 +73,10 @@ class _Prismatic(nn.Module):
         inserted: Tensor | None,
         attention_mask: Tensor | None,
         labels: Tensor | None,
-        wishes: tuple[bool | None, bool | None],
+        requested: tuple[bool | None, bool | None],
     ) -> Any:
         """Put tokens after BOS, run the language model, and pack what it gives: hidden states, and as a mapping?"""
-        output_hidden_states, return_dict = wishes
+        output_hidden_states, return_dict = requested
         if inserted is not None:
             count = inserted.shape[1]
             embeddings = torch.cat([embeddings[:, :1], inserted, embeddings[:, 1:]], 1)

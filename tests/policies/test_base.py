@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sfkit.errors import LossError
-from sfkit.policies.loss import add_per_sample, find_loss, replace_loss
+from sfkit.policies.base import add_per_sample, find_loss, replace_loss
 
 EXTRA = torch.tensor([1.0, 3.0])
 
