@@ -60,8 +60,8 @@ def test_without_extras_the_one_to_install_is_named() -> None:
 def test_lerobot_refuses_a_path_and_a_type_as_documented(lerobot_train, common, plain, capfd) -> None:
     with pytest.raises((SystemExit, argparse.ArgumentError)) as caught:
         lerobot_train(*common, "--policy.type=sf_smolvla", f"--policy.path={plain}")
-    told = f"{caught.value} {capfd.readouterr().err}"
-    assert "Cannot specify both --policy.path and --policy.type" in told
+    printed = f"{caught.value} {capfd.readouterr().err}"
+    assert "Cannot specify both --policy.path and --policy.type" in printed
     if PAGE.is_file():
         assert "Cannot specify both --policy.path and --policy.type" in PAGE.read_text()
 

@@ -69,7 +69,7 @@ def test_a_single_name_stands_for_a_list_of_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "described"),
     [
         (["--schedule=constant"], "constant"),
         (["--schedule=cosine:100"], "cosine(steps=100)"),
@@ -78,10 +78,10 @@ def test_a_single_name_stands_for_a_list_of_one() -> None:
         (["--schedule=[warm-up:5, every:2]"], "warm-up(steps=5) × every(n=2)"),
     ],
 )
-def test_a_schedule_is_a_name_or_json_and_reads_back(flags, told) -> None:
+def test_a_schedule_is_a_name_or_json_and_reads_back(flags, described) -> None:
     block = parse("--teacher=x", *flags)
     for made in (block, draccus.decode(SpatialForcingOptions, draccus.encode(block))):
-        assert build_schedule(made.wrap_arguments()["schedule"]).describe() == told
+        assert build_schedule(made.wrap_arguments()["schedule"]).describe() == described
 
 
 @given(

@@ -152,9 +152,9 @@ def test_what_the_health_monitor_finds_is_in_lerobots_log(
         *(*common, *shape, *aligned, health, "--policy.sf.weight=1000", "--steps=5", "--save_checkpoint=false"),
         f"--output_dir={tmp_path / 'run'}",
     )
-    told = [record for record in caplog.records if record.name == "sfkit" and record.levelname == "WARNING"]
-    assert [record.message for record in told if "The alignment gradient dominates" in record.message]
-    assert len({record.message for record in told}) == len(told)  # each once
+    warned = [record for record in caplog.records if record.name == "sfkit" and record.levelname == "WARNING"]
+    assert [record.message for record in warned if "The alignment gradient dominates" in record.message]
+    assert len({record.message for record in warned}) == len(warned)  # each once
     assert all({"sf_grad_ratio", "sf_grad_cosine"} <= set(window) for window in run.curve[1:])
     assert run.warnings == []
 

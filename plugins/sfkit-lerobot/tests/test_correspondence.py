@@ -9,7 +9,7 @@ from sfkit_lerobot.testing import CAMERAS, tiny_lerobot_batch
 from sfkit.teachers.geometry import GeometryTeacher
 
 FRONT, WRIST = CAMERAS
-# Cells off the diagonal tell rows from columns; those of the rectangles avoid the padding.
+# Cells off the diagonal distinguish rows from columns; those of the rectangles avoid the padding.
 SQUARE = [(0, 0), (0, 3), (3, 0), (3, 3), (1, 2)]
 WIDE = [(1, 0), (1, 3), (2, 0), (2, 3), (2, 1)]
 TALL = [(0, 1), (3, 1), (0, 2), (3, 2), (1, 2)]

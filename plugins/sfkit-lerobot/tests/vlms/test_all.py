@@ -40,7 +40,7 @@ GRIDS = {"vla_jepa": ((4, 4), (3, 5)), "wall_x": ((9, 9), (5, 9))}
 RUNS_ITS_DECODER = {"molmoact2": {"action_mode": "discrete"}}
 #: The norm behind the last block; ``norm`` if not said.
 ENDS_IN = {"molmoact2": "ln_f"}
-#: Policies whose optimizer is told of their model alone, whatever is beside it.
+#: Policies whose optimizer gets their model alone, whatever is beside it.
 WITHOUT_PROJECTOR = {"vla_jepa"}
 
 
