@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -28,23 +28,20 @@ def of(aligner: Aligner) -> dict[str, Tensor]:
     return found
 
 
-def load(aligner: Aligner, state_dict: dict[str, Any], prefix: str) -> None:
+def load(aligner: Aligner, state_dict: dict[str, Tensor], prefix: str) -> None:
     """Resume from the entries under a prefix, and take them out of ``state_dict``."""
+    names = {"step", "measured", "balance", "schedule", "statistics", *(one.key for one in aligner.observers)}
+    keys = [key for key in state_dict if key.startswith(prefix) and key[len(prefix) :].partition(".")[0] in names]
+    own = {key[len(prefix) :]: state_dict.pop(key) for key in keys}
 
-    def take(start: str) -> dict[str, Tensor]:
-        own = f"{prefix}{start}"
-        return {key[len(own) :]: state_dict.pop(key) for key in [*state_dict] if key.startswith(own)}
+    def under(start: str) -> dict[str, Tensor]:
+        return {key[len(start) :]: value for key, value in own.items() if key.startswith(start)}
 
-    aligner.steps = int(state_dict.pop(f"{prefix}step", aligner.steps))
-    weighting = {"measured": state_dict.pop(f"{prefix}measured", None)}
-    weighting |= {f"schedule.{key}": value for key, value in take("schedule.").items()}
-    weighting |= {f"balance.{key}": value for key, value in take("balance.").items()}
-    last = (aligner.steps - 1) // (aligner.scale.accumulation or 1)
-    aligner.weighting.load_state({key: value for key, value in weighting.items() if value is not None}, last)
+    aligner.steps = int(own.get("step", aligner.steps))
+    aligner.weighting.load_state(own, (aligner.steps - 1) // (aligner.scale.accumulation or 1))
     for observer in aligner.observers:
-        observer.load_state(take(f"{observer.key}.") if observer.key else {})
+        observer.load_state(under(f"{observer.key}."))
     for index, runner in enumerate(aligner.runners):
-        found = take(f"statistics.{index}.")
+        found = under(f"statistics.{index}.")
         if found:
             runner.teacher.load_state(found)
-    take("statistics.")
