@@ -113,7 +113,7 @@ def test_the_gpu_is_not_waited_for(kind, step) -> None:
     assert logs == {}
 
 
-def test_a_table_of_poses_is_copied_and_pickled_without_its_copies() -> None:
+def test_a_pose_table_is_copied_without_device_copies() -> None:
     table = PoseTable(torch.arange(3), torch.eye(4).repeat(3, 1, 1))
     table(torch.tensor([1]))
     assert table._copies
