@@ -25,7 +25,7 @@ from sfkit.training.plan import Plan
 from sfkit.training.taps import Captured, Taps, TapSite
 from sfkit.training.teacher_runner import encode
 from sfkit.training.weighting import StepPlan, Weighting
-from sfkit.utils.runtime import is_distributed, is_recompute_forward, is_sharded, refuse_transforms
+from sfkit.utils.runtime import float32_by_default, is_distributed, is_recompute_forward, is_sharded, refuse_transforms
 
 #: Whether any token is valid is looked at every this many steps: looking costs a device synchronization.
 _LOOK_EVERY = 50
@@ -103,6 +103,7 @@ class Aligner(nn.Module):
             observer.aligned(views, students, results)
         return self._combine(results)
 
+    @float32_by_default()
     def _begin(self) -> StepPlan:
         """Plan this step; where backward recomputes a forward, its plan is that of the first run, without observers."""
         # Recomputation may begin within the first run, whose self-check sends gradients back: nothing of it is kept.
@@ -116,6 +117,7 @@ class Aligner(nn.Module):
         plan = self.weighting.plan if self.enabled else StepPlan()
         return plan if first_run else replace(plan, observers=(), first_run=False)
 
+    @float32_by_default()
     def _attach(
         self,
         plan: StepPlan,
@@ -159,6 +161,7 @@ class Aligner(nn.Module):
 
     # ------------------------------------------------------------------------------------ steps without alignment
 
+    @float32_by_default()
     def _without_alignment(self, plan: StepPlan, output: object) -> object:
         """A training step that is disabled, or at which weight or schedule are 0.
 
