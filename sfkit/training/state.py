@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from sfkit.errors import CheckpointError, ShapeError
+
 if TYPE_CHECKING:
+    from sfkit.schedules.base import Product
+    from sfkit.teachers.base import Teacher
     from sfkit.training.step import Aligner
+
+#: A float64 counts up to here in ones.
+_MOST_STEPS = 2**53
+#: Entries that hold NaN or infinity in sound runs too: sums that overflowed, and references without a valid token.
+_UNBOUNDED = ("measured", "health.")
 
 
 class StateKeyProxy:
@@ -28,23 +39,94 @@ def of(aligner: Aligner) -> dict[str, Tensor]:
     return found
 
 
+def check(aligner: Aligner, entries: Mapping[str, object], optional: Mapping[str, Tensor] | None = None) -> None:
+    """Compare entries with what this handle would save; nothing is loaded.
+
+    Args:
+        aligner: The handle.
+        entries: Its state under the handle's own names, tensors ``(...)``.
+        optional: Tensors ``(...)`` in the shapes of entries that may be missing. None: tensors of the pairs may be
+            missing as well, which torch reports.
+
+    Raises:
+        CheckpointError: An entry is missing, unknown, of another shape or dtype, or not finite; each is named.
+    """
+    present = {key: value for key, value in aligner.state_dict().items() if not key.startswith("statistics.")}
+    faults = [
+        f"missing key {key}"
+        for key in present
+        if key not in entries and (optional is not None or not key.startswith("pairs."))
+    ]
+    for key, value in entries.items():
+        of_teacher = any(key.startswith(f"statistics.{index}.") for index in range(len(aligner.runners)))
+        expected = present.get(key, (optional or {}).get(key))
+        if expected is None and not of_teacher:
+            faults.append(f"unexpected key {key}")
+        elif fault := _fault(key, value, expected):
+            faults.append(f"{key} {fault}")
+    if faults:
+        raise CheckpointError(
+            f"The saved state does not fit: {'; '.join(faults)}.",
+            "Use the policy, layers, teacher and projector that it was saved with; or it is damaged.",
+        )
+
+
+def _fault(key: str, value: object, expected: Tensor | None) -> str:
+    """What is wrong with an entry ``(...)``, of which there is an ``expected`` one ``(...)`` or none; "": nothing."""
+    if not isinstance(value, Tensor):
+        return f"is a {type(value).__name__}, not a tensor"
+    if expected is not None and value.shape != expected.shape:
+        return f"has a size mismatch: {tuple(value.shape)}, expected {tuple(expected.shape)}"
+    if expected is not None and value.dtype != expected.dtype:
+        return f"is {value.dtype}, expected {expected.dtype}"
+    if key == "step" and not 0 <= int(value) < _MOST_STEPS:
+        return f"is {int(value)}, no count of steps"
+    # Before the first measurement the balance is NaN.
+    unknown = value.isnan() if key == "balance.log" else torch.zeros_like(value, dtype=torch.bool)
+    if not key.startswith(_UNBOUNDED) and not bool((value.isfinite() | unknown).all()):
+        return "holds NaN or infinite values"
+    return ""
+
+
 def load(aligner: Aligner, state_dict: dict[str, Any], prefix: str) -> None:
-    """Resume from the entries under a prefix, and take them out of ``state_dict``."""
+    """Resume from the entries under a prefix, and take them out of ``state_dict``.
+
+    Raises:
+        CheckpointError: Something does not fit; nothing was changed.
+    """
+    entries = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
+    check(aligner, entries)
 
     def take(start: str) -> dict[str, Tensor]:
-        own = f"{prefix}{start}"
-        return {key[len(own) :]: state_dict.pop(key) for key in [*state_dict] if key.startswith(own)}
+        for key in entries:
+            if key.startswith(start):
+                del state_dict[prefix + key]
+        return {key[len(start) :]: value for key, value in entries.items() if key.startswith(start)}
 
-    aligner.steps = int(state_dict.pop(f"{prefix}step", aligner.steps))
-    weighting = {"measured": state_dict.pop(f"{prefix}measured", None)}
-    weighting |= {f"schedule.{key}": value for key, value in take("schedule.").items()}
+    step, measured, schedule = int(take("step")[""]), take("measured").get(""), take("schedule.")
+    weighting = {} if measured is None else {"measured": measured}
+    weighting |= {f"schedule.{key}": value for key, value in schedule.items()}
     weighting |= {f"balance.{key}": value for key, value in take("balance.").items()}
-    last = (aligner.steps - 1) // (aligner.scale.accumulation or 1)
-    aligner.weighting.load_state({key: value for key, value in weighting.items() if value is not None}, last)
+    _load_parts(aligner, [take(f"statistics.{index}.") for index in range(len(aligner.runners))], schedule)
+    aligner.steps = step
+    aligner.weighting.load_state(weighting, (step - 1) // (aligner.scale.accumulation or 1))
     for observer in aligner.observers:
-        observer.load_state(take(f"{observer.key}.") if observer.key else {})
-    for index, runner in enumerate(aligner.runners):
-        found = take(f"statistics.{index}.")
-        if found:
-            runner.teacher.load_state(found)
-    take("statistics.")
+        observer.load_state({})
+
+
+def _load_parts(aligner: Aligner, statistics: Sequence[Mapping[str, Tensor]], schedule: Mapping[str, Tensor]) -> None:
+    """Load tensors ``(...)`` that a teacher or a schedule may refuse; where one does, all go back."""
+    undo: list[Callable[[], None]] = []
+    part: Teacher | Product
+    try:
+        for index, runner in enumerate(aligner.runners):
+            where, part = f"statistics.{index}", runner.teacher
+            undo.append(functools.partial(part.load_state, part.state()))
+            part.load_state(statistics[index])
+        where, part = "schedule", aligner.weighting.schedule
+        undo.append(functools.partial(part.load_state, part.state()))
+        part.load_state({key: float(value) for key, value in schedule.items()})
+    except (ValueError, KeyError, TypeError, RuntimeError, ShapeError) as error:
+        for restore in undo:
+            restore()
+        raise CheckpointError(f"The saved state does not fit: {where}: {error}.", "It is damaged.") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from faults_01_to_23 import LOW
 from faults_24_on import HIGH
 from faults_60_on import NEWEST
+from faults_70_on import SAVED
 from mutant import Mutant
 
-MUTANTS: tuple[Mutant, ...] = (*LOW, *HIGH, *NEWEST)
+MUTANTS: tuple[Mutant, ...] = (*LOW, *HIGH, *NEWEST, *SAVED)
