@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, SupportsFloat, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from typing_extensions import Self
 
 from sfkit.errors import ConfigError, did_you_mean
@@ -33,7 +33,7 @@ class Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @classmethod
-    def parse(cls, owner: str, values: Mapping[str, Any]) -> Self:
+    def parse(cls, owner: str, values: Mapping[str, object]) -> Self:
         """Validate ``values``; failures name the owner, the field, the valid fields and what was wrong.
 
         Raises:
@@ -58,25 +58,29 @@ class ComponentSpec(Options):
     options: dict[str, Any] = Field(default_factory=dict, description="Options of that component, as JSON values.")
 
     @classmethod
-    def of(cls, value: str | Mapping[str, Any] | tuple[str, Mapping[str, Any]] | ComponentSpec) -> ComponentSpec:
+    def of(cls, value: object) -> ComponentSpec:
         """Read ``"name"``, ``("name", {...})`` or ``{"name": ..., **options}``."""
+        return value if isinstance(value, ComponentSpec) else cls.model_validate(value)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: object) -> object:
+        if isinstance(value, str):
+            return {"name": value}
+        if isinstance(value, tuple) and len(value) == 2:
+            return {"name": value[0], "options": dict(value[1])}
+        if isinstance(value, Mapping) and "name" in value:
+            own = {key: item for key, item in value.items() if key not in ("name", "options")}
+            return {"name": value["name"], "options": {**value.get("options", {}), **own}}
         if isinstance(value, ComponentSpec):
             return value
-        if isinstance(value, str):
-            return cls(name=value)
-        if isinstance(value, tuple) and len(value) == 2:
-            return cls(name=value[0], options=dict(value[1]))
-        if isinstance(value, Mapping) and "name" in value:
-            rest = {key: item for key, item in value.items() if key != "name"}
-            nested = rest.pop("options", {})
-            return cls(name=value["name"], options={**nested, **rest})
         raise ConfigError(
             f"Cannot read a component from {value!r}.",
             'Give a name ("geometry"), a name with options (("geometry", {"frame": "world"})) or an instance.',
         )
 
 
-def one_or_several(value: Any) -> tuple[Any, ...]:
+def one_or_several(value: object) -> tuple[object, ...]:
     """A list of components as it is, and a single one (a name, or a name with options) as a list of one."""
     named = isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], Mapping)
     if named or isinstance(value, (str, Mapping, BaseModel)) or not isinstance(value, Iterable):
@@ -84,55 +88,52 @@ def one_or_several(value: Any) -> tuple[Any, ...]:
     return tuple(value)
 
 
-def read_weight(value: Any) -> float | str:
+def read_weight(value: object) -> float | str:
     """A weight: a number, or ``"balance:R"`` with its number in the shortest form.
 
     Raises:
         ValueError: It is neither, negative or not finite; or the ratio is not above 0.
     """
     if isinstance(value, str) and value.partition(":")[0].strip() == BALANCE:
-        return f"{BALANCE}:{_ratio(value):g}"
+        return f"{BALANCE}:{balance_ratio(value):g}"
     number = _number(value)
-    if number is None or not (math.isfinite(number) and number >= 0):
+    if not 0 <= number < math.inf:
         raise ValueError(f'{value!r} is no weight: give a number that is not negative, or "balance:0.1"')
     return number
 
 
 def balance_ratio(weight: float | str) -> float | None:
     """The ratio of a weight ``"balance:R"``; None for a number."""
-    return _ratio(weight) if isinstance(weight, str) else None
-
-
-def _ratio(text: str) -> float:
-    number = _number(text.partition(":")[2])
-    if number is None or not (math.isfinite(number) and number > 0):
-        raise ValueError(f'{text!r} needs a ratio above 0 after the colon, as in "balance:0.1"')
-    return number
-
-
-def _number(value: Any) -> float | None:
-    try:
-        return None if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    if not isinstance(weight, str):
         return None
+    ratio = _number(weight.partition(":")[2])
+    if not 0 < ratio < math.inf:
+        raise ValueError(f'{weight!r} needs a ratio above 0 after the colon, as in "balance:0.1"')
+    return ratio
+
+
+def _number(value: object) -> float:
+    """NaN for what is no number."""
+    try:
+        return float(value) if isinstance(value, (str, SupportsFloat)) and not isinstance(value, bool) else math.nan
+    except ValueError:
+        return math.nan
+
+
+_OWN = "Of this pair alone, instead of the run's."
 
 
 class PairConfig(Options):
     """One alignment: a student layer, and the teacher features that it is aligned with."""
 
-    student_layer: int | str = Field(
-        description="Residual stream after this many blocks (0: the embeddings), or 'encoder': what the vision tower "
-        "gives to the language model."
-    )
+    student_layer: int | str = Field(description="Residual stream after this many blocks, or 'encoder'.")
     teacher: ComponentSpec = Field(description="The teacher of this pair.")
     teacher_layer: int = Field(description="The teacher's layer, 1 to its number of layers.")
     weight: float = Field(default=1.0, ge=0, description="Weight of this pair within the alignment loss.")
     future: int = Field(default=0, ge=0, description="The teacher sees the frame so many steps ahead.")
-    objective: ComponentSpec | None = Field(default=None, description="Of this pair alone, instead of the run's.")
-    projector: ComponentSpec | None = Field(default=None, description="Of this pair alone, instead of the run's.")
-    transforms: tuple[ComponentSpec, ...] | None = Field(
-        default=None, description="Of this pair alone, instead of the run's."
-    )
+    objective: ComponentSpec | None = Field(default=None, description=_OWN)
+    projector: ComponentSpec | None = Field(default=None, description=_OWN)
+    transforms: tuple[ComponentSpec, ...] | None = Field(default=None, description=_OWN)
 
     @field_validator("student_layer")
     @classmethod
@@ -143,39 +144,18 @@ class PairConfig(Options):
             raise ValueError("student layers count from 0, the embeddings; none is counted from the end")
         return value
 
-    @field_validator("teacher", "objective", "projector", mode="before")
-    @classmethod
-    def _read_component(cls, value: Any) -> Any:
-        return None if value is None else ComponentSpec.of(value)
-
-    @field_validator("transforms", mode="before")
-    @classmethod
-    def _read_components(cls, value: Any) -> Any:
-        return None if value is None else tuple(ComponentSpec.of(item) for item in value)
-
 
 class HealthOptions(Options):
     """What the health monitor measures, how often, and when it warns."""
 
     every: int = Field(default=50, ge=0, description="Measure at one training step of so many; 0: never.")
     patience: int = Field(default=100, ge=0, description="Steps that a finding must last before it is worth a warning.")
-    max_grad_ratio: float = Field(
-        default=1.0, gt=0, description="Warn when alignment gradient / action gradient is above."
-    )
+    max_grad_ratio: float = Field(default=1.0, gt=0, description="Warn when alignment / action gradient is above.")
     conflict: float = Field(default=-0.2, ge=-1, le=0, description="Warn when the cosine of the two is below.")
-    max_cosine: float = Field(
-        default=0.99, gt=0, description="Warn when the cosine to the target is above, in all pairs."
-    )
-    collapse: float = Field(
-        default=0.1,
-        ge=0,
-        description="Warn when rank or spread of the projected tokens is below this share of the target's.",
-    )
+    max_cosine: float = Field(default=0.99, gt=0, description="Warn when all pairs' cosine to the target is above.")
+    collapse: float = Field(default=0.1, ge=0, description="Warn when projected over target rank or spread is below.")
     spatial_shift_ratio: float = Field(
-        default=0.9,
-        ge=0,
-        le=1,
-        description="Warn when tokens one patch away tell the target with less than this share of the error.",
+        default=0.9, ge=0, le=1, description="Warn when the error with tokens one patch away over the error is below."
     )
 
 
@@ -187,77 +167,38 @@ class SpatialForcingConfig(Options):
     objective: ComponentSpec = Field(default=ComponentSpec(name="cosine"), description="The alignment objective.")
     projector: ComponentSpec = Field(default=ComponentSpec(name="mlp"), description="Student width to teacher width.")
     shared_projector: bool = Field(
-        default=False,
-        description="One projector for all pairs, instead of one for each; 'nested' then grows with the layer.",
+        default=False, description="One projector for all pairs; 'nested' then grows with the layer."
     )
-    transforms: tuple[ComponentSpec, ...] = Field(
-        default=(), description="What is done to the teacher's features before the comparison, in order."
+    transforms: tuple[ComponentSpec, ...] = Field(default=(), description="Of the teacher's features, in order.")
+    pair_reduction: Literal["sum", "mean"] = Field(default="sum", description="Of the pairs' weighted losses.")
+    weight: Annotated[float | str, BeforeValidator(read_weight)] = Field(
+        default=0.5, description="Weight of the alignment loss; balance:0.1 keeps the ratio of gradients."
     )
-    pair_reduction: Literal["sum", "mean"] = Field(
-        default="sum", description="Whether the weighted losses of the pairs are added or averaged."
-    )
-    weight: float | str = Field(
-        default=0.5,
-        description="Weight of the alignment loss beside the action loss; balance:0.1 keeps the ratio of gradients.",
-    )
-    schedule: tuple[ComponentSpec, ...] = Field(
+    schedule: Annotated[tuple[ComponentSpec, ...], BeforeValidator(one_or_several)] = Field(
         default=(), description="Factors on the weight, step by step: cosine:10000, or several that multiply."
     )
     recompute: Literal["auto", "none", "selective", "full"] = Field(
         default="auto",
-        description="What backward recomputes instead of keeping it: all but the products of the projectors, or "
-        "those as well; auto: selective where there are several pairs.",
+        description="What backward recomputes: selective, all but the products of the projectors; full, those as well; "
+        "auto, selective where there are several pairs.",
     )
     attach_loss: AttachLoss = Field(
         default="auto",
-        description="How the alignment loss reaches what the training loop differentiates: 'return' (added to the "
-        "loss that forward returns), 'backward' (injected in the loop's backward pass), 'manual' (by add(loss)), or "
-        "'auto': what fits the policy.",
+        description="How the loop gets the alignment loss: return (in the loss that forward returns), backward "
+        "(injected in its backward pass), manual (by add(loss)), or auto: what fits the policy.",
     )
-    grad_accumulation: int | None = Field(
-        default=None, ge=1, description="Batches for each optimizer step; none: not known."
-    )
+    grad_accumulation: int | None = Field(default=None, ge=1, description="Batches for each optimizer step, if known.")
     seed: int = Field(default=0, ge=0, description="Seed of the projector's own random generator.")
-    health: HealthOptions = Field(
-        default=HealthOptions(), description="The health monitor: how often it measures, and when it warns."
-    )
+    health: HealthOptions = Field(default=HealthOptions(), description="How often to measure, and when to warn.")
     self_check: bool = Field(default=True, description="Check on the first batches that alignment really trains.")
 
-    @field_validator("adapter", "objective", "projector", mode="before")
-    @classmethod
-    def _read_component(cls, value: Any) -> Any:
-        return ComponentSpec.of(value)
-
-    @field_validator("transforms", mode="before")
-    @classmethod
-    def _read_components(cls, value: Any) -> Any:
-        return tuple(ComponentSpec.of(item) for item in value)
-
-    @field_validator("weight", mode="before")
-    @classmethod
-    def _read_weight(cls, value: Any) -> float | str:
-        return read_weight(value)
-
-    @field_validator("schedule", mode="before")
-    @classmethod
-    def _read_schedule(cls, value: Any) -> Any:
-        return tuple(ComponentSpec.of(item) for item in one_or_several(value))
-
     @model_validator(mode="after")
-    def _a_schedule_needs_a_weight(self) -> Self:
+    def _aligns_something(self) -> Self:
+        seen = [(one.student_layer, one.teacher, one.teacher_layer, one.future, one.objective) for one in self.pairs]
         if self.weight == 0 and any(item.name != "constant" for item in self.schedule):
             raise ValueError("weight is 0, so a schedule has nothing to scale; give a weight, or no schedule")
-        return self
-
-    @model_validator(mode="after")
-    def _no_duplicate_pairs(self) -> Self:
-        seen = [
-            (pair.student_layer, pair.teacher, pair.teacher_layer, pair.future, pair.objective) for pair in self.pairs
-        ]
         if any(seen.count(item) > 1 for item in seen):
-            raise ValueError(
-                "the same (student_layer, teacher, teacher_layer) is listed twice; give it once with the summed weight"
-            )
+            raise ValueError("the same (student_layer, teacher, teacher_layer) is listed twice; add up the weights")
         if not any(pair.weight for pair in self.pairs):
             raise ValueError("the weights of all pairs are 0: nothing would be aligned")
         return self

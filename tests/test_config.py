@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import inspect
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sfkit import SpatialForcing
 from sfkit.config import ComponentSpec, PairConfig, SpatialForcingConfig
 from sfkit.errors import ConfigError
 
@@ -30,7 +33,7 @@ def test_a_component_is_read_from_every_documented_form() -> None:
         assert ComponentSpec.of(form) == expected
     assert ComponentSpec.of("geometry") == ComponentSpec(name="geometry")
     with pytest.raises(ConfigError, match="Cannot read a component"):
-        ComponentSpec.of(3)  # type: ignore[arg-type]
+        ComponentSpec.of(3)
 
 
 def test_bad_options_name_the_field_and_the_nearest_valid_one() -> None:
@@ -50,3 +53,19 @@ def test_the_same_pair_twice_is_refused() -> None:
 def test_fault_35_negative_layers_do_not_exist() -> None:
     with pytest.raises(ConfigError, match="student_layer"):
         PairConfig.parse("pair", {"student_layer": -1, "teacher": "t", "teacher_layer": 1})
+
+
+def test_wrap_takes_every_option_of_the_configuration() -> None:
+    parameters = dict(inspect.signature(SpatialForcing.wrap).parameters)
+    beside = {"policy", "teacher", "student_layer", "teacher_layer", "preset", "cameras"}
+    assert parameters.keys() - beside == SpatialForcingConfig.model_fields.keys()
+    for name, field in SpatialForcingConfig.model_fields.items():
+        # None leaves the choice to the preset, and then to the configuration.
+        assert parameters[name].default in (None, field.get_default(call_default_factory=True)), name
+
+
+def test_the_docstring_of_wrap_explains_every_argument() -> None:
+    text = SpatialForcing.wrap.__doc__ or ""
+    assert [
+        name for name in inspect.signature(SpatialForcing.wrap).parameters if f"            {name}: " not in text
+    ] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar, cast
 
@@ -12,35 +13,46 @@ from sfkit.errors import AdapterError, ConfigError, WrapError
 from sfkit.objectives.base import Objective
 from sfkit.policies.base import PolicyAdapter
 from sfkit.projectors.base import Projector
-from sfkit.registry.registry import default_registry
+from sfkit.registry.registry import Kind, default_registry
 from sfkit.schedules.base import Product, Schedule
 from sfkit.teachers.base import Teacher
 from sfkit.transforms.base import Transform
 from sfkit.utils.runtime import own_rng
 
-Kind = TypeVar("Kind")
+Made = TypeVar("Made")
 
 #: A component's name, a name with options, or (in signatures that say so) a ready instance.
-ComponentLike: TypeAlias = "str | Mapping[str, Any] | tuple[str, Mapping[str, Any]] | ComponentSpec"
+ComponentLike: TypeAlias = "str | Mapping[str, object] | tuple[str, Mapping[str, object]] | ComponentSpec"
+
+
+def _build(kind: Kind, base: Callable[..., Made], value: object, *arguments: object) -> Made:
+    """Build what is registered under a component's name; ``base`` is the interface of its kind."""
+    spec = ComponentSpec.of(value)
+    entry = default_registry().get(kind, spec.name)
+    return _expect(base, entry.load()(*arguments, entry.options_of(spec.name, spec.options)), spec.name)
+
+
+def _expect(base: Callable[..., Made], made: object, name: str) -> Made:
+    # Callable in the signature: the interfaces are abstract, which a type checker does not admit for type[...].
+    expected = cast("type[Made]", base)
+    if isinstance(made, expected):
+        return made
+    raise WrapError(
+        f"{name!r} was registered as a {expected.__name__} but is a {type(made).__name__}.",
+        "This is a fault of the plugin that registered it.",
+    )
 
 
 def build_teacher(value: ComponentLike | Teacher) -> Teacher:
     """A teacher from its name, name with options, or an instance."""
-    if isinstance(value, Teacher):
-        return value
-    spec = ComponentSpec.of(value)
-    entry = default_registry().get("teacher", spec.name)
-    return _expect(entry.load()(entry.options_of(spec.name, spec.options)), Teacher, spec.name)
+    return value if isinstance(value, Teacher) else _build("teacher", Teacher, value)
 
 
 def build_objective(value: ComponentLike | Objective) -> Objective:
     """An objective from its name, name with options, or an instance."""
-    if not isinstance(value, Objective):
-        spec = ComponentSpec.of(value)
-        entry = default_registry().get("objective", spec.name)
-        value = _expect(entry.load()(entry.options_of(spec.name, spec.options)), Objective, spec.name)
-    value.build_terms(build_objective)
-    return value
+    objective = value if isinstance(value, Objective) else _build("objective", Objective, value)
+    objective.build_terms(build_objective)
+    return objective
 
 
 def build_projector(value: ComponentLike | Projector, student_dim: int, teacher_dim: int, seed: int) -> Projector:
@@ -57,12 +69,8 @@ def build_projector(value: ComponentLike | Projector, student_dim: int, teacher_
                 "Build it with those widths, or give its name and let sfkit build it.",
             )
         return value
-    spec = ComponentSpec.of(value)
-    entry = default_registry().get("projector", spec.name)
-    factory, options = entry.load(), entry.options_of(spec.name, spec.options)
     with own_rng(seed=seed):
-        projector = factory(student_dim, teacher_dim, options)
-    return _expect(projector, Projector, spec.name)
+        return _build("projector", Projector, value, student_dim, teacher_dim)
 
 
 def build_transforms(values: Sequence[ComponentLike | Transform], teacher_dim: int) -> list[Transform]:
@@ -78,23 +86,15 @@ def build_transforms(values: Sequence[ComponentLike | Transform], teacher_dim: i
     built: list[Transform] = []
     for value in values:
         width = built[-1].out_dim if built else teacher_dim
-        built.append(_build_transform(value, width))
-    if built and not any(transform.resamples for transform in built):
-        built.insert(0, _build_transform("resample", teacher_dim))
-    return built
-
-
-def _build_transform(value: ComponentLike | Transform, dim: int) -> Transform:
-    if isinstance(value, Transform):
-        if value.dim != dim:
+        if isinstance(value, Transform) and value.dim != width:
             raise ConfigError(
-                f"Transform {value.name!r} takes {value.dim} channels, there are {dim} where it stands.",
+                f"Transform {value.name!r} takes {value.dim} channels, there are {width} where it stands.",
                 "Build it for that width, or give its name and let sfkit build it.",
             )
-        return value
-    spec = ComponentSpec.of(value)
-    entry = default_registry().get("transform", spec.name)
-    return _expect(entry.load()(dim, entry.options_of(spec.name, spec.options)), Transform, spec.name)
+        built.append(value if isinstance(value, Transform) else _build("transform", Transform, value, width))
+    if built and not any(transform.resamples for transform in built):
+        built.insert(0, _build("transform", Transform, "resample", teacher_dim))
+    return built
 
 
 def build_schedule(value: ComponentLike | Schedule | Sequence[ComponentLike | Schedule]) -> Product:
@@ -103,15 +103,9 @@ def build_schedule(value: ComponentLike | Schedule | Sequence[ComponentLike | Sc
     Raises:
         ConfigError: An unknown name or bad option, or they leave no step to align.
     """
-    built = []
-    for item in one_or_several(value):
-        if isinstance(item, Schedule):
-            built.append(item)
-            continue
-        spec = ComponentSpec.of(item)
-        entry = default_registry().get("schedule", spec.name)
-        built.append(_expect(entry.load()(entry.options_of(spec.name, spec.options)), Schedule, spec.name))
-    return Product(built)
+    return Product(
+        [item if isinstance(item, Schedule) else _build("schedule", Schedule, item) for item in one_or_several(value)]
+    )
 
 
 def build_adapter(policy: nn.Module, value: ComponentLike | PolicyAdapter | None) -> PolicyAdapter:
@@ -124,30 +118,29 @@ def build_adapter(policy: nn.Module, value: ComponentLike | PolicyAdapter | None
     if isinstance(value, PolicyAdapter):
         return value.bind(inner)
     if value is not None:
-        spec = ComponentSpec.of(value)
-        entry = default_registry().get("policy", spec.name)
-        return _expect(entry.load()(inner, entry.options_of(spec.name, spec.options)), PolicyAdapter, spec.name)
-    entries = default_registry().adapters_for(type(inner))
-    if not entries:
-        _refuse_unsupported(type(inner))
-        installed = default_registry().of_kind("policy")
-        listing = ", ".join(f"{entry.name} ({', '.join(entry.handles)})" for entry in installed) or "none"
-        qualified = f"{type(inner).__module__}.{type(inner).__qualname__}"
-        broken = "".join(f" Broken plugin: {plugin}." for plugin in default_registry().broken)
+        return _build("policy", PolicyAdapter, value, inner)
+    registry, cls = default_registry(), type(inner)
+    qualified = f"{cls.__module__}.{cls.__qualname__}"
+    for entry in registry.adapters_for(cls):
+        return _expect(PolicyAdapter, entry.load()(inner), entry.name)
+    for refused in registry.unsupported_for(cls):
         raise AdapterError(
-            f"No adapter handles {qualified}. Installed adapters: {listing}.{_nearest(qualified)}{broken}",
-            "Install the plugin for this policy (for LeRobot: sfkit-lerobot), or pass adapter=GenericAdapter(...): "
-            "`sfkit inspect` finds what it must be told.",
-        )
-    return _expect(entries[0].load()(inner), PolicyAdapter, entries[0].name)
-
-
-def _refuse_unsupported(cls: type) -> None:
-    for entry in default_registry().unsupported_for(cls):
-        raise AdapterError(
-            f"{entry.name} ({cls.__module__}.{cls.__qualname__}) cannot be aligned: {entry.reason}.",
+            f"{refused.name} ({qualified}) cannot be aligned: {refused.reason}.",
             "If that no longer holds, pass adapter=YourAdapter(policy). `sfkit policies` lists what can be aligned.",
         )
+    installed = registry.of_kind("policy")
+    listing = ", ".join(f"{entry.name} ({', '.join(entry.handles)})" for entry in installed) or "none"
+    broken = "".join(f" Broken plugin: {plugin}." for plugin in registry.broken)
+    classes = {path.rsplit(".", 1)[-1]: entry.name for entry in installed for path in entry.handles}
+    nearest = "".join(
+        f" The nearest is {classes[one]!r} for {one}."
+        for one in difflib.get_close_matches(cls.__name__, classes, n=1, cutoff=0.4)
+    )
+    raise AdapterError(
+        f"No adapter handles {qualified}. Installed adapters: {listing}.{nearest}{broken}",
+        "Install the plugin for this policy (for LeRobot: sfkit-lerobot), or pass adapter=GenericAdapter(...): "
+        "`sfkit inspect` finds its options.",
+    )
 
 
 def inside_peft(policy: nn.Module) -> nn.Module:
@@ -157,23 +150,3 @@ def inside_peft(policy: nn.Module) -> nn.Module:
             base: nn.Module = cast("Any", policy).get_base_model()
             return base
     return policy
-
-
-def _nearest(qualified: str) -> str:
-    import difflib
-
-    class_name = qualified.rsplit(".", 1)[-1]
-    names = {p.rsplit(".", 1)[-1]: entry for entry in default_registry().of_kind("policy") for p in entry.handles}
-    match = difflib.get_close_matches(class_name, names, n=1, cutoff=0.4)
-    return f" The nearest is {names[match[0]].name!r} for {match[0]}." if match else ""
-
-
-def _expect(value: Any, kind: Callable[..., Kind], name: str) -> Kind:
-    # Callable in the signature: the interfaces are abstract, which a type checker does not admit for type[...].
-    expected = cast("type[Kind]", kind)
-    if not isinstance(value, expected):
-        raise WrapError(
-            f"{name!r} was registered as a {expected.__name__} but is a {type(value).__name__}.",
-            "This is a fault of the plugin that registered it.",
-        )
-    return value

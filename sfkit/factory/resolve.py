@@ -32,19 +32,20 @@ def read_pairs(given: Mapping[str, Any]) -> list[dict[str, Any]]:
     Raises:
         ConfigError: Neither or both forms, no pair, or one that cannot be read.
     """
-    pairs: Sequence[Any] | None = given.get("pairs")
+    single = {name: given.get(name) for name in _ONE_PAIR}
+    pairs: Sequence[object] | None = given.get("pairs")
     if pairs is None:
-        if given.get("teacher") is None:
+        if single["teacher"] is None:
             raise ConfigError("No teacher.", 'Give one, for instance teacher="geometry", or pairs=[...].')
-        return [_read_pair({name: given.get(name) for name in _ONE_PAIR})]
-    if any(given.get(name) is not None for name in _ONE_PAIR):
+        pairs = [single]
+    elif any(value is not None for value in single.values()):
         raise ConfigError("pairs=[...] names teachers and layers itself.", "Give either pairs or teacher.")
     if not pairs:
         raise ConfigError("pairs is empty.", "List at least one (student_layer, teacher, teacher_layer, weight).")
     return [_read_pair(pair) for pair in pairs]
 
 
-def _read_pair(pair: Any) -> dict[str, Any]:
+def _read_pair(pair: object) -> dict[str, Any]:
     fields = PairConfig.model_fields
     if isinstance(pair, PairConfig):
         pair = dict(pair)
@@ -84,21 +85,18 @@ def adapter_for(policy: nn.Module, value: ComponentLike | PolicyAdapter | None, 
     if not missing or preset is None:
         return adapter
     listed = ", ".join(f"{key}={item}" for key, item in missing.items())
+    wants = f"preset {preset.name!r} wants the adapter option {listed}"
     if isinstance(value, PolicyAdapter):
         if any(getattr(value.options, key, None) != item for key, item in missing.items()):
-            warnings.warn(
-                f"sfkit: preset {preset.name!r} wants the adapter option {listed}, and you gave an adapter without it; "
-                "your adapter was kept.",
-                SfkitWarning,
-                stacklevel=3,
-            )
+            message = f"sfkit: {wants}, and you gave an adapter without it; your adapter was kept."
+            warnings.warn(message, SfkitWarning, stacklevel=3)
         return adapter
-    if any(key not in type(adapter.options).model_fields for key in missing):
+    if missing.keys() - type(adapter.options).model_fields:
         raise ConfigError(
-            f"Preset {preset.name!r} wants the adapter option {listed}, which adapter {adapter.name!r} does not have.",
+            f"The {wants}, which adapter {adapter.name!r} does not have.",
             "Give the preset's other arguments yourself (`sfkit presets` shows them), or an adapter instance.",
         )
-    own = ComponentSpec(name=adapter.name) if value is None else ComponentSpec.of(value)
+    own = ComponentSpec.of(adapter.name if value is None else value)
     return build_adapter(policy, (own.name, {**own.options, **missing}))
 
 
@@ -116,13 +114,9 @@ def with_defaults(preset: Preset | None, adapter: PolicyAdapter, given: Mapping[
     chosen = {key: value for key, value in given.items() if value is not None}
     if preset is not None:
         chosen = _merge(preset, adapter, chosen)
-    fields = SpatialForcingConfig.model_fields
-    defaults = {
-        name: fields[name].get_default(call_default_factory=True)
-        for name in given
-        if name in fields and not fields[name].is_required()
-    }
-    return {**dict.fromkeys(given), **defaults, **chosen}
+    fields = SpatialForcingConfig.model_fields.items()
+    defaults = {name: field.get_default(call_default_factory=True) for name, field in fields if not field.is_required()}
+    return {name: chosen.get(name, defaults.get(name)) for name in [*given, *chosen]}
 
 
 def _merge(preset: Preset, adapter: PolicyAdapter, given: dict[str, Any]) -> dict[str, Any]:
@@ -131,7 +125,7 @@ def _merge(preset: Preset, adapter: PolicyAdapter, given: dict[str, Any]) -> dic
         return {**{key: value for key, value in recipe.items() if key not in _ONE_PAIR}, **given}
     has = f"{type(adapter.policy).__name__} has {adapter.num_layers}"
     if preset.by_blocks and adapter.num_layers not in preset.by_blocks:
-        sizes = " or ".join(str(blocks) for blocks in preset.by_blocks)
+        sizes = " or ".join(map(str, preset.by_blocks))
         raise ConfigError(
             f"Preset {preset.name!r} was published for policies of {sizes} blocks; {has}.",
             "Give pairs=[...] beside it; everything else is taken from the preset.",
@@ -142,35 +136,33 @@ def _merge(preset: Preset, adapter: PolicyAdapter, given: dict[str, Any]) -> dic
         recipe.pop("teacher_layer", None)
         _warn_of_scale(preset, recipe, given)
     merged = {**recipe, **given}
-    if "pairs" in recipe:
-        for name in ("student_layer", "teacher_layer"):
-            if name in given:
-                raise ConfigError(f"Preset {preset.name!r} has pairs, so {name} says nothing.", "Give pairs=[...].")
+    several = "pairs" in recipe
+    if several:
+        for name in filter(given.__contains__, _ONE_PAIR[1:]):
+            raise ConfigError(f"Preset {preset.name!r} has pairs, so {name} says nothing.", "Give pairs=[...].")
         teacher = merged.pop("teacher")
         merged["pairs"] = [{**pair, "teacher": teacher} for pair in recipe["pairs"]]
-    layers = [pair["student_layer"] for pair in merged.get("pairs", ())] or [merged.get("student_layer")]
+    layers = [pair["student_layer"] for pair in merged.get("pairs", (merged,)) if "student_layer" in pair]
     deep = [layer for layer in layers if isinstance(layer, int) and layer > adapter.num_layers]
     if deep and "student_layer" not in given:
         raise ConfigError(
             f"Preset {preset.name!r} aligns layer {deep[0]}; {has}.",
-            f"Give {'pairs=[...]' if 'pairs' in recipe else 'student_layer=...'} beside it.",
+            f"Give {'pairs=[...]' if several else 'student_layer=...'} beside it.",
         )
     return merged
 
 
-def _name(teacher: Any) -> str:
+def _name(teacher: object) -> str:
     return teacher.name if isinstance(teacher, Teacher) else ComponentSpec.of(teacher).name
 
 
 def _warn_of_scale(preset: Preset, recipe: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    if "transforms" in given or _name(given["teacher"]) in preset.same_scale:
-        return
-    absolute = [ComponentSpec.of(item).options.get("scale") == "absolute" for item in recipe.get("transforms", ())]
-    if any(absolute):
-        warnings.warn(
+    absolute = (ComponentSpec.of(item).options.get("scale") == "absolute" for item in recipe.get("transforms", ()))
+    teacher = _name(given["teacher"])
+    if any(absolute) and "transforms" not in given and teacher not in preset.same_scale:
+        message = (
             f"sfkit: the position code of preset {preset.name!r} has the size that suits {_name(recipe['teacher'])!r}; "
-            f"beside {_name(given['teacher'])!r} it may be all of the target, or none. Give transforms=[...] with "
-            '("position-code", {"ratio": 0.1, "scale": "relative"}), or none.',
-            SfkitWarning,
-            stacklevel=5,
+            f"beside {teacher!r} it may be all of the target, or none. Give transforms=[...] with "
+            '("position-code", {"ratio": 0.1, "scale": "relative"}), or none.'
         )
+        warnings.warn(message, SfkitWarning, stacklevel=5)

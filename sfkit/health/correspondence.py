@@ -45,15 +45,10 @@ def shift_errors(tokens: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     place = torch.arange(mask.numel(), device=mask.device).view_as(mask)
     found = [_window(place, shift)[inside] for shift in SHIFTS]
     odd = (torch.arange(samples, device=mask.device) % 2).view(-1, 1, 1).expand_as(inside)[inside].bool()
-    gram = _gram(clean[mask], clean, mask)
+    valid = clean[mask]
+    centered = (clean - valid.mean(0)).flatten(0, 2)
+    gram = centered @ centered.t() / valid.var(0).sum().clamp(min=1e-12)
     return torch.stack([_held_out_error(gram[index][:, index], wanted, odd) for index in found])
-
-
-def _gram(valid: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-    """``(n, n)`` products of all centered tokens ``(s, gh, gw, d)``; ``valid`` are the ``(m, d)`` unmasked ones."""
-    rows = (tokens - valid.mean(0)).flatten(0, 2)
-    gram: Tensor = rows @ rows.t() / valid.var(0).sum().clamp(min=1e-12)
-    return gram
 
 
 def _held_out_error(gram: Tensor, wanted: Tensor, odd: Tensor) -> Tensor:

@@ -7,12 +7,34 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from sfkit.objectives.base import unit
+from sfkit.objectives.base import masked_mean, unit
+from sfkit.training.pair import Compared
 
 #: Tokens that are looked at, evenly spaced over the valid ones.
 _MOST = 512
 #: Values of each parameter that are watched.
 _SAMPLE = 1024
+
+
+def pair_figures(tokens: Tensor, maps: Compared) -> dict[str, Tensor]:
+    """Figures ``()`` of a pair, and its cosine ``(v,)``, from the tokens ``(b, v, gh, gw, d)`` and the maps."""
+    mask = maps.mask
+    agreement = (unit(maps.projected) * unit(maps.target)).sum(-1)
+    by_view = masked_mean(agreement.transpose(0, 1), mask.transpose(0, 1))
+    spread, rank = spread_and_rank(maps.projected, mask)
+    target_spread, target_rank = spread_and_rank(maps.target, mask)
+    return {
+        "views": torch.where(mask.transpose(0, 1).flatten(1).any(1), by_view, torch.nan),
+        "valid": mask.float().mean(),
+        "token_norm": mean_norm(tokens, mask),
+        "projected_norm": mean_norm(maps.projected, mask),
+        "target_norm": mean_norm(maps.target, mask),
+        "rank": rank,
+        "target_rank": target_rank,
+        "spread": spread,
+        "target_spread": target_spread,
+        "target_variation": variation_over_samples(maps.target, mask),
+    }
 
 
 def spread_and_rank(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -24,12 +46,13 @@ def spread_and_rank(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         tokens: ``(..., d)``.
-        mask: ``(...)`` bool.
+        mask: ``(*)`` bool.
 
     Returns:
         Two ``()`` float32; NaN for fewer than two valid tokens.
     """
-    rows = unit(_some(tokens[mask]))
+    rows = tokens[mask]
+    rows = unit(rows[:: max(1, -(-len(rows) // _MOST))])
     if len(rows) < 2:
         missing = rows.new_full((), torch.nan)
         return missing, missing
@@ -62,12 +85,6 @@ def mean_norm(tokens: Tensor, mask: Tensor) -> Tensor:
     """``()``: mean Euclidean norm of the valid ones of ``(b, v, gh, gw, d)`` tokens; NaN where there are none."""
     norms = torch.where(mask, tokens.float().norm(dim=-1), 0.0)
     return norms.sum() / mask.sum()
-
-
-def _some(rows: Tensor) -> Tensor:
-    """At most 512 of ``(n, d)`` rows, evenly spaced."""
-    step = max(1, -(-len(rows) // _MOST))
-    return rows[::step]
 
 
 def moments(tokens: Tensor, mask: Tensor) -> Tensor:

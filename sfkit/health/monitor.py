@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,30 +15,21 @@ from torch import Tensor
 from sfkit.config import HealthOptions
 from sfkit.errors import SfkitWarning
 from sfkit.health.correspondence import SHIFTS, shift_errors
-from sfkit.health.figures import (
-    drift,
-    drift_noise,
-    mean_norm,
-    moments,
-    sample_of,
-    spread_and_rank,
-    variation_over_samples,
-)
+from sfkit.health.figures import drift, drift_noise, moments, pair_figures, sample_of
 from sfkit.health.report import Health, LayerHealth, PairHealth
 from sfkit.health.rules import WarningFilter, findings
-from sfkit.objectives.base import masked_mean, unit
 from sfkit.training.checks import find_trained_leaf
 from sfkit.training.gradients import GradientSums
 from sfkit.training.observer import StepObserver
-from sfkit.training.pair import Alignment, AlignmentPair, Compared
+from sfkit.training.pair import Alignment, AlignmentPair
 from sfkit.training.step import Aligner
 from sfkit.training.taps import TapSite
 from sfkit.utils.runtime import is_distributed
 from sfkit.views.types import FeatureMap, Views
 
-_PAIR = ("valid", "token_norm", "projected_norm", "target_norm")
-_MORE = ("rank", "target_rank", "spread", "target_spread", "target_variation")
+#: So many parameters of the policy show whether an optimizer moves it.
 _WITNESSES = 8
+_LAYER = ("ratio", "cosine", "drift", "noise")
 
 
 class Monitor(StepObserver):
@@ -90,40 +82,41 @@ class Monitor(StepObserver):
         self._find_reach(students)
         with torch.no_grad():
             self._views = tuple(views.names)
-            found: dict[str, Tensor] = {}
+            found = self._movements()
             for site, student in students.items():
                 found.update(self._site_figures(site, student))
             compared = [result.compared for result in results if result.compared]
             measured: set[str] = set()
             for index, (pair, maps) in enumerate(zip(self.pairs, compared, strict=True)):
                 tokens = torch.where(maps.mask.unsqueeze(-1), students[pair.site].values.detach().float(), 0.0)
-                found.update({f"{index}.{key}": value for key, value in _pair_figures(tokens, maps).items()})
+                figures = pair_figures(tokens, maps)
                 teacher = pair.runner.teacher.name
                 if not pair.future and teacher not in measured:
                     measured.add(teacher)
-                    found[f"{index}.shifts"] = shift_errors(tokens, maps.target, maps.mask)
-            found.update(self._movements())
+                    figures["shifts"] = shift_errors(tokens, maps.target, maps.mask)
+                found.update({f"{index}.{key}": value for key, value in figures.items()})
             self._pending = {key: value.float().reshape(-1) for key, value in found.items()}
 
     def _site_figures(self, site: TapSite, student: FeatureMap) -> dict[str, Tensor]:
-        tokens, key = student.values.detach(), f"tokens.{site.key}"
+        tokens = student.values.detach()
         now = moments(tokens, student.mask)
-        known = self._reference.get(key)
-        if known is None or known.shape != now.shape or bool(known.isnan().any()):
-            self._reference[key] = known = now
-        known = known.to(now.device)
-        return {f"drift.{site.key}": drift(now, known), f"noise.{site.key}": drift_noise(tokens, student.mask, known)}
+        first = self._first(f"tokens.{site.key}", now)
+        return {f"drift.{site.key}": drift(now, first), f"noise.{site.key}": drift_noise(tokens, student.mask, first)}
+
+    def _first(self, key: str, now: Tensor) -> Tensor:
+        """The value of ``now``, ``(*)``, as the run began; ``now`` itself if it was not known then."""
+        first = self._reference.get(key)
+        if first is None or first.shape != now.shape or bool(first.isnan().any()):
+            self._reference[key] = first = now
+        return first.to(now.device)
 
     def _movements(self) -> dict[str, Tensor]:
         """How the projector has moved since the run began, and whether it and the policy have since the last time."""
         projector = sample_of(self.aligner.parameters())
         own = {id(parameter) for parameter in self.aligner.parameters()}
         others = (p for p in self.aligner.adapter.policy.parameters() if p.requires_grad and id(p) not in own)
-        witness = sample_of([p for p, _ in zip(others, range(_WITNESSES), strict=False)])
-        first = self._reference.get("projector")
-        if first is None or first.shape != projector.shape:
-            self._reference["projector"] = first = projector
-        first = first.to(projector.device)
+        witness = sample_of(itertools.islice(others, _WITNESSES))
+        first = self._first("projector", projector)
         found = {"movement": (projector - first).norm() / first.norm().clamp(min=1e-12)}
         now, before = (projector, witness), self._before
         if before is not None and len(projector) and [v.shape for v in now] == [v.shape for v in before]:
@@ -176,10 +169,8 @@ class Monitor(StepObserver):
         for index, name in enumerate(sites):
             one = GradientSums(*(part[index : index + 1] for part in vars(sums).values()))
             tensors |= {f"ratio.{name}": one.ratio.reshape(1), f"cosine.{name}": one.cosine.reshape(1)}
-        flat = torch.cat([value.to(sums.action.device) for value in tensors.values()]).tolist()
-        figures: dict[str, list[float]] = {}
-        for key, value in tensors.items():
-            figures[key], flat = flat[: len(value)], flat[len(value) :]
+        values = iter(torch.cat([value.to(sums.action.device) for value in tensors.values()]).tolist())
+        figures = {key: list(itertools.islice(values, len(value))) for key, value in tensors.items()}
         layers = {pair.site.key: pair.site.student_layer for pair in self.pairs}
         health = Health(
             step=step,
@@ -187,11 +178,7 @@ class Monitor(StepObserver):
             ratio=figures["ratio"][0],
             cosine=figures["cosine"][0],
             layers=tuple(
-                LayerHealth(
-                    layers.get(name, name),
-                    *(figures[f"{key}.{name}"][0] for key in ("ratio", "cosine", "drift", "noise")),
-                )
-                for name in sites
+                LayerHealth(layers.get(name, name), *(figures[f"{key}.{name}"][0] for key in _LAYER)) for name in sites
             ),
             pairs=tuple(self._pair(index, pair, figures) for index, pair in enumerate(self.pairs)),
             projector_movement=figures["movement"][0],
@@ -200,18 +187,19 @@ class Monitor(StepObserver):
         return health, bool(figures.get("idle", [0.0])[0])
 
     def _pair(self, index: int, pair: AlignmentPair, figures: Mapping[str, list[float]]) -> PairHealth:
-        shifts = figures.get(f"{index}.shifts", [math.nan] * len(SHIFTS))
+        own = {key.partition(".")[2]: value for key, value in figures.items() if key.startswith(f"{index}.")}
+        views, shifts = own.pop("views"), own.pop("shifts", [math.nan] * len(SHIFTS))
         best = min(range(1, len(SHIFTS)), key=lambda i: shifts[i])
         known = not math.isnan(shifts[0])
         return PairHealth(
             student_layer=pair.site.student_layer,
             teacher=pair.runner.teacher.name,
             teacher_layer=pair.teacher_layer,
-            cosine=dict(zip(self._views, figures[f"{index}.views"], strict=False)),
-            **{name: figures[f"{index}.{name}"][0] for name in (*_PAIR, *_MORE)},
+            cosine=dict(zip(self._views, views, strict=False)),
             aligned_error=shifts[0],
             shifted_error=shifts[best] if known else math.nan,
             shift=SHIFTS[best] if known else None,
+            **{name: value[0] for name, value in own.items()},
         )
 
     # --------------------------------------------------------------------------------------------------- saving
@@ -223,36 +211,10 @@ class Monitor(StepObserver):
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         self._reference = {key: value.clone() for key, value in state.items()}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Monitor:
-        import copy
-
-        fresh = object.__new__(Monitor)
-        memo[id(self)] = fresh
+    def __getstate__(self) -> dict[str, object]:
         # What is pending belongs to a step of the original.
-        fresh.__dict__.update(copy.deepcopy({**self.__dict__, "_pending": {}}, memo))
-        return fresh
+        return {**self.__dict__, "_pending": {}}
 
 
 def _warn(message: str) -> None:
     warnings.warn(message, SfkitWarning, stacklevel=6)
-
-
-def _pair_figures(tokens: Tensor, maps: Compared) -> dict[str, Tensor]:
-    """Figures ``()`` of a pair, and its cosine ``(v,)``, from the tokens ``(b, v, gh, gw, d)`` and the maps."""
-    mask = maps.mask
-    agreement = (unit(maps.projected) * unit(maps.target)).sum(-1)
-    by_view = masked_mean(agreement.transpose(0, 1), mask.transpose(0, 1))
-    spread, rank = spread_and_rank(maps.projected, mask)
-    target_spread, target_rank = spread_and_rank(maps.target, mask)
-    return {
-        "views": torch.where(mask.transpose(0, 1).flatten(1).any(1), by_view, torch.nan),
-        "valid": mask.float().mean(),
-        "token_norm": mean_norm(tokens, mask),
-        "projected_norm": mean_norm(maps.projected, mask),
-        "target_norm": mean_norm(maps.target, mask),
-        "rank": rank,
-        "target_rank": target_rank,
-        "spread": spread,
-        "target_spread": target_spread,
-        "target_variation": variation_over_samples(maps.target, mask),
-    }

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from sfkit.config import StudentLayer
 
@@ -77,8 +81,7 @@ class PairHealth:
     @property
     def name(self) -> str:
         """The pair, for messages."""
-        layer = f"student layer {self.student_layer}" if isinstance(self.student_layer, int) else self.student_layer
-        return f"{layer} -> {self.teacher} layer {self.teacher_layer}"
+        return f"{_layer(self.student_layer)} -> {self.teacher} layer {self.teacher_layer}"
 
 
 @dataclass(frozen=True)
@@ -109,50 +112,36 @@ class Health:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain dictionaries, ready for JSON: what could not be measured is None."""
-        found = _plain(asdict(self))
-        assert isinstance(found, dict)
+        found: dict[str, Any] = json.loads(TypeAdapter(Health).dump_json(self))
         return found
 
     def __str__(self) -> str:
         if self.step is None:
-            when = "the monitor is off (health every=0)" if not self.every else "nothing was measured yet"
-            return "\n".join([f"Health: {when}.", *self._warning_lines()])
-        lines = [f"Health at step {self.step} (measured at one step of {self.every}):"]
-        lines.append(f"  alignment gradient / action gradient {_n(self.ratio)}, cosine {_n(self.cosine)}")
+            lines = ["Health: nothing was measured yet." if self.every else "Health: the monitor is off (every=0)."]
+        else:
+            lines = [f"Health at step {self.step} (measured at one step of {self.every}):", *self._figures()]
+        return "\n".join([*lines, *(f"  WARNING: {message}" for message in self.warnings)])
+
+    def _figures(self) -> Iterator[str]:
+        yield f"  alignment gradient / action gradient {_n(self.ratio)}, cosine {_n(self.cosine)}"
         for layer in self.layers:
-            name = (
-                f"student layer {layer.student_layer}" if isinstance(layer.student_layer, int) else layer.student_layer
-            )
-            lines.append(
-                f"  {name}: gradient ratio {_n(layer.ratio)}, cosine {_n(layer.cosine)}, "
-                f"drift {_n(layer.drift)} (noise {_n(layer.drift_noise)})"
-            )
+            gradients = f"gradient ratio {_n(layer.ratio)}, cosine {_n(layer.cosine)}"
+            drift = f"drift {_n(layer.drift)} (noise {_n(layer.drift_noise)})"
+            yield f"  {_layer(layer.student_layer)}: {gradients}, {drift}"
         for pair in self.pairs:
             views = ", ".join(f"{view} {_n(value)}" for view, value in pair.cosine.items())
-            lines.append(f"  {pair.name}: cosine {views}; {pair.valid:.0%} of tokens valid")
-            lines.append(
-                f"    norms: tokens {_n(pair.token_norm)}, projected {_n(pair.projected_norm)}, "
-                f"target {_n(pair.target_norm)}; effective rank {_n(pair.rank)} (target {_n(pair.target_rank)})"
-            )
+            yield f"  {pair.name}: cosine {views}; {pair.valid:.0%} of tokens valid"
+            norms = f"tokens {_n(pair.token_norm)}, projected {_n(pair.projected_norm)}, target {_n(pair.target_norm)}"
+            yield f"    norms: {norms}; effective rank {_n(pair.rank)} (target {_n(pair.target_rank)})"
             if pair.shift is not None:
-                lines.append(
-                    f"    spatial correspondence: error {_n(pair.aligned_error)} in place, {_n(pair.shifted_error)} "
-                    "at best one patch away"
-                )
-        lines.append(f"  projector moved by {_n(self.projector_movement)} of its size")
-        return "\n".join([*lines, *self._warning_lines()])
+                errors = f"{_n(pair.aligned_error)} in place, {_n(pair.shifted_error)} at best one patch away"
+                yield f"    spatial correspondence: error {errors}"
+        yield f"  projector moved by {_n(self.projector_movement)} of its size"
 
-    def _warning_lines(self) -> list[str]:
-        return [f"  WARNING: {message}" for message in self.warnings]
+
+def _layer(student_layer: StudentLayer) -> str:
+    return f"student layer {student_layer}" if isinstance(student_layer, int) else student_layer
 
 
 def _n(value: float) -> str:
     return "unknown" if math.isnan(value) else f"{value:.3g}"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

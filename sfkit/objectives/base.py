@@ -49,7 +49,7 @@ class Objective(Configurable, ABC):
     def head(self, dim: int) -> nn.Module | None:
         """The module that this objective trains for targets of ``dim`` channels; None by default.
 
-        The core builds it once for each pair, under its own random generator. The pair's projector holds it, so it is
+        The core builds it once for each pair, under its own random generator, and keeps it in the pair's module: it is
         in the optimizer, in DDP's graph and in checkpoints.
         """
         return None

@@ -151,7 +151,7 @@ class GeometryTeacher(Teacher):
         self._standard = None
 
     def _for_statistics(self, names: Sequence[str], values: Tensor, mask: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """Values and mask of each view with ``position_mean``, otherwise of all views together.
+        """Values ``(b, v, gh, gw, d)`` and mask by view with ``position_mean``, otherwise of all views together.
 
         By name and not by index: a policy may list present cameras first, and so in another order in each batch.
         """

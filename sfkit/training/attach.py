@@ -12,13 +12,19 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol, SupportsIndex, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, cast
 
 import torch
 from torch import nn
 
 from sfkit.errors import SfkitWarning, WrapError
 from sfkit.utils.runtime import is_sharded
+
+if TYPE_CHECKING:
+    from sfkit.wrap import SpatialForcing
+
+Value = TypeVar("Value")
 
 HANDLE = "spatial_forcing"
 _MARK = "_sfkit_base"
@@ -31,22 +37,7 @@ _WRAPPERS = {
     "OptimizedModule": "torch.compile",
 }
 _FORCED: dict[type[nn.Module], type[nn.Module]] = {}
-
-
-class Handle(Protocol):
-    """What the swapped class needs of the module at ``policy.spatial_forcing``."""
-
-    def wrapped_forward(
-        self, policy: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """Run the policy's own forward, and align."""
-
-    def save(self, directory: str, gathered: Mapping[str, torch.Tensor] | None = None) -> bool:
-        """Write the projector and config beside the policy's own files; whether it was this process that wrote."""
-
-    @property
-    def save_callbacks(self) -> list[Callable[[Any], None]]:
-        """Called with the folder after each save, for what an integration keeps there."""
+_ORDER = "Order: LoRA first, SpatialForcing.wrap second, then the optimizer and prepare / DDP / FSDP / compile."
 
 
 def base_of(policy: object) -> type[nn.Module] | None:
@@ -71,7 +62,7 @@ def attach(policy: nn.Module, handle: nn.Module) -> None:
     policy.__class__ = forced_class(type(policy))
 
 
-def detach(policy: nn.Module) -> Any:
+def detach(policy: nn.Module) -> SpatialForcing:
     """Undo ``attach`` and return the handle.
 
     Raises:
@@ -89,17 +80,17 @@ def detach(policy: nn.Module) -> Any:
             "Save it (SpatialForcing.export), and load what was saved.",
         )
     policy.__class__ = base
-    return policy._modules.pop(HANDLE, None)
+    return cast("SpatialForcing", policy._modules.pop(HANDLE))
 
 
 @contextmanager
-def detached(policy: nn.Module) -> Iterator[Any]:
+def detached(policy: nn.Module) -> Iterator[SpatialForcing]:
     """Within the block the policy is exactly what it was before ``wrap``; yields the handle.
 
     Under FSDP2 only the handle is gone: the class, which is FSDP2's, gathers the parameters.
     """
     sharded = is_sharded(policy) and base_of(policy) is not None
-    handle: Any = policy._modules.pop(HANDLE) if sharded else detach(policy)
+    handle = cast("SpatialForcing", policy._modules.pop(HANDLE)) if sharded else detach(policy)
     try:
         yield handle
     finally:
@@ -111,24 +102,20 @@ def detached(policy: nn.Module) -> Iterator[Any]:
 
 def forced_class(base: type[nn.Module]) -> type[nn.Module]:
     """The subclass of ``base`` that aligns. One for each base, with the base's name, signature and documentation."""
-    if base not in _FORCED:
-        _FORCED[base] = _make_forced_class(base)
-    return _FORCED[base]
+    if base in _FORCED:
+        return _FORCED[base]
 
-
-def _make_forced_class(base: type[nn.Module]) -> type[nn.Module]:
-
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        handle = self._modules.get(HANDLE)
+    def forward(self: nn.Module, *args: object, **kwargs: object) -> object:
+        handle: SpatialForcing | None = handle_of(self)
         if handle is None:
             return base.forward(self, *args, **kwargs)
-        return cast(Handle, handle).wrapped_forward(self, functools.partial(base.forward, self), args, kwargs)
+        return handle.wrapped_forward(self, functools.partial(base.forward, self), args, kwargs)
 
     # Trainers read the signature to decide which columns of a batch to pass on.
     functools.update_wrapper(forward, base.forward)
     forward.__signature__ = inspect.signature(base.forward)  # type: ignore[attr-defined]
 
-    def __reduce_ex__(self: nn.Module, protocol: SupportsIndex) -> Any:  # noqa: N807 - a dunder by design
+    def __reduce_ex__(self: nn.Module, protocol: SupportsIndex) -> object:  # noqa: N807 - a dunder by design
         reduced = base.__reduce_ex__(self, protocol)
         # object's own recipe names the class by its qualified name, which leads to the base: rebuild from there.
         if isinstance(reduced, tuple) and reduced[0] is copyreg.__newobj__:  # type: ignore[attr-defined]
@@ -137,60 +124,43 @@ def _make_forced_class(base: type[nn.Module]) -> type[nn.Module]:
 
     # Dynamo must not trace this frame: it would inline the handle. The base's forward is compiled on its own.
     torch.compiler.disable(forward, recursive=False)  # type: ignore[no-untyped-call]
-    members: dict[str, Any] = {
-        "__module__": base.__module__,
-        "__qualname__": base.__qualname__,
-        "__doc__": base.__doc__,
-        _MARK: base,
-        "forward": forward,
-        "__reduce_ex__": __reduce_ex__,
-    }
+    members = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
+    members |= {_MARK: base, "forward": forward, "__reduce_ex__": __reduce_ex__}
     if callable(getattr(base, "save_pretrained", None)):
         members["save_pretrained"] = _save_pretrained(base)
     metaclass: Any = type(base)
-    return cast("type[nn.Module]", metaclass(base.__name__, (base,), members))
+    return _FORCED.setdefault(base, metaclass(base.__name__, (base,), members))
 
 
-def _save_pretrained(base: Any) -> Callable[..., Any]:
+def _save_pretrained(base: Any) -> Callable[..., object]:
     @functools.wraps(base.save_pretrained)
-    def save_pretrained(self: nn.Module, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
-        if HANDLE not in self._modules:  # the class stays where FSDP2 has made one from it
+    def save_pretrained(self: nn.Module, save_directory: str | Path, *args: object, **kwargs: Any) -> object:
+        if handle_of(self) is None:  # the class stays where FSDP2 has made one from it
             return base.save_pretrained(self, save_directory, *args, **kwargs)
         given = kwargs.get("state_dict")
         if given is not None:
             kwargs["state_dict"] = without_handle(given)
         if kwargs.get("push_to_hub"):
-            message = (
-                "sfkit: push_to_hub=True uploads the policy's own files only; call policy.push_to_hub(...) to publish "
-                "spatial_forcing/ with them."
-            )
-            warnings.warn(message, SfkitWarning, stacklevel=2)
+            message = "push_to_hub=True uploads the policy's own files only; policy.push_to_hub(...) uploads all."
+            warnings.warn(f"sfkit: {message}", SfkitWarning, stacklevel=2)
         with detached(self) as handle:
             result = base.save_pretrained(self, save_directory, *args, **kwargs)
         if handle.save(save_directory, given):
-            for companion in handle.save_callbacks:
-                companion(save_directory)
+            for after_save in handle.save_callbacks:
+                after_save(Path(save_directory))
         return result
 
     return save_pretrained
 
 
-def without_handle(state: dict[str, Any]) -> dict[str, Any]:
+def without_handle(state: Mapping[str, Value]) -> dict[str, Value]:
     """A state dict without what sfkit added."""
     prefix = f"{HANDLE}."
     return {key: value for key, value in state.items() if not key.startswith(prefix)}
 
 
-def _rebuild(base: type[nn.Module], *args: Any) -> nn.Module:
+def _rebuild(base: type[nn.Module], *args: object) -> nn.Module:
     return forced_class(base).__new__(forced_class(base), *args)
-
-
-def _wrapper_of(module: nn.Module) -> str | None:
-    """What a module is inside of; recognized by name, as not all of them are in every torch."""
-    for cls in type(module).__mro__:
-        if cls.__name__ in _WRAPPERS and cls.__module__.split(".")[0] in ("torch", "deepspeed"):
-            return _WRAPPERS[cls.__name__]
-    return None
 
 
 def refuse_unwrappable(policy: object) -> None:
@@ -206,28 +176,26 @@ def refuse_unwrappable(policy: object) -> None:
             f"This {type(policy).__name__} is wrapped already.",
             "Call SpatialForcing.unwrap(policy) first, or give all pairs in one call with pairs=[...].",
         )
-    order = "Order: LoRA first, SpatialForcing.wrap second, then the optimizer and prepare / DDP / FSDP / compile."
-    for name, module in policy.named_modules():
-        wrapper = _wrapper_of(module)
-        if wrapper is None or (name and wrapper == "torch.compile"):  # of a compiled part, more is said below
-            continue
-        found = f"The policy's submodule {name!r}" if name else "The policy"
-        raise WrapError(
-            f"{found} is already inside {wrapper}.", f"Wrap {'the whole policy' if name else 'it'} before. {order}"
-        )
+    for path, module in policy.named_modules():
+        where = f"The policy's submodule {path!r}" if path else "The policy"
+        # By name, as not all of them are in every torch.
+        classes = [c for c in type(module).__mro__ if c.__module__.split(".")[0] in ("torch", "deepspeed")]
+        wrapper = next((_WRAPPERS[cls.__name__] for cls in classes if cls.__name__ in _WRAPPERS), None)
+        if wrapper is not None and not (path and wrapper == "torch.compile"):
+            raise WrapError(
+                f"{where} is already inside {wrapper}.", f"Wrap {'the whole policy' if path else 'it'} before. {_ORDER}"
+            )
+        compiled = hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
+        if compiled or getattr(module, "_compiled_call_impl", None) is not None:
+            raise WrapError(
+                f"{where} is compiled already: a tap installed now would never fire.",
+                f"Compile after wrapping (LeRobot: compile_model=false, then compile). {_ORDER}",
+            )
     if any(hasattr(parameter, "ds_id") for parameter in policy.parameters()):
         raise WrapError(
             f"DeepSpeed ZeRO-3 has split the parameters of this {type(policy).__name__}: here they are empty.",
-            "Use ZeRO-1 or ZeRO-2, DDP or FSDP2. " + order,
+            f"Use ZeRO-1 or ZeRO-2, DDP or FSDP2. {_ORDER}",
         )
     if "forward" in vars(policy):
         culprit = "accelerate's prepare" if "_original_forward" in vars(policy) else "somebody"
-        raise WrapError(f"{culprit} has replaced this object's own `forward`, which would hide sfkit's.", order)
-    for name, module in policy.named_modules():
-        forward = vars(module).get("forward")
-        if getattr(module, "_compiled_call_impl", None) is not None or hasattr(forward, "_torchdynamo_orig_callable"):
-            where = f"its submodule {name!r}" if name else "it"
-            raise WrapError(
-                f"{type(policy).__name__} is compiled already ({where}): a tap installed now would never fire.",
-                f"Compile after wrapping (LeRobot: compile_model=false, then compile). {order}",
-            )
+        raise WrapError(f"{culprit} has replaced this object's own `forward`, which would hide sfkit's.", _ORDER)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +35,7 @@ def check_views(views: Views) -> None:
     if low < -_TOLERANCE or high > 1 + _TOLERANCE:
         raise ViewsError(
             f"The adapter's views range from {low:.3g} to {high:.3g}, expected [0, 1].",
-            "The batch is not what the policy's own preprocessor produces (LeRobot: images float in [0, 1] before the "
-            "policy); check the processor and its VISUAL normalization.",
+            "Give what the policy's own preprocessor returns (LeRobot: images in [0, 1]); check VISUAL normalization.",
         )
 
 
@@ -47,12 +44,11 @@ def gradient_leaves(tokens: Tensor) -> Iterator[Tensor]:
     seen: set[object] = set()
     queue = [tokens.grad_fn]
     for node in queue:
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            yield node.variable
-        queue.extend(child for child, _ in node.next_functions)
+        if node is not None and node not in seen:
+            seen.add(node)
+            if hasattr(node, "variable"):
+                yield node.variable
+            queue.extend(child for child, _ in node.next_functions)
 
 
 def find_trained_leaf(student: FeatureMap) -> Tensor | None:
@@ -69,9 +65,7 @@ def find_trained_leaf(student: FeatureMap) -> Tensor | None:
     generator = torch.Generator().manual_seed(0)
     cotangent = torch.randn(tokens.shape, generator=generator).to(tokens.device, tokens.dtype)
     cotangent = torch.where(student.mask.unsqueeze(-1), cotangent, 0.0)
-    for group in (leaves[:_NEAREST], leaves[_NEAREST:]):
-        if not group:
-            continue
+    for group in filter(None, (leaves[:_NEAREST], leaves[_NEAREST:])):
         gradients = torch.autograd.grad(tokens, group, cotangent, retain_graph=True, allow_unused=True)
         for leaf, gradient in zip(group, gradients, strict=True):
             if gradient is not None and bool(gradient.ne(0).any()):
@@ -79,28 +73,22 @@ def find_trained_leaf(student: FeatureMap) -> Tensor | None:
     return None
 
 
-@dataclass
 class OptimizerWatch:
-    """Sees from version counters whether an optimizer that moves the policy also moves the projector."""
+    """Shows, from the versions of two parameters ``(*)``, whether what moves the policy also moves the projector."""
 
-    witness: Tensor
-    projector: Tensor
-    witness_version: int
-    projector_version: int
-    steps: int = 0
-
-    @classmethod
-    def start(cls, witness: Tensor, projector: Tensor) -> OptimizerWatch:
-        """Start from the present versions of two parameters, ``(...)`` each."""
-        return cls(witness, projector, witness._version, projector._version)
+    def __init__(self, policy: Tensor, projector: Tensor) -> None:
+        """Start with one parameter of each, ``(*)``."""
+        self.policy, self.projector = policy, projector
+        self.versions = policy._version, projector._version
+        self.steps = 0
 
     def projector_moved(self) -> bool | None:
         """True once it moved, False when two optimizer steps passed it by, None as long as nobody knows."""
-        if self.projector._version != self.projector_version:
+        policy, projector = self.versions
+        if self.projector._version != projector:
             return True
-        if self.witness._version != self.witness_version:
-            self.witness_version = self.witness._version
-            self.steps += 1
+        self.steps += self.policy._version != policy
+        self.versions = self.policy._version, projector
         return False if self.steps >= 2 else None
 
 
@@ -142,7 +130,7 @@ class SelfCheck(StepObserver):
             return
         check_views(views)
         if is_sharded(self.projectors) or is_sharded(self.adapter.policy):
-            refuse_cast(self.projectors)
+            self._refuse_cast()
             self._give_up("under FSDP2 the check's own backward pass would scatter the parameters again.")
         elif any(bool(student.mask.any()) for student in students.values()):
             self._check_gradients(students)
@@ -176,10 +164,9 @@ class SelfCheck(StepObserver):
         if self.projector_moved is False and not self._backward:
             raise GradientError(
                 "The optimizer has moved the policy twice, and no backward pass went through the alignment loss: the "
-                "training loop's loss is not the one that forward returned, nor computed from what it returned.",
-                "Wrap with attach_loss='backward' if the loop computes its loss from what forward returns, or with "
-                "attach_loss='manual' and write `loss = policy.spatial_forcing.add(loss)`. What the loop reads from "
-                "elsewhere (an attribute of the policy) cannot carry: return it.",
+                "loop's loss is not the one that forward returned, nor computed from what it returned.",
+                "Wrap with attach_loss='backward' if the loop computes its loss from what forward returns, or 'manual' "
+                "to write `loss = policy.spatial_forcing.add(loss)`; what the loop reads elsewhere cannot carry it.",
             )
         if self.projector_moved is False:
             raise GradientError(
@@ -189,6 +176,15 @@ class SelfCheck(StepObserver):
         if self.projector_moved:
             self._optimizer = None
             self.next_step = math.inf if self.reaches_policy else 0
+
+    def _refuse_cast(self) -> None:
+        found = {parameter.dtype for parameter in self.projectors.parameters()} - {torch.float32, torch.float64}
+        if found:
+            raise ConfigError(
+                f"FSDP2 in mixed precision makes {str(found.pop()).removeprefix('torch.')} of the projector.",
+                "fully_shard(policy.spatial_forcing) first, without an mp_policy, then the policy, whose mp_policy has "
+                "cast_forward_inputs=False. (accelerate cannot: use it without mixed precision, or DDP.)",
+            )
 
     def _check_gradients(self, students: Mapping[TapSite, FeatureMap]) -> None:
         for site, student in students.items():
@@ -200,48 +196,32 @@ class SelfCheck(StepObserver):
                 return
             if leaf is None:
                 self.reaches_policy = False
-                self._explain_unreached(site)
+                raise self._unreached(site)
             parameter = next((p for p in self.projectors.parameters() if p.requires_grad), None)
             if self._optimizer is None and parameter is not None:
-                self._optimizer = OptimizerWatch.start(leaf, parameter)
+                self._optimizer = OptimizerWatch(leaf, parameter)
         self.reaches_policy = True
 
-    def _explain_unreached(self, site: TapSite) -> NoReturn:
-        unfreeze = self.adapter.unfreeze_hint()
+    def _unreached(self, site: TapSite) -> GradientError:
+        hint = self.adapter.unfreeze_hint()
+        where = f" ({hint})" if hint else ""
         if self.taps.at[site].without_gradient:
-            frozen = f" that guards what is frozen ({unfreeze})" if unfreeze else ""
-            raise GradientError(
+            return GradientError(
                 f"The tap at {site} fired while gradients were off: inside a reentrant activation checkpoint, which "
-                "runs without gradient first, or under no_grad. From there the alignment would train the projector "
-                "alone.",
-                f"Checkpoint with use_reentrant=False, take away the no_grad{frozen}, or choose another layer.",
+                "runs without gradient first, or under no_grad. From there only the projector would be trained.",
+                f"Checkpoint with use_reentrant=False, remove the no_grad around what is frozen{where}, or choose "
+                "another layer.",
             )
-        raise GradientError(
-            f"The gradient of the visual tokens at {site} reaches no trainable parameter of the policy: alignment "
-            "would train the projector alone.",
-            f"Unfreeze what lies before that layer{f' ({unfreeze})' if unfreeze else ''}, put LoRA on it, or choose a "
-            "student layer after trainable layers.",
+        return GradientError(
+            f"The gradient of the visual tokens at {site} reaches no trainable parameter of the policy: only the "
+            "projector would be trained.",
+            f"Unfreeze what lies before that layer{where}, put LoRA on it, or choose a layer after trainable ones.",
         )
 
     def _give_up(self, reason: str) -> None:
         """Say that the gradient path stays unverified, and why."""
         warnings.warn(f"sfkit could not verify the gradient path: {reason}", SfkitWarning, stacklevel=3)
         self.next_step = math.inf
-
-
-def refuse_cast(projectors: nn.Module) -> None:
-    """Check that FSDP2 has left the projectors in the precision in which features are compared.
-
-    Raises:
-        ConfigError: Its mixed precision has not.
-    """
-    found = {parameter.dtype for parameter in projectors.parameters()} - {torch.float32, torch.float64}
-    if found:
-        raise ConfigError(
-            f"FSDP2 in mixed precision makes {str(found.pop()).removeprefix('torch.')} of the projector.",
-            "fully_shard(policy.spatial_forcing) first, without an mp_policy, then the policy, whose mp_policy has "
-            "cast_forward_inputs=False. (accelerate cannot: use it without mixed precision, or DDP.)",
-        )
 
 
 def warn_if_sum_reduction(loss: Tensor) -> None:
@@ -254,17 +234,15 @@ def warn_if_sum_reduction(loss: Tensor) -> None:
         loss: What the trainer is given, of any shape ``(b, ...)``.
     """
     count = loss.numel()  # the hook must not hold the loss, which holds the hook
-    if count < 2 or not loss.requires_grad:
-        return
 
     def check(gradient: Tensor) -> None:
         """The gradient has the shape ``(b, ...)`` of the loss."""
         if bool((gradient == 1).all()):
-            warnings.warn(
+            message = (
                 f"sfkit: the {count} values of the policy's loss are summed and not averaged, so both the action loss "
-                f"and the alignment loss count {count} times. Use their mean, as the policy's own trainer does.",
-                SfkitWarning,
-                stacklevel=2,
+                f"and the alignment loss count {count} times. Use their mean, as the policy's own trainer does."
             )
+            warnings.warn(message, SfkitWarning, stacklevel=2)
 
-    loss.register_hook(check)  # type: ignore[no-untyped-call]
+    if count > 1 and loss.requires_grad:
+        loss.register_hook(check)  # type: ignore[no-untyped-call]

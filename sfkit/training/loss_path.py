@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ class LossPath(Protocol):
     def loss(self) -> Tensor | None:
         """The loss in the output, if the loop reads it there; ``()``, ``(b,)`` or ``(b, ...)``."""
 
-    def attach(self, output: Any, term: Tensor, logs: Mapping[str, Tensor]) -> tuple[Any, Tensor | None]:
+    def attach(self, output: object, term: Tensor, logs: Mapping[str, Tensor]) -> tuple[object, Tensor | None]:
         """Attach the weighted alignment loss ``(b,)``.
 
         Args:
@@ -40,12 +40,12 @@ class LossPath(Protocol):
             LossError: Nothing in the output can carry it.
         """
 
-    def keep_in_graph(self, output: Any, zero: Callable[[Tensor], Tensor]) -> Any:
+    def keep_in_graph(self, output: object, zero: Callable[[Tensor], Tensor]) -> object:
         """``output``, unchanged in value, with the projectors in its graph.
 
         Args:
             output: What forward returned.
-            zero: From a tensor ``(...)`` to 0 times the projectors, of the same shape, dtype and device.
+            zero: From a tensor ``(*)`` to 0 times the projectors, of the same shape, dtype and device.
         """
 
 
@@ -56,13 +56,13 @@ class ReturnPath:
     paths: LossPaths
     loss: Tensor
 
-    def attach(self, output: Any, term: Tensor, logs: Mapping[str, Tensor]) -> tuple[Any, Tensor | None]:
+    def attach(self, output: object, term: Tensor, logs: Mapping[str, Tensor]) -> tuple[object, Tensor | None]:
         """Add ``(b,)`` terms to the loss."""
         self.paths.last = "returned"
         total = add_per_sample(self.loss, term)
         return self.paths.adapter.with_loss(output, total, logs), total
 
-    def keep_in_graph(self, output: Any, zero: Callable[[Tensor], Tensor]) -> Any:
+    def keep_in_graph(self, output: object, zero: Callable[[Tensor], Tensor]) -> object:
         if not self.loss.requires_grad:
             return output
         return self.paths.adapter.with_loss(output, self.loss + zero(self.loss), {})
@@ -73,30 +73,26 @@ class ManualPath:
     """Waits for ``policy.spatial_forcing.add(loss)``, and notices a backward pass that comes without it."""
 
     paths: LossPaths
+    loss: None = None
 
-    @property
-    def loss(self) -> None:
-        return None
-
-    def attach(self, output: Any, term: Tensor, logs: Mapping[str, Tensor]) -> tuple[Any, Tensor | None]:
+    def attach(self, output: object, term: Tensor, logs: Mapping[str, Tensor]) -> tuple[object, Tensor | None]:
         """Hang ``(b,)`` terms on the outputs."""
-        attached = None
-        if self.paths.attach_loss != "return":
-            attached = inject(output, term, self.paths.expect(self.pending(term.device)))
+        paths, attached = self.paths, None
+        if paths.attach_loss != "return":
+            attached = inject(output, term, paths.expect(self.pending(term.device)))
         if attached is None:
             raise LossError(
-                f"{self.paths.policy} returned no loss ({type(output).__name__}), so the alignment loss has nothing to "
-                "join.",
+                f"{paths.policy} returned no loss ({type(output).__name__}) to which the alignment loss can be added.",
                 "Call it as in training, with targets in the batch.",
             )
-        self.paths.last = "pending"
+        paths.last = "pending"
         return attached, None
 
     def pending(self, device: torch.device) -> PendingLoss:
-        """What backward does with the alignment loss: nothing, but it notices that it was forgotten."""
-        return PendingLoss(arrived=self.paths.passed)
+        """The state of a loss on ``device``. Backward sends it no gradient, but notices that it was forgotten."""
+        return PendingLoss()
 
-    def keep_in_graph(self, output: Any, zero: Callable[[Tensor], Tensor]) -> Any:
+    def keep_in_graph(self, output: object, zero: Callable[[Tensor], Tensor]) -> object:
         attached = inject(output, zero, PendingLoss())
         return output if attached is None else attached
 
@@ -108,7 +104,20 @@ class BackwardPath(ManualPath):
     def pending(self, device: torch.device) -> PendingLoss:
         scale = self.paths.scale
         scale.check_forward(device.type)
-        return PendingLoss(gradient=lambda: scale.gradient(device), arrived=self.paths.injected)
+        return PendingLoss(gradient=lambda: scale.gradient(device))
+
+
+#: Why ``add`` has nothing to add although the last forward was aligned.
+_NOTHING_PENDING = {
+    "returned": (
+        "The alignment loss is already in the loss that forward returned: added again, it would count twice.",
+        "Drop add(loss); or wrap with attach_loss='manual' if the loop's loss is not what forward returns.",
+    ),
+    "pending": (
+        "add(loss) was given a loss that was not computed, with gradient, from what the last forward returned.",
+        "Give it the loss of that forward, before backward.",
+    ),
+}
 
 
 class LossPaths:
@@ -143,23 +152,18 @@ class LossPaths:
                 "loop computes its loss from the outputs of forward, and never reads a loss in them.",
                 "Leave attach_loss out, or use attach_loss='backward' or attach_loss='manual'.",
             )
-        self.adapter = adapter
-        self.attach_loss = attach_loss
-        self.scale = scale
-        self._parameters = parameters
+        self.adapter, self.attach_loss, self.scale, self._parameters = adapter, attach_loss, scale, parameters
+        #: Whether the loop reads the loss that forward returns.
+        self.reads_loss = attach_loss in ("auto", "return") and not adapter.loss_outside
         self.policy = type(adapter.policy).__name__
         self.last: Literal["unaligned", "returned", "pending"] = "unaligned"
         self._missed: PendingLoss | None = None
         self._pending: weakref.WeakSet[PendingLoss] = weakref.WeakSet()
         self._manual = attach_loss == "manual"
 
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy of the policy is not in the middle of a step.
-        return {**self.__dict__, "last": "unaligned", "_missed": None, "_pending": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._pending = weakref.WeakSet()  # which cannot be pickled
+    def __reduce__(self) -> tuple[object, ...]:
+        # A copy of the policy is not in the middle of a step: it starts anew.
+        return LossPaths, (self.adapter, self.attach_loss, self.scale, self._parameters)
 
     def start_step(self) -> None:
         """Begin a training forward.
@@ -176,10 +180,9 @@ class LossPaths:
             )
         self.last = "unaligned"
 
-    def of(self, output: Any) -> LossPath:
+    def of(self, output: object) -> LossPath:
         """The path for what forward returned."""
-        inside = self.attach_loss in ("auto", "return") and not self.adapter.loss_outside
-        loss = self.adapter.loss(output) if inside else None
+        loss = self.adapter.loss(output) if self.reads_loss else None
         if loss is not None:
             return ReturnPath(self, loss)
         if self.attach_loss == "backward" or (self.attach_loss == "auto" and self.adapter.loss_outside):
@@ -191,21 +194,18 @@ class LossPaths:
         if self._manual and trains_in_backward():
             raise LossError(
                 f"{self.policy} is called within a reentrant activation checkpoint, which runs it without gradient "
-                "first: add(loss) had nothing to add, and now, in backward, is over.",
+                "first: add(loss) had nothing to add then.",
                 "Checkpoint with use_reentrant=False, or wrap with attach_loss='backward' and leave add(loss) out.",
             )
-        pending.leaves = self.adapter.policy.parameters
+        pending.arrived, pending.leaves = self._arrived, self.adapter.policy.parameters
         self._pending.add(pending)
         return pending
 
-    def passed(self, pending: PendingLoss) -> None:
-        """A backward pass went by a loss that waits for ``add``."""
-        if not pending.added:
+    def _arrived(self, pending: PendingLoss) -> None:
+        """A backward pass came by a loss for the first time."""
+        if not pending.added and pending.gradient is None:
             self._missed = pending
-
-    def injected(self, pending: PendingLoss) -> None:
-        """A backward pass took the alignment loss along."""
-        if not pending.added:
+        elif not pending.added:
             self.scale.check_backward(next((one for one in self._parameters() if one.requires_grad), None))
 
     def add(self, loss: Tensor) -> Tensor:
@@ -213,14 +213,14 @@ class LossPaths:
         self._manual = True
         found = self._behind(loss)
         if not found:
-            self._explain_nothing_pending()
+            if self.last in _NOTHING_PENDING:
+                raise LossError(*_NOTHING_PENDING[self.last])
             return loss
         if self.attach_loss == "backward":
             raise LossError(
-                "add(loss) was called, and attach_loss='backward' brings the alignment loss into backward by itself: "
+                "add(loss) was called beside attach_loss='backward', which injects the alignment loss in backward: "
                 "together they would count it twice.",
-                "Drop one of the two. add(loss) is exact whatever the loop does with its loss: wrap with "
-                "attach_loss='manual'.",
+                "Drop one of the two: add(loss) is always exact, and needs attach_loss='manual'.",
             )
         if all(pending.added for pending, _ in found):
             raise LossError(
@@ -244,18 +244,3 @@ class LossPaths:
         if waiting <= {pending for pending, _ in found}:
             return found
         return [(pending, term) for pending, term in pending_losses(loss, behind=True) if pending in self._pending]
-
-    def _explain_nothing_pending(self) -> None:
-        """Raise where the last forward was aligned, and ``add`` would silently add nothing."""
-        if self.last == "returned":
-            raise LossError(
-                f"The alignment loss is already in the loss that {self.policy} returned: added again, it would count "
-                "twice.",
-                "Drop add(loss); or wrap with attach_loss='manual' if the loop's loss is not what forward returns.",
-            )
-        if self.last == "pending":
-            raise LossError(
-                "add(loss) was given a loss that was not computed, with gradient, from what the policy's last forward "
-                "returned.",
-                "Give it the loss of that forward, before backward.",
-            )

@@ -10,7 +10,7 @@ With several processes that is wanted: DDP waits for every parameter behind any 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ class PendingLoss:
 
     Attributes:
         gradient: What backward sends to the alignment loss; None where only an explicit ``add`` counts.
-        arrived: Called when a backward pass that accumulates gradients comes by; None for a mere anchor.
+        arrived: Called when a backward pass that accumulates gradients comes by for the first time.
         leaves: Gives the parameters that a backward pass may accumulate into.
         added: The alignment was added to a loss.
         spent: It has been sent with a backward pass.
@@ -49,15 +49,14 @@ class PendingLoss:
         outputs a pass comes through. Passes that only look at gradients (``torch.autograd.grad``) see it, and leave it
         to the one that trains.
         """
-        this, before = torch._C._current_graph_task_id(), self._last
+        this = torch._C._current_graph_task_id()
         if accumulates and not self.passed:
             self.passed = True
             if self.arrived is not None:
                 self.arrived(self)
-        if self.gradient is None or self.added or self.spent or this == before:
+        if self.gradient is None or self.added or self.spent or this == self._last:
             return 0.0
-        self._last = this
-        self.spent = accumulates
+        self._last, self.spent = this, accumulates
         return self.gradient()
 
 
@@ -68,33 +67,21 @@ class GradientInjector(torch.autograd.Function):
     def forward(
         ctx: Any, args: tuple[PendingLoss, list[bool]], witness: Tensor, loss: Tensor, *outputs: Tensor
     ) -> tuple[Tensor, ...]:
-        """Outputs ``(...)``, the alignment loss ``(b,)``, and a witness ``()``: a leaf that this node alone knows."""
-        ctx.pending, alone = args
+        """Outputs ``(*)``, the alignment loss ``(b,)``, and a witness ``()``: a leaf that this node alone knows."""
+        (ctx.pending, alone), ctx.loss = args, loss
         ctx.set_materialize_grads(False)
-        ctx.loss = loss
-        return tuple(map(_alias, outputs, alone))
+        # The loop may change an output in place (``logits.div_(2)``): an alias that is no view has the version counter
+        # of the original, so that what autograd still needs of it is guarded. Where two outputs share memory, a change
+        # of one is one of the other's graph too; a view makes that torch's error.
+        return tuple(out.detach() if single else out.view_as(out) for out, single in zip(outputs, alone, strict=True))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        """The gradients of the outputs, ``(*)`` each, unchanged; and one for the alignment loss, ``(b,)``."""
         share = ctx.pending.share(accumulates=_accumulates(ctx))
         loss = ctx.loss
         own = torch.as_tensor(share, dtype=loss.dtype, device=loss.device) / loss.numel()
         return None, None, own.expand_as(loss), *gradients
-
-
-def _alone(tensors: Sequence[Tensor]) -> list[bool]:
-    """For each, whether no other of them lies in its memory."""
-    places = [tensor.untyped_storage().data_ptr() for tensor in tensors]
-    return [places.count(place) == 1 for place in places]
-
-
-def _alias(output: Tensor, alone: bool) -> Tensor:
-    """The same values ``(...)``, which a loop may change in place (``logits.div_(2)``) as it could without sfkit.
-
-    An alias that is no view, and has the version counter of the original: what autograd still needs of it is guarded.
-    Where two outputs share memory, a change of one is one of the other's graph too; a view makes that torch's error.
-    """
-    return output.detach() if alone else output.view_as(output)
 
 
 def _accumulates(ctx: Any) -> bool:
@@ -108,7 +95,7 @@ def _accumulates(ctx: Any) -> bool:
 
 
 def _is_accumulated_into(leaf: Tensor) -> bool:
-    """Whether the present backward pass accumulates into a parameter ``(...)``."""
+    """Whether the present backward pass accumulates into a parameter ``(*)``."""
     if not (leaf.is_leaf and leaf.requires_grad):
         return False
     with torch.enable_grad():
@@ -119,7 +106,7 @@ def _is_accumulated_into(leaf: Tensor) -> bool:
         return False
 
 
-def inject(output: Any, loss: Tensor | Callable[[Tensor], Tensor], pending: PendingLoss) -> Any | None:
+def inject(output: object, loss: Tensor | Callable[[Tensor], Tensor], pending: PendingLoss) -> Any:
     """``output`` with its differentiable tensors passed through the injector; None if it holds none.
 
     Args:
@@ -135,13 +122,14 @@ def inject(output: Any, loss: Tensor | Callable[[Tensor], Tensor], pending: Pend
         loss = loss(found[0]).sum()
     witness = torch.zeros((), requires_grad=True)
     replaced: dict[int, Tensor] = {}
-    alone = _alone(found)
+    places = [tensor.untyped_storage().data_ptr() for tensor in found]
+    alone = [places.count(place) == 1 for place in places]
     size = len(found) if is_distributed() else 1
     for start in range(0, len(found), size):
         group = slice(start, start + size)
         args = (pending, alone[group])
-        injected: Any = GradientInjector.apply(args, witness, loss, *found[group])  # type: ignore[no-untyped-call]
-        replaced.update((id(tensor), fresh) for tensor, fresh in zip(found[group], injected, strict=True))
+        injected = GradientInjector.apply(args, witness, loss, *found[group])  # type: ignore[no-untyped-call]
+        replaced.update(zip(map(id, found[group]), injected, strict=True))
     return map_tensors(output, lambda tensor: replaced.get(id(tensor), tensor))
 
 
@@ -152,7 +140,7 @@ def pending_losses(loss: Tensor, *, behind: bool = False) -> list[tuple[PendingL
     """The pending losses that ``loss`` was computed from, each with its tensor ``(b,)``.
 
     Args:
-        loss: With gradient, of any shape ``(...)``.
+        loss: With gradient, of any shape ``(*)``.
         behind: Look behind injectors too, through whole policies, for a forward that was fed what an earlier one has
             returned.
     """
@@ -161,11 +149,10 @@ def pending_losses(loss: Tensor, *, behind: bool = False) -> list[tuple[PendingL
     stack = [loss.grad_fn]
     while stack:
         node: Any = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if isinstance(node, _INJECTOR_NODE):
-            found[node.pending] = node.loss
-        if behind or not isinstance(node, _INJECTOR_NODE):
-            stack.extend(following for following, _ in node.next_functions)
+        if node is not None and node not in seen:
+            seen.add(node)
+            if isinstance(node, _INJECTOR_NODE):
+                found[node.pending] = node.loss
+            if behind or not isinstance(node, _INJECTOR_NODE):
+                stack.extend(following for following, _ in node.next_functions)
     return list(found.items())

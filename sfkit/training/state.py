@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,10 +12,10 @@ from torch import Tensor
 from sfkit.errors import CheckpointError, ShapeError
 
 if TYPE_CHECKING:
-    from sfkit.schedules.base import Product
-    from sfkit.teachers.base import Teacher
     from sfkit.training.step import Aligner
 
+#: The modules, which torch loads.
+_PAIRS = "pairs."
 #: A float64 counts up to here in ones.
 _MOST_STEPS = 2**53
 #: Entries that hold NaN or infinity in sound runs too: sums that overflowed, and references without a valid token.
@@ -55,7 +55,7 @@ def check(aligner: Aligner, entries: Mapping[str, object], optional: Mapping[str
     faults = [
         f"missing key {key}"
         for key in present
-        if key not in entries and (optional is not None or not key.startswith("pairs."))
+        if key not in entries and (optional is not None or not key.startswith(_PAIRS))
     ]
     for key, value in entries.items():
         of_teacher = any(key.startswith(f"statistics.{index}.") for index in range(len(aligner.runners)))
@@ -88,7 +88,7 @@ def _fault(key: str, value: object, expected: Tensor | None) -> str:
     return ""
 
 
-def load(aligner: Aligner, state_dict: dict[str, Any], prefix: str) -> None:
+def load(aligner: Aligner, state_dict: dict[str, Tensor], prefix: str) -> None:
     """Resume from the entries under a prefix, and take them out of ``state_dict``.
 
     Raises:
@@ -96,36 +96,29 @@ def load(aligner: Aligner, state_dict: dict[str, Any], prefix: str) -> None:
     """
     entries = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
     check(aligner, entries)
-
-    def take(start: str) -> dict[str, Tensor]:
-        for key in entries:
-            if key.startswith(start):
-                del state_dict[prefix + key]
-        return {key[len(start) :]: value for key, value in entries.items() if key.startswith(start)}
-
-    step, measured, schedule = int(take("step")[""]), take("measured").get(""), take("schedule.")
-    weighting = {} if measured is None else {"measured": measured}
-    weighting |= {f"schedule.{key}": value for key, value in schedule.items()}
-    weighting |= {f"balance.{key}": value for key, value in take("balance.").items()}
-    _load_parts(aligner, [take(f"statistics.{index}.") for index in range(len(aligner.runners))], schedule)
-    aligner.steps = step
-    aligner.weighting.load_state(weighting, (step - 1) // (aligner.scale.accumulation or 1))
+    own = {key: state_dict.pop(prefix + key) for key in entries if not key.startswith(_PAIRS)}
+    _load_parts(aligner, own)
+    aligner.steps = int(own["step"])
+    aligner.weighting.load_state(own, (aligner.steps - 1) // (aligner.scale.accumulation or 1))
     for observer in aligner.observers:
         observer.load_state({})
 
 
-def _load_parts(aligner: Aligner, statistics: Sequence[Mapping[str, Tensor]], schedule: Mapping[str, Tensor]) -> None:
-    """Load tensors ``(...)`` that a teacher or a schedule may refuse; where one does, all go back."""
+def _load_parts(aligner: Aligner, entries: Mapping[str, Tensor]) -> None:
+    """Load the entries ``(...)`` that a teacher or a schedule may refuse; where one does, all go back."""
     undo: list[Callable[[], None]] = []
-    part: Teacher | Product
+
+    def under(start: str) -> dict[str, Tensor]:
+        return {key[len(start) :]: value for key, value in entries.items() if key.startswith(start)}
+
+    where, schedule = "schedule", aligner.weighting.schedule
     try:
+        undo.append(functools.partial(schedule.load_state, schedule.state()))
+        schedule.load_state({key: float(value) for key, value in under("schedule.").items()})
         for index, runner in enumerate(aligner.runners):
-            where, part = f"statistics.{index}", runner.teacher
-            undo.append(functools.partial(part.load_state, part.state()))
-            part.load_state(statistics[index])
-        where, part = "schedule", aligner.weighting.schedule
-        undo.append(functools.partial(part.load_state, part.state()))
-        part.load_state({key: float(value) for key, value in schedule.items()})
+            where, teacher = f"statistics.{index}", runner.teacher
+            undo.append(functools.partial(teacher.load_state, teacher.state()))
+            teacher.load_state(under(f"{where}."))
     except (ValueError, KeyError, TypeError, RuntimeError, ShapeError) as error:
         for restore in undo:
             restore()

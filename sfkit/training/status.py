@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -122,9 +121,14 @@ class Status:
         return asdict(self)
 
     def __str__(self) -> str:
-        state = "aligning" if self.enabled and self.training and self.weight * self.factor else "idle"
-        why = "" if state == "aligning" else f" ({self._idle_reason()})"
-        lines = [f"{self.policy}, adapter {self.adapter}: {state}{why}, {self.steps} steps so far"]
+        idle = {
+            "disabled": not self.enabled,
+            "the policy is in eval mode": not self.training,
+            "weight 0": not self.weight,
+            "the schedule rests": not self.factor,
+        }
+        state = next((f"idle ({reason})" for reason, holds in idle.items() if holds), "aligning")
+        lines = [f"{self.policy}, adapter {self.adapter}: {state}, {self.steps} steps so far"]
         for pair in self.pairs:
             lines.append(
                 f"  {pair.site} -> {pair.teacher} layer {pair.teacher_layer} (license {pair.license}), "
@@ -132,23 +136,16 @@ class Status:
             )
         kept = "" if self.balance is None else f" (balance: gradient ratio {self.balance:g})"
         size = _count(self.projector_parameters)
-        lines.append(f"  objective {self.objective}, weight {self.weight:.4g}{kept}, {size} extra")
+        lines.append(f"  objective {self.objective}, weight {self.weight:.4g}{kept}, projector of {size} extra")
         if self.schedule != "constant":
             lines.append(f"  schedule {self.schedule}: weight {self.weight * self.factor:.4g} at the coming step")
         if self.metrics:
-            shown = ", ".join(f"{key} {_number(value)}" for key, value in self.metrics.items())
-            lines.append(f"  last step: {shown}")
+            shown = ", ".join(f"{key} {value:.4g}" for key, value in self.metrics.items())
+            lines.append(f"  last step: {shown.replace('nan', 'none (no valid token)')}")
         known = {True: "yes", False: "NO", None: "not known yet"}
         lines.append(f"  gradient reaches the policy: {known[self.reaches_policy]}")
         lines.append(f"  optimizer trains the projector: {known[self.projector_moved]}")
         return "\n".join(lines)
-
-    def _idle_reason(self) -> str:
-        if not self.enabled:
-            return "disabled"
-        if not self.training:
-            return "the policy is in eval mode"
-        return "the schedule rests" if self.weight else "weight 0"
 
 
 def describe(aligner: Aligner) -> str:
@@ -164,21 +161,15 @@ def describe(aligner: Aligner) -> str:
     inner = " + ".join(terms)
     if len(terms) > 1:
         inner = f"mean({inner})" if aligner.config.pair_reduction == "mean" else f"({inner})"
-    teachers = [runner.teacher for runner in aligner.runners]
-    licenses = ", ".join(sorted({f"{teacher.name}: {teacher.license}" for teacher in teachers}))
+    licenses = sorted({f"{runner.teacher.name}: {runner.teacher.license}" for runner in aligner.runners})
     size = sum(parameter.numel() for parameter in aligner.parameters()) / 1e6
     described = aligner.weighting.schedule.describe()
     schedule = "" if described == "constant" else f" × {described}"
     return (
         f"loss = action + {aligner.config.weight}{schedule} × {inner}, projector {size:.1f} M parameters, "
-        f"teacher license {licenses}"
+        f"teacher license {', '.join(licenses)}"
     )
 
 
-def _number(value: float) -> str:
-    return "none (no valid token)" if math.isnan(value) else f"{value:.4g}"
-
-
 def _count(parameters: int) -> str:
-    millions = parameters / 1e6
-    return f"projector of {millions:.1f} M parameters" if millions >= 0.1 else f"projector of {parameters} parameters"
+    return f"{parameters / 1e6:.1f} M parameters" if parameters >= 1e5 else f"{parameters} parameters"

@@ -6,6 +6,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ class Aligner(nn.Module):
         self.loss_paths = LossPaths(plan.adapter, plan.config.attach_loss, self.scale, self.parameters)
         self.check = SelfCheck(plan.adapter, self, self.taps, enabled=plan.config.self_check)
         self.observers: list[StepObserver] = [self.check]
-        self.save_callbacks: list[Callable[[Any], None]] = []
+        self.save_callbacks: list[Callable[[Path], None]] = []
         self.enabled = True
         self.steps = 0
         self._last: dict[str, Tensor] = {}
@@ -71,8 +72,8 @@ class Aligner(nn.Module):
     # ---------------------------------------------------------------------------------------------------- the step
 
     def wrapped_forward(
-        self, policy: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+        self, policy: nn.Module, forward: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> object:
         """Run the policy's own forward; in training, attach the alignment loss to what it returns."""
         if not (policy.training and torch.is_grad_enabled()):
             self._warn_if_left_in_eval(policy)
@@ -117,11 +118,11 @@ class Aligner(nn.Module):
     def _attach(
         self,
         plan: StepPlan,
-        arguments: tuple[tuple[Any, ...], dict[str, Any]],
-        output: Any,
+        arguments: tuple[tuple[object, ...], dict[str, object]],
+        output: object,
         captured: Mapping[TapSite, Captured],
-        inputs: Mapping[str, tuple[Any, ...]],
-    ) -> Any:
+        inputs: Mapping[str, tuple[object, ...]],
+    ) -> object:
         """Align, and attach the weighted loss."""
         policy, (args, kwargs) = self.adapter.policy, arguments
         bound = _signature(type(policy).forward).bind(policy, *args, **kwargs)
@@ -157,7 +158,7 @@ class Aligner(nn.Module):
 
     # ------------------------------------------------------------------------------------ steps without alignment
 
-    def _without_alignment(self, output: Any) -> Any:
+    def _without_alignment(self, output: object) -> object:
         """A training step that is disabled, or at which weight or schedule are 0.
 
         With several processes, the projectors stay in its graph, and it takes part in all collectives. DDP otherwise
@@ -193,7 +194,7 @@ class Aligner(nn.Module):
         log_info(f"At step {self.step} the schedule ({described}) has ended: nothing is aligned any more.")
 
     def _zero(self, like: Tensor) -> Tensor:
-        """0 times the projectors, in the shape ``(...)`` of a loss."""
+        """0 times the projectors, in the shape ``(*)`` of a loss."""
         parts = (p.flatten()[:1].sum() * 0.0 for p in self.pairs.parameters())
         return sum(parts, torch.zeros_like(like))
 
@@ -255,17 +256,17 @@ class Aligner(nn.Module):
         """Follow the policy to another device, but stay in float32 when it is cast."""
 
         def keep_precision(tensor: Tensor) -> Tensor:
-            """A parameter or buffer ``(...)``."""
+            """A parameter or buffer ``(*)``."""
             moved = fn(tensor)
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
         return super()._apply(keep_precision, recurse)  # type: ignore[no-any-return, no-untyped-call]
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+    def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination.update({f"{prefix}{key}": value for key, value in state.of(self).items()})
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         if not any(key.startswith(prefix) for key in state_dict):
             # A plain checkpoint of the policy: the children then load what they already hold.
             state_dict.update(self.state_dict(prefix=prefix))
@@ -277,7 +278,7 @@ class Aligner(nn.Module):
 
 
 def beside(scalar: Tensor, other: Tensor) -> Tensor:
-    """A number ``()`` on the device of a tensor ``(...)``; a number on the host works with any, without a copy."""
+    """A number ``()`` on the device of a tensor ``(*)``; a number on the host works with any, without a copy."""
     return scalar if scalar.device.type == "cpu" else scalar.to(other.device)
 
 
@@ -295,5 +296,5 @@ def disable_compile() -> None:
 
 
 @functools.cache
-def _signature(forward: Callable[..., Any]) -> inspect.Signature:
+def _signature(forward: Callable[..., object]) -> inspect.Signature:
     return inspect.signature(forward)

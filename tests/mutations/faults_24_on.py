@@ -71,9 +71,9 @@ HIGH = (
     Mutant(27, "StillCameras.boxes", replace_call("moved", "False"),
            "test_fault_27_a_moved_camera_gets_no_depth[standin-pi0]"),
     # 28: a teacher that is trained
-    Mutant(28, "TeacherRunner._place", replace_call("requires_grad_", "_self"),
+    Mutant(28, "TeacherRunner._load", replace_call("requires_grad_", "_self"),
            "test_fault_28_the_teacher_is_frozen_whatever_its_author_left"),
-    Mutant(28, "TeacherRunner._place", replace_call("eval", "_self"),
+    Mutant(28, "TeacherRunner._load", replace_call("eval", "_self"),
            "test_fault_28_the_teacher_is_frozen_whatever_its_author_left",
            "test_fault_28_the_teacher_is_frozen_and_not_in_the_policy"),
     # 29: weights that do not fit
@@ -93,19 +93,19 @@ HIGH = (
     # 30: alignment in evaluation
     Mutant(30, "Aligner.wrapped_forward", fix_condition(True, "training"),
            "test_fault_30_eval_mode_with_gradients_changes_nothing"),
-    Mutant(30, "Aligner.wrapped_forward", fix_condition(False, "enabled", "weight"),
+    Mutant(30, "Aligner._begin", replace_return("self.weighting.plan"),
            "test_fault_30_without_alignment_nothing_changes",
            "test_fault_30_outside_training_nothing_changes_by_a_bit",
            "test_fault_30_evaluation_neither_runs_the_teacher_nor_counts_its_loss", ends_in="GradientError"),
     # 31, 32: what a resumed run takes up
-    Mutant(31, "Aligner._load_from_state_dict", replace_call("int", "(_, self.steps)[1]", mentions="steps"),
+    Mutant(31, "state.load", replace_call("int", "0 * _", mentions="own"),
            "test_fault_31_a_wrapped_state_dict_round_trips", "test_fault_31_training_resumes_where_it_was"),
     Mutant(31, "checkpoint.locate", drop_call("_recover"),
            "test_fault_31_a_killed_save_leaves_the_earlier_folder[2]", ends_in="CheckpointError"),
     Mutant(31, "resuming.restore", drop_call("load_into"), _RESUMED),
-    Mutant(32, "Aligner._load_from_state_dict", replace_call("int", "(_, self.steps)[1]", mentions="steps"),
+    Mutant(32, "state.load", replace_call("int", "0 * _", mentions="own"),
            "test_fault_31_32_a_resumed_run_continues_exactly", _RESUMED),
-    Mutant(32, "Aligner._load_from_state_dict", fix_condition(False, "balance"),
+    Mutant(32, "Weighting.load_state", fix_condition(False, "balance"),
            "test_fault_32_the_balance_survives_a_resume"),
     # 33, 34: position codes and projectors of another size
     Mutant(33, "PositionCodeOptions", replace_constant("relative", "absolute", within="default"),
@@ -114,18 +114,18 @@ HIGH = (
            "test_fault_34_a_single_pair_has_the_full_width",
            "test_fault_34_a_single_pair_on_a_shared_projector_has_every_unit"),
     # 35: another layer than the one that is named
-    Mutant(35, "tap_at", replace_constant(1, 0), "test_fault_35_attention_of_block_k_is_made_of_what_enters_it"),
+    Mutant(35, "Attention.tap", replace_constant(1, 0), "test_fault_35_attention_of_block_k_is_made_of_what_enters_it"),
     Mutant(35, "LeRobotAdapter.tap",
            replace_argument("TapPoint", 0, "self.decoder.layers[0].input_layernorm", mentions="input_layernorm"),
            "test_fault_35_layer_k_of_a_vlm_lies_above_k_blocks"),
-    Mutant(35, "pair._teacher_layer", drop_raise("ConfigError"),
+    Mutant(35, "plan._teacher_layer", drop_raise("ConfigError"),
            "test_fault_35_teacher_layers_out_of_range_say_what_is_valid[-1]"),
     Mutant(35, "OpenVLAAdapter.num_layers", replace_return("_ - 1"), "test_fault_35_layers"),
     # 36: rotary tables
     Mutant(36, "Aggregator.rope", replace_argument("get", 0, "(grid, views, device)"),
            "test_fault_36_rotary_tables_do_not_depend_on_earlier_calls"),
     # 39: tensors of the graph are kept
-    Mutant(39, "Tap.take", replace_return("vars(self).setdefault('kept', _)", mentions="all_calls"),
+    Mutant(39, "Tap.take", replace_return("vars(self).setdefault('kept', _)"),
            "test_fault_39_a_tap_forgets", "test_fault_39_no_graph_stays_alive_between_steps"),
     # 40: the registry
     Mutant(40, "Registry.get", drop_raise("PluginError"),
@@ -138,21 +138,21 @@ HIGH = (
     Mutant(42, "warn_of_single_process", fix_condition(False, "WORLD_SIZE"),
            "test_fault_42_one_process_where_two_were_asked_for_is_said"),
     # 43, 44: what is logged and measured
-    Mutant(43, "Aligner._join", replace_call("mean", "self.weight * _", within="sf_loss"),
+    Mutant(43, "Aligner._log", replace_call("mean", "self.weighting.weight * _", within="sf_loss"),
            "test_fault_43_the_losses_are_told_apart", "test_fault_43_lerobots_log_tells_the_losses_apart"),
     Mutant(44, "_Record.see_sum", replace_argument("where", 1, "gradient.detach().float()"),
            "test_fault_44_opposed_gradients_are_named"),
     # 45, 46, 47: compiled and prepared policies
-    Mutant(45, "Aligner.wrapped_forward", replace_call("disarm", "_self.remove()"),
+    Mutant(45, "Taps.run", replace_call("disarm", "_self.remove()"),
            "test_fault_45_every_step_of_a_compiled_policy_aligns[module]", ends_in="TapError"),
     Mutant(46, "refuse_unwrappable", fix_condition(False, "forward", "vars"),
            "test_fault_46_an_accelerate_prepared_policy_is_refused", "test_fault_46_the_real_accelerate"),
-    Mutant(47, "_make_forced_class", replace_argument("signature", 0, "lambda self, *args, **kwargs: None"),
+    Mutant(47, "forced_class", replace_argument("signature", 0, "lambda self, *args, **kwargs: None"),
            "test_fault_47_and_48_accumulated_batches_train_as_one", ends_in=("ValueError", "TypeError")),
     # 48, 49: accumulated batches, and steps without alignment
-    Mutant(48, "StepScale.share_of_the_step", replace_return("1.0", mentions="accumulation"),
+    Mutant(48, "LossScale.share_of_the_step", replace_return("1.0", mentions="accumulation"),
            "test_fault_48_num_items_in_batch_with_accumulation", "test_fault_48_the_trainer_trains_the_explicit_sum"),
-    Mutant(49, "Aligner._anchored", replace_return("output", mentions="anchor"),
+    Mutant(49, "Aligner._without_alignment", fix_condition(True, "is_sharded", "adapter"),
            "test_fault_12_and_49_gradients_are_the_mean_of_the_ranks", says="Expected to have finished reduction"),
     # 50: a policy left in eval mode
     Mutant(50, "Aligner.wrapped_forward", drop_call("_warn_if_left_in_eval"),
@@ -187,11 +187,11 @@ HIGH = (
            "test_fault_54_lerobots_default_is_millimeters",
            "test_fault_54_the_unit_is_that_of_the_open_dataset"),
     # 55: several forwards before one backward
-    Mutant(55, "Joiner._rides_behind", replace_constant(True, False, within="pending_losses"),
+    Mutant(55, "LossPaths._behind", replace_constant(True, False, within="pending_losses"),
            "test_fault_55_a_forward_that_is_fed_what_an_earlier_one_returned"),
     Mutant(55, "pending_loss._accumulates", replace_return("False", mentions="leaves"),
            "test_fault_55_backward_into_some_leaves_trains_once"),
-    Mutant(55, "Joiner._ride", replace_call("PendingLoss", "vars(self).setdefault('ride', _)", mentions="gradient"),
+    Mutant(55, "BackwardPath.pending", replace_call("PendingLoss", "vars(self.paths).setdefault('ride', _)"),
            "test_fault_55_two_batches_before_one_backward[oft-l1]"),
     # 56 to 59: files that are not trusted
     Mutant(56, "trust._check", drop_raise("_refusal", mentions="_WHY"),

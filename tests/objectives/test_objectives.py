@@ -230,14 +230,14 @@ def test_half_precision_is_computed_in_float32(name: str) -> None:
     assert torch.equal(found, objective.with_head(student.float(), teacher.float(), mask, head))
 
 
-def aligned(name: str, student: FeatureMap, teacher: FeatureMap) -> tuple[Tensor, MLPProjector]:
+def aligned(name: str, student: FeatureMap, teacher: FeatureMap) -> tuple[Tensor, AlignmentPair]:
     objective = build_objective(ALL[name])
     torch.manual_seed(3)
     projector = MLPProjector(6, 6)
     for bias in (projector.fc1.bias, projector.fc2.bias):
         nn.init.normal_(bias)  # a projected zero is then no zero
-    projector.objective_head = head_of(objective, dtype=torch.float32)
-    return AlignmentPair(projector, objective)(student, teacher).loss, projector
+    pair = AlignmentPair(projector, objective, head=head_of(objective, dtype=torch.float32))
+    return pair(student, teacher).loss, pair
 
 
 @every
@@ -250,14 +250,14 @@ def test_fault_21_nan_in_masked_tokens_reaches_no_objective(name: str) -> None:
     teacher = teacher.clone()
     teacher[~mask] = torch.inf
     poisoned.requires_grad_()
-    loss, projector = aligned(name, FeatureMap(poisoned, mask), FeatureMap(teacher, mask))
+    loss, pair = aligned(name, FeatureMap(poisoned, mask), FeatureMap(teacher, mask))
     assert torch.equal(loss, wanted)
     loss.sum().backward()
     assert poisoned.grad is not None
     assert (poisoned.grad[~mask] == 0).all()
     assert poisoned.grad.isfinite().all()
     assert poisoned.grad[0].abs().max() > 0
-    for parameter in projector.parameters():
+    for parameter in pair.parameters():
         assert parameter.grad is not None
         assert parameter.grad.isfinite().all()
 

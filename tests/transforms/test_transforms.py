@@ -15,9 +15,8 @@ from torch import Tensor
 from sfkit.errors import CheckpointError, ConfigError, ShapeError
 from sfkit.factory.components import build_transforms
 from sfkit.objectives.distances import CosineObjective
-from sfkit.projectors.standard import IdentityProjector
 from sfkit.registry.registry import default_registry
-from sfkit.training.step import prepare_target
+from sfkit.training.pair import AlignmentPair
 from sfkit.transforms.base import Transform
 from sfkit.transforms.projection import PCATransform
 from sfkit.transforms.standard import PositionCode, ResampleTransform, position_code
@@ -51,11 +50,7 @@ def build(*names: Any) -> list[Transform]:
 
 
 def prepare(features: FeatureMap, wanted: Tensor, *names: Any) -> FeatureMap:
-    transforms = build(*names)
-    width = transforms[-1].out_dim if transforms else DIM
-    projector = IdentityProjector(width, width)
-    projector.target_transforms.extend(transforms)
-    return prepare_target(features, projector, wanted)
+    return AlignmentPair(None, CosineObjective(), transforms=build(*names)).target(features, wanted)
 
 
 @every
@@ -156,10 +151,9 @@ def test_widths_follow_the_sequence() -> None:
 
 
 def test_a_target_on_another_grid_is_an_error() -> None:
-    projector = IdentityProjector(DIM, DIM)
-    projector.target_transforms.append(PositionCode(DIM))
+    pair = AlignmentPair(None, CosineObjective(), transforms=[PositionCode(DIM)])
     with pytest.raises(ShapeError, match="target has a grid"):
-        prepare_target(case(), projector, torch.ones(2, 2, 2, 2, dtype=torch.bool))
+        pair.target(case(), torch.ones(2, 2, 2, 2, dtype=torch.bool))
 
 
 # ---------------------------------------------------------------------------------------------- position code

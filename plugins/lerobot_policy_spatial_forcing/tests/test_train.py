@@ -74,6 +74,21 @@ def test_a_resumed_run_that_does_not_align_draws_new_noise_in_every_step(trained
     assert [window["steps"] for window in resumed.curve] == [4, 5, 6]
 
 
+def test_a_resumed_run_draws_its_random_augmentation_anew(
+    lerobot_train, common, shape, aligned, resume, tmp_path
+) -> None:
+    """As docs/lerobot-train.md says: the data are the same, and what is drawn for them is not."""
+    color = '{"brightness": {"weight": 1.0, "type": "ColorJitter", "kwargs": {"brightness": [0.5, 1.5]}}}'
+    augmented = ["--dataset.image_transforms.enable=true", f"--dataset.image_transforms.tfs={color}"]
+    flags = ["--steps=2", "--save_freq=1", f"--output_dir={tmp_path / 'run'}"]
+    run = lerobot_train(*common, *shape, *aligned, *augmented, *flags)
+    resumed = resume(tmp_path / "run" / "checkpoints" / "000001")
+    before, after = run.curve[1], resumed.curve[0]
+    assert (before["steps"], before["lr"]) == (after["steps"], after["lr"])
+    assert math.isfinite(after["loss"])
+    assert after["loss"] != pytest.approx(before["loss"], rel=1e-5)
+
+
 def test_fault_30_evaluation_neither_runs_the_teacher_nor_counts_its_loss(evaluated) -> None:
     run, _ = evaluated
     assert run.curve[-1]["loss"] > 500

@@ -160,7 +160,7 @@ def gradient_figures() -> Callable[..., Any]:
 
     def gradient_figures(policy: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         handle = SpatialForcing.of(policy)
-        point = handle.adapter.tap(handle.pairs[0].site.student_layer)
+        point = handle.adapter.tap(handle.config.pairs[0].student_layer)
         modules = [point.module, *point.extra_modules]
         with SpatialForcing.disabled(policy):
             action = _gradients(policy, batch, modules)

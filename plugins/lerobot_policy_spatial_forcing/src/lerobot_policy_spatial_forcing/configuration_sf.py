@@ -7,8 +7,10 @@ LeRobot finds the policy and the processors by the names here: ``SFxConfig`` in 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,10 +30,12 @@ class SfConfig:
     Attributes:
         base: The policy that is aligned.
         sf: The block of the command line.
+        given: Fields that the command line, a file or a program has set, LeRobot's defaults among their values.
     """
 
     base: ClassVar[Base]
     sf: SfOptions
+    given: frozenset[str]
     pretrained_path: Path | None
 
     def __post_init__(self) -> None:
@@ -62,12 +66,25 @@ class SfConfig:
         self.plain()._save_pretrained(save_directory)
 
 
+def _noting_what_is_given(init: Callable[..., None]) -> Callable[..., None]:
+    """A constructor that notes which fields it was given, before ``__post_init__`` looks."""
+    names = list(inspect.signature(init).parameters)
+
+    @functools.wraps(init)
+    def noting(self: SfConfig, *args: Any, **kwargs: Any) -> None:
+        self.given = frozenset((*names[1 : len(args) + 1], *kwargs))
+        init(self, *args, **kwargs)
+
+    return noting
+
+
 def _make(base: Base) -> type[SfConfig]:
     block = ("sf", SpatialForcingOptions, dataclasses.field(default_factory=SpatialForcingOptions))
     made: Any = dataclasses.make_dataclass(
         f"SF{base.stem}Config", [block], bases=(SfConfig, base.config_class), namespace={"base": base}, module=__name__
     )
     made.__doc__ = f"``{base.name}`` of LeRobot, aligned while it trains."
+    made.__init__ = _noting_what_is_given(made.__init__)
     PreTrainedConfig.register_subclass(base.type)(made)
     return made  # type: ignore[no-any-return]
 
