@@ -239,7 +239,7 @@ def test_future_frames_pass_lerobots_processors(root, build, adapter_of) -> None
     seen = []
     host = policy.spatial_forcing.runners[0]
     features = host.features
-    host.features = lambda views, *rest: seen.append(views) or features(views, *rest)
+    host.features = lambda views, *rest, **named: seen.append(views) or features(views, *rest, **named)
     policy(batch)
     (views,) = seen
     shown = (views.images * views.valid.unsqueeze(2)).amax((-3, -2, -1))[:, 0] * 255
