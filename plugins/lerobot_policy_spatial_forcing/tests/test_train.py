@@ -32,7 +32,7 @@ def test_fault_10_the_projector_is_in_the_optimizer_and_moves(trained) -> None:
         load_file(folder / "checkpoints" / step / "pretrained_model/spatial_forcing/projector.safetensors")
         for step in ("000003", "000006")
     )
-    assert any(not torch.equal(first[key], last[key]) for key in first if key.startswith("projectors"))
+    assert any(not torch.equal(first[key], last[key]) for key in first if key.startswith("pairs"))
 
 
 def test_fault_53_54_geometry_is_for_the_teacher_alone(trained) -> None:
@@ -164,7 +164,7 @@ def test_mixed_precision_leaves_the_projector_exact(evaluated) -> None:
     assert {parameter.dtype for parameter in run.policy.spatial_forcing.pairs.parameters()} == {torch.float32}
     assert all(math.isfinite(window["loss"]) and window["sf_loss"] > 0 for window in run.curve)
     saved = load_file(folder / "checkpoints/last/pretrained_model/spatial_forcing/projector.safetensors")
-    assert {value.dtype for key, value in saved.items() if key.startswith("projectors")} == {torch.float32}
+    assert {value.dtype for key, value in saved.items() if key.startswith("pairs")} == {torch.float32}
 
 
 def test_the_log_shows_weighted_means_over_its_window(trained, lerobot_train, common, shape, aligned, tmp_path) -> None:
