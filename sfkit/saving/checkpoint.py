@@ -15,6 +15,7 @@ import platform
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,14 +27,14 @@ from torch import Tensor
 
 from sfkit import __version__
 from sfkit.config import SpatialForcingConfig, balance_ratio
-from sfkit.errors import CheckpointError, ConfigError
+from sfkit.errors import CheckpointError, ConfigError, SfkitWarning
 from sfkit.health.figures import sample_of
 from sfkit.saving.trust import Origin, Published
 from sfkit.teachers.base import Teacher, license_note
 from sfkit.training import state
 from sfkit.training.step import Aligner
 from sfkit.training.taps import site_of
-from sfkit.utils.places import read_json
+from sfkit.utils.places import digest_of_parts, read_json
 
 T = TypeVar("T")
 
@@ -41,10 +42,12 @@ FOLDER = "spatial_forcing"
 _CONFIG, _PROJECTOR, _README = "config.json", "projector.safetensors", "README.md"
 #: The files that are fetched and read, and their largest sizes in bytes.
 LIMITS = {f"{FOLDER}/{_CONFIG}": 2**20, f"{FOLDER}/{_PROJECTOR}": 2**32, f"{FOLDER}/{_README}": 2**20}
-_FORMAT = "sfkit.checkpoint/3"
+_FORMAT = "sfkit.checkpoint/4"
 #: Prefixes of entries that depend on weight and schedule, and of the health monitor's.
 _WEIGHTING = ("schedule.", "balance.", "measured")
 _HEALTH = "health."
+#: How the names of files with a policy's weights begin, in LeRobot, transformers, PEFT and diffusers.
+_WEIGHTS = ("model", "pytorch_model", "adapter_model", "diffusion_pytorch_model")
 #: How often a folder is looked for that other processes replace, and replaced.
 _TRIES = 200
 #: The folder that is being replaced, within the temporary one.
@@ -65,6 +68,7 @@ def save(
         "sfkit_version": __version__,
         "config": public.config.model_dump(mode="json"),
         "teachers": identities,
+        "policy_files": policy_files(directory),
     }
     try:
         _tidy(directory)
@@ -87,6 +91,19 @@ def save(
         raise CheckpointError(
             f"{directory / FOLDER} could not be written: {error}", "Check the disk and the permissions of the folder."
         ) from error
+
+
+def policy_files(directory: Path) -> dict[str, str]:
+    """Size and digest of the policy's weights in a folder, by the name of the file; ``{}`` where there are none.
+
+    Files of a trainer (its optimizer, its processors), which are written later, are not among them.
+    """
+    found = {}
+    for path in sorted(directory.glob("*")):
+        if path.suffix in (".safetensors", ".bin") and path.name.startswith(_WEIGHTS):
+            with contextlib.suppress(OSError):  # a folder, or replaced by another process just now
+                found[path.name] = f"{path.stat().st_size}:{digest_of_parts(path)}"
+    return found
 
 
 def _install(fresh: Path, target: Path, earlier: Path) -> None:
@@ -329,6 +346,7 @@ def load_into(handle: Aligner, folder: Path) -> None:
         CheckpointError: Something does not fit; the handle is what it was.
     """
     path, config = folder / _PROJECTOR, read_config(folder)
+    _warn_of_another_policy(folder)
     try:
         entries = _read(folder, lambda place: load_file(place / _PROJECTOR))
     except (OSError, SafetensorError) as error:
@@ -348,6 +366,24 @@ def load_into(handle: Aligner, folder: Path) -> None:
     for observer in handle.observers:
         own = f"{observer.key}."
         observer.load_state({key[len(own) :]: item for key, item in references.items() if key.startswith(own)})
+
+
+def _warn_of_another_policy(folder: Path) -> None:
+    """Warn where the policy's files beside ``folder`` are not those that it was saved with."""
+    record = _read(folder, _record)
+    saved, now = record.get("policy_files") if isinstance(record, dict) else None, policy_files(folder.parent)
+    # Of a repository, and where the policy lies elsewhere, there is nothing to compare.
+    if not isinstance(saved, dict) or folder.name != FOLDER or not (saved and now):
+        return
+    changed = [name for name, digest in saved.items() if now.get(name) != digest]
+    if changed:
+        warnings.warn(
+            f"sfkit: {', '.join(sorted(changed))} in {folder.parent} changed after {FOLDER}/ was saved, so policy and "
+            "projector may be of different steps: a save was killed halfway, or the policy was trained or saved "
+            "without sfkit since. If that was not on purpose, resume from an earlier checkpoint.",
+            SfkitWarning,
+            stacklevel=4,
+        )
 
 
 def _weighting(config: SpatialForcingConfig) -> tuple[object, bool]:
