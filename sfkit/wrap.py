@@ -31,6 +31,7 @@ from sfkit.training.plan import make_plan
 from sfkit.training.status import Status, describe
 from sfkit.training.step import Aligner, disable_compile
 from sfkit.transforms.base import Transform
+from sfkit.utils.runtime import float32_by_default
 from sfkit.views.cameras import CameraRig, require_rig
 
 logger = logging.getLogger("sfkit")
@@ -135,10 +136,11 @@ class SpatialForcing(Aligner):
             "attach_loss": attach_loss, "grad_accumulation": grad_accumulation, "recompute": recompute, "seed": seed,
             "health": health, "self_check": self_check,
         }  # fmt: skip
-        plan = make_plan(bound, with_defaults(found, bound, given))
+        arguments = with_defaults(found, bound, given)
         if cameras is not None:
             bound.cameras = require_rig(cameras)
-        handle = SpatialForcing(plan)
+        with float32_by_default():
+            handle = SpatialForcing(make_plan(bound, arguments))
         handle.monitor = Monitor(handle.config.health, handle)
         handle.observers.append(handle.monitor)
         handle.to(trainable.device)
@@ -344,7 +346,8 @@ class SpatialForcing(Aligner):
 
         Reading it waits for the device. With several processes it is the last measurement that a step has finished.
         """
-        return self.monitor.latest()
+        with float32_by_default():
+            return self.monitor.latest()
 
     def status(self) -> Status:
         """The state of the alignment: ``print`` it, or read its fields."""

@@ -72,3 +72,15 @@ def test_fault_08_lora_after_the_wrap_is_found_out(tiny: Callable[..., TinyPolic
     policy = lora(SpatialForcing.wrap(base, PatchTeacher(), student_layer=2, adapter=TinyAdapter(base)))
     with pytest.raises(GradientError, match="apply LoRA first"):
         policy(tiny_batch())
+
+
+@pytest.mark.parametrize("targets", ["all-linear", r".*fc1", r".*(qkv|fc2)"])
+def test_fault_08_lora_on_a_part_of_the_projector_is_found_out(tiny: Callable[..., TinyPolicy], targets: str) -> None:
+    base = tiny()
+    model = lora(SpatialForcing.wrap(base, PatchTeacher(), student_layer=2, adapter=TinyAdapter(base)), targets)
+    for parameter in base.spatial_forcing.parameters():  # peft freezes all; a loop that wants the projector unfreezes
+        parameter.requires_grad_(True)
+    for name, parameter in base.spatial_forcing.named_parameters():
+        parameter.requires_grad_("base_layer" not in name)
+    with pytest.raises(GradientError, match=r"A part of the projector was frozen after the wrap \(.*base_layer"):
+        model(tiny_batch())

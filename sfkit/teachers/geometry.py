@@ -15,6 +15,7 @@ from sfkit.errors import ConfigError, SfkitWarning, ViewsError
 from sfkit.registry.component import AnyOptions, Harmless
 from sfkit.teachers.base import Teacher
 from sfkit.teachers.surfaces import RunningMoments, assumed_intrinsics, neighbor_offsets, plane_normals, rotated
+from sfkit.utils.runtime import float32_by_default
 from sfkit.views.geometry import to_world, unproject
 from sfkit.views.types import FeatureMap, Views
 
@@ -104,6 +105,7 @@ class GeometryTeacher(Teacher):
         widths = {"points": vectors * (1 + 2 * options.bands), "normals": vectors, "offsets": 6 * len(options.reach)}
         return sum(widths[name] for name in options.features)
 
+    @float32_by_default()
     def fit(self, batches: Iterable[tuple[Views, tuple[int, int]]]) -> None:
         """Take the statistics from these ``(views, grid)`` and keep them fixed.
 

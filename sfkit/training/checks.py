@@ -20,6 +20,8 @@ from sfkit.views.types import FeatureMap, Views
 _NEAREST = 16
 _TOLERANCE = 1e-3
 
+_FROZEN_REMEDY = "Something froze it after the wrap (get_peft_model does): apply LoRA first, then wrap the PeftModel."
+
 
 @torch.no_grad()
 def check_views(views: Views) -> None:
@@ -114,13 +116,15 @@ class SelfCheck(StepObserver):
         self._optimizer: OptimizerWatch | None = None
         self._backward = False
         self._attached = False
+        # By name: FSDP2 replaces the parameters, and LoRA wraps them under other names.
+        self._frozen_at_wrap = self._frozen()
 
     def captured(self, views: Views, students: Mapping[TapSite, FeatureMap]) -> None:
         """Check the projectors, the views, and (once a token is valid) the way of the gradient.
 
         Raises:
-            GradientError: The projector is frozen, or two optimizer steps left it where it was; or the gradient of a
-                site reaches no trainable parameter of the policy.
+            GradientError: Something froze the projector or a part of it, or two optimizer steps left it where it was;
+                or the gradient of a site reaches no trainable parameter of the policy.
             ViewsError: The images are out of range.
             ConfigError: FSDP2 casts the projectors.
         """
@@ -156,7 +160,13 @@ class SelfCheck(StepObserver):
         if parameters and not any(parameter.requires_grad for parameter in parameters):
             raise GradientError(
                 "The projector is frozen, so alignment would compare with a random head.",
-                "Something froze it after the wrap (get_peft_model does): apply LoRA first, then wrap the PeftModel.",
+                _FROZEN_REMEDY,
+            )
+        if frozen := self._frozen() - self._frozen_at_wrap:
+            raise GradientError(
+                f"A part of the projector was frozen after the wrap ({', '.join(sorted(frozen))}), so a mutilated "
+                "projector would be trained.",
+                _FROZEN_REMEDY,
             )
         if self._optimizer is None:
             return
@@ -176,6 +186,9 @@ class SelfCheck(StepObserver):
         if self.projector_moved:
             self._optimizer = None
             self.next_step = math.inf if self.reaches_policy else 0
+
+    def _frozen(self) -> set[str]:
+        return {name for name, parameter in self.projectors.named_parameters() if not parameter.requires_grad}
 
     def _refuse_cast(self) -> None:
         found = {parameter.dtype for parameter in self.projectors.parameters()} - {torch.float32, torch.float64}
@@ -204,18 +217,17 @@ class SelfCheck(StepObserver):
 
     def _unreached(self, site: TapSite) -> GradientError:
         hint = self.adapter.unfreeze_hint()
-        where = f" ({hint})" if hint else ""
+        frozen = f"what is frozen ({hint})" if hint else "what is frozen"
         if self.taps.at[site].without_gradient:
             return GradientError(
-                f"The tap at {site} fired while gradients were off: inside a reentrant activation checkpoint, which "
-                "runs without gradient first, or under no_grad. From there only the projector would be trained.",
-                f"Checkpoint with use_reentrant=False, remove the no_grad around what is frozen{where}, or choose "
-                "another layer.",
+                f"The tap at {site} fired while gradients were off: in a reentrant activation checkpoint, or under "
+                "no_grad. Only the projector would learn.",
+                f"Checkpoint with use_reentrant=False, remove the no_grad around {frozen}, or choose another layer.",
             )
         return GradientError(
             f"The gradient of the visual tokens at {site} reaches no trainable parameter of the policy: only the "
-            "projector would be trained.",
-            f"Unfreeze what lies before that layer{where}, put LoRA on it, or choose a layer after trainable ones.",
+            "projector would learn.",
+            f"Unfreeze {frozen} before that layer, put LoRA on it, or choose a layer after trainable ones.",
         )
 
     def _give_up(self, reason: str) -> None:

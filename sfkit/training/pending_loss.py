@@ -12,13 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from sfkit.utils.pytree import map_tensors, tensors_in
 from sfkit.utils.runtime import is_distributed
+
+#: Gives parameters when they are needed.
+Parameters: TypeAlias = Callable[[], Iterable[Tensor]]
 
 
 @dataclass(eq=False)
@@ -36,7 +39,7 @@ class PendingLoss:
 
     gradient: Callable[[], Tensor | float] | None = None
     arrived: Callable[[PendingLoss], None] | None = None
-    leaves: Callable[[], Iterable[Tensor]] = tuple
+    leaves: Parameters = tuple
     added: bool = False
     spent: bool = False
     passed: bool = False

@@ -6,6 +6,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from sfkit.training.plan import Plan
 from sfkit.training.taps import Captured, Taps, TapSite
 from sfkit.training.teacher_runner import encode
 from sfkit.training.weighting import StepPlan, Weighting
-from sfkit.utils.runtime import is_distributed, is_recompute_forward, is_sharded, refuse_transforms
+from sfkit.utils.runtime import float32_by_default, is_distributed, is_recompute_forward, is_sharded, refuse_transforms
 
 #: Whether any token is valid is looked at every this many steps: looking costs a device synchronization.
 _LOOK_EVERY = 50
@@ -67,7 +68,6 @@ class Aligner(nn.Module):
         self._last: dict[str, Tensor] = {}
         self._warned: set[str] = set()
         self._released = False
-        self._first_run = True
 
     # ---------------------------------------------------------------------------------------------------- the step
 
@@ -80,41 +80,44 @@ class Aligner(nn.Module):
             return forward(*args, **kwargs)
         plan = self._begin()
         if not plan.factor:
-            return self._without_alignment(forward(*args, **kwargs))
+            return self._without_alignment(plan, forward(*args, **kwargs))
         output, captured, inputs = self.taps.run(forward, args, kwargs)
         return self._attach(plan, (args, kwargs), output, captured, inputs)
 
-    def forward(self, call: ForwardCall, captured: Mapping[TapSite, Captured]) -> Alignment:
+    def forward(self, plan: StepPlan, call: ForwardCall, captured: Mapping[TapSite, Captured]) -> Alignment:
         """Align one batch: the sum (or mean) over pairs of ``pair weight * objective``, for each sample.
 
         It is a module's forward, because FSDP2 gathers the projectors as it begins.
         """
-        watching = self.weighting.plan.observers if self._first_run else ()
         with torch.no_grad():
             views = self.adapter.views(call)
         students = {site: site.tokens(self.adapter, tensors, views) for site, tensors in captured.items()}
-        for observer in watching:
+        for observer in plan.observers:
             observer.captured(views, students)
-        features = encode(self.pairs, self.adapter, call, views, students, observe=self._first_run)
-        keep_maps = any(observer.reads_gradients for observer in watching)
+        features = encode(self.pairs, self.adapter, call, views, students, observe=plan.first_run)
+        keep_maps = any(observer.reads_gradients for observer in plan.observers)
         results = [
             pair(students[pair.site], target, keep_maps) for pair, target in zip(self.pairs, features, strict=True)
         ]
-        for observer in watching:
+        for observer in plan.observers:
             observer.aligned(views, students, results)
         return self._combine(results)
 
+    @float32_by_default()
     def _begin(self) -> StepPlan:
-        """Plan this step; where backward recomputes a forward, its plan is that of the first run."""
-        self._first_run = not is_recompute_forward()
-        if self._first_run:
+        """Plan this step; where backward recomputes a forward, its plan is that of the first run, without observers."""
+        # Recomputation may begin within the first run, whose self-check sends gradients back: nothing of it is kept.
+        first_run = not is_recompute_forward()
+        if first_run:
             self.loss_paths.start_step()
             if self.enabled or is_distributed():
                 self.weighting.begin(self.step, self._device(), self.observers)
                 if self.enabled and self.weighting.plan.factor:
                     refuse_transforms(type(self.adapter.policy).__name__)
-        return self.weighting.plan if self.enabled else StepPlan()
+        plan = self.weighting.plan if self.enabled else StepPlan()
+        return plan if first_run else replace(plan, observers=(), first_run=False)
 
+    @float32_by_default()
     def _attach(
         self,
         plan: StepPlan,
@@ -134,17 +137,17 @@ class Aligner(nn.Module):
         if plan.measures:
             meter = self.weighting.meter
             with meter.paused():  # the self-check sends gradients of its own
-                result: Alignment = self(call, meter.branches(captured, weight))
+                result: Alignment = self(plan, call, meter.branches(captured, weight))
         else:
-            result = self(call, captured)
-        self._count_step()
+            result = self(plan, call, captured)
+        self.steps += plan.first_run
         self._log(plan, path.loss, result, weight)
         # A plain number where there is one: autograd would keep a tensor for backward.
         balanced = self.weighting.balance is not None
         factor = beside(weight, result.loss) if balanced else plan.factor * self.weighting.weight
         figures = {key: value for key, value in self._last.items() if key != "sf_valid_token_fraction"}
         output, total = path.attach(output, factor * share * result.loss, {**figures, **plan.logs})
-        if total is not None and self._first_run:
+        if total is not None:
             for observer in plan.observers:
                 observer.attached(total)
         return output
@@ -158,7 +161,8 @@ class Aligner(nn.Module):
 
     # ------------------------------------------------------------------------------------ steps without alignment
 
-    def _without_alignment(self, output: object) -> object:
+    @float32_by_default()
+    def _without_alignment(self, plan: StepPlan, output: object) -> object:
         """A training step that is disabled, or at which weight or schedule are 0.
 
         With several processes, the projectors stay in its graph, and it takes part in all collectives. DDP otherwise
@@ -169,7 +173,9 @@ class Aligner(nn.Module):
         scheduled = self.enabled and self.weighting.weight
         if scheduled and ended:
             self._release_teachers()
-        if self._count_step() and is_distributed():
+        # All ranks, and the steps of a schedule, stay together.
+        self.steps += plan.first_run
+        if plan.first_run and is_distributed():
             if not ended:
                 for runner, _ in dict.fromkeys((pair.runner, pair.future) for pair in self.pairs):
                     runner.participate_without_data()
@@ -204,12 +210,6 @@ class Aligner(nn.Module):
     def step(self) -> int:
         """The schedule's step: training calls of ``forward`` so far, in groups of ``grad_accumulation``."""
         return self.steps // (self.scale.accumulation or 1)
-
-    def _count_step(self) -> bool:
-        """Count a training forward, unless it is recomputed."""
-        # Also where nothing is aligned: all ranks, and the steps of a schedule, stay together.
-        self.steps += self._first_run
-        return self._first_run
 
     def _log(self, plan: StepPlan, loss: Tensor | None, result: Alignment, weight: Tensor) -> None:
         """Keep the figures of a step: the action loss, ``()`` or ``(b, ...)``, and the weight ``()``."""

@@ -77,6 +77,21 @@ def own_rng(device: torch.device | None = None, seed: int | None = None) -> Iter
         yield
 
 
+@contextmanager
+def float32_by_default() -> Iterator[None]:
+    """Make new tensors and modules in float32 within the block, whatever ``torch.set_default_dtype`` was given."""
+    # Read from a tensor: sfkit.testing.checks.float64 makes float64 of the float32 that the code names.
+    precision, before = torch.empty(0, dtype=torch.float32, device="cpu").dtype, torch.get_default_dtype()
+    if before == precision:
+        yield
+        return
+    torch.set_default_dtype(precision)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def is_sharded(module: nn.Module) -> bool:
     """Whether FSDP2's ``fully_shard`` was applied; recognized by name, as older torch has no such class."""
     return any(cls.__name__ == "FSDPModule" for cls in type(module).__mro__)

@@ -213,12 +213,12 @@ def test_steps_between_measure_nothing(wrapped: Make, monkeypatch: Any) -> None:
 
 def test_the_figures_are_logged_once_for_each_measurement(wrapped: Make) -> None:
     policy = wrapped(health={"every": 3})
-    told = []
+    logged = []
     for step in range(7):
         loss, info = policy(patchwork(step))
         loss.backward()
-        told.append("sf_grad_ratio" in info)
-    assert told == [False, True, False, False, True, False, False]
+        logged.append("sf_grad_ratio" in info)
+    assert logged == [False, True, False, False, True, False, False]
 
 
 def test_the_monitor_changes_nothing_and_can_be_switched_off(wrapped: Make) -> None:

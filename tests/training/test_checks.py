@@ -10,6 +10,7 @@ import torch
 
 from sfkit import SfkitWarning
 from sfkit.errors import GradientError, ViewsError
+from sfkit.projectors.standard import MLPProjector
 from sfkit.testing.tiny import TinyPolicy, tiny_batch
 
 
@@ -169,3 +170,21 @@ def test_a_batch_without_valid_tokens_warns_and_the_check_waits(wrapped: Callabl
     assert policy.spatial_forcing.status().reaches_policy is None
     policy(tiny_batch())
     assert policy.spatial_forcing.status().reaches_policy is True
+
+
+@pytest.mark.parametrize("part", ["fc1.weight", "norm.bias"])
+def test_fault_08_a_part_of_the_projector_frozen_after_wrap_is_named(wrapped: Callable[..., Any], part: str) -> None:
+    policy = wrapped()
+    policy.get_parameter(f"spatial_forcing.pairs.0.projector.{part}").requires_grad_(False)
+    with pytest.raises(GradientError, match=rf"frozen after the wrap \(pairs\.0\.projector\.{part}\)"):
+        policy(tiny_batch())
+
+
+def test_a_part_that_was_frozen_before_the_wrap_is_no_fault(wrapped: Callable[..., Any]) -> None:
+    projector = MLPProjector(16, 12)
+    projector.fc1.requires_grad_(False)
+    policy = wrapped(projector=projector)
+    optimizer = torch.optim.SGD([p for p in policy.parameters() if p.requires_grad], 1e-2)
+    for seed in range(3):
+        step(policy, optimizer, seed)
+    assert policy.spatial_forcing.status().projector_moved is True

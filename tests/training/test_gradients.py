@@ -171,6 +171,42 @@ def test_overflow_and_empty_steps_leave_the_balance_as_it_was() -> None:
     assert float(balance.weight(torch.device("cpu"))) == pytest.approx(0.2 * 10**0.02)
 
 
+@pytest.mark.parametrize("power", [20, 26, 40, 60])
+def test_fault_80_a_large_loss_scale_leaves_the_balance_alive(wrapped: Make, power: int) -> None:
+    # 2^60 is no scale that a GradScaler reaches, but one that the squares of these gradients still bear.
+    weights = []
+    for scale in (1.0, 2.0**power):
+        policy = wrapped(weight="balance:0.3", health={"every": 1})
+        for seed in range(3):
+            (scale * policy(tiny_batch(seed=seed))[0]).backward()
+        policy.spatial_forcing.weighting.begin(3, torch.device("cpu"), ())
+        assert policy.spatial_forcing.weighting.balance.measured
+        weights.append(float(policy.spatial_forcing.weighting.now(torch.device("cpu"))))
+        assert 0 < policy.spatial_forcing.metrics()["sf_grad_ratio"] < torch.inf
+    assert weights[1] == pytest.approx(weights[0], rel=1e-4)
+    assert weights[0] != pytest.approx(0.3, rel=1e-2)
+
+
+@pytest.mark.parametrize("column", [0, 1, 3])
+@pytest.mark.parametrize("value", [torch.inf, torch.nan, 0.0])
+def test_fault_80_each_sum_is_tested_by_itself(column: int, value: float) -> None:
+    whole = torch.full((1, 4), 2.0**100)  # the product of three overflows, the product of all but one may not
+    assert bool(GradientSums.of(whole).known)
+    whole[0, column] = value
+    assert not bool(GradientSums.of(whole).known)
+
+
+def test_fault_80_a_step_of_float16_that_overflows_is_skipped_alone(wrapped: Make) -> None:
+    policy = wrapped(weight="balance:0.3")
+    for scale in (2.0**16, torch.inf, 2.0**15):  # a GradScaler halves its scale after the overflow
+        (scale * policy(tiny_batch())[0]).backward()
+    balance = policy.spatial_forcing.weighting.balance
+    before = balance.log.clone()
+    policy.spatial_forcing.weighting.begin(3, torch.device("cpu"), ())
+    assert bool(balance.log.isfinite())
+    assert float(before) == pytest.approx(float(balance.log), abs=1e-4), "the same batch has the same quotient"
+
+
 def test_a_tensor_without_gradient_is_left_alone() -> None:
     meter, site = GradientMeter(1), Residual(1)
     frozen = torch.zeros(1, 2, 3)

@@ -48,9 +48,7 @@ def test_a_policy_is_copied_and_pickled_with_its_alignment(make, plain) -> None:
         assert other.spatial_forcing.describe() == policy.spatial_forcing.describe()
 
 
-def test_a_newer_lerobot_that_gathers_the_weights_itself_saves_the_plain_policy_too(
-    make, plain, tmp_path, monkeypatch
-) -> None:
+def test_a_newer_lerobot_saves_the_plain_policy_too(make, plain, tmp_path, monkeypatch) -> None:
     from lerobot.policies.pretrained import PreTrainedPolicy
 
     def save(self, save_directory: Path) -> None:  # takes no state_dict, as in LeRobot's next release
@@ -201,7 +199,7 @@ def test_fault_29_a_projector_of_another_teacher_is_an_error(make, trained) -> N
         make("sf_smolvla", {"teacher": {"name": "geometry", "cells": 3}}, pretrained_path=folder)
 
 
-def test_from_pretrained_without_a_config_points_to_the_way_from_python(plain) -> None:
+def test_from_pretrained_without_a_config_names_the_other_way(plain) -> None:
     from lerobot.policies.factory import get_policy_class
 
     with pytest.raises(ConfigError, match=r"SpatialForcing\.from_pretrained"):

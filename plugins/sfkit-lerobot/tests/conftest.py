@@ -105,7 +105,7 @@ def tapped(views_of: Callable[..., Any]) -> Callable[..., Any]:
         torch.manual_seed(1)
         try:
             adapter.policy.forward(dict(batch))
-            hidden = tap.take()
+            (hidden,) = tap.take()
         finally:
             tap.remove()
         views = views_of(adapter, batch)

@@ -37,6 +37,8 @@ class SfConfig:
     sf: SfOptions
     given: frozenset[str]
     pretrained_path: Path | None
+    pretrained_revision: str | None
+    use_peft: bool
 
     def __post_init__(self) -> None:
         # Before the dataset is opened: its chunks are as long as the checkpoint's configuration says.
@@ -45,7 +47,7 @@ class SfConfig:
             self.sf.base_config = str(self.pretrained_path)
         super().__post_init__()  # type: ignore[misc]
 
-    def set_dataset_feature_metadata(self, features: Mapping[str, Any]) -> None:
+    def set_dataset_feature_metadata(self, features: Mapping[str, object]) -> None:
         """LeRobot calls this once the inputs are known, before it builds the policy and its processors."""
         inherited = getattr(super(), "set_dataset_feature_metadata", None)
         if inherited is not None:
@@ -54,7 +56,7 @@ class SfConfig:
         if removed:
             logger.info("sfkit: not an input of the policy, for the teacher alone: %s", ", ".join(removed))
 
-    def plain(self) -> Any:
+    def plain(self) -> PreTrainedConfig:
         """The same configuration as LeRobot's own class would hold it."""
         kind = self.base.config_class
         plain = object.__new__(kind)
@@ -71,7 +73,7 @@ def _noting_what_is_given(init: Callable[..., None]) -> Callable[..., None]:
     names = list(inspect.signature(init).parameters)
 
     @functools.wraps(init)
-    def noting(self: SfConfig, *args: Any, **kwargs: Any) -> None:
+    def noting(self: SfConfig, *args: object, **kwargs: object) -> None:
         self.given = frozenset((*names[1 : len(args) + 1], *kwargs))
         init(self, *args, **kwargs)
 

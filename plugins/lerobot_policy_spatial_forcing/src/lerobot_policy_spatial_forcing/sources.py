@@ -5,10 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sfkit.errors import CheckpointError, ConfigError
 from sfkit.saving import checkpoint
+
+if TYPE_CHECKING:
+    from lerobot.configs import PreTrainedConfig
+
+    from lerobot_policy_spatial_forcing.bases import Base
+    from lerobot_policy_spatial_forcing.configuration_sf import SfConfig
 
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 
@@ -37,7 +43,7 @@ def fetch(source: str | Path, revision: str | None) -> Path:
         ) from error
 
 
-def adopt_base_config(config: Any) -> None:
+def adopt_base_config(config: SfConfig) -> None:
     """Take over the fields of the checkpoint's ``config.json``, except those that were set, by whatever means.
 
     So that nothing of the checkpoint need be repeated on the command line, as with LeRobot's ``--policy.path``.
@@ -46,6 +52,7 @@ def adopt_base_config(config: Any) -> None:
         CheckpointError: The configuration is missing or unreadable.
         ConfigError: The checkpoint is of another policy.
     """
+    assert config.pretrained_path is not None
     folder = fetch(config.pretrained_path, config.pretrained_revision)
     stored = _read_config(folder, config.base)
     for field in dataclasses.fields(stored):
@@ -53,7 +60,7 @@ def adopt_base_config(config: Any) -> None:
             setattr(config, field.name, getattr(stored, field.name))
 
 
-def _read_config(folder: Path, base: Any) -> Any:
+def _read_config(folder: Path, base: Base) -> PreTrainedConfig:
     from lerobot.configs import PreTrainedConfig
 
     path = folder / _CONFIG
