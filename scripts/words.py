@@ -38,7 +38,7 @@ GONE = {
     r"\b(trunk_config|TrunkParity)\b": "backbone_config, BackboneParity",
     r"\b(PictureTeacher|PictureOptions|teacher_pictures|verify_pictures)\b": "ImageTeacher, ImageOptions, ..._images",
     r"\bbuilding import.*\bNamed\b|\bNamed \||\(Configured\b|import.*\bConfigured\b": "ComponentLike, Configurable",
-    r"\bsfkit\.checkpoint/1\b": "sfkit.checkpoint/3",
+    r"\bsfkit\.checkpoint/1\b": "sfkit.checkpoint/4",
 }
 
 BRITISH = re.compile(

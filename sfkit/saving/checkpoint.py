@@ -6,15 +6,19 @@ never written: its identity and license are recorded.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import glob
 import json
 import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -23,23 +27,29 @@ from torch import Tensor
 
 from sfkit import __version__
 from sfkit.config import SpatialForcingConfig, balance_ratio
-from sfkit.errors import CheckpointError, ConfigError
+from sfkit.errors import CheckpointError, ConfigError, SfkitWarning
 from sfkit.health.figures import sample_of
 from sfkit.saving.trust import Origin, Published
 from sfkit.teachers.base import Teacher, license_note
 from sfkit.training import state
 from sfkit.training.step import Aligner
 from sfkit.training.taps import site_of
-from sfkit.utils.places import read_json
+from sfkit.utils.places import digest_of_parts, read_json
+
+T = TypeVar("T")
 
 FOLDER = "spatial_forcing"
 _CONFIG, _PROJECTOR, _README = "config.json", "projector.safetensors", "README.md"
 #: The files that are fetched and read, and their largest sizes in bytes.
 LIMITS = {f"{FOLDER}/{_CONFIG}": 2**20, f"{FOLDER}/{_PROJECTOR}": 2**32, f"{FOLDER}/{_README}": 2**20}
-_FORMAT = "sfkit.checkpoint/3"
+_FORMAT = "sfkit.checkpoint/4"
 #: Prefixes of entries that depend on weight and schedule, and of the health monitor's.
 _WEIGHTING = ("schedule.", "balance.", "measured")
 _HEALTH = "health."
+#: How the names of files with a policy's weights begin, in LeRobot, transformers, PEFT and diffusers.
+_WEIGHTS = ("model", "pytorch_model", "adapter_model", "diffusion_pytorch_model")
+#: How often a folder is looked for that other processes replace, and replaced.
+_TRIES = 200
 #: The folder that is being replaced, within the temporary one.
 _EARLIER = "earlier"
 
@@ -58,24 +68,71 @@ def save(
         "sfkit_version": __version__,
         "config": public.config.model_dump(mode="json"),
         "teachers": identities,
+        "policy_files": policy_files(directory),
     }
-    _tidy(directory)
-    # Beside the target: a rename is atomic within one file system alone.
-    work = Path(tempfile.mkdtemp(prefix=_prefix(), dir=directory))
     try:
-        # mkdtemp's own folder is private to the user; the one inside has the usual permissions.
-        fresh = work / "fresh"
-        fresh.mkdir()
-        save_file({key: value.detach().contiguous().cpu() for key, value in tensors.items()}, fresh / _PROJECTOR)
-        (fresh / _CONFIG).write_text(json.dumps(record, indent=2) + "\n")
-        (fresh / _README).write_text(_readme(public.config, identities, notes))
-        if (directory / FOLDER).exists():
-            os.replace(directory / FOLDER, work / _EARLIER)  # noqa: PTH105 - folders are replaced by renaming
-        os.replace(fresh, directory / FOLDER)  # noqa: PTH105
-    finally:
-        # After an exception between the two renames, the earlier folder goes back before its parent is removed.
-        _recover(directory)
-        shutil.rmtree(work, ignore_errors=True)
+        _tidy(directory)
+        # Beside the target: a rename is atomic within one file system alone.
+        work = Path(tempfile.mkdtemp(prefix=_prefix(), dir=directory))
+        try:
+            # mkdtemp's own folder is private to the user; the one inside has the usual permissions.
+            fresh = work / "fresh"
+            fresh.mkdir()
+            save_file({key: value.detach().contiguous().cpu() for key, value in tensors.items()}, fresh / _PROJECTOR)
+            (fresh / _PROJECTOR).chmod(fresh.stat().st_mode & 0o666)  # safetensors' own is private, too
+            (fresh / _CONFIG).write_text(json.dumps(record, indent=2) + "\n")
+            (fresh / _README).write_text(_readme(public.config, identities, notes))
+            _install(fresh, directory / FOLDER, work / _EARLIER)
+        finally:
+            # After an exception between the two renames, the earlier folder goes back before its parent is removed.
+            _recover(work)
+            shutil.rmtree(work, ignore_errors=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"{directory / FOLDER} could not be written: {error}", "Check the disk and the permissions of the folder."
+        ) from error
+
+
+def policy_files(directory: Path) -> dict[str, str]:
+    """Size and digest of the policy's weights in a folder, by the name of the file; ``{}`` where there are none.
+
+    Files of a trainer (its optimizer, its processors), which are written later, are not among them.
+    """
+    found = {}
+    for path in sorted(directory.glob("*")):
+        if path.suffix in (".safetensors", ".bin") and path.name.startswith(_WEIGHTS):
+            with contextlib.suppress(OSError):  # a folder, or replaced by another process just now
+                found[path.name] = f"{path.stat().st_size}:{digest_of_parts(path)}"
+    return found
+
+
+def _install(fresh: Path, target: Path, earlier: Path) -> None:
+    """Replace ``target`` by ``fresh``, with the user's own files; of several processes that do so the last one wins.
+
+    Raises:
+        CheckpointError: Something else than a folder is in the place, or other processes never leave it.
+    """
+    for _ in range(_TRIES):
+        if os.path.lexists(target) and not target.is_dir():
+            raise CheckpointError(f"{target} is a file, or a link to nothing.", "Move it away, and save again.")
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(target, earlier)  # noqa: PTH105 - folders are replaced by renaming
+            shutil.copytree(earlier, fresh, symlinks=True, ignore=_ours, dirs_exist_ok=True)
+        try:
+            os.replace(fresh, target)  # noqa: PTH105
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            # Another process was faster; its folder is replaced in the next turn.
+            shutil.rmtree(earlier, ignore_errors=True)
+        else:
+            return
+    raise CheckpointError(f"{target} is replaced by other processes all the time.", "Save from one process.")
+
+
+def _ours(folder: str, names: Sequence[str]) -> set[str]:
+    """The files of sfkit; in folders inside, all are the user's."""
+    return {_CONFIG, _PROJECTOR, _README}.intersection(names) if Path(folder).name == _EARLIER else set()
 
 
 def is_scattered(tensors: Mapping[str, Tensor]) -> bool:
@@ -123,19 +180,45 @@ def _prefix() -> str:
 
 def _tidy(directory: Path) -> None:
     """Remove what killed processes of this machine left behind while they saved."""
-    _recover(directory)
     # Process ids mean nothing on another machine, whose folders on a shared disk stay.
     for work in directory.glob(f".{FOLDER}-{glob.escape(platform.node())}-*"):
         pid = work.name.rsplit("-", 2)[-2]
         if pid.isdigit() and not _is_alive(int(pid)):
+            _recover(work)
             shutil.rmtree(work, ignore_errors=True)
 
 
-def _recover(directory: Path) -> None:
-    """Take the earlier folder back, where a process was killed after it moved it away."""
-    for earlier in sorted(directory.glob(f".{FOLDER}-*/{_EARLIER}")):
-        if not (directory / FOLDER).exists():
-            os.replace(earlier, directory / FOLDER)  # noqa: PTH105 - folders are replaced by renaming
+def _recover(work: Path) -> None:
+    """Take the earlier folder back, where a process ended after it moved it away, unless there is a newer one."""
+    with contextlib.suppress(OSError):
+        if not os.path.lexists(work.parent / FOLDER):
+            os.replace(work / _EARLIER, work.parent / FOLDER)  # noqa: PTH105 - folders are replaced by renaming
+
+
+def _read(folder: Path, read: Callable[[Path], T]) -> T:
+    """What ``read`` finds in a folder that other processes may be replacing. Nothing is moved.
+
+    Between the two renames of a save, also of one that was killed there, the earlier folder is read where it lies.
+
+    Raises:
+        OSError: There is nothing to read.
+    """
+    for _ in range(_TRIES):
+        leftovers = folder.parent.glob(f".{FOLDER}-*/{_EARLIER}") if folder.name == FOLDER else ()
+        for place in (folder, *sorted(leftovers, key=_time, reverse=True)):
+            with contextlib.suppress(FileNotFoundError):
+                return read(place)
+        if not any(folder.parent.glob(f".{FOLDER}-*")):
+            break
+        time.sleep(0.01)
+    return read(folder)
+
+
+def _time(folder: Path) -> float:
+    try:
+        return (folder / _CONFIG).stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _is_alive(pid: int) -> bool:
@@ -154,20 +237,26 @@ def locate(source: str | Path, revision: str | None = None) -> Path:
     Raises:
         CheckpointError: There is none.
     """
-    local = Path(source)
-    if local.is_dir():
-        _recover(local)
-    root = local if local.exists() else _download(str(source), revision)
+    root = Path(source) if _exists(source) else _download(str(source), revision)
     for folder in (root / FOLDER, root):
-        if (folder / _CONFIG).is_file() and (folder / _PROJECTOR).is_file():
-            break
-    else:
-        raise CheckpointError(f"{source} has no {FOLDER}/ folder.", "Save the wrapped policy with save_pretrained.")
-    for name in LIMITS:
-        path = folder / Path(name).name
-        if path.is_file():
-            _refuse_size(str(path), name, path.stat().st_size)
-    return folder
+        with contextlib.suppress(OSError):
+            for path, size in _read(folder, _sizes).items():
+                _refuse_size(str(folder / path), f"{FOLDER}/{path}", size)
+            return folder
+    raise CheckpointError(f"{source} has no {FOLDER}/ folder.", "Save the wrapped policy with save_pretrained.")
+
+
+def _exists(source: str | Path) -> bool:
+    try:
+        return Path(source).exists()
+    except (OSError, ValueError):  # too long, or with a zero byte
+        return False
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Of the files that are read, the two that must be there among them."""
+    names = [_CONFIG, _PROJECTOR, *([_README] if (folder / _README).is_file() else [])]
+    return {name: (folder / name).stat().st_size for name in names}
 
 
 def _download(repo: str, revision: str | None) -> Path:
@@ -214,7 +303,7 @@ def _refuse_size(what: str, name: str, size: int) -> None:
 
 def origin_of(source: str | Path, folder: Path) -> Origin:
     """Where the configuration of a checkpoint was read, for :func:`sfkit.saving.trust.admit`."""
-    local = Path(source).exists()
+    local = _exists(source)
     file = str(folder / _CONFIG) if local else f"{FOLDER}/{_CONFIG} of the repository {str(source)!r}"
     return Origin(file, local, lambda name, options: f"add options={{{name!r}: {dict(options)!r}}} to the call")
 
@@ -226,7 +315,7 @@ def read_config(folder: Path) -> SpatialForcingConfig:
         CheckpointError: It is damaged, or was written by a version with another format.
     """
     try:
-        record = read_json(folder / _CONFIG, size=LIMITS[f"{FOLDER}/{_CONFIG}"])
+        record = _read(folder, _record)
         if not isinstance(record, dict):
             raise ValueError("it is no JSON object")
         if record.get("format") != _FORMAT:
@@ -237,6 +326,10 @@ def read_config(folder: Path) -> SpatialForcingConfig:
         return SpatialForcingConfig.parse(str(folder / _CONFIG), record["config"])
     except (OSError, ValueError, KeyError, ConfigError) as error:
         raise CheckpointError(f"{folder / _CONFIG} could not be read: {error}") from error
+
+
+def _record(folder: Path) -> object:
+    return read_json(folder / _CONFIG, size=LIMITS[f"{FOLDER}/{_CONFIG}"])
 
 
 def wrap_arguments(config: SpatialForcingConfig) -> dict[str, Any]:
@@ -253,8 +346,9 @@ def load_into(handle: Aligner, folder: Path) -> None:
         CheckpointError: Something does not fit; the handle is what it was.
     """
     path, config = folder / _PROJECTOR, read_config(folder)
+    _warn_of_another_policy(folder)
     try:
-        entries = load_file(path)
+        entries = _read(folder, lambda place: load_file(place / _PROJECTOR))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{path} could not be read: {error}", "It may be truncated; restore or retrain."
@@ -272,6 +366,24 @@ def load_into(handle: Aligner, folder: Path) -> None:
     for observer in handle.observers:
         own = f"{observer.key}."
         observer.load_state({key[len(own) :]: item for key, item in references.items() if key.startswith(own)})
+
+
+def _warn_of_another_policy(folder: Path) -> None:
+    """Warn where the policy's files beside ``folder`` are not those that it was saved with."""
+    record = _read(folder, _record)
+    saved, now = record.get("policy_files") if isinstance(record, dict) else None, policy_files(folder.parent)
+    # Of a repository, and where the policy lies elsewhere, there is nothing to compare.
+    if not isinstance(saved, dict) or folder.name != FOLDER or not (saved and now):
+        return
+    changed = [name for name, digest in saved.items() if now.get(name) != digest]
+    if changed:
+        warnings.warn(
+            f"sfkit: {', '.join(sorted(changed))} in {folder.parent} changed after {FOLDER}/ was saved, so policy and "
+            "projector may be of different steps: a save was killed halfway, or the policy was trained or saved "
+            "without sfkit since. If that was not on purpose, resume from an earlier checkpoint.",
+            SfkitWarning,
+            stacklevel=4,
+        )
 
 
 def _weighting(config: SpatialForcingConfig) -> tuple[object, bool]:

@@ -100,7 +100,7 @@ HIGH = (
     # 31, 32: what a resumed run takes up
     Mutant(31, "state.load", replace_call("int", "0 * _", mentions="step"),
            "test_fault_31_a_wrapped_state_dict_round_trips", "test_fault_31_training_resumes_where_it_was"),
-    Mutant(31, "checkpoint.locate", drop_call("_recover"),
+    Mutant(31, "checkpoint._read", replace_call("glob", "()", mentions="_EARLIER"),
            "test_fault_31_a_killed_save_leaves_the_earlier_folder[2]", ends_in="CheckpointError"),
     Mutant(31, "resuming.restore", drop_call("load_into"), _RESUMED),
     Mutant(32, "state.load", replace_call("int", "0 * _", mentions="step"),
