@@ -75,7 +75,12 @@ def test_fault_31_training_resumes_where_it_was(kind, build, wrap, tmp_path) -> 
     resumed = _load(kind, tmp_path)
     SpatialForcing.from_pretrained(resumed, tmp_path, cameras=tiny_rig(resumed)).train()
     handle = resumed.spatial_forcing
-    assert (handle.steps, handle.config.weight, handle.pairs[0].site.student_layer, handle.adapter.name) == (2, 0.25, 2, kind)
+    assert (handle.steps, handle.config.weight, handle.pairs[0].site.student_layer, handle.adapter.name) == (
+        2,
+        0.25,
+        2,
+        kind,
+    )
     batch, results = tiny_lerobot_batch(policy, geometry=True), []
     for each in (policy, resumed):
         torch.manual_seed(3)

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.parallelism_config import ParallelismConfig
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.factory import make_policy
 from lerobot_policy_spatial_forcing import CONFIGS, SpatialForcingOptions, compat
 from sfkit_lerobot.testing import tiny_lerobot_batch
@@ -40,7 +40,8 @@ def accelerator(device: str) -> Any:
 def build(device: str, checkpoint: str, data: str) -> Any:
     block = SpatialForcingOptions(teacher="geometry", student_layer=2)
     config = CONFIGS["sf_smolvla"](sf=block, device=device, push_to_hub=False, pretrained_path=checkpoint)
-    return make_policy(config, ds_meta=LeRobotDatasetMetadata("local/x", root=data)).train()
+    dataset = LeRobotDataset("local/x", root=data)  # the unit of depth is a setting of the open dataset
+    return make_policy(config, ds_meta=dataset.meta).train()
 
 
 def batch_of(policy: Any, step: int, rank: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
