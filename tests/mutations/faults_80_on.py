@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mutant import Mutant
-from operators import drop_call, drop_raise, replace_return
+from operators import drop_call, drop_raise, fix_condition, replace_return
 
 # fmt: off
 TRAINING = (
@@ -22,4 +22,10 @@ TRAINING = (
     Mutant(82, "AlignmentPair._objective", drop_raise("broken"),
            "test_fault_82_an_objective_that_breaks_its_contract_is_named",
            ends_in=("AttributeError", "RuntimeError", "IndexError")),
+    Mutant(83, "Entry.__post_init__", fix_condition(False, "any", "fullmatch"),
+           "test_fault_83_a_pattern_names_a_package_and_a_class", ends_in="ValueError"),
+    Mutant(84, "Entry.load", drop_raise("PluginError", mentions="distribution"),
+           "test_fault_84_another_name_than_that_of_the_class_is_refused"),
+    Mutant(84, "Registry.add_plugin", drop_raise("PluginError", mentions="kind"),
+           "test_fault_84_names_of_the_core_are_reserved", ends_in=("IndexError", "PluginError")),
 )
