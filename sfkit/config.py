@@ -154,9 +154,7 @@ class HealthOptions(Options):
     conflict: float = Field(default=-0.2, ge=-1, le=0, description="Warn when the cosine of the two is below.")
     max_cosine: float = Field(default=0.99, gt=0, description="Warn when all pairs' cosine to the target is above.")
     collapse: float = Field(default=0.1, ge=0, description="Warn when projected over target rank or spread is below.")
-    spatial_shift_ratio: float = Field(
-        default=0.9, ge=0, le=1, description="Warn when the error with tokens one patch away over the error is below."
-    )
+    spatial_shift_ratio: float = Field(default=0.9, ge=0, le=1, description="Warn when shifted / own error is below.")
 
 
 class SpatialForcingConfig(Options):
@@ -166,9 +164,7 @@ class SpatialForcingConfig(Options):
     pairs: tuple[PairConfig, ...] = Field(min_length=1, description="What is aligned with what.")
     objective: ComponentSpec = Field(default=ComponentSpec(name="cosine"), description="The alignment objective.")
     projector: ComponentSpec = Field(default=ComponentSpec(name="mlp"), description="Student width to teacher width.")
-    shared_projector: bool = Field(
-        default=False, description="One projector for all pairs; 'nested' then grows with the layer."
-    )
+    shared_projector: bool = Field(default=False, description="One for all pairs; 'nested' grows with the layer.")
     transforms: tuple[ComponentSpec, ...] = Field(default=(), description="Of the teacher's features, in order.")
     pair_reduction: Literal["sum", "mean"] = Field(default="sum", description="Of the pairs' weighted losses.")
     weight: Annotated[float | str, BeforeValidator(read_weight)] = Field(
@@ -179,13 +175,11 @@ class SpatialForcingConfig(Options):
     )
     recompute: Literal["auto", "none", "selective", "full"] = Field(
         default="auto",
-        description="What backward recomputes: selective, all but the products of the projectors; full, those as well; "
-        "auto, selective where there are several pairs.",
+        description="What backward recomputes; auto: selective for several pairs, none for one.",
     )
     attach_loss: AttachLoss = Field(
         default="auto",
-        description="How the loop gets the alignment loss: return (in the loss that forward returns), backward "
-        "(injected in its backward pass), manual (by add(loss)), or auto: what fits the policy.",
+        description="Where the loop gets the alignment loss: in the returned loss, in backward, by add(loss).",
     )
     grad_accumulation: int | None = Field(default=None, ge=1, description="Batches for each optimizer step, if known.")
     seed: int = Field(default=0, ge=0, description="Seed of the projector's own random generator.")

@@ -26,6 +26,7 @@ from sfkit.saving.trust import admit
 from sfkit.schedules.base import Schedule
 from sfkit.teachers.base import Teacher, license_note
 from sfkit.training.attach import attach, base_of, detach, detached, handle_of, refuse_unwrappable
+from sfkit.training.loss_scale import Scaler
 from sfkit.training.plan import make_plan
 from sfkit.training.status import Status, describe
 from sfkit.training.step import Aligner, disable_compile
@@ -41,7 +42,7 @@ Policy = TypeVar("Policy", bound=nn.Module)
 class SpatialForcing(Aligner):
     """Spatial forcing of one policy. Made by :meth:`wrap`, found at ``policy.spatial_forcing``."""
 
-    # ---------------------------------------------------------------- attaching
+    monitor: Monitor
 
     @staticmethod
     def wrap(
@@ -56,7 +57,7 @@ class SpatialForcing(Aligner):
         objective: ComponentLike | Objective | None = None,
         projector: ComponentLike | Projector | None = None,
         transforms: Sequence[ComponentLike | Transform] | None = None,
-        pairs: Sequence[Any] | None = None,
+        pairs: Sequence[object] | None = None,
         shared_projector: bool | None = None,
         pair_reduction: Literal["sum", "mean"] | None = None,
         adapter: ComponentLike | PolicyAdapter | None = None,
@@ -65,7 +66,7 @@ class SpatialForcing(Aligner):
         grad_accumulation: int | None = None,
         recompute: Literal["auto", "none", "selective", "full"] = "auto",
         seed: int = 0,
-        health: HealthOptions | Mapping[str, Any] | None = None,
+        health: HealthOptions | Mapping[str, object] | None = None,
         self_check: bool = True,
     ) -> Policy:
         """Make ``policy`` train with ``action loss + weight * alignment loss``. Returns the same object.
@@ -76,43 +77,38 @@ class SpatialForcing(Aligner):
         Args:
             policy: The policy; inside PEFT, the PeftModel. Changed in place.
             teacher: A registered name, a name with options (``("geometry", {"frame": "world"})``), or an instance.
-            student_layer: Residual stream after this many blocks, or ``"encoder"``: what the vision tower gives to the
-                language model. None takes the adapter's default.
-            teacher_layer: The teacher's layer, 1 to its number of layers; None takes the teacher's default.
-            preset: A published method by its name (``sfkit presets`` lists them): it takes the place of the defaults of
-                the arguments from ``weight`` to ``pair_reduction``, of ``teacher``, ``student_layer`` and
-                ``teacher_layer``, and of the adapter's options. Explicit arguments override the preset.
-            weight: Weight of the alignment loss, 0 or more (default 0.5); or ``"balance:0.1"``: whatever weight keeps
-                the alignment gradient at the tapped tokens at that ratio to the action gradient.
-            schedule: Factors on the weight, step by step: a name (``"stop:5000"``; default ``"constant"``), a name with
-                options (``("cosine", {"steps": 10000})``), an instance, or a list of several, whose factors multiply.
-                Steps are training calls of ``forward``, or with ``grad_accumulation`` groups of that many.
+            student_layer: The residual stream after this many blocks, or ``"encoder"``: the output of the vision tower.
+                None: the adapter's default.
+            teacher_layer: The teacher's layer, 1 to its number of layers. None: the teacher's default.
+            preset: A published method (``sfkit presets`` lists them). It sets the arguments from ``weight`` to
+                ``pair_reduction``, ``teacher``, ``student_layer``, ``teacher_layer`` and the adapter's options.
+                Explicit arguments override the preset.
+            weight: Weight of the alignment loss, 0 or more (default 0.5); or ``"balance:0.1"``: the weight at which the
+                alignment gradient at the tapped tokens has that ratio to the action gradient.
+            schedule: Factors on the weight by step: a name (``"stop:5000"``; default ``"constant"``), a name with
+                options (``("cosine", {"steps": 10000})``), an instance, or a list, whose factors multiply. A step is
+                one training call of ``forward``, or a group of ``grad_accumulation`` calls.
             objective: Name, name with options, or instance; default ``"cosine"``.
             projector: Name, name with options, or (for a single pair) an instance; default ``"mlp"``.
-            transforms: What to do to the teacher's features before the comparison, in order: names, names with options,
-                or (for a single pair) instances. Applied on the student's grid, unless ``"resample"`` is among them:
-                then what stands before it sees the teacher's own.
-            pairs: Instead of ``teacher``, ``student_layer`` and ``teacher_layer``: several ``(student_layer, teacher,
-                teacher_layer, weight)`` tuples or mappings with those keys; ``teacher_layer`` and ``weight`` may be
-                left out. A mapping may also hold an ``objective``, a ``projector`` and ``transforms`` of its own, and
-                ``future``: the teacher then sees the frame so many steps ahead. Each teacher runs once for all pairs
-                (and once for each ``future``).
+            transforms: Steps from the teacher's features to the target, in order: names, names with options, or (for a
+                single pair) instances. They run on the student's grid; with ``"resample"`` among them, those before it
+                run on the teacher's grid.
+            pairs: Several pairs instead of ``teacher``, ``student_layer`` and ``teacher_layer``: ``(student_layer,
+                teacher, teacher_layer, weight)`` or mappings with those keys; the last two may be missing. A mapping
+                may also hold ``objective``, ``projector`` and ``transforms`` of its own, and ``future``: the teacher
+                sees the frame that many steps ahead. Each teacher runs once for all pairs of one frame.
             shared_projector: One projector for all pairs (default False). ``"nested"`` then grows from pair to pair.
-            pair_reduction: Whether the weighted losses of the pairs are added (default) or averaged.
-            adapter: Only needed when the policy's class is not recognized, or to give options.
+            pair_reduction: Add the weighted losses of the pairs (default), or average them.
+            adapter: Needed if no adapter recognizes the policy's class, or to give options.
             cameras: Calibration and poses, for teachers that need geometry.
             attach_loss: How the alignment loss reaches what the loop differentiates: ``"return"`` (added to the loss
-                that forward returns), ``"backward"`` (injected through forward's outputs in the loop's backward pass)
-                or ``"manual"`` (by ``loss = policy.spatial_forcing.add(loss)`` alone); ``"auto"`` takes what fits
-                the policy.
-            grad_accumulation: Batches for each optimizer step; needed where the trainer hands the policy
-                ``num_items_in_batch`` (HF Trainer), by which the policy's own loss is scaled already, where
-                the alignment loss rides on the outputs and the loop divides its loss, and for a schedule in optimizer
-                steps.
-            recompute: What backward makes again instead of keeping it from forward; gradients are the same to the last
-                bit. ``"selective"``: masks, norms and activations, so that about what the bare matrix products of the
-                projectors keep is left. ``"full"``: projections and comparisons too, for a third more of the alignment
-                time, and nothing is left. ``"auto"``: ``"selective"`` for several pairs, ``"none"`` for one.
+                that forward returns), ``"backward"`` (injected through forward's outputs in the backward pass),
+                ``"manual"`` (by ``loss = policy.spatial_forcing.add(loss)``), or ``"auto"``: what fits the policy.
+            grad_accumulation: Batches for each optimizer step. Needed with ``num_items_in_batch`` (HF Trainer), with
+                ``attach_loss="backward"`` where the loop divides its loss, and for schedules in optimizer steps.
+            recompute: What backward recomputes instead of keeping it; gradients are equal to the last bit.
+                ``"selective"``: masks, norms and activations. ``"full"``: projections and comparisons too, for a third
+                more of the alignment time. ``"auto"``: ``"selective"`` for several pairs, ``"none"`` for one.
             seed: Seed of the projector's own generator; the global random state is left alone.
             health: Options of the health monitor, as ``{"every": 100}``; see :meth:`health`.
             self_check: Verify on the first batches that alignment really trains.
@@ -151,8 +147,8 @@ class SpatialForcing(Aligner):
         handle.train(policy.training)
         attach(policy, handle)
         logger.info("sfkit: %s", handle.describe())
-        for message in handle.license_notes():
-            logger.warning("sfkit: %s", message)
+        for limited in {one.name: one for one in handle.teachers if one.noncommercial}.values():
+            logger.warning("sfkit: %s", license_note(limited.identity))
         return policy
 
     @staticmethod
@@ -186,18 +182,14 @@ class SpatialForcing(Aligner):
         finally:
             handle.enabled = before
 
-    # ---------------------------------------------------------------- in the training loop
-
     def add(self, loss: Tensor) -> Tensor:
         """``loss`` with the alignment loss of the forward that it was computed from: always exact.
 
-        For training loops that compute their loss from what the policy returns. Call it once, on the very loss that is
-        then scaled, divided and differentiated; where that forward was not aligned (weight 0, :meth:`disabled`, eval
-        mode), it returns ``loss`` itself. Several forwards may stand behind one loss.
+        For training loops that compute their loss from what the policy returns. Call it once, before the loss is
+        scaled, divided and differentiated. Where nothing is aligned it returns ``loss``.
 
         Args:
-            loss: ``()``; or ``(b,)`` or ``(b, ...)``, to which each sample's own alignment is added, so that the means
-                add up.
+            loss: ``()``; or ``(b,)`` or ``(b, ...)``, to which each sample's own alignment is added.
 
         Raises:
             LossError: The alignment loss is in it already, or ``loss`` was not computed from the last forward.
@@ -219,12 +211,12 @@ class SpatialForcing(Aligner):
         self.scale.accumulation = batches
 
     @property
-    def scaler(self) -> Any:
+    def scaler(self) -> Scaler | None:
         """The loop's ``GradScaler``, which ``attach_loss="backward"`` must follow; set it where the loop has one."""
         return self.scale.scaler
 
     @scaler.setter
-    def scaler(self, scaler: Any) -> None:
+    def scaler(self, scaler: Scaler | None) -> None:
         self.scale.scaler = scaler
 
     def scale_for_processes(self, processes: int) -> None:
@@ -243,10 +235,6 @@ class SpatialForcing(Aligner):
         """Call ``callback`` with the folder after each ``save_pretrained`` that has written ``spatial_forcing/``."""
         self.save_callbacks.append(callback)
 
-    # ---------------------------------------------------------------- saving
-
-    monitor: Monitor
-
     @staticmethod
     def export(policy: nn.Module, directory: str | Path) -> None:
         """Write what the policy's own framework would write, and nothing of sfkit."""
@@ -258,12 +246,11 @@ class SpatialForcing(Aligner):
     def save(self, directory: str | Path, gathered: Mapping[str, Tensor] | None = None) -> bool:
         """Write ``directory/spatial_forcing/`` (config and projector), as ``policy.save_pretrained`` does by itself.
 
-        Under FSDP2 all processes must call it, as they must call ``policy.save_pretrained``, and the first one writes;
-        a process that gives what was gathered before needs no others.
+        Under FSDP2 all processes call it, and the first one writes; one that gives ``gathered`` needs no others.
 
         Args:
             directory: Where the policy's own files are.
-            gathered: The whole state of the policy, handle included; looked at under FSDP2 alone.
+            gathered: The whole state of the policy, for FSDP2 alone.
 
         Returns:
             Whether it was this process that wrote.
@@ -289,7 +276,7 @@ class SpatialForcing(Aligner):
         source: str | Path,
         *,
         revision: str | None = None,
-        options: Mapping[str, Mapping[str, Any]] | None = None,
+        options: Mapping[str, Mapping[str, object]] | None = None,
         **changes: Any,
     ) -> Policy:
         """Wrap ``policy`` as a saved run was wrapped, and resume its projector, step counter and statistics.
@@ -325,8 +312,6 @@ class SpatialForcing(Aligner):
             handle.steps = handle.steps // before * now
         return policy
 
-    # ---------------------------------------------------------------- reports
-
     @property
     def teachers(self) -> list[Teacher]:
         """The teachers, each once."""
@@ -342,11 +327,6 @@ class SpatialForcing(Aligner):
     def __dir__(self) -> list[str]:
         """Public names of this class alone, without the many of ``nn.Module``."""
         return sorted(name for name in vars(SpatialForcing) if not name.startswith("_"))
-
-    def license_notes(self) -> list[str]:
-        """One sentence for each teacher whose weights may not be used commercially."""
-        limited = {teacher.name: teacher for teacher in self.teachers if teacher.noncommercial}
-        return [license_note(teacher.identity) for teacher in limited.values()]
 
     def metrics(self) -> dict[str, float]:
         """Figures of the last aligned step; empty before the first. Reading them waits for the device.

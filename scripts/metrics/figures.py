@@ -20,19 +20,26 @@ class Figure:
     Attributes:
         what: What is counted.
         value: How much there is.
-        limit: How much there may be; None where it is only reported.
+        limit: The goal; None where it is only reported.
         examples: Where it is too much.
+        ceiling: How much there may be until the goal is met; None: the goal itself.
     """
 
     what: str
     value: float
     limit: float | None = None
     examples: Sequence[str] = ()
+    ceiling: float | None = None
 
     @property
     def over(self) -> bool:
-        """Whether it exceeds its limit."""
+        """Whether it exceeds its goal."""
         return self.limit is not None and self.value > self.limit
+
+    @property
+    def worse(self) -> bool:
+        """Whether it exceeds what is allowed until the goal is met."""
+        return self.over and self.value > (self.ceiling or 0)
 
 
 def figures(root: Path) -> list[Figure]:
@@ -51,8 +58,8 @@ def _size(root: Path, core: Sequence[Source]) -> list[Figure]:
     long_functions = [name for one in core for name in one.long_functions(LONGEST_FUNCTION, whole)]
     entries = {path.name for path in (root / "sfkit").iterdir()} - {"__init__.py", "py.typed", "__pycache__"}
     return [
-        Figure("lines of sfkit/", sum(one.code_lines for one in core), 6600),
-        Figure("lines that SpatialForcing imports", sum(one.code_lines for one in behind), 3700),
+        Figure("lines of sfkit/", sum(one.code_lines for one in core), 6600, ceiling=7200),
+        Figure("lines that SpatialForcing imports", sum(one.code_lines for one in behind), 3700, ceiling=4500),
         Figure("files of sfkit/", len(core), 85),
         Figure("entries within sfkit/", len(entries), 19),
         Figure(f"files of more than {LONGEST_FILE} lines in all", len(long_files), 0, long_files),

@@ -45,18 +45,15 @@ def read_pairs(given: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [_read_pair(pair) for pair in pairs]
 
 
-def _read_pair(pair: object) -> dict[str, Any]:
+def _read_pair(given: object) -> dict[str, Any]:
     fields = PairConfig.model_fields
-    if isinstance(pair, PairConfig):
-        pair = dict(pair)
-    if isinstance(pair, (tuple, list)) and 2 <= len(pair) <= 4:
-        pair = dict(zip(("student_layer", "teacher", "teacher_layer", "weight"), pair, strict=False))
-    if not isinstance(pair, Mapping):
-        raise ConfigError(f"Cannot read a pair from {pair!r}.", _FORMS)
+    pair = dict(given) if isinstance(given, (PairConfig, Mapping)) else {}
+    if isinstance(given, (tuple, list)) and 2 <= len(given) <= 4:
+        pair = dict(zip(("student_layer", "teacher", "teacher_layer", "weight"), given, strict=False))
     unknown = [str(key) for key in pair if key not in fields]
     if unknown or not {"student_layer", "teacher"} <= pair.keys():
         hints = "".join(did_you_mean(key, fields) for key in unknown)
-        raise ConfigError(f"Cannot read a pair from {dict(pair)!r}.{hints}", _FORMS)
+        raise ConfigError(f"Cannot read a pair from {given!r}.{hints}", _FORMS)
     return {**{name: fields[name].get_default() for name in fields}, "teacher_layer": None, **pair}
 
 

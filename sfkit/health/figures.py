@@ -46,7 +46,7 @@ def spread_and_rank(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         tokens: ``(..., d)``.
-        mask: ``(...)`` bool.
+        mask: ``(*)`` bool.
 
     Returns:
         Two ``()`` float32; NaN for fewer than two valid tokens.

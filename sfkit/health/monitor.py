@@ -54,8 +54,7 @@ class Monitor(StepObserver):
     key: ClassVar[str] = "health"
 
     def __init__(self, options: HealthOptions, aligner: Aligner) -> None:
-        self.options = options
-        self.aligner = aligner
+        self.options, self.aligner = options, aligner
         self.filter = WarningFilter(options.patience)
         self.warn: Callable[[str], None] = _warn
         self.last = Health(None, options.every)
@@ -85,7 +84,10 @@ class Monitor(StepObserver):
             self._views = tuple(views.names)
             found = self._movements()
             for site, student in students.items():
-                found.update(self._site_figures(site, student))
+                tokens, key = student.values.detach(), site.key
+                now = moments(tokens, student.mask)
+                first = self._first(f"tokens.{key}", now)
+                found |= {f"drift.{key}": drift(now, first), f"noise.{key}": drift_noise(tokens, student.mask, first)}
             both = zip(self.aligner.pairs, results, strict=True)
             compared = [result.compared for pair, result in both if result.compared and not pair.reads_attention]
             measured: set[str] = set()
@@ -99,14 +101,8 @@ class Monitor(StepObserver):
                 found.update({f"{index}.{key}": value for key, value in figures.items()})
             self._pending = {key: value.float().reshape(-1) for key, value in found.items()}
 
-    def _site_figures(self, site: TapSite, student: FeatureMap) -> dict[str, Tensor]:
-        tokens = student.values.detach()
-        now = moments(tokens, student.mask)
-        first = self._first(f"tokens.{site.key}", now)
-        return {f"drift.{site.key}": drift(now, first), f"noise.{site.key}": drift_noise(tokens, student.mask, first)}
-
     def _first(self, key: str, now: Tensor) -> Tensor:
-        """The value of ``now``, ``(...)``, as the run began; ``now`` itself if it was not known then."""
+        """The value of ``now``, ``(*)``, as the run began; ``now`` itself if it was not known then."""
         first = self._reference.get(key)
         if first is None or first.shape != now.shape or bool(first.isnan().any()):
             self._reference[key] = first = now

@@ -16,15 +16,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from sfkit import __version__
-from sfkit.config import SpatialForcingConfig
+from sfkit.config import SpatialForcingConfig, balance_ratio
 from sfkit.errors import CheckpointError, ConfigError
+from sfkit.health.figures import sample_of
 from sfkit.saving.trust import Origin, Published
 from sfkit.teachers.base import Teacher, license_note
+from sfkit.training import state
+from sfkit.training.step import Aligner
 from sfkit.training.taps import site_of
 from sfkit.utils.places import read_json
 
@@ -33,12 +37,15 @@ _CONFIG, _PROJECTOR, _README = "config.json", "projector.safetensors", "README.m
 #: The files that are fetched and read, and their largest sizes in bytes.
 LIMITS = {f"{FOLDER}/{_CONFIG}": 2**20, f"{FOLDER}/{_PROJECTOR}": 2**32, f"{FOLDER}/{_README}": 2**20}
 _FORMAT = "sfkit.checkpoint/3"
+#: Prefixes of entries that depend on weight and schedule, and of the health monitor's.
+_WEIGHTING = ("schedule.", "balance.", "measured")
+_HEALTH = "health."
 #: The folder that is being replaced, within the temporary one.
 _EARLIER = "earlier"
 
 
 def save(
-    directory: str | Path, config: SpatialForcingConfig, state: Mapping[str, Tensor], teachers: Sequence[Teacher]
+    directory: str | Path, config: SpatialForcingConfig, tensors: Mapping[str, Tensor], teachers: Sequence[Teacher]
 ) -> None:
     """Write ``directory/spatial_forcing/``; an interruption leaves the earlier folder as it was."""
     directory = Path(directory)
@@ -59,7 +66,7 @@ def save(
         # mkdtemp's own folder is private to the user; the one inside has the usual permissions.
         fresh = work / "fresh"
         fresh.mkdir()
-        save_file({key: value.detach().contiguous().cpu() for key, value in state.items()}, fresh / _PROJECTOR)
+        save_file({key: value.detach().contiguous().cpu() for key, value in tensors.items()}, fresh / _PROJECTOR)
         (fresh / _CONFIG).write_text(json.dumps(record, indent=2) + "\n")
         (fresh / _README).write_text(_readme(public.config, identities, notes))
         if (directory / FOLDER).exists():
@@ -71,20 +78,20 @@ def save(
         shutil.rmtree(work, ignore_errors=True)
 
 
-def is_scattered(state: Mapping[str, Tensor]) -> bool:
+def is_scattered(tensors: Mapping[str, Tensor]) -> bool:
     """Whether each process holds a part of these tensors, as under FSDP2. Their class depends on torch's version."""
-    return any(hasattr(value, "full_tensor") for value in state.values())
+    return any(hasattr(value, "full_tensor") for value in tensors.values())
 
 
-def gather(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Scattered tensors in one piece. All processes must call this."""
-    return {key: value.full_tensor() if hasattr(value, "full_tensor") else value for key, value in state.items()}
+    return {key: value.full_tensor() if hasattr(value, "full_tensor") else value for key, value in tensors.items()}
 
 
-def part_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def part_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The handle's part of a policy's state, under the handle's own names."""
     prefix = f"{FOLDER}."
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
 def _readme(config: SpatialForcingConfig, identities: Sequence[Mapping[str, str]], notes: Sequence[str]) -> str:
@@ -237,21 +244,44 @@ def wrap_arguments(config: SpatialForcingConfig) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in config}
 
 
-def load_into(handle: nn.Module, folder: Path) -> None:
-    """Load projector and state, strictly: every missing, unexpected or misshapen tensor is named.
+def load_into(handle: Aligner, folder: Path) -> None:
+    """Load projector and state, strictly: each entry that is missing, unexpected, misshapen or not finite is named.
+
+    The state of a schedule or a balance that the handle does not have, because the caller chose another, is left out.
 
     Raises:
-        CheckpointError: Something does not fit.
+        CheckpointError: Something does not fit; the handle is what it was.
     """
-    path = folder / _PROJECTOR
+    path, config = folder / _PROJECTOR, read_config(folder)
     try:
-        handle.load_state_dict(load_file(path), strict=True)
+        entries = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{path} could not be read: {error}", "It may be truncated; restore or retrain."
         ) from error
-    except (RuntimeError, KeyError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} does not fit: {error}",
-            "Use the policy, student layer, teacher and projector that it was saved with.",
-        ) from error
+    if _weighting(config) != _weighting(handle.config):
+        mine = {key: value for key, value in state.of(handle).items() if key.startswith(_WEIGHTING)}
+        others = {key: value for key, value in entries.items() if not key.startswith(_WEIGHTING)}
+        entries = {**others, **{key: entries.get(key, value) for key, value in mine.items()}}
+    try:
+        state.check(handle, entries, _references(handle, entries))
+        references = {key: entries.pop(key) for key in [*entries] if key.startswith(_HEALTH)}
+        handle.load_state_dict(entries, strict=False)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error.message}", error.remedy) from error
+    for observer in handle.observers:
+        own = f"{observer.key}."
+        observer.load_state({key[len(own) :]: item for key, item in references.items() if key.startswith(own)})
+
+
+def _weighting(config: SpatialForcingConfig) -> tuple[object, bool]:
+    """What decides which entries :data:`_WEIGHTING` there are."""
+    return config.schedule, balance_ratio(config.weight) is None
+
+
+def _references(handle: Aligner, entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The references of the health monitor in their shapes, ``(2, d)`` and ``(n,)``, from the entries ``(...)``."""
+    found = {f"{_HEALTH}tokens.{site.key}": torch.empty(2, site.width(handle.adapter)) for site in handle.taps.at}
+    saved = entries.get(f"{_HEALTH}projector", torch.empty(0))
+    # A part of the projector may have been frozen when it was saved.
+    return {**found, f"{_HEALTH}projector": sample_of(handle.parameters())[: saved.numel()]}

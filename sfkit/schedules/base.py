@@ -44,11 +44,11 @@ class Schedule(Configurable, ABC):
         """
 
     def state(self) -> dict[str, float]:
-        """What must survive a resume beside the step; empty by default."""
+        """What must survive a resume beside the step, finite; the same keys at all times. Empty by default."""
         return {}
 
     def load_state(self, state: Mapping[str, float]) -> None:
-        """Restore what :meth:`state` returned."""
+        """Restore what :meth:`state` returned; a ValueError says why something else is refused."""
 
 
 class Product(tuple[Schedule, ...]):

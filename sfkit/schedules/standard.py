@@ -184,4 +184,7 @@ class ConflictSchedule(Schedule):
         return {"mean": self._mean, "count": float(self._count), "stopped": float(self._stopped)}
 
     def load_state(self, state: Mapping[str, float]) -> None:
-        self._mean, self._count, self._stopped = state["mean"], int(state["count"]), bool(state["stopped"])
+        mean, count, stopped = state["mean"], state["count"], state["stopped"]
+        if not (-1.001 <= mean <= 1.001 and count >= 0 and count.is_integer() and stopped in (0, 1)):
+            raise ValueError(f"a mean of {mean}, {count} measurements and stopped={stopped} are no state of it")
+        self._mean, self._count, self._stopped = mean, int(count), bool(stopped)

@@ -145,8 +145,11 @@ class GeometryTeacher(Teacher):
         return {**self._moments.state(), "steps_left": torch.tensor(self._steps_left)}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        self._steps_left = int(state["steps_left"])
-        self._moments.load_state({key: value for key, value in state.items() if key != "steps_left"})
+        left = state["steps_left"]
+        if left.shape or left.dtype != torch.int64:
+            raise ValueError(f"steps_left is {left.dtype} of shape {tuple(left.shape)}, expected a whole number")
+        self._moments.load_state({key: value for key, value in state.items() if key != "steps_left"}, self.dim(1))
+        self._steps_left = int(left)
         self._standard = None
 
     def _for_statistics(self, names: Sequence[str], values: Tensor, mask: Tensor) -> dict[str, tuple[Tensor, Tensor]]:

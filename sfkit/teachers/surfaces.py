@@ -19,6 +19,7 @@ _THIN = 1e-3
 
 #: Number of values, their sum, and the sum of their squares: ``(*positions, 1)``, then twice ``(*positions, d)``.
 Sums: TypeAlias = tuple[Tensor, Tensor, Tensor]
+_FIELDS = ("count", "total", "square")
 
 
 def plane_normals(
@@ -218,16 +219,20 @@ class RunningMoments:
         return {
             f"{field}.{name}": part.cpu()
             for name, sums in self._sums.items()
-            for field, part in zip(("count", "total", "square"), sums, strict=True)
+            for field, part in zip(_FIELDS, sums, strict=True)
         }
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what ``state`` returned (as copies: tensors read from a file may be mapped from it)."""
-        copies = {key: value.clone() for key, value in state.items()}
-        names = [key.removeprefix("count.") for key in copies if key.startswith("count.")]
-        self._sums = {
-            name: (copies[f"count.{name}"], copies[f"total.{name}"], copies[f"square.{name}"]) for name in names
-        }
+    def load_state(self, state: Mapping[str, Tensor], dim: int) -> None:
+        """Restore what ``state`` returned for features of ``dim`` channels, as copies: a file's tensors may be mapped.
+
+        Raises:
+            ValueError: A sum is missing, unknown, negative, of no float type, or of another shape than the others.
+        """
+        names = [key.removeprefix("count.") for key in state if key.startswith("count.")]
+        unknown = state.keys() - {f"{field}.{name}" for field in _FIELDS for name in names}
+        if unknown:
+            raise ValueError(f"{', '.join(sorted(unknown))} is unknown")
+        self._sums = {name: _checked(name, [state.get(f"{field}.{name}") for field in _FIELDS], dim) for name in names}
 
     def _overall(self) -> Tensor:
         if not self._sums:
@@ -235,6 +240,22 @@ class RunningMoments:
         seen = sum(_pooled(count) for count, _, _ in self._sums.values())
         total = sum(_pooled(total) for _, total, _ in self._sums.values())
         return torch.as_tensor(total) / torch.as_tensor(seen).clamp(min=1)
+
+
+def _checked(name: str, saved: Sequence[Tensor | None], dim: int) -> Sums:
+    """Copies of saved sums, ``(*positions, 1)``, ``(*positions, d)`` and ``(*positions, d)``."""
+    count, total, square = saved
+    if count is None or total is None or square is None:
+        raise ValueError(f"{name} lacks one of {', '.join(_FIELDS)}")
+    if not (count.shape[-1:] == (1,) and total.shape == square.shape == (*count.shape[:-1], dim)):
+        shapes = ", ".join(str(tuple(part.shape)) for part in (count, total, square))
+        raise ValueError(f"{', '.join(f'{field}.{name}' for field in _FIELDS)} have the shapes {shapes}")
+    for field, part in zip(_FIELDS, (count, total, square), strict=True):
+        if part.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"{field}.{name} is {part.dtype}, expected torch.float64")
+    if bool((count < 0).any() | (square < 0).any()):
+        raise ValueError(f"count.{name} or square.{name} is negative")
+    return count.clone(), total.clone(), square.clone()
 
 
 def _pooled(values: Tensor) -> Tensor:

@@ -147,7 +147,7 @@ def _save_pretrained(base: Any) -> Callable[..., object]:
             result = base.save_pretrained(self, save_directory, *args, **kwargs)
         if handle.save(save_directory, given):
             for after_save in handle.save_callbacks:
-                after_save(save_directory)
+                after_save(Path(save_directory))
         return result
 
     return save_pretrained

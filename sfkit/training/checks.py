@@ -76,9 +76,10 @@ def find_trained_leaf(student: FeatureMap) -> Tensor | None:
 
 
 class OptimizerWatch:
-    """Shows, from the versions of two parameters ``(...)``, whether what moves the policy also moves the projector."""
+    """Shows, from the versions of two parameters ``(*)``, whether what moves the policy also moves the projector."""
 
     def __init__(self, policy: Tensor, projector: Tensor) -> None:
+        """Start with one parameter of each, ``(*)``."""
         self.policy, self.projector = policy, projector
         self.versions = policy._version, projector._version
         self.steps = 0
@@ -216,18 +217,17 @@ class SelfCheck(StepObserver):
 
     def _unreached(self, site: TapSite) -> GradientError:
         hint = self.adapter.unfreeze_hint()
-        where = f" ({hint})" if hint else ""
+        frozen = f"what is frozen ({hint})" if hint else "what is frozen"
         if self.taps.at[site].without_gradient:
             return GradientError(
-                f"The tap at {site} fired while gradients were off: inside a reentrant activation checkpoint, which "
-                "runs without gradient first, or under no_grad. From there only the projector would be trained.",
-                f"Checkpoint with use_reentrant=False, remove the no_grad around what is frozen{where}, or choose "
-                "another layer.",
+                f"The tap at {site} fired while gradients were off: in a reentrant activation checkpoint, or under "
+                "no_grad. Only the projector would learn.",
+                f"Checkpoint with use_reentrant=False, remove the no_grad around {frozen}, or choose another layer.",
             )
         return GradientError(
             f"The gradient of the visual tokens at {site} reaches no trainable parameter of the policy: only the "
-            "projector would be trained.",
-            f"Unfreeze what lies before that layer{where}, put LoRA on it, or choose a layer after trainable ones.",
+            "projector would learn.",
+            f"Unfreeze {frozen} before that layer, put LoRA on it, or choose a layer after trainable ones.",
         )
 
     def _give_up(self, reason: str) -> None:

@@ -91,7 +91,7 @@ class GradientMeter:
         }
 
     def _branch(self, tensor: Tensor, index: int, weight: Tensor | float) -> Tensor:
-        """An identity view of a tensor ``(...)``, with hooks on both."""
+        """An identity view of a tensor ``(*)``, with hooks on both."""
         if not tensor.requires_grad:
             return tensor
         branch = tensor.view_as(tensor)
@@ -142,7 +142,7 @@ class _Record:
 
     @torch.no_grad()
     def see_sum(self, gradient: Tensor) -> None:
-        """Split the sum of both gradients, in the same shape, and add its squares to the table."""
+        """Split the sum of both gradients, ``(b, n, d)`` or ``(b, d, h, w)``, and add its squares to the table."""
         alignment, self._alignment = self._alignment, None
         if alignment is None or not self._meter.live:
             return

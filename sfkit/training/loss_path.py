@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -14,7 +14,7 @@ from sfkit.config import AttachLoss
 from sfkit.errors import ConfigError, LossError
 from sfkit.policies.base import PolicyAdapter, add_per_sample
 from sfkit.training.loss_scale import LossScale
-from sfkit.training.pending_loss import PendingLoss, inject, pending_losses
+from sfkit.training.pending_loss import Parameters, PendingLoss, inject, pending_losses
 from sfkit.utils.runtime import trains_in_backward
 
 
@@ -45,7 +45,7 @@ class LossPath(Protocol):
 
         Args:
             output: What forward returned.
-            zero: From a tensor ``(...)`` to 0 times the projectors, of the same shape, dtype and device.
+            zero: From a tensor ``(*)`` to 0 times the projectors, of the same shape, dtype and device.
         """
 
 
@@ -140,11 +140,7 @@ class LossPaths:
     """
 
     def __init__(
-        self,
-        adapter: PolicyAdapter,
-        attach_loss: AttachLoss,
-        scale: LossScale,
-        parameters: Callable[[], Iterable[Tensor]],
+        self, adapter: PolicyAdapter, attach_loss: AttachLoss, scale: LossScale, parameters: Parameters
     ) -> None:
         if attach_loss == "return" and adapter.loss_outside:
             raise ConfigError(

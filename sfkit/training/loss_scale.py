@@ -19,7 +19,7 @@ class Scaler(Protocol):
     """What multiplies a loop's loss, as torch's ``GradScaler``."""
 
     def scale(self, outputs: Tensor) -> Tensor:
-        """``outputs``, ``(...)``, times the factor."""
+        """``outputs``, ``(*)``, times the factor."""
 
 
 class LossScale:
@@ -90,7 +90,7 @@ class LossScale:
         """Warn once where gradients are accumulated, and whether the loss is divided for that is not known.
 
         Args:
-            parameter: ``(...)``, one of the projector's: it has a gradient from an earlier backward pass, and no
+            parameter: ``(*)``, one of the projector's: it has a gradient from an earlier backward pass, and no
                 optimizer has moved it since, where gradients are accumulated.
         """
         if self.accumulation is not None or parameter is None:

@@ -12,13 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from sfkit.utils.pytree import map_tensors, tensors_in
 from sfkit.utils.runtime import is_distributed
+
+#: Gives parameters when they are needed.
+Parameters: TypeAlias = Callable[[], Iterable[Tensor]]
 
 
 @dataclass(eq=False)
@@ -36,7 +39,7 @@ class PendingLoss:
 
     gradient: Callable[[], Tensor | float] | None = None
     arrived: Callable[[PendingLoss], None] | None = None
-    leaves: Callable[[], Iterable[Tensor]] = tuple
+    leaves: Parameters = tuple
     added: bool = False
     spent: bool = False
     passed: bool = False
@@ -67,7 +70,7 @@ class GradientInjector(torch.autograd.Function):
     def forward(
         ctx: Any, args: tuple[PendingLoss, list[bool]], witness: Tensor, loss: Tensor, *outputs: Tensor
     ) -> tuple[Tensor, ...]:
-        """Outputs ``(...)``, the alignment loss ``(b,)``, and a witness ``()``: a leaf that this node alone knows."""
+        """Outputs ``(*)``, the alignment loss ``(b,)``, and a witness ``()``: a leaf that this node alone knows."""
         (ctx.pending, alone), ctx.loss = args, loss
         ctx.set_materialize_grads(False)
         # The loop may change an output in place (``logits.div_(2)``): an alias that is no view has the version counter
@@ -77,6 +80,7 @@ class GradientInjector(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        """The gradients of the outputs, ``(*)`` each, unchanged; and one for the alignment loss, ``(b,)``."""
         share = ctx.pending.share(accumulates=_accumulates(ctx))
         loss = ctx.loss
         own = torch.as_tensor(share, dtype=loss.dtype, device=loss.device) / loss.numel()
@@ -94,7 +98,7 @@ def _accumulates(ctx: Any) -> bool:
 
 
 def _is_accumulated_into(leaf: Tensor) -> bool:
-    """Whether the present backward pass accumulates into a parameter ``(...)``."""
+    """Whether the present backward pass accumulates into a parameter ``(*)``."""
     if not (leaf.is_leaf and leaf.requires_grad):
         return False
     with torch.enable_grad():
@@ -139,7 +143,7 @@ def pending_losses(loss: Tensor, *, behind: bool = False) -> list[tuple[PendingL
     """The pending losses that ``loss`` was computed from, each with its tensor ``(b,)``.
 
     Args:
-        loss: With gradient, of any shape ``(...)``.
+        loss: With gradient, of any shape ``(*)``.
         behind: Look behind injectors too, through whole policies, for a forward that was fed what an earlier one has
             returned.
     """

@@ -6,6 +6,8 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,70 +64,70 @@ class Aligner(nn.Module):
         self.check = SelfCheck(plan.adapter, self, self.taps, enabled=plan.config.self_check)
         contract = ContractCheck(plan.pairs, enabled=plan.config.self_check)
         self.observers: list[StepObserver] = [self.check, contract]
-        self.save_callbacks: list[Callable[[Any], None]] = []
+        self.save_callbacks: list[Callable[[Path], None]] = []
         self.enabled = True
         self.steps = 0
         self._last: dict[str, Tensor] = {}
         self._warned: set[str] = set()
         self._released = False
-        self._first_run = True
 
     # ---------------------------------------------------------------------------------------------------- the step
 
     def wrapped_forward(
-        self, policy: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+        self, policy: nn.Module, forward: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> object:
         """Run the policy's own forward; in training, attach the alignment loss to what it returns."""
         if not (policy.training and torch.is_grad_enabled()):
             self._warn_if_left_in_eval(policy)
             return forward(*args, **kwargs)
         plan = self._begin()
         if not plan.factor:
-            return self._without_alignment(forward(*args, **kwargs))
+            return self._without_alignment(plan, forward(*args, **kwargs))
         output, captured, inputs = self.taps.run(forward, args, kwargs)
         is_float32 = torch.get_default_dtype() == torch.float32
         attach = self._attach if is_float32 else float32_by_default()(self._attach)
         return attach(plan, (args, kwargs), output, captured, inputs)
 
-    def forward(self, call: ForwardCall, captured: Mapping[TapSite, Captured]) -> Alignment:
+    def forward(self, plan: StepPlan, call: ForwardCall, captured: Mapping[TapSite, Captured]) -> Alignment:
         """Align one batch: the sum (or mean) over pairs of ``pair weight * objective``, for each sample.
 
         It is a module's forward, because FSDP2 gathers the projectors as it begins.
         """
-        watching = self.weighting.plan.observers if self._first_run else ()
         with torch.no_grad():
             views = self.adapter.views(call)
         students = {site: site.tokens(self.adapter, tensors, views) for site, tensors in captured.items()}
-        for observer in watching:
+        for observer in plan.observers:
             observer.captured(views, students)
-        features = encode(self.pairs, self.adapter, call, views, students, observe=self._first_run)
-        keep_maps = any(observer.reads_maps for observer in watching)
+        features = encode(self.pairs, self.adapter, call, views, students, observe=plan.first_run)
+        keep_maps = any(observer.reads_maps for observer in plan.observers)
         results = [
             pair(students[pair.site], target, keep_maps) for pair, target in zip(self.pairs, features, strict=True)
         ]
-        for observer in watching:
+        for observer in plan.observers:
             observer.aligned(views, students, results)
         return self._combine(results)
 
     def _begin(self) -> StepPlan:
-        """Plan this step; where backward recomputes a forward, its plan is that of the first run."""
-        self._first_run = not is_recompute_forward()
-        if self._first_run:
+        """Plan this step; where backward recomputes a forward, its plan is that of the first run, without observers."""
+        # Recomputation may begin within the first run, whose self-check sends gradients back: nothing of it is kept.
+        first_run = not is_recompute_forward()
+        if first_run:
             self.loss_paths.start_step()
             if self.enabled or is_distributed():
                 self.weighting.begin(self.step, self._device(), self.observers)
                 if self.enabled and self.weighting.plan.factor:
                     refuse_transforms(type(self.adapter.policy).__name__)
-        return self.weighting.plan if self.enabled else StepPlan()
+        plan = self.weighting.plan if self.enabled else StepPlan()
+        return plan if first_run else replace(plan, observers=(), first_run=False)
 
     def _attach(
         self,
         plan: StepPlan,
-        arguments: tuple[tuple[Any, ...], dict[str, Any]],
-        output: Any,
+        arguments: tuple[tuple[object, ...], dict[str, object]],
+        output: object,
         captured: Mapping[TapSite, Captured],
-        inputs: Mapping[str, tuple[Any, ...]],
-    ) -> Any:
+        inputs: Mapping[str, tuple[object, ...]],
+    ) -> object:
         """Align, and attach the weighted loss."""
         policy, (args, kwargs) = self.adapter.policy, arguments
         bound = _signature(type(policy).forward).bind(policy, *args, **kwargs)
@@ -137,17 +139,17 @@ class Aligner(nn.Module):
         if plan.measures:
             meter = self.weighting.meter
             with meter.paused():  # the self-check sends gradients of its own
-                result: Alignment = self(call, meter.branches(captured, weight))
+                result: Alignment = self(plan, call, meter.branches(captured, weight))
         else:
-            result = self(call, captured)
-        self._count_step()
+            result = self(plan, call, captured)
+        self.steps += plan.first_run
         self._log(plan, path.loss, result, weight)
         # A plain number where there is one: autograd would keep a tensor for backward.
         balanced = self.weighting.balance is not None
         factor = beside(weight, result.loss) if balanced else plan.factor * self.weighting.weight
         figures = {key: value for key, value in self._last.items() if key != "sf_valid_token_fraction"}
         output, total = path.attach(output, factor * share * result.loss, {**figures, **plan.logs})
-        if total is not None and self._first_run:
+        if total is not None:
             for observer in plan.observers:
                 observer.attached(total)
         return output
@@ -162,7 +164,7 @@ class Aligner(nn.Module):
     # ------------------------------------------------------------------------------------ steps without alignment
 
     @float32_by_default()
-    def _without_alignment(self, output: Any) -> Any:
+    def _without_alignment(self, plan: StepPlan, output: object) -> object:
         """A training step that is disabled, or at which weight or schedule are 0.
 
         With several processes, the projectors stay in its graph, and it takes part in all collectives. DDP otherwise
@@ -173,7 +175,9 @@ class Aligner(nn.Module):
         scheduled = self.enabled and self.weighting.weight
         if scheduled and ended:
             self._release_teachers()
-        if self._count_step() and is_distributed():
+        # All ranks, and the steps of a schedule, stay together.
+        self.steps += plan.first_run
+        if plan.first_run and is_distributed():
             if not ended:
                 for runner, _ in dict.fromkeys((pair.runner, pair.future) for pair in self.pairs):
                     runner.participate_without_data()
@@ -198,7 +202,7 @@ class Aligner(nn.Module):
         log_info(f"At step {self.step} the schedule ({described}) has ended: nothing is aligned any more.")
 
     def _zero(self, like: Tensor) -> Tensor:
-        """0 times the projectors, in the shape ``(...)`` of a loss."""
+        """0 times the projectors, in the shape ``(*)`` of a loss."""
         parts = (p.flatten()[:1].sum() * 0.0 for p in self.pairs.parameters())
         return sum(parts, torch.zeros_like(like))
 
@@ -208,12 +212,6 @@ class Aligner(nn.Module):
     def step(self) -> int:
         """The schedule's step: training calls of ``forward`` so far, in groups of ``grad_accumulation``."""
         return self.steps // (self.scale.accumulation or 1)
-
-    def _count_step(self) -> bool:
-        """Count a training forward, unless it is recomputed."""
-        # Also where nothing is aligned: all ranks, and the steps of a schedule, stay together.
-        self.steps += self._first_run
-        return self._first_run
 
     def _log(self, plan: StepPlan, loss: Tensor | None, result: Alignment, weight: Tensor) -> None:
         """Keep the figures of a step: the action loss, ``()`` or ``(b, ...)``, and the weight ``()``."""
@@ -260,17 +258,17 @@ class Aligner(nn.Module):
         """Follow the policy to another device, but stay in float32 when it is cast."""
 
         def keep_precision(tensor: Tensor) -> Tensor:
-            """A parameter or buffer ``(...)``."""
+            """A parameter or buffer ``(*)``."""
             moved = fn(tensor)
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
         return super()._apply(keep_precision, recurse)  # type: ignore[no-any-return, no-untyped-call]
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+    def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination.update({f"{prefix}{key}": value for key, value in state.of(self).items()})
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         if not any(key.startswith(prefix) for key in state_dict):
             # A plain checkpoint of the policy: the children then load what they already hold.
             state_dict.update(self.state_dict(prefix=prefix))
@@ -282,7 +280,7 @@ class Aligner(nn.Module):
 
 
 def beside(scalar: Tensor, other: Tensor) -> Tensor:
-    """A number ``()`` on the device of a tensor ``(...)``; a number on the host works with any, without a copy."""
+    """A number ``()`` on the device of a tensor ``(*)``; a number on the host works with any, without a copy."""
     return scalar if scalar.device.type == "cpu" else scalar.to(other.device)
 
 
@@ -300,5 +298,5 @@ def disable_compile() -> None:
 
 
 @functools.cache
-def _signature(forward: Callable[..., Any]) -> inspect.Signature:
+def _signature(forward: Callable[..., object]) -> inspect.Signature:
     return inspect.signature(forward)

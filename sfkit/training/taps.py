@@ -126,8 +126,8 @@ class Taps:
         self._hooks = (*self.at.values(), *self.recorders.values())
 
     def run(
-        self, forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> tuple[Any, dict[TapSite, Captured], dict[str, Captured]]:
+        self, forward: Callable[..., object], args: Sequence[object], kwargs: Mapping[str, object]
+    ) -> tuple[object, dict[TapSite, Captured], dict[str, Captured]]:
         """Run the policy's forward once.
 
         Returns:
@@ -174,13 +174,13 @@ class Tap:
         self.name, self.path, self.all_calls = name, point.path, point.all_calls
         self.armed = self.without_gradient = False
         self.fired = 0
-        self.hidden: Any = None
+        self.hidden: Tensor | None = None
         self._later: list[Any] = []
         self._extract = point.extract
         self._others = [type(self)(name, TapPoint(module, point.path)) for module in point.extra_modules]
         self._handle: RemovableHandle = point.module.register_forward_pre_hook(self.capture, with_kwargs=True)
 
-    def capture(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def capture(self, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         """The hook itself. It returns None: torch would take anything else for the module's new input."""
         if self.armed:
             self.fired += 1
@@ -235,7 +235,7 @@ class Tap:
 class InputRecorder(Tap):
     """Keeps the first input of every call, detached, or what the point extracts from it, of any type."""
 
-    def capture(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def capture(self, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         if self.armed:
             value = args[0] if args else next(iter(kwargs.values()))
             self._later.append(value.detach() if self._extract is None else self._extract(module, value))

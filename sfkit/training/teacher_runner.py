@@ -259,6 +259,6 @@ def _scatter(
 
 
 def _all_masked(dim: int, shape: torch.Size, grid: tuple[int, int], like: Tensor) -> FeatureMap:
-    """A map without a valid token, ``(b, v, gh, gw, dim)``, on the device of ``like``, ``(...)``."""
+    """A map without a valid token, ``(b, v, gh, gw, dim)``, on the device of ``like``, ``(*)``."""
     values = like.new_zeros(*shape, *grid, dim)
     return FeatureMap(values, torch.zeros_like(values[..., 0], dtype=torch.bool))

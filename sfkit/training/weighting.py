@@ -29,6 +29,7 @@ class StepPlan:
         measures: Whether the gradients at the taps are measured.
         observers: Who observes the step.
         logs: Figures of the step before, for the log of this one.
+        first_run: False where backward recomputes the forward.
     """
 
     step: int = 0
@@ -36,6 +37,7 @@ class StepPlan:
     measures: bool = False
     observers: Sequence[StepObserver] = ()
     logs: Mapping[str, Tensor] = field(default_factory=dict)
+    first_run: bool = True
 
 
 class Weighting:
@@ -63,13 +65,14 @@ class Weighting:
     def begin(self, step: int, device: torch.device, observers: Sequence[StepObserver]) -> None:
         """Take in what the last step has measured, and plan this one. A collective where gradients were measured."""
         logs = self._take_in(device) if self.plan.measures else {}
-        factor = self.schedule.factor(step) if self.weight else 0.0
+        watched = False
+        factor = 1.0 if self.weight else 0.0
+        if self.weight and self.schedule:  # an empty one is constant
+            factor, watched = self.schedule.factor(step), self.schedule.watches_at(step)
         present = tuple(one for one in observers if one.next_step <= step) if factor else ()
         for observer in present:
             observer.begin(step)
-        measures = bool(factor) and (
-            self.balance is not None or self.schedule.watches_at(step) or any(one.reads_gradients for one in present)
-        )
+        measures = bool(factor) and (self.balance is not None or watched or any(one.reads_gradients for one in present))
         self.plan = StepPlan(step, factor, measures, present, logs)
 
     def _take_in(self, device: torch.device) -> dict[str, Tensor]:

@@ -35,8 +35,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("arguments", [(), ("--help",)])
 def test_help_lists_the_commands(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*arguments) == 0
-    told = capsys.readouterr().out
-    assert all(command in told for command in ("plugins", "teachers", "demo"))
+    printed = capsys.readouterr().out
+    assert all(command in printed for command in ("plugins", "teachers", "demo"))
 
 
 def test_help_imports_neither_torch_nor_pydantic() -> None:
@@ -53,17 +53,17 @@ def test_help_imports_neither_torch_nor_pydantic() -> None:
 
 def test_plugins_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("plugins") == 0
-    told = capsys.readouterr().out
-    assert "geometry" in told
-    assert "cosine" in told
+    printed = capsys.readouterr().out
+    assert "geometry" in printed
+    assert "cosine" in printed
 
 
 def test_plugins_as_json_with_what_is_broken(installed: Registry, capsys: pytest.CaptureFixture[str]) -> None:
     installed.broken.append(BrokenPlugin("sfkit-odd", "odd", ImportError("no module [odd]")))
     assert run("plugins", "--json") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert {"kind": "teacher", "name": "geometry"}.items() <= told["entries"][0].items()
-    assert told["broken"][0]["distribution"] == "sfkit-odd"
+    printed = json.loads(capsys.readouterr().out)
+    assert {"kind": "teacher", "name": "geometry"}.items() <= printed["entries"][0].items()
+    assert printed["broken"][0]["distribution"] == "sfkit-odd"
     assert run("plugins") == 0
     assert "no module [odd]" in capsys.readouterr().out
 
@@ -72,16 +72,16 @@ def test_teachers(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("teachers") == 0
     assert "Apache-2.0" in capsys.readouterr().out
     assert run("teachers", "geometry") == 0
-    told = capsys.readouterr().out
-    assert "position_mean" in told
-    assert "Fourier" in told
+    printed = capsys.readouterr().out
+    assert "position_mean" in printed
+    assert "Fourier" in printed
 
 
 def test_an_unknown_teacher_is_told_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("teachers", "geometri") == 1
-    told = capsys.readouterr().err
-    assert "Did you mean 'geometry'" in told
-    assert "Traceback" not in told
+    printed = capsys.readouterr().err
+    assert "Did you mean 'geometry'" in printed
+    assert "Traceback" not in printed
 
 
 def test_wrong_usage_ends_with_two(capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,9 +106,9 @@ def test_a_plugins_command_gets_its_own_options_and_help(
     assert run("hello", "--name", "you", "--loud") == 0
     assert capsys.readouterr().out == "hello you!\n"
     assert run("hello", "--help") == 0
-    told = capsys.readouterr().out
-    assert "sfkit hello" in told
-    assert "--loud" in told
+    printed = capsys.readouterr().out
+    assert "sfkit hello" in printed
+    assert "--loud" in printed
 
 
 def test_a_command_that_cannot_be_imported_is_explained(

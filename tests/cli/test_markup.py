@@ -78,10 +78,10 @@ def test_listings_print_brackets_as_they_are(arguments: tuple[str, ...], capsys:
     with pytest.raises(SystemExit) as ended:
         main(list(arguments))
     assert not ended.value.code
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     # Help is drawn by typer, which takes a word between colons for a picture; it can do no harm.
-    assert (HOSTILE if arguments != ("--help",) else "a [/bold] ") in told
-    assert "[red] b" in told
+    assert (HOSTILE if arguments != ("--help",) else "a [/bold] ") in printed
+    assert "[red] b" in printed
 
 
 @pytest.mark.parametrize("arguments", [("teachers", "[/x]"), ("presets", "[/x]"), ("[/x]",), ("plugins", "--[/x]")])
@@ -93,10 +93,10 @@ def test_errors_print_brackets_as_they_are(arguments: tuple[str, ...], capsys: p
 
 
 def _console() -> tuple[Console, io.StringIO]:
-    told = io.StringIO()
+    printed = io.StringIO()
     console = plain_console(highlight=False)
-    console.file, console.width = told, 300
-    return console, told
+    console.file, console.width = printed, 300
+    return console, printed
 
 
 def test_an_inspection_prints_brackets_as_they_are() -> None:
@@ -111,9 +111,9 @@ def test_an_inspection_prints_brackets_as_they_are() -> None:
         policy=HOSTILE, stacks=[stack], taps=[tap], hits=0.5, notes=[HOSTILE], missing=[HOSTILE],
         snippet=lambda: HOSTILE,
     )  # fmt: skip
-    console, told = _console()
+    console, printed = _console()
     print_inspection(found, console)
-    assert told.getvalue().count(HOSTILE) == 9
+    assert printed.getvalue().count(HOSTILE) == 9
 
 
 def test_a_ranking_prints_brackets_as_they_are() -> None:
@@ -125,19 +125,19 @@ def test_a_ranking_prints_brackets_as_they_are() -> None:
         layers=[SimpleNamespace(student_layer=HOSTILE, cka=measure, probe=None)],
         rivals=lambda by: [HOSTILE], best=lambda by: HOSTILE,
     )  # fmt: skip
-    console, told = _console()
+    console, printed = _console()
     print_ranking(ranking, 4, console)
-    assert told.getvalue().count(HOSTILE) == 4
+    assert printed.getvalue().count(HOSTILE) == 4
 
 
 def test_a_progress_bar_prints_brackets_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     module = pytest.importorskip("sfkit_backbones.progress")
 
-    told = io.StringIO()
-    monkeypatch.setattr("rich.console.Console", lambda **_: Console(file=told, force_terminal=True, width=300))
+    printed = io.StringIO()
+    monkeypatch.setattr("rich.console.Console", lambda **_: Console(file=printed, force_terminal=True, width=300))
     with module.progress(f"loading {HOSTILE}", 2**40) as advance:
         advance(1)
-    assert "a [/bold] " in told.getvalue()
+    assert "a [/bold] " in printed.getvalue()
 
 
 def test_json_is_not_touched(capsys: pytest.CaptureFixture[str]) -> None:

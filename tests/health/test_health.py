@@ -213,12 +213,12 @@ def test_steps_between_measure_nothing(wrapped: Make, monkeypatch: Any) -> None:
 
 def test_the_figures_are_logged_once_for_each_measurement(wrapped: Make) -> None:
     policy = wrapped(health={"every": 3})
-    told = []
+    logged = []
     for step in range(7):
         loss, info = policy(patchwork(step))
         loss.backward()
-        told.append("sf_grad_ratio" in info)
-    assert told == [False, True, False, False, True, False, False]
+        logged.append("sf_grad_ratio" in info)
+    assert logged == [False, True, False, False, True, False, False]
 
 
 def test_the_monitor_changes_nothing_and_can_be_switched_off(wrapped: Make) -> None:
@@ -289,3 +289,9 @@ def test_a_step_without_a_valid_token_is_unknown_and_not_wrong(wrapped: Make) ->
 def test_bad_options_are_explained(wrapped: Make, options: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         wrapped(health=options)
+
+
+def test_before_a_measurement_nothing_is_known(wrapped: Make) -> None:
+    health = wrapped("geometry").spatial_forcing.health()
+    assert health.step is None
+    assert str(health)

@@ -14,8 +14,8 @@ from operators import (
 )
 
 _OPENVLA_HALVES = "test_fault_25_26_channels_of_another_order_are_an_error"
-_RESUMED = "test_fault_31_32_a_resumed_run_continues_the_uninterrupted_one"
-_TRAINED_ON_DEPTH = "test_fault_53_54_depth_and_calibration_are_for_the_teacher_alone"
+_RESUMED = "test_fault_31_32_a_resumed_run_is_the_uninterrupted_one"
+_TRAINED_ON_DEPTH = "test_fault_53_54_geometry_is_for_the_teacher_alone"
 
 # fmt: off
 HIGH = (
@@ -35,7 +35,7 @@ HIGH = (
            "test_fault_25_cameras_are_in_the_order_of_their_tokens"),
     Mutant(25, "PrefixAdapter._boxes",
            replace_call("list", "sorted(_0, key=[*batch].index)", mentions="image_features"),
-           "test_fault_25_views_are_in_the_order_of_the_policy_not_of_the_batch"),
+           "test_fault_25_views_follow_the_policy_not_the_batch"),
     Mutant(25, "OpenPIAdapter._present", replace_return("_.sort(1, descending=True).values"),
            "test_fault_25_a_masked_camera_keeps_its_place[standin-pi0]"),
     Mutant(25, "OpenVLAAdapter.views", drop_call("check_halves"), _OPENVLA_HALVES),
@@ -77,7 +77,7 @@ HIGH = (
            "test_fault_28_the_teacher_is_frozen_whatever_its_author_left",
            "test_fault_28_the_teacher_is_frozen_and_not_in_the_policy"),
     # 29: weights that do not fit
-    Mutant(29, "load_into", replace_constant(True, False, within="strict"),
+    Mutant(29, "load_into", drop_call("check"),
            "test_fault_29_a_projector_that_does_not_fit_is_an_error"),
     Mutant(29, "sfkit_backbones.weights._check_keys", drop_raise("CheckpointError"),
            "test_fault_29_nothing_is_loaded_where_anything_is_wrong",
@@ -96,14 +96,14 @@ HIGH = (
     Mutant(30, "Aligner._begin", replace_return("self.weighting.plan"),
            "test_fault_30_without_alignment_nothing_changes",
            "test_fault_30_outside_training_nothing_changes_by_a_bit",
-           "test_fault_30_evaluation_neither_runs_the_teacher_nor_counts_its_loss", ends_in="GradientError"),
+           "test_fault_30_evaluation_runs_no_teacher", ends_in="GradientError"),
     # 31, 32: what a resumed run takes up
-    Mutant(31, "state.load", replace_call("int", "0 * _", mentions="steps"),
+    Mutant(31, "state.load", replace_call("int", "0 * _", mentions="step"),
            "test_fault_31_a_wrapped_state_dict_round_trips", "test_fault_31_training_resumes_where_it_was"),
     Mutant(31, "checkpoint.locate", drop_call("_recover"),
            "test_fault_31_a_killed_save_leaves_the_earlier_folder[2]", ends_in="CheckpointError"),
     Mutant(31, "resuming.restore", drop_call("load_into"), _RESUMED),
-    Mutant(32, "state.load", replace_call("int", "0 * _", mentions="steps"),
+    Mutant(32, "state.load", replace_call("int", "0 * _", mentions="step"),
            "test_fault_31_32_a_resumed_run_continues_exactly", _RESUMED),
     Mutant(32, "Weighting.load_state", fix_condition(False, "balance"),
            "test_fault_32_the_balance_survives_a_resume"),
@@ -158,7 +158,7 @@ HIGH = (
     Mutant(50, "Aligner.wrapped_forward", drop_call("_warn_if_left_in_eval"),
            "test_fault_50_a_policy_left_in_eval_mode_is_reported_once",
            "test_fault_50_training_in_eval_mode_warns_once",
-           "test_fault_50_a_policy_from_a_checkpoint_is_in_eval_mode_and_says_so"),
+           "test_fault_50_a_checkpointed_policy_in_eval_mode_warns"),
     # 51: random numbers
     Mutant(51, "own_rng", drop_call("fork_rng"), "test_fault_51_wrapping_leaves_the_random_state_alone",
            "test_fault_51_building_and_loading_keep_the_random_state",
@@ -175,7 +175,7 @@ HIGH = (
            "test_fault_52_bfloat16_keeps_projector_and_images[openvla]"),
     # 53, 54: geometry among the policy's inputs, and units of depth
     Mutant(53, "policy_features", fix_condition(True, "_is_named_like_geometry", "is_depth_feature"),
-           "test_fault_53_depth_and_calibration_never_become_policy_features",
+           "test_fault_53_geometry_never_becomes_a_policy_feature",
            "test_fault_53_the_datasets_own_geometry_is_no_policy_feature"),
     Mutant(53, "SfConfig.set_dataset_feature_metadata", replace_call("strip_geometry", "[]"), _TRAINED_ON_DEPTH,
            ends_in=("AdapterError", "ValueError", "RuntimeError")),

@@ -20,4 +20,8 @@ NEWEST = (
            "test_fault_63_settings_of_a_program_are_used", ends_in="ConfigError"),
     Mutant(64, "Trainer.refuse_unknown_depth", fix_condition(False, "streams"),
            "test_fault_64_depth_of_a_streamed_dataset_is_refused"),
+    Mutant(65, "adopt_base_config", fix_condition(True, "given"),
+           "test_fault_65_a_value_that_is_lerobots_default_wins_too"),
+    Mutant(66, "Tap.take", replace_return("(torch.cat(_),)", mentions="_others"),
+           "test_fault_66_gradients_of_maps_are_those_of_autograd[diffusion-separate]"),
 )

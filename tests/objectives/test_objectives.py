@@ -340,7 +340,7 @@ def test_info_nce_by_hand() -> None:
 def test_info_nce_takes_the_configured_negatives() -> None:
     same, mask = tokens(*[(1.0, 2.0)] * 12, views=2)
     pair, valid = same.expand(3, -1, -1, -1, -1), mask.expand(3, -1, -1, -1)
-    # All features alike: each token is told from the others no better than by chance.
+    # All features alike: no token can be recognized among the others.
     for negatives, count in (("view", 6), ("sample", 12), ("batch", 36), ("devices", 36)):
         loss = build_objective(("info-nce", {"negatives": negatives}))(pair, pair, valid)
         assert torch.allclose(loss, torch.full((3,), math.log(count), dtype=torch.float64))

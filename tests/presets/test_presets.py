@@ -304,13 +304,13 @@ def run(*arguments: str) -> int:
 
 def test_presets_are_listed_and_described(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("presets") == 0
-    told = capsys.readouterr().out
-    assert all(name in told for name in NAMES)
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in NAMES)
     assert run("presets", "haste") == 0
-    told = " ".join(capsys.readouterr().out.split())
-    assert "stop(at=250000)" in told
-    assert "Not reproduced: - policies with fewer than twelve heads" in told
-    assert "student_layer=5, teacher_layer=9, objective=attention, weight=0.25" in told
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "stop(at=250000)" in printed
+    assert "Not reproduced: - policies with fewer than twelve heads" in printed
+    assert "student_layer=5, teacher_layer=9, objective=attention, weight=0.25" in printed
     assert run("presets", "rocky") == 1
     assert "Did you mean 'rocket'" in capsys.readouterr().err
 

@@ -27,14 +27,15 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(default_registry(), "entries", [*default_registry().entries, *own])
 
 
-def test_fault_84_a_teacher_is_resumed_with_its_license_note(wrapped: Make, tiny: Make, tmp_path: Path) -> None:
+def test_fault_84_a_teacher_is_resumed_with_its_license_note(
+    wrapped: Make, tiny: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     policy = wrapped("limited")
     policy(tiny_batch())
     policy.spatial_forcing.save(tmp_path)
+    caplog.clear()
     resumed = SpatialForcing.from_pretrained(tiny(), tmp_path).spatial_forcing
-    (note,) = resumed.license_notes()
-    assert "teacher 'limited'" in note
-    assert "CC-BY-NC-4.0" in note
+    assert "the weights of teacher 'limited' are licensed CC-BY-NC-4.0, for non-commercial use only" in caplog.text
     assert resumed.teachers[0].spec == policy.spatial_forcing.teachers[0].spec
 
 

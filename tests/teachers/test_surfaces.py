@@ -288,6 +288,6 @@ def test_state_round_trip_and_empty() -> None:
     with pytest.raises(RuntimeError, match="no statistics"):
         moments.mean("all")
     moments.update({"observation.images.front": (torch.rand(3, 2, 4), torch.ones(3, 2, dtype=torch.bool))})
-    other.load_state(moments.state())
+    other.load_state(moments.state(), 4)
     assert torch.equal(other.mean("observation.images.front"), moments.mean("observation.images.front"))
     assert torch.equal(other.std(), moments.std())

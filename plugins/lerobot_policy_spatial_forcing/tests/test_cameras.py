@@ -64,7 +64,7 @@ def test_moving_transforms_are_refused(data) -> None:
         cameras_of(dataset.meta, Trainer(dataset=dataset), None)
 
 
-def test_a_dataset_without_calibration_is_refused_before_the_first_batch(make, plain, data, tmp_path) -> None:
+def test_a_dataset_without_calibration_is_refused_at_once(make, plain, data, tmp_path) -> None:
     from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 
     shutil.copytree(data / "meta", tmp_path / "data" / "meta")
@@ -78,7 +78,7 @@ def test_a_dataset_without_calibration_is_refused_before_the_first_batch(make, p
         make("sf_smolvla", {"cameras": "nowhere.json"}, pretrained_path=plain)
 
 
-def test_a_dataset_without_depth_is_refused_before_the_first_batch(make, plain, data, tmp_path) -> None:
+def test_a_dataset_without_depth_is_refused_at_once(make, plain, data, tmp_path) -> None:
     rig = json.loads((data / "meta/cameras.json").read_text())
     for camera in rig["cameras"].values():
         del camera["depth_key"]
@@ -102,7 +102,7 @@ def test_a_dataset_without_pictures_is_refused(kind, make, data, vlm, tiny_pi, t
         make(kind, dataset=blind, **shape)
 
 
-def test_fault_53_cameras_of_another_name_are_an_error_that_names_the_rename_map(make, plain, tmp_path, data) -> None:
+def test_fault_53_other_camera_names_name_the_rename_map(make, plain, tmp_path, data) -> None:
     rig = json.loads((data / "meta/cameras.json").read_text())
     rig["cameras"] = {f"{key}_other": value for key, value in rig["cameras"].items()}
     (tmp_path / "cameras.json").write_text(json.dumps(rig))
@@ -110,7 +110,7 @@ def test_fault_53_cameras_of_another_name_are_an_error_that_names_the_rename_map
         make("sf_smolvla", {"cameras": str(tmp_path / "cameras.json")}, pretrained_path=plain)
 
 
-def test_fault_50_a_policy_from_a_checkpoint_is_in_eval_mode_and_says_so(make, plain) -> None:
+def test_fault_50_a_checkpointed_policy_in_eval_mode_warns(make, plain) -> None:
     from sfkit_lerobot.testing import tiny_lerobot_batch
 
     from sfkit.errors import SfkitWarning

@@ -44,7 +44,7 @@ def test_fault_41_lerobot_registers_the_types_by_itself() -> None:
     assert callable(make_pre_post_processors)
 
 
-def test_the_package_imports_without_the_extras_and_lerobot_names_the_one_to_install() -> None:
+def test_without_extras_the_one_to_install_is_named() -> None:
     program = (
         "import sys; sys.modules['transformers'] = sys.modules['peft'] = None\n"
         "from lerobot.utils.import_utils import register_third_party_plugins\n"
@@ -57,11 +57,11 @@ def test_the_package_imports_without_the_extras_and_lerobot_names_the_one_to_ins
     assert "Could not import third-party plugin" not in done.stderr
 
 
-def test_a_path_and_a_type_are_refused_by_lerobot_in_the_words_of_the_page(lerobot_train, common, plain, capfd) -> None:
+def test_lerobot_refuses_a_path_and_a_type_as_documented(lerobot_train, common, plain, capfd) -> None:
     with pytest.raises((SystemExit, argparse.ArgumentError)) as caught:
         lerobot_train(*common, "--policy.type=sf_smolvla", f"--policy.path={plain}")
-    told = f"{caught.value} {capfd.readouterr().err}"
-    assert "Cannot specify both --policy.path and --policy.type" in told
+    printed = f"{caught.value} {capfd.readouterr().err}"
+    assert "Cannot specify both --policy.path and --policy.type" in printed
     if PAGE.is_file():
         assert "Cannot specify both --policy.path and --policy.type" in PAGE.read_text()
 

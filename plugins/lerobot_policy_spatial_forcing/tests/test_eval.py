@@ -34,5 +34,5 @@ def test_lerobot_eval_runs_an_aligned_policy_where_sfkit_is_not(trained, tmp_pat
     environment = {**os.environ, "MUJOCO_GL": str(BACKEND).lower(), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=1200)
     assert done.returncode == 0, done.stderr[-4000:]
-    told = json.loads((tmp_path / "eval_info.json").read_text())
-    assert told["overall"]["n_episodes"] == 1
+    info = json.loads((tmp_path / "eval_info.json").read_text())
+    assert info["overall"]["n_episodes"] == 1

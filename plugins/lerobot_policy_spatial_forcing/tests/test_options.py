@@ -22,7 +22,7 @@ def parse(*flags: str):
     return draccus.parse(SpatialForcingOptions, args=list(flags))
 
 
-def test_every_field_of_sfkits_configuration_is_there_with_its_default() -> None:
+def test_every_configuration_field_has_its_default() -> None:
     made = {field.name: field for field in dataclasses.fields(SpatialForcingOptions)}
     for name, info in SpatialForcingConfig.model_fields.items():
         assert made[name].metadata["help"] == info.description
@@ -69,7 +69,7 @@ def test_a_single_name_stands_for_a_list_of_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "described"),
     [
         (["--schedule=constant"], "constant"),
         (["--schedule=cosine:100"], "cosine(steps=100)"),
@@ -78,10 +78,10 @@ def test_a_single_name_stands_for_a_list_of_one() -> None:
         (["--schedule=[warm-up:5, every:2]"], "warm-up(steps=5) × every(n=2)"),
     ],
 )
-def test_a_schedule_is_a_name_or_json_and_reads_back(flags, told) -> None:
+def test_a_schedule_is_a_name_or_json_and_reads_back(flags, described) -> None:
     block = parse("--teacher=x", *flags)
     for made in (block, draccus.decode(SpatialForcingOptions, draccus.encode(block))):
-        assert build_schedule(made.wrap_arguments()["schedule"]).describe() == told
+        assert build_schedule(made.wrap_arguments()["schedule"]).describe() == described
 
 
 @given(
@@ -97,7 +97,7 @@ def test_what_is_saved_reads_back(options) -> None:
     assert again.wrap_arguments()["teacher"] == {"name": "geometry", **options}
 
 
-def test_a_preset_needs_no_teacher_and_is_overridden_by_what_is_given_alone() -> None:
+def test_only_given_options_override_a_preset() -> None:
     known = {"seed", "health", "self_check"}
     assert {*parse("--preset=rocket").wrap_arguments()} - known == {"preset"}
     arguments = parse(

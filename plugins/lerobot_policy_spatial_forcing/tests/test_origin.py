@@ -136,7 +136,7 @@ def test_fault_56_options_in_a_file_are_the_files(tmp_path, monkeypatch) -> None
         block.admitted_arguments()
 
 
-def test_fault_56_a_calibration_file_named_by_the_hub_is_asked_for(tmp_path, monkeypatch, caplog) -> None:
+def test_fault_56_the_hub_names_no_calibration_file(tmp_path, monkeypatch, caplog) -> None:
     block = read(monkeypatch, "--config_path=somebody/run", cameras="/etc/passwd")
     with pytest.raises(TrustError, match=r"--policy\.sf\.cameras=/etc/passwd"):
         check_cameras(block.cameras)

@@ -24,7 +24,7 @@ def adapted(lerobot_train, common, aligned, plain, tmp_path_factory):
     return run, folder
 
 
-def test_fault_07_the_default_targets_reach_the_blocks_before_the_tap(adapted) -> None:
+def test_fault_07_default_targets_reach_blocks_before_the_tap(adapted) -> None:
     run, folder = adapted
     assert isinstance(run.policy, PeftModel)
     adapter = load_file(folder / "checkpoints/last/pretrained_model/adapter_model.safetensors")
@@ -35,15 +35,13 @@ def test_fault_07_the_default_targets_reach_the_blocks_before_the_tap(adapted) -
     assert any("lm_expert" in key for key in adapter)
 
 
-def test_fault_07_targets_in_the_action_expert_alone_are_refused_with_the_right_ones(
-    lerobot_train, common, aligned, plain, tmp_path
-) -> None:
+def test_fault_07_expert_only_targets_are_refused(lerobot_train, common, aligned, plain, tmp_path) -> None:
     flags = [f"--policy.pretrained_path={plain}", "--peft.method_type=LORA", _EXPERT]
     with pytest.raises(GradientError, match=r"nowhere before student layer 2.*\n.*text_model.*layers.*\(0\|1\)"):
         lerobot_train(*common, *aligned, *flags, "--steps=1", f"--output_dir={tmp_path / 'run'}")
 
 
-def test_fault_08_the_projector_is_trained_and_kept_beside_the_adapter(adapted) -> None:
+def test_fault_08_the_projector_is_trained_and_saved(adapted) -> None:
     run, folder = adapted
     projector = list(run.policy.spatial_forcing.pairs.parameters())
     assert all(parameter.requires_grad for parameter in projector)
@@ -55,7 +53,7 @@ def test_fault_08_the_projector_is_trained_and_kept_beside_the_adapter(adapted) 
     assert json.loads((model / "config.json").read_text())["type"] == "smolvla"
 
 
-def test_an_adapter_that_was_loaded_is_wrapped_before_it_is_trained(adapted, make) -> None:
+def test_a_loaded_adapter_is_wrapped_before_training(adapted, make) -> None:
     folder = adapted[1] / "checkpoints/last/pretrained_model"
     policy = make("sf_smolvla", pretrained_path=folder, use_peft=True)
     assert isinstance(policy, PeftModel)
@@ -78,7 +76,7 @@ def test_fault_07_pi0_and_pi05_get_targets_before_the_tap_too(kind, make, tiny_p
     assert any("spatial_forcing.pairs" in name for name in trained)
 
 
-def test_the_projector_joins_parameters_in_every_form_that_an_optimizer_takes() -> None:
+def test_the_projector_joins_parameters_of_every_form() -> None:
     one, two = torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(2))
     projector = torch.nn.Parameter(torch.zeros(3))
     give = lambda: iter([projector])  # noqa: E731

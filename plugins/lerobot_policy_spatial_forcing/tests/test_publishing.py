@@ -24,7 +24,7 @@ class Api:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # LeRobot's template of a card
-def test_the_hub_gets_the_plain_policy_and_a_card_that_names_this_package(trained, tmp_path, monkeypatch) -> None:
+def test_the_hub_gets_the_plain_policy_and_a_card(trained, tmp_path, monkeypatch) -> None:
     keep = tmp_path / "uploaded"
     monkeypatch.setattr("lerobot.policies.pretrained.HfApi", lambda: Api(keep))
     monkeypatch.setattr("huggingface_hub.ModelCard.validate", lambda self: None)  # asks the Hub

@@ -65,7 +65,7 @@ def alone(plain: Path, data: Path) -> tuple[Any, list[float]]:
     return policy, norms
 
 
-def test_sharded_training_is_that_of_one_process_with_both_batches(
+def test_sharded_training_is_that_of_one_process(
     ranks: list[dict[str, Any]], alone: tuple[Any, list[float]], device: str
 ) -> None:
     policy, norms = alone
@@ -91,9 +91,7 @@ def test_each_rank_holds_its_part(ranks: list[dict[str, Any]]) -> None:
     assert max(rank["held"] for rank in ranks) < 0.6 * whole
 
 
-def test_fault_31_what_a_sharded_run_saves_plain_lerobot_loads_and_the_projector_is_whole(
-    folder: Path, ranks: list[dict[str, Any]], make: Any
-) -> None:
+def test_fault_31_a_sharded_run_saves_whole_files(folder: Path, ranks: list[dict[str, Any]], make: Any) -> None:
     from lerobot.configs import PreTrainedConfig
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 

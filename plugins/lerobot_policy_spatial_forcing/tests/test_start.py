@@ -48,9 +48,7 @@ def test_a_policy_is_copied_and_pickled_with_its_alignment(make, plain) -> None:
         assert other.spatial_forcing.describe() == policy.spatial_forcing.describe()
 
 
-def test_a_newer_lerobot_that_gathers_the_weights_itself_saves_the_plain_policy_too(
-    make, plain, tmp_path, monkeypatch
-) -> None:
+def test_a_newer_lerobot_saves_the_plain_policy_too(make, plain, tmp_path, monkeypatch) -> None:
     from lerobot.policies.pretrained import PreTrainedPolicy
 
     def save(self, save_directory: Path) -> None:  # takes no state_dict, as in LeRobot's next release
@@ -76,17 +74,40 @@ def test_a_newer_lerobot_that_gathers_the_weights_itself_saves_the_plain_policy_
         assert (tmp_path / str(rank) / "spatial_forcing").exists() is (rank == 0)
 
 
-def test_what_the_user_sets_wins_over_the_checkpoint(make, plain, monkeypatch) -> None:
+@pytest.fixture
+def other(copied: Path) -> Path:
+    """A checkpoint whose configuration has other values than LeRobot's defaults, 48 and 10."""
+    stored = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps({**stored, "tokenizer_max_length": 20, "num_steps": 3}))
+    return copied
+
+
+def test_what_a_program_sets_wins_over_the_checkpoint(make, plain, other) -> None:
     assert make("sf_smolvla", pretrained_path=plain, n_action_steps=4).config.n_action_steps == 4
-    # A value that is LeRobot's default, but given: only the command line can tell.
-    monkeypatch.setattr("sys.argv", ["lerobot-train", "--policy.tokenizer_max_length=48", "--policy.num_steps", "10"])
-    stored = json.loads((plain / "config.json").read_text())
-    (plain / "config.json").write_text(json.dumps({**stored, "tokenizer_max_length": 20, "num_steps": 3}))
-    try:
-        config = make("sf_smolvla", pretrained_path=plain).config
-    finally:
-        (plain / "config.json").write_text(json.dumps(stored, indent=4))
-    assert (config.tokenizer_max_length, config.num_steps) == (48, 10)
+    config = make("sf_smolvla", pretrained_path=other, tokenizer_max_length=48, num_steps=10).config
+    assert (config.tokenizer_max_length, config.num_steps, config.chunk_size) == (48, 10, 8)
+
+
+@pytest.mark.parametrize("means", ["yaml", "json", "command line", "command line over yaml"])
+def test_fault_65_a_value_that_is_lerobots_default_wins_too(means, other, tmp_path) -> None:
+    import yaml
+    from lerobot.configs.train import TrainPipelineConfig
+
+    policy = {
+        "type": "sf_smolvla", "device": "cpu", "push_to_hub": False, "pretrained_path": str(other),
+        "sf": {"teacher": "geometry"},
+    }  # fmt: skip
+    flags = ["--policy.tokenizer_max_length=48"] if means.startswith("command") else []
+    if not flags:
+        policy["tokenizer_max_length"] = 48
+    elif means.endswith("yaml"):
+        policy["tokenizer_max_length"] = 30
+    path = tmp_path / ("run.json" if means == "json" else "run.yaml")
+    record = {"dataset": {"repo_id": "local/x"}, "policy": policy}
+    path.write_text(json.dumps(record) if means == "json" else yaml.safe_dump(record))
+    config = TrainPipelineConfig.from_pretrained(path, cli_args=flags).policy
+    assert config.tokenizer_max_length == 48
+    assert (config.num_steps, config.chunk_size) == (3, 8), "what is not set is the checkpoint's"
 
 
 def test_a_repository_of_the_hub_is_fetched_with_its_revision(make, plain, tmp_path, monkeypatch) -> None:
@@ -178,7 +199,7 @@ def test_fault_29_a_projector_of_another_teacher_is_an_error(make, trained) -> N
         make("sf_smolvla", {"teacher": {"name": "geometry", "cells": 3}}, pretrained_path=folder)
 
 
-def test_from_pretrained_without_a_config_points_to_the_way_from_python(plain) -> None:
+def test_from_pretrained_without_a_config_names_the_other_way(plain) -> None:
     from lerobot.policies.factory import get_policy_class
 
     with pytest.raises(ConfigError, match=r"SpatialForcing\.from_pretrained"):

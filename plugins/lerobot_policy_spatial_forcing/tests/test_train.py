@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 _SEEN = ("loss", "action_loss", "sf_loss", "sf_cosine", "grad_norm", "lr")
 
 
-def test_fault_02_the_trainer_calls_forward_and_alignment_runs_in_every_step(trained) -> None:
+def test_fault_02_alignment_runs_in_every_trainer_step(trained) -> None:
     run, _ = trained
     assert run.teacher_runs == len(run.curve) == 6
     for window in run.curve:
@@ -35,7 +35,7 @@ def test_fault_10_the_projector_is_in_the_optimizer_and_moves(trained) -> None:
     assert any(not torch.equal(first[key], last[key]) for key in first if key.startswith("projectors"))
 
 
-def test_fault_53_54_depth_and_calibration_are_for_the_teacher_alone(trained) -> None:
+def test_fault_53_54_geometry_is_for_the_teacher_alone(trained) -> None:
     run, folder = trained
     model = folder / "checkpoints" / "last" / "pretrained_model"
     inputs = set(json.loads((model / "config.json").read_text())["input_features"])
@@ -48,7 +48,7 @@ def test_fault_53_54_depth_and_calibration_are_for_the_teacher_alone(trained) ->
     assert {camera.depth_unit for camera in cameras.values()} == {"mm"}  # LeRobot's default, not a guess
 
 
-def test_fault_31_32_a_resumed_run_continues_the_uninterrupted_one(trained, resume) -> None:
+def test_fault_31_32_a_resumed_run_is_the_uninterrupted_one(trained, resume) -> None:
     run, folder = trained
     resumed = resume(folder / "checkpoints" / "000003")
     assert [window["steps"] for window in resumed.curve] == [4, 5, 6]
@@ -67,14 +67,29 @@ def evaluated(lerobot_train, common, shape, aligned, tmp_path_factory):
     return lerobot_train(*common, *shape, *aligned, *flags, *evaluation), folder
 
 
-def test_a_resumed_run_that_does_not_align_draws_new_noise_in_every_step(trained, resume) -> None:
+def test_a_resumed_run_without_alignment_draws_new_noise(trained, resume) -> None:
     resumed = resume(trained[1] / "checkpoints" / "000003", "--policy.sf.weight=0")
     assert resumed.teacher_runs == 0
     assert resumed.policy._random is None
     assert [window["steps"] for window in resumed.curve] == [4, 5, 6]
 
 
-def test_fault_30_evaluation_neither_runs_the_teacher_nor_counts_its_loss(evaluated) -> None:
+def test_a_resumed_run_draws_its_random_augmentation_anew(
+    lerobot_train, common, shape, aligned, resume, tmp_path
+) -> None:
+    """As docs/lerobot-train.md says: the data are the same, and what is drawn for them is not."""
+    color = '{"brightness": {"weight": 1.0, "type": "ColorJitter", "kwargs": {"brightness": [0.5, 1.5]}}}'
+    augmented = ["--dataset.image_transforms.enable=true", f"--dataset.image_transforms.tfs={color}"]
+    flags = ["--steps=2", "--save_freq=1", f"--output_dir={tmp_path / 'run'}"]
+    run = lerobot_train(*common, *shape, *aligned, *augmented, *flags)
+    resumed = resume(tmp_path / "run" / "checkpoints" / "000001")
+    before, after = run.curve[1], resumed.curve[0]
+    assert (before["steps"], before["lr"]) == (after["steps"], after["lr"])
+    assert math.isfinite(after["loss"])
+    assert after["loss"] != pytest.approx(before["loss"], rel=1e-5)
+
+
+def test_fault_30_evaluation_runs_no_teacher(evaluated) -> None:
     run, _ = evaluated
     assert run.curve[-1]["loss"] > 500
     assert len(run.eval_losses) == 2
@@ -137,9 +152,9 @@ def test_what_the_health_monitor_finds_is_in_lerobots_log(
         *(*common, *shape, *aligned, health, "--policy.sf.weight=1000", "--steps=5", "--save_checkpoint=false"),
         f"--output_dir={tmp_path / 'run'}",
     )
-    told = [record for record in caplog.records if record.name == "sfkit" and record.levelname == "WARNING"]
-    assert [record.message for record in told if "The alignment gradient dominates" in record.message]
-    assert len({record.message for record in told}) == len(told)  # each once
+    warned = [record for record in caplog.records if record.name == "sfkit" and record.levelname == "WARNING"]
+    assert [record.message for record in warned if "The alignment gradient dominates" in record.message]
+    assert len({record.message for record in warned}) == len(warned)  # each once
     assert all({"sf_grad_ratio", "sf_grad_cosine"} <= set(window) for window in run.curve[1:])
     assert run.warnings == []
 
@@ -152,9 +167,7 @@ def test_mixed_precision_leaves_the_projector_exact(evaluated) -> None:
     assert {value.dtype for key, value in saved.items() if key.startswith("projectors")} == {torch.float32}
 
 
-def test_the_log_shows_means_over_its_window_and_samples_are_weighted(
-    trained, lerobot_train, common, shape, aligned, tmp_path
-) -> None:
+def test_the_log_shows_weighted_means_over_its_window(trained, lerobot_train, common, shape, aligned, tmp_path) -> None:
     flags = [flag for flag in common if not flag.startswith("--log_freq")]
     run = lerobot_train(
         *(*flags, *shape, *aligned, "--steps=3", "--log_freq=3", f"--output_dir={tmp_path / 'run'}"),

@@ -77,7 +77,7 @@ def test_fault_63_the_unit_is_not_that_of_a_flag_that_is_ignored(
     assert _units(run) == {"mm"}
 
 
-def test_fault_63_an_unknown_dataset_is_refused_where_depth_is_needed(opened, stored) -> None:
+def test_fault_63_an_unknown_dataset_is_refused(opened, stored) -> None:
     from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
     from lerobot.policies.factory import make_policy
     from lerobot_policy_spatial_forcing import CONFIGS, SpatialForcingOptions

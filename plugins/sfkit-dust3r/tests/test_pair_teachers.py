@@ -15,7 +15,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sfkit_backbones.testing import random_views
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sfkit import SpatialForcing
@@ -35,7 +34,8 @@ def tiny(name: str = "dust3r", **options: Any) -> Any:
 
 
 def views_of(b: int, v: int, size: tuple[int, int] = (32, 32), seed: int = 0) -> Views:
-    return random_views([[True] * v] * b, size, seed)
+    images = torch.rand(b, v, 3, *size, generator=torch.Generator().manual_seed(seed))
+    return Views(images, torch.ones(b, v, *size, dtype=torch.bool), tuple(f"cam{i}" for i in range(v)))
 
 
 # -------------------------------------------------------------------------------------------------------------- plugin

@@ -105,7 +105,7 @@ def tapped(views_of: Callable[..., Any]) -> Callable[..., Any]:
         torch.manual_seed(1)
         try:
             adapter.policy.forward(dict(batch))
-            hidden = tap.take()
+            (hidden,) = tap.take()
         finally:
             tap.remove()
         views = views_of(adapter, batch)
@@ -160,7 +160,7 @@ def gradient_figures() -> Callable[..., Any]:
 
     def gradient_figures(policy: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         handle = SpatialForcing.of(policy)
-        point = handle.adapter.tap(handle.pairs[0].site.student_layer)
+        point = handle.adapter.tap(handle.config.pairs[0].student_layer)
         modules = [point.module, *point.extra_modules]
         with SpatialForcing.disabled(policy):
             action = _gradients(policy, batch, modules)

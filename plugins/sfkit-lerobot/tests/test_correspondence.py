@@ -9,7 +9,7 @@ from sfkit_lerobot.testing import CAMERAS, tiny_lerobot_batch
 from sfkit.teachers.geometry import GeometryTeacher
 
 FRONT, WRIST = CAMERAS
-# Cells off the diagonal tell rows from columns; those of the rectangles avoid the padding.
+# Cells off the diagonal distinguish rows from columns; those of the rectangles avoid the padding.
 SQUARE = [(0, 0), (0, 3), (3, 0), (3, 3), (1, 2)]
 WIDE = [(1, 0), (1, 3), (2, 0), (2, 3), (2, 1)]
 TALL = [(0, 1), (3, 1), (0, 2), (3, 2), (1, 2)]
@@ -66,7 +66,7 @@ def test_fault_16_markers_around_images_do_not_shift_the_grid(cell, build, adapt
     assert most_moved(before, tapped(adapter, changed, 0)[2]) == (1, *cell)
 
 
-def test_fault_25_a_missing_first_camera_does_not_shift_the_others(kind, build, adapter_of, tapped) -> None:
+def test_fault_25_a_missing_first_camera_shifts_no_other(kind, build, adapter_of, tapped) -> None:
     policy = build(kind)
     adapter = adapter_of(policy)
     batch = tiny_lerobot_batch(policy, batch_size=1, missing=[FRONT])

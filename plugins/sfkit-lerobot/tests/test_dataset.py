@@ -94,7 +94,7 @@ def _edited(root: Path, tmp_path: Path, name: str, edit) -> Path:
 
 
 @pytest.mark.parametrize("unit", ["mm", "m"])
-def test_fault_54_the_unit_is_that_in_which_lerobot_returns_depth(unit, root) -> None:
+def test_fault_54_the_unit_is_that_of_lerobots_depth(unit, root) -> None:
     dataset = _open(root, depth_output_unit=unit)
     rig = camera_rig(dataset)
     assert rig.cameras[KEY].depth_unit == unit
@@ -115,7 +115,7 @@ def _forget_unit(info) -> None:
     del info["features"][DEPTH]["info"]["depth_unit"]
 
 
-def test_fault_54_an_unrecorded_unit_is_an_error_and_can_be_stated(root, tmp_path, caplog) -> None:
+def test_fault_54_an_unrecorded_unit_must_be_stated(root, tmp_path, caplog) -> None:
     copy = _edited(root, tmp_path, "info.json", _forget_unit)
     with pytest.raises(ConfigError, match="not recorded"):
         camera_rig(_open(copy))
@@ -220,7 +220,7 @@ def test_future_frames_stand_beside_the_present_ones(root) -> None:
             FutureFrames(dataset, steps)
 
 
-def test_future_frames_come_through_lerobots_processors_to_the_teacher(root, build, adapter_of) -> None:
+def test_future_frames_pass_lerobots_processors(root, build, adapter_of) -> None:
     from sfkit_lerobot import FutureFrames
     from sfkit_lerobot.testing import tiny_pi0_processors
 
@@ -239,7 +239,7 @@ def test_future_frames_come_through_lerobots_processors_to_the_teacher(root, bui
     seen = []
     host = policy.spatial_forcing.runners[0]
     features = host.features
-    host.features = lambda views, *rest: seen.append(views) or features(views, *rest)
+    host.features = lambda views, *rest, **named: seen.append(views) or features(views, *rest, **named)
     policy(batch)
     (views,) = seen
     shown = (views.images * views.valid.unsqueeze(2)).amax((-3, -2, -1))[:, 0] * 255

@@ -9,7 +9,7 @@ from sfkit_lerobot.testing import tiny_lerobot_batch
 from sfkit.errors import ConfigError
 
 
-def test_fault_10_the_projector_is_in_what_lerobot_optimizes_and_clips(kind, build, wrap) -> None:
+def test_fault_10_lerobot_optimizes_and_clips_the_projector(kind, build, wrap) -> None:
     policy = wrap(build(kind))
     projector = {id(parameter) for parameter in policy.spatial_forcing.parameters()}
     # LeRobot's optimizers are built from the first, and its training loop clips the second.

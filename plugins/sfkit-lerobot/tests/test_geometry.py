@@ -37,7 +37,7 @@ def test_depth_and_intrinsics_are_those_of_the_view(kind, build, adapter_of, vie
     assert bool((views.depth[0, 0][~views.valid[0, 0]] == 0).all())
 
 
-def test_a_depth_map_of_another_size_covers_the_same_field_of_view(kind, build, adapter_of, views_of) -> None:
+def test_depth_of_another_size_has_the_same_field_of_view(kind, build, adapter_of, views_of) -> None:
     policy = build(kind)
     adapter, side = adapter_of(policy), build(kind).config.image_features[FRONT].shape[1]
     batch = tiny_lerobot_batch(policy, batch_size=1, geometry=True)
@@ -80,7 +80,7 @@ def test_fault_54_an_unknown_unit_is_an_error(kind, build, wrap) -> None:
         policy(tiny_lerobot_batch(policy, geometry=True))
 
 
-def test_missing_depth_lists_the_keys_looked_for_and_the_keys_present(kind, build, wrap) -> None:
+def test_missing_depth_lists_expected_and_present_keys(kind, build, wrap) -> None:
     policy = wrap(build(kind))
     with pytest.raises(ViewsError) as caught:
         policy(tiny_lerobot_batch(policy))
@@ -171,7 +171,7 @@ FEATURES = {
 }
 
 
-def test_fault_53_depth_and_calibration_never_become_policy_features() -> None:
+def test_fault_53_geometry_never_becomes_a_policy_feature() -> None:
     from lerobot.utils.feature_utils import dataset_to_policy_features
 
     naive = dataset_to_policy_features(FEATURES)

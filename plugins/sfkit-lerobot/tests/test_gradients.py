@@ -34,7 +34,7 @@ def test_gradients_of_a_prefix_are_those_of_autograd(kind, layer, build, wrap, g
 
 
 @pytest.mark.parametrize("case", RESNETS)
-def test_gradients_of_feature_maps_are_those_of_autograd(case, gradient_figures) -> None:
+def test_fault_66_gradients_of_maps_are_those_of_autograd(case, gradient_figures) -> None:
     make, options, layer = RESNETS[case]
     torch.manual_seed(0)
     policy = make(**options)

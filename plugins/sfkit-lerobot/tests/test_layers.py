@@ -15,7 +15,7 @@ TEACHER = ("geometry", {"calibration_steps": 0})
 
 
 @pytest.mark.parametrize("kind", ["smolvla", "pi0"])
-def test_every_layer_of_a_real_policy_is_ranked_and_nothing_is_left_behind(kind, build, wrap) -> None:
+def test_every_layer_is_ranked_and_no_hook_is_left(kind, build, wrap) -> None:
     policy = build(kind)
     batch = tiny_lerobot_batch(policy, batch_size=4, geometry=True)
     before = {name: value.clone() for name, value in policy.state_dict().items()}
@@ -46,7 +46,7 @@ def test_the_command_takes_the_cameras_from_make(tmp_path, capsys, monkeypatch) 
     with pytest.raises(SystemExit) as ended:
         main(["rank-layers", f"{tmp_path / 'ranked_pi0.py'}:make", "--teacher", "geometry", "--resamples", "20"])
     assert not ended.value.code
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for line in ("CKA to geometry@1", "depth probe, R²", "PI0Policy: 4 samples"):
-        assert line in told
-    assert "uniform" not in told, "four of four blocks are no choice"
+        assert line in printed
+    assert "uniform" not in printed, "four of four blocks are no choice"

@@ -41,7 +41,7 @@ def test_fault_08_the_projector_trains_beside_lora(build, wrap) -> None:
     assert any("text_model.layers.0" in name for name in moved)
 
 
-def test_the_adapter_file_has_no_projector_and_the_merged_policy_is_plain(build, wrap, tmp_path) -> None:
+def test_adapter_file_and_merged_policy_have_no_projector(build, wrap, tmp_path) -> None:
     policy = wrap(_lora(build("smolvla")))
     base = policy.get_base_model()
     batch = tiny_lerobot_batch(base, geometry=True)
@@ -64,14 +64,14 @@ def test_the_adapter_file_has_no_projector_and_the_merged_policy_is_plain(build,
     torch.testing.assert_close(merged.select_action(dict(batch)), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_fault_07_lerobots_own_lora_targets_reach_the_action_expert_only(build, wrap) -> None:
+def test_fault_07_lerobots_lora_targets_are_an_error(build, wrap) -> None:
     policy = build("smolvla")
     policy = wrap(_lora(policy, policy._get_default_peft_targets()["target_modules"]))
     with pytest.raises(GradientError, match="LoRA"):
         policy(tiny_lerobot_batch(policy.get_base_model(), geometry=True))
 
 
-def test_fault_08_lora_after_wrap_freezes_the_projector_and_says_so(build, wrap) -> None:
+def test_fault_08_lora_after_wrap_is_an_error(build, wrap) -> None:
     policy = wrap(build("smolvla"))
     outer = _lora(policy)
     with pytest.raises(GradientError, match="apply LoRA first"):

@@ -27,9 +27,7 @@ def raw_batch(policy, state: float = 0.0):
 
 
 @pytest.mark.parametrize(("pi", "text", "changes"), [("pi0", 48, False), ("pi05", 200, True)])
-def test_the_state_is_in_the_prompt_of_pi05_and_the_sequence_has_no_token_of_it(
-    pi, text, changes, build, adapter_of, tapped
-) -> None:
+def test_the_sequence_of_pi05_has_no_state_token(pi, text, changes, build, adapter_of, tapped) -> None:
     policy = build(pi)
     preprocess, _ = tiny_pi0_processors(policy, STATS, ["push the block", "reach the goal"])
     low, high = (preprocess(raw_batch(policy, state)) for state in (-0.5, 0.5))

@@ -71,7 +71,7 @@ def test_a_policy_without_pictures_is_refused(build, adapter_of) -> None:
 
 
 @pytest.mark.parametrize("pi", ["pi0", "pi05"])
-def test_building_a_tiny_policy_needs_no_network_and_leaves_the_original_names(pi, build) -> None:
+def test_building_a_tiny_policy_restores_patched_names(pi, build) -> None:
     module = importlib.import_module(f"lerobot.policies.{pi}.modeling_{pi}")
     before = module.get_gemma_config
     build(pi)

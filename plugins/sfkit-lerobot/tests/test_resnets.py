@@ -133,7 +133,7 @@ def test_fault_20_a_cell_looks_at_the_middle_of_its_patch(make, options, layer) 
     torch.testing.assert_close((views.source_to_view[0, 0] @ center)[:2], wanted, atol=max(0.8, stride / 6), rtol=0)
 
 
-def test_fault_26_27_the_teacher_sees_the_crop_that_the_network_saw_as_the_camera_saw_it(case) -> None:
+def test_fault_26_27_the_teacher_sees_the_crop_unnormalized(case) -> None:
     policy, layer, _ = case
     adapter, steps = adapter_of(policy), policy.config.n_obs_steps
     batch = tiny_lerobot_batch(policy, geometry=True)
@@ -239,7 +239,7 @@ def _missing(policy):
     return policy.spatial_forcing.parameters() if policy.config.type == "diffusion" else []
 
 
-def test_fault_10_diffusions_optimizer_without_the_projector_is_an_error() -> None:
+def test_fault_10_diffusion_without_projector_is_an_error() -> None:
     policy, _ = wrapped("diffusion")
     batch, optimizer = tiny_lerobot_batch(policy, geometry=True), torch.optim.Adam(policy.get_optim_params())
 

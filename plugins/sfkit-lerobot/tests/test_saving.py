@@ -39,7 +39,7 @@ def _trained(policy, steps: int = 2):
     return policy
 
 
-def test_a_wrapped_policy_saves_its_own_files_and_one_folder_more(kind, build, wrap, tmp_path) -> None:
+def test_a_wrapped_policy_saves_one_folder_more(kind, build, wrap, tmp_path) -> None:
     policy = build(kind)
     policy.save_pretrained(tmp_path / "plain")
     wrap(policy).save_pretrained(tmp_path / "wrapped")
@@ -87,7 +87,7 @@ def test_fault_31_training_resumes_where_it_was(kind, build, wrap, tmp_path) -> 
     assert "sf_cosine" in figures[0]
 
 
-def test_fault_50_from_pretrained_leaves_a_policy_that_never_aligns_and_says_so(kind, build, wrap, tmp_path) -> None:
+def test_fault_50_a_policy_loaded_in_eval_mode_warns(kind, build, wrap, tmp_path) -> None:
     build(kind).save_pretrained(tmp_path)
     policy = _load(kind, tmp_path)
     # Today this holds for SmolVLA; pi0's and pi0.5's own from_pretrained leave the policy as it was built.

@@ -10,9 +10,7 @@ from sfkit.errors import GradientError
 from sfkit.training.taps import Tap
 
 
-def test_fault_05_every_tap_is_the_hidden_state_that_it_is_named_after(
-    kind, build, adapter_of, tapped, decoder_run
-) -> None:
+def test_fault_05_every_tap_is_the_hidden_state_of_its_name(kind, build, adapter_of, tapped, decoder_run) -> None:
     # SmolVLA adds the residual to the MLP's output in place: a tap there would hold the next state.
     policy = build(kind)
     adapter, batch = adapter_of(policy), tiny_lerobot_batch(policy)
@@ -30,9 +28,7 @@ def test_fault_05_every_tap_is_the_hidden_state_that_it_is_named_after(
 
 
 @pytest.mark.parametrize("how", ["call", "forward"])
-def test_fault_01_and_02_taps_fire_once_where_hooks_on_blocks_or_policy_are_silent(
-    kind, how, build, adapter_of
-) -> None:
+def test_fault_01_and_02_taps_fire_once_in_each_forward(kind, how, build, adapter_of) -> None:
     policy = build(kind)
     adapter, fired = adapter_of(policy), []
     for block in adapter.decoder.layers:
@@ -50,7 +46,7 @@ def test_fault_01_and_02_taps_fire_once_where_hooks_on_blocks_or_policy_are_sile
 
 
 @pytest.mark.parametrize("how", ["call", "forward"])
-def test_fault_02_alignment_runs_whether_forward_is_called_directly_or_not(kind, how, build, wrap) -> None:
+def test_fault_02_alignment_runs_by_call_and_by_forward(kind, how, build, wrap) -> None:
     policy = wrap(build(kind))
     batch = tiny_lerobot_batch(policy, geometry=True)
     loss, info = policy(batch) if how == "call" else policy.forward(batch)
@@ -67,7 +63,7 @@ def test_the_path_of_a_tap_leads_to_its_module(kind, build, adapter_of) -> None:
         assert adapter.dim(layer) == 64
 
 
-def test_gradient_of_alignment_reaches_what_is_below_the_tap_and_nothing_above(kind, build, adapter_of, tapped) -> None:
+def test_alignment_gradient_reaches_only_below_the_tap(kind, build, adapter_of, tapped) -> None:
     policy, layer = build(kind), 2
     adapter = adapter_of(policy)
     _, _, student = tapped(adapter, tiny_lerobot_batch(policy), layer)
@@ -80,7 +76,7 @@ def test_gradient_of_alignment_reaches_what_is_below_the_tap_and_nothing_above(k
     assert not [name for name in reached if name.startswith(above) or ".lm_expert." in name or "gemma_expert" in name]
 
 
-def test_fault_06_the_default_frozen_backbone_of_smolvla_is_an_error(build, wrap) -> None:
+def test_fault_06_smolvlas_frozen_backbone_is_an_error(build, wrap) -> None:
     policy = wrap(build("smolvla", train_expert_only=True, freeze_vision_encoder=True))
     # What makes it silent: the tapped state requires a gradient all the same, for the state token in it.
     with pytest.raises(GradientError, match="train_expert_only=False"):
@@ -107,7 +103,7 @@ def test_fault_06_a_frozen_backbone_of_pi0_is_an_error(pi, build, wrap) -> None:
         policy(tiny_lerobot_batch(policy, geometry=True))
 
 
-def test_fault_06_pi0_fast_trains_its_backbone_by_default_and_says_so_when_frozen(build, wrap) -> None:
+def test_fault_06_pi0_fast_with_a_frozen_backbone_errs(build, wrap) -> None:
     policy = wrap(build("pi0_fast"))
     policy(tiny_lerobot_batch(policy, geometry=True))
     assert policy.spatial_forcing.status().reaches_policy

@@ -71,13 +71,13 @@ def test_vega_trains_the_tower_alone_of_a_real_policy(kind, build, wrap) -> None
     assert policy.spatial_forcing.status().reaches_policy
 
 
-def test_fault_06_a_frozen_tower_is_an_error_where_it_is_what_is_aligned(build, wrap) -> None:
+def test_fault_06_a_frozen_tower_that_is_aligned_is_an_error(build, wrap) -> None:
     policy = wrap(build("smolvla", train_expert_only=False, freeze_vision_encoder=True), PatchTeacher(), preset="vega")
     with pytest.raises(GradientError, match="freeze_vision_encoder=False"):
         policy(tiny_lerobot_batch(policy))
 
 
-def test_the_teacher_sees_the_future_frame_and_the_policy_does_not(kind, build, wrap) -> None:
+def test_only_the_teacher_sees_the_future_frame(kind, build, wrap) -> None:
     policy = build(kind)
     now = tiny_lerobot_batch(policy, geometry=True)
     batch, ahead = future(policy, now)
@@ -156,7 +156,7 @@ def test_a_batch_without_future_frames_says_what_to_do(kind, build, adapter_of) 
     assert "FutureFrames(dataset, steps=(8,))" in caught.value.remedy
 
 
-def test_a_future_frame_is_as_the_camera_saw_it_where_pictures_are_normalized(build, adapter_of, views_of) -> None:
+def test_a_future_frame_is_not_normalized(build, adapter_of, views_of) -> None:
     from lerobot.configs.types import NormalizationMode
 
     policy = build("smolvla")

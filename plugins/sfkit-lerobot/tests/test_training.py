@@ -98,7 +98,7 @@ def test_a_camera_that_is_missing_from_the_whole_batch(kind, build, wrap) -> Non
     assert valid == pytest.approx(1.0 if kind == "smolvla" else 0.5)
 
 
-def test_a_batch_in_which_nothing_is_valid_trains_the_actions_alone(kind, build, wrap) -> None:
+def test_a_batch_without_valid_tokens_trains_actions_alone(kind, build, wrap) -> None:
     plain = build(kind)
     batch = tiny_lerobot_batch(plain, geometry=True)
     if kind == "smolvla":
@@ -115,7 +115,7 @@ def test_a_batch_in_which_nothing_is_valid_trains_the_actions_alone(kind, build,
     assert all(bool(p.grad.isfinite().all()) for p in policy.parameters() if p.grad is not None)
 
 
-def test_a_sample_without_depth_is_masked_and_the_others_are_aligned(kind, build, wrap) -> None:
+def test_only_a_sample_without_depth_is_masked(kind, build, wrap) -> None:
     policy = wrap(build(kind))
     batch = tiny_lerobot_batch(policy, geometry=True)
     for key in CAMERAS:
@@ -210,7 +210,7 @@ def test_fault_52_smolvla_in_bfloat16_keeps_alignment_in_float32(build, wrap) ->
 
 
 @pytest.mark.parametrize("pi", ["pi0", "pi05"])
-def test_fault_52_pi0_in_its_own_bfloat16_mode_keeps_alignment_in_float32(pi, build, wrap) -> None:
+def test_fault_52_bfloat16_pi0_keeps_alignment_in_float32(pi, build, wrap) -> None:
     policy = wrap(build(pi, dtype="bfloat16"))
     loss, info = policy(tiny_lerobot_batch(policy, geometry=True))
     _check_precision(policy, loss, info)
@@ -225,7 +225,7 @@ def _check_precision(policy, loss, info) -> None:
     assert all(g.dtype == torch.float32 and bool(g.isfinite().all()) for g in gradients)
 
 
-def test_fault_52_geometry_stays_in_float32_where_pictures_do_not(build, adapter_of, views_of) -> None:
+def test_fault_52_geometry_stays_in_float32_if_images_do_not(build, adapter_of, views_of) -> None:
     policy = build("smolvla")
     batch = tiny_lerobot_batch(policy, geometry=True)
     batch |= {key: batch[key].bfloat16() for key in CAMERAS}

@@ -69,7 +69,7 @@ def test_one_to_three_cameras(kind, cameras, build, adapter_of, tapped) -> None:
     assert bool(student.mask.all())
 
 
-def test_fault_25_views_are_in_the_order_of_the_policy_not_of_the_batch(kind, build, adapter_of, views_of) -> None:
+def test_fault_25_views_follow_the_policy_not_the_batch(kind, build, adapter_of, views_of) -> None:
     policy = build(kind)
     batch = tiny_lerobot_batch(policy)
     views = views_of(adapter_of(policy), dict(reversed(batch.items())))
@@ -79,7 +79,7 @@ def test_fault_25_views_are_in_the_order_of_the_policy_not_of_the_batch(kind, bu
 
 
 @pytest.mark.parametrize("pi", ["pi0", "pi05", "pi0_fast"])
-def test_fault_25_pi0_puts_a_missing_camera_after_the_present_ones(pi, build, adapter_of, tapped) -> None:
+def test_fault_25_pi0_puts_a_missing_camera_last(pi, build, adapter_of, tapped) -> None:
     policy = build(pi, cameras=(*CAMERAS, SIDE))
     batch = tiny_lerobot_batch(policy, missing=[FRONT], geometry=True)
     _, views, student = tapped(adapter_of(policy), batch, 0)
@@ -91,7 +91,7 @@ def test_fault_25_pi0_puts_a_missing_camera_after_the_present_ones(pi, build, ad
     assert bool((views.depth[:, :2] > 0).all())
 
 
-def test_fault_25_smolvla_drops_a_missing_camera_from_the_sequence(build, adapter_of, tapped) -> None:
+def test_fault_25_smolvla_drops_a_missing_camera(build, adapter_of, tapped) -> None:
     policy = build("smolvla", cameras=(*CAMERAS, SIDE))
     _, views, student = tapped(adapter_of(policy), tiny_lerobot_batch(policy, missing=[FRONT]), 0)
     assert views.names == (WRIST, SIDE)
@@ -153,7 +153,7 @@ def test_smolvla_without_resize_has_the_grid_of_the_picture(build, adapter_of, t
     assert torch.equal(views.source_to_view[0, 0], torch.eye(3))
 
 
-def test_smolvla_pictures_that_pixel_shuffle_would_scramble_are_refused(build, adapter_of, views_of) -> None:
+def test_smolvla_image_sizes_unfit_for_shuffle_are_refused(build, adapter_of, views_of) -> None:
     policy = build("smolvla", resize_imgs_with_padding=None, image_shape=(3, 32, 128))
     batch = tiny_lerobot_batch(policy)
     policy(batch)  # 4 x 16 patches are the square of 8, so that SmolVLA itself does not complain

@@ -61,21 +61,22 @@ def step(build, wrap, moving):
         handle, seen = policy.spatial_forcing, {}
         handle.adapter.log_every(100)
         batch = tiny_lerobot_batch(policy, geometry=True)
-        join = handle._join
-        handle.__dict__["_join"] = lambda a, k, output, hidden, inputs: (
-            seen.update(output=output, hidden=hidden) or join(a, k, output, hidden, inputs)
+        attach = handle._attach
+        handle.__dict__["_attach"] = lambda plan, arguments, output, captured, inputs: (
+            seen.update(captured=captured) or attach(plan, arguments, output, captured, inputs)
         )
         for _ in range(2):  # the checks of the first batch, and the health that is measured on it, are read back
             policy.forward(dict(batch))
-        del handle.__dict__["_join"]
+        del handle.__dict__["_attach"]
         policy.to(device)
         batch = {key: value.to(device) for key, value in batch.items()}
         loss = torch.zeros((), device=device, requires_grad=True)
-        hidden = {
-            layer: torch.empty_like(state, device=device, requires_grad=True) for layer, state in seen["hidden"].items()
+        captured = {
+            site: tuple(torch.empty_like(state, device=device, requires_grad=True) for state in states)
+            for site, states in seen["captured"].items()
         }
-        handle._begin()
-        return lambda: handle._join((batch,), {}, (loss, {}), hidden, {})
+        plan = handle._begin()
+        return lambda: handle._attach(plan, ((batch,), {}), (loss, {}), captured, {})
 
     return step
 
@@ -113,7 +114,7 @@ def test_the_gpu_is_not_waited_for(kind, step) -> None:
     assert logs == {}
 
 
-def test_a_table_of_poses_is_copied_and_pickled_without_its_copies() -> None:
+def test_a_pose_table_is_copied_without_device_copies() -> None:
     table = PoseTable(torch.arange(3), torch.eye(4).repeat(3, 1, 1))
     table(torch.tensor([1]))
     assert table._copies

@@ -344,7 +344,7 @@ def test_examples_of_starvla(tiny: Callable[..., Any]) -> None:
 
 
 class Returning(nn.Module):
-    """Returns what it is told to."""
+    """Returns a fixed value."""
 
     def __init__(self, make: Callable[[Tensor], Any]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What ``inspect_policy`` finds on real classes is what the adapters beside were told by hand."""
+"""What ``inspect_policy`` finds on real classes is what the adapters beside are given by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The vision tower's output, and future frames, of a policy that is told by paths."""
+"""The vision tower's output, and future frames, of a policy that is described by paths."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sfkit.policies.base import ForwardCall
 from sfkit.testing.checks import check_correspondence
 from sfkit.testing.tiny import PatchTeacher, TinyAdapter, TinyPolicy, tiny_batch
 
-TOLD: dict[str, Any] = {
+GIVEN: dict[str, Any] = {
     "blocks": "blocks", "tokens": Span(0, 32), "grid": (2, 4, 4), "images": "images", "pixels": "[0,1]", "loss": "0",
 }  # fmt: skip
 TOWER = {"connector": "connector", "tower": (4, 4, 16)}
@@ -34,8 +34,8 @@ def loss_of(adapter: Any, batch: dict[str, Any], per_view: bool = False, **argum
 @pytest.mark.parametrize("per_view", [False, True])
 def test_a_connector_gives_the_tower_of_a_special_adapter(per_view: bool) -> None:
     arguments: dict[str, Any] = {"teacher": PatchTeacher(), "preset": "vega"}
-    policy, told = loss_of(GenericAdapter(**TOLD, **TOWER), tiny_batch(), per_view, **arguments)
-    assert told == loss_of(TinyAdapter, tiny_batch(), per_view, **arguments)[1] > 0
+    policy, found = loss_of(GenericAdapter(**GIVEN, **TOWER), tiny_batch(), per_view, **arguments)
+    assert found == loss_of(TinyAdapter, tiny_batch(), per_view, **arguments)[1] > 0
     assert policy.spatial_forcing.status().reaches_policy
 
 
@@ -47,8 +47,8 @@ def test_the_tower_of_a_vlm_of_transformers_corresponds(
     make_vlm: Callable[..., Any], family: str, connector: str, side: int
 ) -> None:
     case = make_vlm(family, "left")
-    told = case.adapter.options.model_copy(update={"connector": f"vlm.{connector}", "tower": (side, side, 24)})
-    adapter = GenericAdapter(options=told)
+    found = case.adapter.options.model_copy(update={"connector": f"vlm.{connector}", "tower": (side, side, 24)})
+    adapter = GenericAdapter(options=found)
     policy = SpatialForcing.wrap(case.policy.train(), PatchTeacher(), adapter=adapter, student_layer="encoder")
     check_correspondence(policy, case.batch(), case.perturb)
 
@@ -57,7 +57,7 @@ def test_future_paths_give_the_frames_of_a_special_adapter() -> None:
     frames = torch.rand(2, 3, 2, 3, 32, 32)
     pairs = [{"student_layer": 2, "teacher": PatchTeacher(), "future": 3}]
     _, wanted = loss_of(TinyAdapter, {**tiny_batch(), "future": frames}, pairs=pairs)
-    adapter = GenericAdapter(**TOLD, future={3: "next"}, future_present={3: "goes_on"})
+    adapter = GenericAdapter(**GIVEN, future={3: "next"}, future_present={3: "goes_on"})
     batch = {**tiny_batch(), "next": frames[:, 2], "goes_on": torch.ones(2, 2, dtype=torch.bool)}
     assert loss_of(adapter, batch, pairs=pairs)[1] == wanted
     # Past the end of the episode nothing is compared, whatever the picture.
@@ -79,32 +79,32 @@ def test_future_paths_give_the_frames_of_a_special_adapter() -> None:
 )
 def test_half_of_what_is_needed_is_refused(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        GenericAdapter(**TOLD, **options)
+        GenericAdapter(**GIVEN, **options)
 
 
 def test_missing_and_wrong_options_are_explained() -> None:
     teacher = PatchTeacher()
     with pytest.raises(ConfigError, match=r"cannot read the vision tower's output\.\n.*connector="):
-        loss_of(GenericAdapter(**TOLD), tiny_batch(), teacher=teacher, student_layer="encoder")
+        loss_of(GenericAdapter(**GIVEN), tiny_batch(), teacher=teacher, student_layer="encoder")
     with pytest.raises(AdapterError, match=r"connector='conector': .*Did you mean 'connector'"):
         loss_of(
-            GenericAdapter(**TOLD, connector="conector", tower=(4, 4, 16)), tiny_batch(), teacher=teacher,
+            GenericAdapter(**GIVEN, connector="conector", tower=(4, 4, 16)), tiny_batch(), teacher=teacher,
             student_layer="encoder",
         )  # fmt: skip
     with pytest.raises(ShapeError, match="expected 2 times"):
         loss_of(
-            GenericAdapter(**TOLD, connector="connector", tower=(2, 4, 16)), tiny_batch(), teacher=teacher,
+            GenericAdapter(**GIVEN, connector="connector", tower=(2, 4, 16)), tiny_batch(), teacher=teacher,
             student_layer="encoder",
         )  # fmt: skip
     pairs = [{"student_layer": 2, "teacher": teacher, "future": 3}]
     with pytest.raises(ConfigError, match=r"has no images 3 steps ahead\.\n.*future=\{3:"):
-        loss_of(GenericAdapter(**TOLD), tiny_batch(), pairs=pairs)
+        loss_of(GenericAdapter(**GIVEN), tiny_batch(), pairs=pairs)
     with pytest.raises(ViewsError, match="future='next' is not in the batch"):
-        loss_of(GenericAdapter(**TOLD, future={3: "next"}), tiny_batch(), pairs=pairs)
+        loss_of(GenericAdapter(**GIVEN, future={3: "next"}), tiny_batch(), pairs=pairs)
 
 
 def test_it_is_saved_and_read_again() -> None:
-    adapter = GenericAdapter(**TOLD, **TOWER, future={3: "next"})
+    adapter = GenericAdapter(**GIVEN, **TOWER, future={3: "next"})
     saved = json.loads(json.dumps(adapter.spec.options))
     again = GenericAdapter(options=type(adapter.options).model_validate(saved))
     assert again.options == adapter.options

@@ -148,9 +148,9 @@ def test_fault_14_the_real_scaler_through_its_changes(
 ) -> None:
     """Its scale grows with every step, and a step whose loss is no number is skipped."""
 
-    def train(policy: OutsidePolicy, loss_of: Callable[..., torch.Tensor], told: bool) -> dict[str, torch.Tensor]:
+    def train(policy: OutsidePolicy, loss_of: Callable[..., torch.Tensor], known: bool) -> dict[str, torch.Tensor]:
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=1)
-        if told:
+        if known:
             policy.spatial_forcing.scaler = scaler
         optimizer = torch.optim.SGD(policy.parameters(), 1e-2)
         scales = []

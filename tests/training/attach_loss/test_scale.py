@@ -29,9 +29,9 @@ def test_fault_48_several_processes_must_be_told(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(module, "_world_size", lambda: 2)
     with pytest.raises(LossError, match="average_tokens_across_devices"):
         LossScale(4).share_of_the_step(CALL)
-    told = LossScale(4)
-    told.processes = 1
-    assert told.share_of_the_step(CALL) == 0.25
+    known = LossScale(4)
+    known.processes = 1
+    assert known.share_of_the_step(CALL) == 0.25
 
 
 def test_a_copy_has_no_part_in_the_loop() -> None:

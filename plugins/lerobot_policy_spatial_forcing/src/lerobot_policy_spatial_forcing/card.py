@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sfkit.saving import checkpoint
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
 
 _NOTE = """\
 ## Resuming with lerobot-train
@@ -31,7 +34,7 @@ def add_to_readme(directory: str | Path) -> None:
     os.replace(fresh, path)  # noqa: PTH105 - as the rest of that folder is written
 
 
-def add_to_card(card: Any) -> Any:
+def add_to_card(card: ModelCard) -> ModelCard:
     """Append the same to a model card of LeRobot."""
     card.text = f"{card.text.rstrip()}\n\n{_NOTE}"
     return card

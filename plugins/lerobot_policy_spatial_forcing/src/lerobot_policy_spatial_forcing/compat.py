@@ -82,7 +82,7 @@ def refuse_fsdp() -> None:
 
 
 def _fsdp_plugin() -> Any:
-    """What accelerate was told about FSDP, if it was; a trainer that does so leaves the version in no variable."""
+    """Accelerate's FSDP settings, if there are any; they name the version where no environment variable does."""
     from accelerate.state import AcceleratorState
 
     return AcceleratorState._shared_state.get("fsdp_plugin")

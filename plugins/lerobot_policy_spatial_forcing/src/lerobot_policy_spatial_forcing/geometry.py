@@ -1,11 +1,11 @@
-"""Cameras and picture statistics of the dataset that is trained on, as its metadata tell."""
+"""Cameras and picture statistics of the dataset, from its metadata."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sfkit_lerobot import camera_rig, image_stats
 from sfkit_lerobot.dataset import recorded_depth
@@ -15,10 +15,15 @@ from lerobot_policy_spatial_forcing.trainer import Trainer
 from sfkit.errors import ConfigError
 from sfkit.views.cameras import CameraRig
 
+if TYPE_CHECKING:
+    from lerobot.configs import PreTrainedConfig
+    from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+
+
 _GEOMETRY = ("depth", "intrinsics", "world_from_camera")
 
 
-def cameras_of(meta: Any, trainer: Trainer, path: str | None) -> CameraRig | None:
+def cameras_of(meta: LeRobotDatasetMetadata | None, trainer: Trainer, path: str | None) -> CameraRig | None:
     """The cameras under the names that the policy has for them.
 
     None for a dataset without calibration or depth, and for one of which it is not known how its depth arrives.
@@ -41,14 +46,16 @@ def cameras_of(meta: Any, trainer: Trainer, path: str | None) -> CameraRig | Non
     return _renamed(camera_rig(trainer.dataset, file if file.is_file() else None), trainer)
 
 
-def picture_stats(meta: Any, config: Any) -> dict[str, Any] | None:
+def picture_stats(
+    meta: LeRobotDatasetMetadata | None, config: PreTrainedConfig
+) -> dict[str, dict[str, tuple[float, ...]]] | None:
     """Statistics by which the policy normalizes pictures; None where it leaves them as they are."""
     if meta is None or visual_mode(config) == "IDENTITY":
         return None
     return image_stats(SimpleNamespace(meta=meta))
 
 
-def require_cameras(handle: Any, rig: CameraRig | None, meta: Any, trainer: Trainer) -> None:
+def require_cameras(handle: Any, rig: CameraRig | None, meta: LeRobotDatasetMetadata | None, trainer: Trainer) -> None:
     """Say at once, and not on the first batch, that a teacher needs what the dataset does not have.
 
     Raises:

@@ -29,10 +29,10 @@ def note_outer(policy: nn.Module, outer: nn.Module) -> None:
 
 
 def expect_outer(policy: nn.Module) -> None:
-    """Note the PeftModel that is about to be built around ``policy`` by somebody who will not tell.
+    """Note the PeftModel that is about to be built around ``policy`` without notice.
 
     LeRobot loads an adapter with ``PeftModel.from_pretrained(policy, ...)`` and hands the result to its trainer. torch
-    tells of every module that becomes a part of another; the hook goes when it has seen the one.
+    calls the hook for every module that becomes a part of another; it is removed after that one.
     """
     expected = weakref.ref(policy)
 
@@ -65,7 +65,7 @@ class Reach:
         blocks = "|".join(str(block) for block in range(self.student_layer))
         return rf".*{re.escape(self.decoder)}\.layers\.({blocks})\.self_attn\.(q|v)_proj"
 
-    def added_to(self, defaults: dict[str, Any] | None) -> dict[str, Any] | None:
+    def added_to(self, defaults: dict[str, object] | None) -> dict[str, object] | None:
         """LeRobot's default targets, which are the action expert alone, and these blocks.
 
         Defaults in another form than one regular expression are left to :meth:`require`.

@@ -10,10 +10,12 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
+from torch import nn
+
 from lerobot_policy_spatial_forcing import compat, lora
 from lerobot_policy_spatial_forcing.bases import BASES, Base
 from lerobot_policy_spatial_forcing.card import add_to_card, add_to_readme
-from lerobot_policy_spatial_forcing.configuration_sf import CONFIGS
+from lerobot_policy_spatial_forcing.configuration_sf import CONFIGS, SfConfig
 from lerobot_policy_spatial_forcing.geometry import cameras_of, picture_stats, require_cameras
 from lerobot_policy_spatial_forcing.origin import check_cameras
 from lerobot_policy_spatial_forcing.resuming import RandomState, restore
@@ -26,6 +28,8 @@ from sfkit.errors import ConfigError, GradientError, WrapError
 logger = logging.getLogger("sfkit")
 
 if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
+    from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
     from lerobot.policies.pretrained import PreTrainedPolicy as _Policy
 else:
     # LeRobot's class comes behind this one in each policy made here.
@@ -41,13 +45,18 @@ class SfPolicy(_Policy):  # type: ignore[misc]
         deferred: Do not wrap yet: weights, or adapters, are still to be loaded.
     """
 
-    config: Any
+    config: SfConfig
     _record: LoadRecord | None = None
     _reach: lora.Reach | None = None
     _random: RandomState | None = None
 
     def __init__(
-        self, config: Any, *inputs: Any, dataset_meta: Any = None, deferred: bool = False, **kwargs: Any
+        self,
+        config: SfConfig,
+        *inputs: object,
+        dataset_meta: LeRobotDatasetMetadata | None = None,
+        deferred: bool = False,
+        **kwargs: object,
     ) -> None:
         compat.warn_of_unknown_version()
         compat.warn_of_single_process()
@@ -62,7 +71,9 @@ class SfPolicy(_Policy):  # type: ignore[misc]
     # ------------------------------------------------------------------------------------------------- loading
 
     @classmethod
-    def from_pretrained(cls, pretrained_name_or_path: str | Path, *, config: Any = None, **kwargs: Any) -> Self:
+    def from_pretrained(
+        cls, pretrained_name_or_path: str | Path, *, config: SfConfig | None = None, **kwargs: Any
+    ) -> Self:
         """Load the base policy's weights strictly, then wrap, and resume the projector if the checkpoint has one.
 
         Raises:
@@ -90,7 +101,7 @@ class SfPolicy(_Policy):  # type: ignore[misc]
         return policy
 
     def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in torch; what was found is noted, because LeRobot does not always tell."""
+        """As in torch; what was found is noted, because LeRobot does not always report it."""
         record = self._record = LoadRecord()
         try:
             found = super().load_state_dict(state_dict, *args, **kwargs)
@@ -102,7 +113,7 @@ class SfPolicy(_Policy):  # type: ignore[misc]
 
     # ------------------------------------------------------------------------------------------------ wrapping
 
-    def _wrap(self, target: Any, source: str | Path | None = None, revision: str | None = None) -> None:
+    def _wrap(self, target: nn.Module, source: str | Path | None = None, revision: str | None = None) -> None:
         """Wrap ``target``, this policy or the PeftModel around it, and resume what ``source`` holds."""
         trainer = trainer_of(self, self.config, self._meta)
         block = self.config.sf
@@ -151,12 +162,12 @@ class SfPolicy(_Policy):  # type: ignore[misc]
         return changed
 
     def _present_handle(self) -> SpatialForcing | None:
-        outer: Any = lora.outer_of(self)
+        outer = lora.outer_of(self)
         return SpatialForcing.of(self if outer is None else outer)
 
     # ---------------------------------------------------------------------------------------------------- PEFT
 
-    def wrap_with_peft(self, *args: Any, **kwargs: Any) -> Any:
+    def wrap_with_peft(self, *args: object, **kwargs: object) -> nn.Module:
         """LoRA first, wrap second: unwrap, let LeRobot build the PeftModel, and wrap that.
 
         Raises:
@@ -164,25 +175,25 @@ class SfPolicy(_Policy):  # type: ignore[misc]
         """
         reach = self._reach = _reach(_required(self._present_handle(), self))
         SpatialForcing.unwrap(self)
-        outer = super().wrap_with_peft(*args, **kwargs)
+        outer: nn.Module = super().wrap_with_peft(*args, **kwargs)
         reach.require(self)
         lora.note_outer(self, outer)
         self._wrap(outer, self.config.pretrained_path, self.config.pretrained_revision)
         return outer
 
-    def _get_default_peft_targets(self) -> dict[str, Any] | None:
-        defaults: dict[str, Any] | None = super()._get_default_peft_targets()
+    def _get_default_peft_targets(self) -> dict[str, object] | None:
+        defaults: dict[str, object] | None = super()._get_default_peft_targets()
         return defaults if self._reach is None else self._reach.added_to(defaults)
 
     # -------------------------------------------------------------------------------------------------- telling
 
-    def generate_model_card(self, dataset_repo_id: str, model_type: str, *args: Any, **kwargs: Any) -> Any:
+    def generate_model_card(self, dataset_repo_id: str, model_type: str, *args: object, **kwargs: object) -> ModelCard:
         """LeRobot's card of the base policy, and what resuming needs."""
         card = super().generate_model_card(dataset_repo_id, self.config.base.name, *args, **kwargs)
         return add_to_card(card)
 
 
-def _required(handle: SpatialForcing | None, policy: Any) -> SpatialForcing:
+def _required(handle: SpatialForcing | None, policy: nn.Module) -> SpatialForcing:
     if handle is None:
         raise WrapError(
             f"{type(policy).__name__} is not wrapped, although its type says so.",

@@ -98,7 +98,7 @@ def read_text(value: str, option: str) -> Any:
     raise ConfigError(f"{option} cannot be read: {value}", 'Give a name, or JSON: \'{"name": "geometry"}\'.')
 
 
-def _is_scalar(annotation: Any) -> bool:
+def _is_scalar(annotation: object) -> bool:
     parts = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
     return all(part in (*_SCALARS, types.NoneType) for part in parts)
 
@@ -123,7 +123,7 @@ def _is_many(info: FieldInfo) -> bool:
     return typing.get_origin(info.annotation) in (tuple, list)
 
 
-def _as_text(default: Any) -> str:
+def _as_text(default: object) -> str:
     if isinstance(default, ComponentSpec) and not default.options:
         return default.name
     return str(default.model_dump(mode="json") if hasattr(default, "model_dump") else default)

@@ -28,14 +28,14 @@ class ReadText(str):
     __slots__ = ()
 
 
-def _decode(raw: Any, path: tuple[str, ...] = ()) -> ReadText:
+def _decode(raw: object, path: tuple[str, ...] = ()) -> ReadText:
     return ReadText(raw)
 
 
 draccus.decode.register(ReadText, _decode)
 
 
-def is_from_file(name: str, value: Any) -> bool:
+def is_from_file(name: str, value: object) -> bool:
     """Whether a file, and not the command line or a program, has set a field of the block."""
     return isinstance(value, ReadText) and f"sf.{name}" not in _given_on_the_command_line()
 
@@ -50,7 +50,7 @@ def origin() -> Origin:
 
 
 def admitted(
-    arguments: Mapping[str, Any], from_file: frozenset[str], options: Any, options_from_file: bool
+    arguments: Mapping[str, object], from_file: frozenset[str], options: object, options_from_file: bool
 ) -> dict[str, Any]:
     """The arguments of ``wrap``, once the file among their sources has been checked.
 
@@ -98,15 +98,15 @@ def check_cameras(cameras: str | None) -> None:
     logger.warning("sfkit: %s names cameras=%r", source.file, str(cameras))
 
 
-def _of(options: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
+def _of(options: Mapping[str, object], names: list[str]) -> dict[str, Any]:
     return {name: item for name, item in options.items() if name in names}
 
 
-def _ask(name: str, options: Mapping[str, Any]) -> str:
+def _ask(name: str, options: Mapping[str, object]) -> str:
     return "give " + shlex.quote(f"--policy.sf.options={json.dumps({name: dict(options)}, default=str)}")
 
 
-def _pairs(value: Any) -> list[dict[str, Any]]:
+def _pairs(value: object) -> list[dict[str, Any]]:
     return [{name: item for name, item in pair.items() if item is not None} for pair in read_pairs({"pairs": value})]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from lerobot_policy_spatial_forcing.sources import fetch
 from lerobot_policy_spatial_forcing.trainer import Trainer
@@ -72,10 +71,10 @@ class RandomState:
 
 def _require_same(now: SpatialForcingConfig, saved: SpatialForcingConfig, folder: Path) -> None:
     """Two teachers of one width fit one projector, and it would not be noticed."""
-    told, found = _what(Published.of(now).config), _what(saved)
-    if told != found:
+    wanted, found = _what(Published.of(now).config), _what(saved)
+    if wanted != found:
         raise CheckpointError(
-            f"{folder} was trained with {found}, and this run asks for {told}.",
+            f"{folder} was trained with {found}, and this run asks for {wanted}.",
             "Give the same teacher, layers and projector, or take spatial_forcing/ away to begin with a new projector.",
         )
 
@@ -89,7 +88,7 @@ def _what(config: SpatialForcingConfig) -> str:
     return f"{pairs}, projector {config.projector.name}"
 
 
-def _digests(options: Mapping[str, Any]) -> str:
+def _digests(options: Mapping[str, object]) -> str:
     """What local weights are known by, once their path is not saved."""
     found = [f"{key} sha256:{digest}" for key, item in options.items() if (digest := digest_in(item))]
     return f" ({', '.join(found)})" if found else ""

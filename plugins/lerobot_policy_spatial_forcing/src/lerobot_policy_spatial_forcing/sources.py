@@ -5,10 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sfkit.errors import CheckpointError, ConfigError
 from sfkit.saving import checkpoint
+
+if TYPE_CHECKING:
+    from lerobot.configs import PreTrainedConfig
+
+    from lerobot_policy_spatial_forcing.bases import Base
+    from lerobot_policy_spatial_forcing.configuration_sf import SfConfig
 
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 
@@ -37,8 +43,8 @@ def fetch(source: str | Path, revision: str | None) -> Path:
         ) from error
 
 
-def adopt_base_config(config: Any) -> None:
-    """Take over the fields of the checkpoint's ``config.json``, except those that the user has set.
+def adopt_base_config(config: SfConfig) -> None:
+    """Take over the fields of the checkpoint's ``config.json``, except those that were set, by whatever means.
 
     So that nothing of the checkpoint need be repeated on the command line, as with LeRobot's ``--policy.path``.
 
@@ -46,17 +52,15 @@ def adopt_base_config(config: Any) -> None:
         CheckpointError: The configuration is missing or unreadable.
         ConfigError: The checkpoint is of another policy.
     """
+    assert config.pretrained_path is not None
     folder = fetch(config.pretrained_path, config.pretrained_revision)
     stored = _read_config(folder, config.base)
-    given = _given_on_the_command_line()
     for field in dataclasses.fields(stored):
-        if field.name in ("pretrained_path", "pretrained_revision") or field.name in given:
-            continue
-        if getattr(config, field.name) == _default(field):
+        if field.name not in ("pretrained_path", "pretrained_revision", *config.given):
             setattr(config, field.name, getattr(stored, field.name))
 
 
-def _read_config(folder: Path, base: Any) -> Any:
+def _read_config(folder: Path, base: Base) -> PreTrainedConfig:
     from lerobot.configs import PreTrainedConfig
 
     path = folder / _CONFIG
@@ -72,16 +76,3 @@ def _read_config(folder: Path, base: Any) -> Any:
             f"Use --policy.type=sf_{kind}, if there is one, or another checkpoint.",
         )
     return PreTrainedConfig.from_pretrained(folder)
-
-
-def _given_on_the_command_line() -> set[str]:
-    from lerobot.configs import parser
-
-    overrides = parser.get_cli_overrides("policy") or []
-    return {item[2:].partition("=")[0].partition(".")[0] for item in overrides if item.startswith("--")}
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return field.default

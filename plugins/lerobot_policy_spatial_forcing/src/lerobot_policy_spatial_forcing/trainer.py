@@ -6,12 +6,17 @@ import sys
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 from torch.utils.data import Dataset
 
 from sfkit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lerobot.configs import PreTrainedConfig
+    from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class Trainer:
     log_freq: int = 1
     resume: bool | None = None
     rename_map: Mapping[str, str] = field(default_factory=dict)
-    dataset: Any = None
+    dataset: LeRobotDataset | None = None
 
     def refuse_unknown_depth(self) -> None:
         """Refuse a dataset of which it is not known how its depth arrives.
@@ -62,14 +67,14 @@ class Trainer:
 _TRAINERS: weakref.WeakKeyDictionary[nn.Module, Trainer] = weakref.WeakKeyDictionary()
 
 
-def trainer_of(policy: nn.Module, config: Any, meta: Any) -> Trainer:
+def trainer_of(policy: nn.Module, config: PreTrainedConfig, meta: LeRobotDatasetMetadata | None) -> Trainer:
     """:func:`read_trainer` at the first call for a policy, from its constructor: adapters of PEFT come later."""
     if policy not in _TRAINERS:
         _TRAINERS[policy] = read_trainer(config, meta)
     return _TRAINERS[policy]
 
 
-def read_trainer(config: Any, meta: Any) -> Trainer:
+def read_trainer(config: PreTrainedConfig, meta: LeRobotDatasetMetadata | None) -> Trainer:
     """The settings of the trainer that builds a policy; defaults where something else does.
 
     They are those that the trainer really uses, whether they came from the command line, a file, the Hub or a program.

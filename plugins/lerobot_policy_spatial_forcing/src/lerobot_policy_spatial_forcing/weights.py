@@ -6,10 +6,9 @@ LeRobot itself only logs or prints what is missing, and trains on from random we
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from sfkit.errors import CheckpointError
 
@@ -65,7 +64,7 @@ FAILURES = (OSError, SafetensorError, RuntimeError)
 
 def _without_tied(policy: nn.Module, missing: list[str]) -> list[str]:
     """Leave out keys whose tensor is that of another key, which was loaded."""
-    state: dict[str, Any] = policy.state_dict()
+    state: dict[str, Tensor] = policy.state_dict()
     absent = set(missing)
     loaded = {tensor.data_ptr() for key, tensor in state.items() if key not in absent and tensor.numel()}
     return [key for key in missing if key not in state or state[key].data_ptr() not in loaded]

@@ -43,6 +43,7 @@ class ACTAdapter(ResNetAdapter):
         return {key: Crop.make(size, size, (0, 0), size, stride) for key, size in sizes.items()}
 
     def visual_tokens(self, hidden: Tensor, views: Views) -> FeatureMap:
+        """``(n, b, d)``, with the sequence first, to tokens ``(b, v, gh, gw, d)``."""
         config, stride, v = self.policy.config, self.stride(0), len(views.names)
         before = 1 + bool(config.robot_state_feature) + bool(config.env_state_feature)
         grid = (views.size[0] // stride, views.size[1] // stride)

@@ -21,7 +21,7 @@ from sfkit.views.types import Views
 from sfkit_lerobot.cameras import explain_missing, view_geometry
 from sfkit_lerobot.letterbox import Placement
 from sfkit_lerobot.logs import LogWindow
-from sfkit_lerobot.normalization import denormalized, visual_mode
+from sfkit_lerobot.normalization import Batch, denormalized, visual_mode
 
 #: The version that the adapters were tested with.
 TESTED = "0.6.1"
@@ -105,7 +105,7 @@ class LeRobotAdapter(PolicyAdapter):
 
     # --------------------------------------------------------------------------------------------------- views
 
-    def _as_seen_by_the_camera(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _as_seen_by_the_camera(self, batch: Batch) -> Batch:
         """The batch with its pictures as they were before the normalization, so that their resize is undisturbed."""
         mode = visual_mode(self.policy.config)
         if mode == "IDENTITY":
@@ -114,9 +114,7 @@ class LeRobotAdapter(PolicyAdapter):
         present = [key for key in self.policy.config.image_features if key in batch]
         return {**batch, **{key: denormalized(batch[key], mode, stats.get(key), key) for key in present}}
 
-    def assemble(
-        self, batch: Mapping[str, Any], images: Tensor, boxes: Mapping[str, Placement | None], present: Tensor
-    ) -> Views:
+    def assemble(self, batch: Batch, images: Tensor, boxes: Mapping[str, Placement | None], present: Tensor) -> Views:
         """Views with all that is known of them.
 
         Args:
@@ -141,16 +139,19 @@ class LeRobotAdapter(PolicyAdapter):
         return explain_missing(field, self.cameras, call.arguments["batch"], names)
 
     def _valid(self, boxes: Mapping[str, Placement | None], present: Tensor, images: Tensor) -> Tensor:
+        """``(b, v, h, w)`` bool from ``(b, v)`` samples that have a view, and images ``(b, v, 3, h, w)``."""
         inside = torch.stack([_no_pixel(images) if box is None else box.valid for box in boxes.values()])
         return on_device(inside, images.device) & on_device(present, images.device)[:, :, None, None]
 
     def _source_to_view(self, boxes: Mapping[str, Placement | None], images: Tensor) -> Tensor:
+        """``(b, v, 3, 3)`` float32, for images ``(b, v, 3, h, w)``."""
         matrices = [torch.eye(3) if box is None else box.matrix for box in boxes.values()]
         return on_device(torch.stack(matrices), images.device).expand(len(images), -1, -1, -1)
 
     # ---------------------------------------------------------------------------------------------------- loss
 
     def with_loss(self, output: Any, loss: Tensor, logs: Mapping[str, Tensor]) -> Any:
+        """The output with another loss, ``()`` or ``(b,)``, and figures ``()`` beside LeRobot's own."""
         output = replace_loss(output, loss)
         if not logs:
             return output
@@ -203,4 +204,5 @@ def _version() -> str:
 
 
 def _no_pixel(images: Tensor) -> Tensor:
+    """``(h, w)`` bool, all False, for images ``(b, v, 3, h, w)``."""
     return torch.zeros(images.shape[-2:], dtype=torch.bool)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from sfkit.views.cameras import CameraRig
 from sfkit.views.geometry import depth_map, view_geometry
+from sfkit_lerobot.normalization import Batch
 
 __all__ = ["depth_map", "explain_missing", "view_geometry"]
 
 
-def explain_missing(field: str, rig: CameraRig | None, batch: Mapping[str, Any], names: Sequence[str]) -> str:
+def explain_missing(field: str, rig: CameraRig | None, batch: Batch, names: Sequence[str]) -> str:
     """Why no view has a field: which keys were looked for, and which are there."""
     if rig is None:
         return "No cameras were given to SpatialForcing.wrap."
@@ -28,5 +28,5 @@ def explain_missing(field: str, rig: CameraRig | None, batch: Mapping[str, Any],
     return ""
 
 
-def _listed(keys: Any) -> str:
+def _listed(keys: Iterable[str | None]) -> str:
     return ", ".join(str(key) for key in keys if key is not None) or "none"

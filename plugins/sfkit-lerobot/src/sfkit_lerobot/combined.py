@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import ConcatDataset, Subset
 
 from sfkit.errors import ConfigError
 
+if TYPE_CHECKING:
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-def parts(dataset: Any) -> list[Any]:
+
+def parts(dataset: Any) -> list[LeRobotDataset]:
     """The LeRobot datasets within a dataset, each once.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,11 +14,15 @@ from sfkit.views.cameras import Camera, CameraRig, PoseTable
 from sfkit_lerobot.combined import parts
 from sfkit_lerobot.image_transforms import refuse_moving
 
+if TYPE_CHECKING:
+    from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
 #: Meters beyond which LeRobot returns no millimeters: it clips them to 16 bits.
 _LARGEST = 65.535
 
 
-def camera_rig(dataset: Any, path: str | Path | None = None) -> CameraRig:
+def camera_rig(dataset: object, path: str | Path | None = None) -> CameraRig:
     """Calibration, depth units and poses of a dataset's cameras.
 
     Args:
@@ -27,7 +31,7 @@ def camera_rig(dataset: Any, path: str | Path | None = None) -> CameraRig:
             does not say which of them it comes from.
         path: The calibration file; ``meta/cameras.json`` of the dataset by default. It need not give ``depth_unit``:
             LeRobot knows in which unit it returns depth maps. Where there is no such file, the rig is what LeRobot
-            itself tells: which camera has a depth map, and its unit. Intrinsics are then unknown.
+            itself knows: which camera has a depth map, and its unit. Intrinsics are then unknown.
 
     Raises:
         ConfigError: The file is unreadable, names a column that the dataset lacks, a depth unit is not recorded or
@@ -41,7 +45,7 @@ def camera_rig(dataset: Any, path: str | Path | None = None) -> CameraRig:
     return first
 
 
-def _rig_of(dataset: Any, path: str | Path | None) -> CameraRig:
+def _rig_of(dataset: LeRobotDataset, path: str | Path | None) -> CameraRig:
     """The rig of one LeRobot dataset."""
     _refuse_moving_transforms(dataset)
     file = Path(dataset.root) / "meta" / "cameras.json"
@@ -77,7 +81,7 @@ def _require_same_rig(first: CameraRig, root: Path, other: CameraRig, other_root
         )
 
 
-def recorded_depth(meta: Any) -> dict[str, Camera]:
+def recorded_depth(meta: LeRobotDatasetMetadata) -> dict[str, Camera]:
     """Cameras that a dataset has depth maps of, by their names: that of ``front`` is ``front_depth``.
 
     Args:
@@ -128,7 +132,7 @@ def image_stats(dataset: Any) -> dict[str, dict[str, tuple[float, ...]]]:
     }
 
 
-def pose_table(dataset: Any, key: str) -> PoseTable:
+def pose_table(dataset: LeRobotDataset, key: str) -> PoseTable:
     """Poses of a moving camera from a column of 16 numbers, a 4x4 ``world_from_camera`` by rows, in meters.
 
     Args:
@@ -156,7 +160,7 @@ def pose_table(dataset: Any, key: str) -> PoseTable:
     return PoseTable(index[order], poses[order])
 
 
-def _with_unit(key: str, camera: Camera, dataset: Any) -> Camera:
+def _with_unit(key: str, camera: Camera, dataset: LeRobotDataset) -> Camera:
     """The camera with the unit in which its depth map arrives in a batch."""
     depth_key = camera.depth_key
     if depth_key is None:
@@ -192,7 +196,7 @@ def _recorded_range(feature: Mapping[str, Any], camera: Camera) -> tuple[float, 
     return max(near, encoder.depth_min), min(far, encoder.depth_max, _LARGEST)
 
 
-def _unit_from_lerobot(depth_key: str, feature: Mapping[str, Any], dataset: Any) -> str | None:
+def _unit_from_lerobot(depth_key: str, feature: Mapping[str, Any], dataset: LeRobotDataset) -> str | None:
     """The unit that LeRobot converts a map to, or None where it does not convert."""
     if feature["dtype"] not in ("image", "video"):
         return None
@@ -205,7 +209,7 @@ def _unit_from_lerobot(depth_key: str, feature: Mapping[str, Any], dataset: Any)
     return str(dataset.depth_output_unit) if converts else None
 
 
-def _refuse_moving_transforms(dataset: Any) -> None:
+def _refuse_moving_transforms(dataset: LeRobotDataset) -> None:
     color = [key for key in dataset.meta.camera_keys if key not in dataset.meta.depth_keys]
     for size in sorted({_image_size(dataset.meta.features[key]) for key in color}):
         refuse_moving(getattr(dataset, "image_transforms", None), size)

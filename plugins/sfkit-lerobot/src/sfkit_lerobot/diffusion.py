@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from sfkit.policies.base import ForwardCall, TapPoint
 from sfkit.views.types import FeatureMap, Views
 from sfkit_lerobot.letterbox import Size
 from sfkit_lerobot.resnet import Crop, ResNetAdapter, size_of
+
+if TYPE_CHECKING:
+    from lerobot.policies.diffusion.modeling_diffusion import DiffusionRgbEncoder
 
 #: Where the first of the four stages stands in the backbone, behind convolution, normalization, ReLU and pooling.
 _FIRST = 4
@@ -32,7 +35,7 @@ class DiffusionAdapter(ResNetAdapter):
         return _STAGES
 
     @property
-    def _encoders(self) -> list[Any]:
+    def _encoders(self) -> list[DiffusionRgbEncoder]:
         """One for each camera, or one for all."""
         encoder = self.policy.diffusion.rgb_encoder
         return list(encoder) if isinstance(encoder, nn.ModuleList) else [encoder]
@@ -47,8 +50,9 @@ class DiffusionAdapter(ResNetAdapter):
         return int(convolutions[-1].out_channels)
 
     def tap(self, layer: int) -> TapPoint:
-        def following(encoder: Any) -> Any:
-            return encoder.pool if layer == _STAGES else encoder.backbone[_FIRST + layer]
+        def following(encoder: DiffusionRgbEncoder) -> nn.Module:
+            module: nn.Module = encoder.pool if layer == _STAGES else encoder.backbone[_FIRST + layer]
+            return module
 
         first, *others = (following(encoder) for encoder in self._encoders)
         name = "pool" if layer == _STAGES else f"backbone.{_FIRST + layer}"
@@ -66,6 +70,7 @@ class DiffusionAdapter(ResNetAdapter):
         }
 
     def resized(self, picture: Tensor) -> Tensor:
+        """``(b, 3, h, w)`` after the encoder's own resize."""
         resize = self._encoders[0].resize
         return picture if resize is None else resize(picture)
 
@@ -82,6 +87,7 @@ class DiffusionAdapter(ResNetAdapter):
     # -------------------------------------------------------------------------------------------------- tokens
 
     def visual_tokens(self, hidden: Tensor, views: Views) -> FeatureMap:
+        """Maps ``(b * steps * v, d, gh, gw)`` to tokens ``(b, v, gh, gw, d)`` of the last step."""
         (b, v), steps = views.images.shape[:2], int(self.policy.config.n_obs_steps)
         if hidden.ndim != 4 or len(hidden) != b * v * steps:
             raise ShapeError(
@@ -97,7 +103,7 @@ class DiffusionAdapter(ResNetAdapter):
         return FeatureMap(maps, views.token_mask((maps.shape[2], maps.shape[3])))
 
 
-def origin_of_crop(encoder: Any, picture: Tensor) -> Size:
+def origin_of_crop(encoder: DiffusionRgbEncoder, picture: Tensor) -> Size:
     """Where LeRobot's picture encoder is about to cut, once it has resized: ``(row, column)``.
 
     A random crop of ``torchvision`` draws these numbers, as the next ones from the CPU's generator; they are put back.
@@ -117,6 +123,6 @@ def origin_of_crop(encoder: Any, picture: Tensor) -> Size:
     return round((h - rows) / 2), round((w - columns) / 2)
 
 
-def _resized(encoder: Any, picture: Tensor) -> Tensor:
-    """A tensor of the size that the picture has before the crop; its values do not matter."""
+def _resized(encoder: DiffusionRgbEncoder, picture: Tensor) -> Tensor:
+    """A tensor of the size of ``(b, 3, h, w)`` after the policy's resize; its values do not matter."""
     return picture if encoder.resize is None else picture.new_empty(1, 1, *encoder.resize.size)

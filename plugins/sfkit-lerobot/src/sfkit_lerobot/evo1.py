@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from sfkit.errors import ViewsError
 from sfkit_lerobot.image_geometry import ImageGeometry
 from sfkit_lerobot.image_tokens import ImageTokenAdapter, Prompt
 from sfkit_lerobot.letterbox import Placement, Size
-from sfkit_lerobot.normalization import refuse_out_of_range
+from sfkit_lerobot.normalization import Batch, refuse_out_of_range
 
 
 class Evo1Adapter(ImageTokenAdapter):
@@ -33,7 +32,7 @@ class Evo1Adapter(ImageTokenAdapter):
             "finetune_language_model=True or finetune_vision_model=True"
         )
 
-    def prompt(self, batch: Mapping[str, Any]) -> Prompt:
+    def prompt(self, batch: Batch) -> Prompt:
         embedder = self.policy.model.embedder
         pictures, places = self.policy._collect_image_batches(batch)
         boxes = self._boxes(batch, (int(embedder.image_size), int(embedder.image_size)), places.shape[1])
@@ -55,7 +54,7 @@ class Evo1Adapter(ImageTokenAdapter):
             later=places.shape[1] - len(boxes),
         )
 
-    def _boxes(self, batch: Mapping[str, Any], view: Size, places: int) -> dict[str, Placement | None]:
+    def _boxes(self, batch: Batch, view: Size, places: int) -> dict[str, Placement | None]:
         keys = list(self.policy.config.image_features)[:places]
         boxes: dict[str, Placement | None] = {
             key: ImageGeometry.of((batch[key].shape[-2], batch[key].shape[-1])).resized(view)
@@ -72,7 +71,7 @@ class Evo1Adapter(ImageTokenAdapter):
         resized += [torch.zeros_like(resized[0])] * (views - len(resized))
         return torch.stack(resized, 1)
 
-    def _tokens(self, batch: Mapping[str, Any], places: Sequence[int]) -> Tensor:
+    def _tokens(self, batch: Batch, places: Sequence[int]) -> Tensor:
         embedder, (b, count) = self.policy.model.embedder, places
         # One tile for each place, as EVO1 has it.
         prompts = embedder._build_multimodal_prompts([[1] * count] * b, self.policy._normalize_task_batch(batch))

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sfkit.views.cameras import CameraRig
+
+if TYPE_CHECKING:
+    from lerobot.configs import PreTrainedConfig
+    from lerobot.configs.types import PolicyFeature
 
 #: Keys that hold calibration, poses or labels by the names in use. Keys that a :class:`CameraRig` names are added.
 GEOMETRY_PATTERNS = (
@@ -21,7 +25,9 @@ GEOMETRY_PATTERNS = (
 )
 
 
-def policy_features(features: Mapping[str, Mapping[str, Any]], rig: CameraRig | None = None) -> dict[str, Any]:
+def policy_features(
+    features: Mapping[str, Mapping[str, Any]], rig: CameraRig | None = None
+) -> dict[str, PolicyFeature]:
     """LeRobot's ``dataset_to_policy_features``, without what only the teacher and the probes may see.
 
     LeRobot types a depth map as a picture, on which policies fail, and calibration as a state, which its normalizer
@@ -42,11 +48,11 @@ def policy_features(features: Mapping[str, Mapping[str, Any]], rig: CameraRig | 
         for key, feature in features.items()
         if not (key in named or _is_named_like_geometry(key) or is_depth_feature(feature))
     }
-    result: dict[str, Any] = dataset_to_policy_features(kept)
+    result: dict[str, PolicyFeature] = dataset_to_policy_features(kept)
     return result
 
 
-def strip_geometry(config: Any, rig: CameraRig | None = None) -> list[str]:
+def strip_geometry(config: PreTrainedConfig, rig: CameraRig | None = None) -> list[str]:
     """Remove from a policy's ``input_features``, in place, what :func:`policy_features` leaves out.
 
     Call it before the policy and its processors are built: both read the features.
@@ -87,7 +93,7 @@ def is_depth_feature(feature: Mapping[str, Any]) -> bool:
     return single or bool(marks.get("is_depth_map") or marks.get("video.is_depth_map"))
 
 
-def _is_single_channel(feature: Any) -> bool:
+def _is_single_channel(feature: PolicyFeature) -> bool:
     return bool(getattr(feature.type, "value", feature.type) == "VISUAL" and feature.shape[0] == 1)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from sfkit.errors import ConfigError, ViewsError
 from sfkit.views.cameras import CameraRig
 from sfkit_lerobot.combined import locate, parts
+from sfkit_lerobot.normalization import Batch
 
 
 def future_key(key: str, steps: int) -> str:
@@ -65,7 +66,7 @@ class FutureFrames(Dataset[dict[str, Any]]):
 
 
 def at_future_frame(
-    batch: Mapping[str, Any], cameras: Sequence[str], rig: CameraRig | None, steps: int
+    batch: Batch, cameras: Sequence[str], rig: CameraRig | None, steps: int
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The batch as if that future frame were the present one, and which samples have it.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -17,7 +17,11 @@ from sfkit_lerobot.base import LeRobotOptions
 from sfkit_lerobot.image_geometry import ImageGeometry
 from sfkit_lerobot.image_tokens import ImageTokenAdapter, Prompt, every
 from sfkit_lerobot.letterbox import Size
+from sfkit_lerobot.normalization import Batch
 from sfkit_lerobot.qwen import Patches, pictures_of
+
+if TYPE_CHECKING:
+    from lerobot.configs import PreTrainedConfig
 
 
 class GrootOptions(LeRobotOptions):
@@ -63,7 +67,7 @@ class GrootAdapter(ImageTokenAdapter):
     def unfreeze_hint(self) -> str:
         return "tune_llm=True, tune_visual=True, or tune_top_llm_layers=N with a layer after the first of these"
 
-    def prompt(self, batch: Mapping[str, Any]) -> Prompt:
+    def prompt(self, batch: Batch) -> Prompt:
         if "pixel_values" not in batch:
             raise ViewsError(
                 "The batch has no pixel_values: it did not go through GR00T's preprocessor.",
@@ -110,7 +114,7 @@ class GrootAdapter(ImageTokenAdapter):
 class _PictureSettings:
     """How LeRobot's preprocessor makes views, and in which order."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: PreTrainedConfig) -> None:
         from lerobot.policies.groot import configuration_groot, processor_groot
 
         assets = processor_groot._load_n1_7_checkpoint_processor_assets(config)
@@ -131,7 +135,7 @@ class _PictureSettings:
             fraction = crop[0] / float(self._target[0])
         self._fraction = fraction if fraction is not None and 0 < fraction < 1 else None
 
-    def order(self, cameras: Mapping[str, Any]) -> tuple[str, ...]:
+    def order(self, cameras: Mapping[str, object]) -> tuple[str, ...]:
         """Cameras in the order of the prompt: those that the checkpoint names, else all by the alphabet."""
         return tuple(self._order._ordered_image_keys(dict.fromkeys(cameras)))
 

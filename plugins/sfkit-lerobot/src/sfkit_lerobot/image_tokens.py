@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from sfkit.registry.component import AnyOptions
 from sfkit.views.types import FeatureMap, Views
 from sfkit_lerobot.base import LeRobotAdapter
 from sfkit_lerobot.letterbox import Placement, Size
+from sfkit_lerobot.normalization import Batch
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class ImageTokenAdapter(LeRobotAdapter):
         self._is_checked = False
 
     @abstractmethod
-    def prompt(self, batch: Mapping[str, Any]) -> Prompt:
+    def prompt(self, batch: Batch) -> Prompt:
         """The prompt that the policy makes of a batch, and what it shows."""
 
     def views(self, call: ForwardCall) -> Views:
@@ -64,6 +64,7 @@ class ImageTokenAdapter(LeRobotAdapter):
         return self.assemble(batch, prompt.images, prompt.boxes, prompt.present)
 
     def visual_tokens(self, hidden: Tensor, views: Views) -> FeatureMap:
+        """``(b, n, d)`` to the tokens ``(b, v, gh, gw, d)`` at the image tokens of the prompt."""
         prompt = self._prompt
         assert prompt is not None
         b, v, (gh, gw) = len(hidden), len(views.names), prompt.grid
@@ -85,7 +86,7 @@ class ImageTokenAdapter(LeRobotAdapter):
         return FeatureMap(visual.reshape(b, v, gh, gw, -1), views.token_mask((gh, gw)))
 
     def _expect(self, is_visual: Tensor, count: int) -> None:
-        """Count the image tokens of the first batch; counting means waiting for the device."""
+        """Count the image tokens ``(b, n)`` of the first batch alone: counting waits for the device."""
         if self._is_checked:
             return
         found = sorted(set(is_visual.sum(1).tolist()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +17,7 @@ from sfkit_lerobot.base import LeRobotOptions
 from sfkit_lerobot.image_geometry import ImageGeometry
 from sfkit_lerobot.image_tokens import ImageTokenAdapter, Prompt, every
 from sfkit_lerobot.letterbox import Size
-from sfkit_lerobot.normalization import refuse_out_of_range, visual_mode
+from sfkit_lerobot.normalization import Batch, refuse_out_of_range, visual_mode
 
 #: How much farther from a view its own camera's picture may be than another one's: cameras may see the same.
 _FACTOR, _ROUNDING = 2.0, 0.01
@@ -76,7 +75,7 @@ class MolmoAct2Adapter(ImageTokenAdapter):
 
     # --------------------------------------------------------------------------------------------------- views
 
-    def prompt(self, batch: Mapping[str, Any]) -> Prompt:
+    def prompt(self, batch: Batch) -> Prompt:
         if "pixel_values" not in batch:
             raise ViewsError(
                 "The batch has no pixel_values: it did not go through MolmoAct2's preprocessor.",
@@ -106,8 +105,8 @@ class MolmoAct2Adapter(ImageTokenAdapter):
             behind=tuple(high * wide for _, _, high, wide in shown[:v]),
         )
 
-    def _check_pictures(self, batch: Mapping[str, Any], images: Tensor) -> None:
-        """Look once at what the preprocessor made of the pictures, which are still in the batch."""
+    def _check_pictures(self, batch: Batch, images: Tensor) -> None:
+        """Compare views ``(b, v, 3, h, w)`` once with the images in the batch, which are unchanged."""
         if visual_mode(self.policy.config) != "IDENTITY":
             raise ViewsError(
                 "MolmoAct2 is given normalized pictures, which its preprocessor turns into 8 bits as if they were in "

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from sfkit.errors import ViewsError
 
+if TYPE_CHECKING:
+    from lerobot.configs import PreTrainedConfig
+
 #: For each mode of LeRobot that maps an interval to [-1, 1]: the statistics at its ends.
 _INTERVALS = {"MIN_MAX": ("min", "max"), "QUANTILES": ("q01", "q99"), "QUANTILE10": ("q10", "q90")}
 
 _TOLERANCE = 1e-3
 
-Stats = Mapping[str, Sequence[float]]
+Stats: TypeAlias = Mapping[str, Sequence[float]]
+#: What a policy's forward is given: tensors by key, and texts.
+Batch: TypeAlias = Mapping[str, Any]
 
 
-def visual_mode(config: Any) -> str:
+def visual_mode(config: PreTrainedConfig) -> str:
     """The policy's normalization of pictures, such as ``"IDENTITY"`` or ``"MEAN_STD"``."""
     mode = config.normalization_mapping.get("VISUAL", "IDENTITY")
     return str(getattr(mode, "value", mode))
@@ -46,7 +51,7 @@ def denormalized(picture: Tensor, mode: str, stats: Stats | None, key: str) -> T
 
 
 def refuse_out_of_range(picture: Tensor, key: str, policy: str) -> None:
-    """Look at a picture before the policy clamps it or makes it 8 bits: afterward nobody sees what was wrong.
+    """Refuse an image ``(b, 3, h, w)`` out of range before the policy clamps it or makes it 8 bits.
 
     Raises:
         ViewsError: It is not in [0, 1].
@@ -60,6 +65,7 @@ def refuse_out_of_range(picture: Tensor, key: str, policy: str) -> None:
 
 
 def _values(picture: Tensor, mode: str, stats: Stats | None, key: str, names: tuple[str, str]) -> tuple[Tensor, Tensor]:
+    """Two statistics ``(3, 1, 1)`` of a camera, for an image ``(b, 3, h, w)``."""
     missing = [name for name in names if name not in (stats or {})]
     if stats is None or missing:
         raise ViewsError(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from sfkit.errors import AdapterError
 from sfkit_lerobot.letterbox import Letterbox, Size, pad_around
-from sfkit_lerobot.normalization import refuse_out_of_range
+from sfkit_lerobot.normalization import Batch, refuse_out_of_range
 from sfkit_lerobot.prefix import TokenLayout
 from sfkit_lerobot.rotary import RotaryPrefixAdapter
 
@@ -26,7 +25,7 @@ class PI0Adapter(RotaryPrefixAdapter):
     def _read_policy(self) -> None:
         self.layout(self._view_size())
 
-    def prepare(self, batch: Mapping[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
+    def prepare(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
         if not self._range_is_checked:
             self._check_range(batch)
             self._range_is_checked = True
@@ -59,7 +58,7 @@ class PI0Adapter(RotaryPrefixAdapter):
         h, w = self.policy.config.image_resolution
         return int(h), int(w)
 
-    def _check_range(self, batch: Mapping[str, Any]) -> None:
+    def _check_range(self, batch: Batch) -> None:
         """Look at the pictures before the policy clamps them: afterward the core's check cannot see what is wrong."""
         for key in self.policy.config.image_features:
             if key in batch:

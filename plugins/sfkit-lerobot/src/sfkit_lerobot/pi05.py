@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from torch import Tensor
 
 from sfkit_lerobot.letterbox import Size
+from sfkit_lerobot.normalization import Batch
 from sfkit_lerobot.pi0 import PI0Adapter
 
 _STATE = "observation.state"
@@ -23,18 +21,18 @@ class PI05Adapter(PI0Adapter):
 
     name = "pi05"
 
-    def prepare(self, batch: Mapping[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
+    def prepare(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
         pictures, masks = super().prepare(batch)
         return (
             [picture[:, -1] if picture.ndim == 5 else picture for picture in pictures],
             [mask[:, -1] if mask.ndim == 2 else mask for mask in masks],
         )
 
-    def _expected_length(self, batch: Mapping[str, Any], views: int, size: Size) -> int | None:
+    def _expected_length(self, batch: Batch, views: int, size: Size) -> int | None:
         length = super()._expected_length(batch, views, size)
         return None if length is None else length + self._past_states(batch)
 
-    def _past_states(self, batch: Mapping[str, Any]) -> int:
+    def _past_states(self, batch: Batch) -> int:
         """Tokens that states have of their own; without that memory the state is a part of the text."""
         if not getattr(self.policy.config, "use_proprioceptive_memory", False):
             return 0

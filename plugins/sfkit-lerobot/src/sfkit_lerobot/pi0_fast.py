@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from sfkit_lerobot.letterbox import Size
+from sfkit_lerobot.normalization import Batch
 from sfkit_lerobot.pi0 import PI0Adapter
 
 _ACTION_TOKENS = "action.tokens"
@@ -19,6 +17,6 @@ class PI0FastAdapter(PI0Adapter):
 
     name = "pi0_fast"
 
-    def _expected_length(self, batch: Mapping[str, Any], views: int, size: Size) -> int | None:
+    def _expected_length(self, batch: Batch, views: int, size: Size) -> int | None:
         length, actions = super()._expected_length(batch, views, size), batch.get(_ACTION_TOKENS)
         return None if length is None or actions is None else length + int(actions.shape[1])

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +14,7 @@ from sfkit.registry.component import AnyOptions
 from sfkit.views.types import FeatureMap, Views
 from sfkit_lerobot.base import LeRobotAdapter
 from sfkit_lerobot.letterbox import Letterbox, Size
+from sfkit_lerobot.normalization import Batch
 
 LANGUAGE_TOKENS = "observation.language.tokens"
 
@@ -50,7 +49,7 @@ class PrefixAdapter(LeRobotAdapter):
     # ------------------------------------------------------------------------- what a family of policies defines
 
     @abstractmethod
-    def prepare(self, batch: Mapping[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
+    def prepare(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
         """The policy's own preprocessing: views ``(b, 3, h, w)`` in [-1, 1], and which samples have them ``(b,)``.
 
         Cameras that are in the batch come first, in the order of ``config.image_features``, then the missing ones.
@@ -80,7 +79,7 @@ class PrefixAdapter(LeRobotAdapter):
         self._sequence_length = self._expected_length(batch, len(found.names), found.size)
         return found
 
-    def views_of(self, batch: Mapping[str, Any], as_seen: Mapping[str, Any]) -> Views:
+    def views_of(self, batch: Batch, as_seen: Batch) -> Views:
         """Views of a batch, and of what its pictures are without normalization."""
         pictures, present = self.prepare(as_seen)
         boxes = self._boxes(batch, len(pictures))
@@ -93,13 +92,13 @@ class PrefixAdapter(LeRobotAdapter):
         images = torch.stack(pictures, 1).float() * 0.5 + 0.5
         return self.assemble(batch, images, boxes, torch.stack([mask.to(images.device) for mask in present], 1))
 
-    def _expected_length(self, batch: Mapping[str, Any], views: int, size: Size) -> int | None:
+    def _expected_length(self, batch: Batch, views: int, size: Size) -> int | None:
         """Length of the tapped sequence; None for a batch without text, of which only the views can be asked."""
         text = batch.get(LANGUAGE_TOKENS)
         visual = views * self.layout(size).length
         return None if text is None else self.sequence_length(visual, text.shape[1])
 
-    def _boxes(self, batch: Mapping[str, Any], count: int) -> dict[str, Letterbox | None]:
+    def _boxes(self, batch: Batch, count: int) -> dict[str, Letterbox | None]:
         """For each view, in the order of the tokens, how it was made; None for a camera that is missing.
 
         The order is the policy's, never that of the batch or of the dataset.
@@ -114,6 +113,7 @@ class PrefixAdapter(LeRobotAdapter):
     # -------------------------------------------------------------------------------------------------- tokens
 
     def visual_tokens(self, hidden: Tensor, views: Views) -> FeatureMap:
+        """``(b, n, d)`` to the tokens ``(b, v, gh, gw, d)`` at its beginning."""
         layout = self.layout(views.size)
         v, tokens = len(views.names), layout.grid[0] * layout.grid[1]
         expected = self._sequence_length

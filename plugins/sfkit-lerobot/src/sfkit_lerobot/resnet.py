@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
@@ -16,6 +15,7 @@ from sfkit.policies.base import ForwardCall
 from sfkit.views.types import Views
 from sfkit_lerobot.base import LeRobotAdapter
 from sfkit_lerobot.letterbox import Letterbox, Size
+from sfkit_lerobot.normalization import Batch
 
 
 @dataclass(frozen=True)
@@ -97,12 +97,12 @@ class ResNetAdapter(LeRobotAdapter):
         present = torch.ones(images.shape[:2], dtype=torch.bool, device=images.device)
         return self.assemble(batch, images, crops, present)
 
-    def _pictures(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    def _pictures(self, batch: Batch) -> dict[str, Tensor]:
         """The cameras' pictures ``(b, 3, h, w)``, in the policy's order; of several time steps the last."""
         pictures = {key: batch[key] for key in self.policy.config.image_features}
         return {key: value[:, -1] if value.ndim == 5 else value for key, value in pictures.items()}
 
 
 def size_of(picture: Tensor) -> Size:
-    """Height and width."""
+    """Height and width of an image ``(b, 3, h, w)``."""
     return picture.shape[-2], picture.shape[-1]

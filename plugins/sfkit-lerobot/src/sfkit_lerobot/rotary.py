@@ -25,7 +25,7 @@ class RotaryPrefixAdapter(TowerPrefixAdapter):
         return attention.q_proj.out_features // attention.head_dim, int(attention.head_dim)
 
     def attention_tokens(self, hidden: Tensor, block: int, views: Views) -> FeatureMap:
-        """As :meth:`sfkit.policies.base.PolicyAdapter.attention_tokens` says.
+        """Queries and keys ``(b, v, gh, gw, c)`` from ``(b, n, d)``, see :class:`sfkit.policies.base.PolicyAdapter`.
 
         A token's position is its place in the sequence: missing views come last, so that nothing which is masked stands
         before a view that is there.

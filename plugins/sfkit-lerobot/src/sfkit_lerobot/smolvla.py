@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from sfkit.errors import AdapterError
 from sfkit_lerobot.letterbox import Letterbox, Size, pad_top_left, unchanged
+from sfkit_lerobot.normalization import Batch
 from sfkit_lerobot.prefix import TokenLayout
 from sfkit_lerobot.rotary import RotaryPrefixAdapter
 
@@ -28,7 +28,7 @@ class SmolVLAAdapter(RotaryPrefixAdapter):
         if view is not None:
             self.layout(view)
 
-    def prepare(self, batch: Mapping[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
+    def prepare(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
         images, masks = self.policy.prepare_images(batch)
         return images, masks
 

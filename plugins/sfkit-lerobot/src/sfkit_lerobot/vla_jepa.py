@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 
 from sfkit.errors import ViewsError
 from sfkit_lerobot.image_geometry import ImageGeometry
 from sfkit_lerobot.image_tokens import ImageTokenAdapter, Prompt, every
 from sfkit_lerobot.letterbox import Size
-from sfkit_lerobot.normalization import visual_mode
+from sfkit_lerobot.normalization import Batch, visual_mode
 from sfkit_lerobot.qwen import Patches, pictures_of
 
 
@@ -30,7 +27,7 @@ class VLAJEPAAdapter(ImageTokenAdapter):
     def unfreeze_hint(self) -> str:
         return "freeze_qwen=False"
 
-    def prompt(self, batch: Mapping[str, Any]) -> Prompt:
+    def prompt(self, batch: Batch) -> Prompt:
         names = list(self.policy.config.image_features)
         if visual_mode(self.policy.config) != "IDENTITY":
             raise ViewsError(

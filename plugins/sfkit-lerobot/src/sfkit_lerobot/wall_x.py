@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from sfkit.errors import ViewsError
 from sfkit_lerobot.image_geometry import ImageGeometry
 from sfkit_lerobot.image_tokens import ImageTokenAdapter, Prompt, every
-from sfkit_lerobot.normalization import refuse_out_of_range, visual_mode
+from sfkit_lerobot.normalization import Batch, refuse_out_of_range, visual_mode
 from sfkit_lerobot.qwen import Patches, pictures_of
 
 
@@ -23,7 +20,7 @@ class WallXAdapter(ImageTokenAdapter):
     decoder_path = "model.model"
     _range_is_checked = False
 
-    def prompt(self, batch: Mapping[str, Any]) -> Prompt:
+    def prompt(self, batch: Batch) -> Prompt:
         names = [name for name in self.policy.config.image_features if name in batch]
         self._check_pictures(batch, names)
         inputs = self.policy.preprocess_inputs(batch)
@@ -43,7 +40,7 @@ class WallXAdapter(ImageTokenAdapter):
             present=every(len(ids), len(names), ids.device),
         )
 
-    def _check_pictures(self, batch: Mapping[str, Any], names: list[str]) -> None:
+    def _check_pictures(self, batch: Batch, names: list[str]) -> None:
         if visual_mode(self.policy.config) != "IDENTITY":
             raise ViewsError(
                 "Wall-X is given normalized pictures, which it turns into 8 bits as if they were in [0, 1].",

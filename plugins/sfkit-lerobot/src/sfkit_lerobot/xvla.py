@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -15,7 +14,7 @@ from sfkit.policies.base import TapPoint
 from sfkit.registry.component import Harmless
 from sfkit_lerobot.base import LeRobotOptions
 from sfkit_lerobot.letterbox import Letterbox, Size, pad_top_left, unchanged
-from sfkit_lerobot.normalization import denormalized
+from sfkit_lerobot.normalization import Batch, denormalized
 from sfkit_lerobot.prefix import PrefixAdapter, TokenLayout
 
 
@@ -53,7 +52,7 @@ class XVLAAdapter(PrefixAdapter):
     def unfreeze_hint(self) -> str:
         return "freeze_language_encoder=False or freeze_vision_encoder=False"
 
-    def prepare(self, batch: Mapping[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
+    def prepare(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
         images, masks = self.policy._prepare_images(batch)
         return [images[:, 0] * 2 - 1], [masks[:, 0]]
 
@@ -73,7 +72,7 @@ class XVLAAdapter(PrefixAdapter):
     def sequence_length(self, visual: int, text: int) -> int:
         return visual + text
 
-    def _as_seen_by_the_camera(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _as_seen_by_the_camera(self, batch: Batch) -> Batch:
         batch = super()._as_seen_by_the_camera(batch)
         if not self.options.imagenet:
             return batch
@@ -86,7 +85,7 @@ class XVLAAdapter(PrefixAdapter):
         stats = {name: _flat(IMAGENET_STATS[name]) for name in ("mean", "std")}
         return {**batch, **{key: denormalized(batch[key], "MEAN_STD", stats, key) for key in present}}
 
-    def _refuse_pictures_as_they_were(self, batch: Mapping[str, Any], present: list[str]) -> None:
+    def _refuse_pictures_as_they_were(self, batch: Batch, present: list[str]) -> None:
         """Pictures in [0, 1] would be taken for normalized ones, and come out gray without leaving the range."""
         if present and all(float(batch[key].min()) >= 0 and float(batch[key].max()) <= 1 for key in present):
             raise ViewsError(

@@ -179,7 +179,7 @@ def tapped() -> Callable[..., Any]:
         torch.manual_seed(1)
         try:
             adapter.policy.forward(dict(batch))
-            hidden = tap.take()
+            (hidden,) = tap.take()
         finally:
             tap.remove()
         with torch.no_grad():

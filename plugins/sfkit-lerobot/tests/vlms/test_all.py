@@ -40,7 +40,7 @@ GRIDS = {"vla_jepa": ((4, 4), (3, 5)), "wall_x": ((9, 9), (5, 9))}
 RUNS_ITS_DECODER = {"molmoact2": {"action_mode": "discrete"}}
 #: The norm behind the last block; ``norm`` if not said.
 ENDS_IN = {"molmoact2": "ln_f"}
-#: Policies whose optimizer is told of their model alone, whatever is beside it.
+#: Policies whose optimizer gets their model alone, whatever is beside it.
 WITHOUT_PROJECTOR = {"vla_jepa"}
 
 
@@ -85,9 +85,7 @@ def test_fault_35_layer_k_of_a_vlm_lies_above_k_blocks(kind, build, batch_of, ad
         assert torch.equal(after, before) is not is_below
 
 
-def test_the_last_layers_are_what_an_independent_forward_of_the_decoder_gives(
-    kind, build, batch_of, adapter_of, tapped
-) -> None:
+def test_layers_match_an_independent_decoder_forward(kind, build, batch_of, adapter_of, tapped) -> None:
     policy = build(kind, **RUNS_ITS_DECODER.get(kind, {}))
     adapter, batch, given = adapter_of(policy), batch_of(policy), {}
     hook = adapter.decoder.register_forward_pre_hook(
@@ -119,7 +117,7 @@ def in_box(views, view: int, box, size) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("size", [None, (48, 80)])
-def test_fault_20_and_25_a_patch_moves_its_own_token_and_its_own_feature(
+def test_fault_20_and_25_a_patch_moves_its_token_and_feature(
     kind, size, build, frames, finish, adapter_of, tapped, wrap
 ) -> None:
     policy = build(kind) if size is None else build(kind, image_shape=(3, *size))
@@ -141,9 +139,7 @@ def test_fault_20_and_25_a_patch_moves_its_own_token_and_its_own_feature(
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ALIGNED])
-def test_fault_16_prompts_of_different_lengths_hold_their_views_in_different_places(
-    kind, build, frames, finish, adapter_of, tapped
-) -> None:
+def test_fault_16_views_are_found_in_prompts_of_any_length(kind, build, frames, finish, adapter_of, tapped) -> None:
     policy = build(kind)
     adapter, raw = adapter_of(policy), frames(policy)
     assert len(set(map(len, raw["task"]))) == 2
@@ -156,9 +152,7 @@ def test_fault_16_prompts_of_different_lengths_hold_their_views_in_different_pla
     assert moved.flatten(1).argmax(1).tolist() == [rows * columns + columns + 2] * 2
 
 
-def test_fault_24_and_26_the_view_is_what_the_policy_sees_in_its_place(
-    kind, build, frames, finish, adapter_of, tapped
-) -> None:
+def test_fault_24_and_26_the_view_is_what_the_policy_sees(kind, build, frames, finish, adapter_of, tapped) -> None:
     policy = build(kind, image_shape=(3, 96, 128))
     raw = frames(policy, batch_size=1)
     columns, rows = torch.arange(128) / 128, torch.arange(96) / 128
@@ -190,7 +184,7 @@ def test_depth_follows_the_picture(kind, build, frames, finish, adapter_of, tapp
     assert bool((views.depth[0, 0][~valid] == 0).all())
 
 
-def test_gradient_reaches_what_is_below_the_tap_and_nothing_above(kind, build, batch_of, adapter_of, tapped) -> None:
+def test_gradient_reaches_only_what_is_below_the_tap(kind, build, batch_of, adapter_of, tapped) -> None:
     policy, layer = build(kind), 2
     adapter = adapter_of(policy)
     _, _, student = tapped(adapter, batch_of(policy), layer)
@@ -203,7 +197,7 @@ def test_gradient_reaches_what_is_below_the_tap_and_nothing_above(kind, build, b
 
 
 @pytest.mark.parametrize("kind", FROZEN)
-def test_fault_06_what_lerobot_freezes_is_an_error_that_names_the_option(kind, build, batch_of, wrap) -> None:
+def test_fault_06_a_frozen_backbone_names_the_option(kind, build, batch_of, wrap) -> None:
     options, named = FROZEN[kind]
     policy = wrap(build(kind, **options))
     with pytest.raises(GradientError, match=named):
@@ -238,9 +232,7 @@ def test_the_loss_is_joined_and_learned(kind, build, batch_of, wrap, parameters_
 
 
 @pytest.mark.parametrize("kind", sorted(WITHOUT_PROJECTOR))
-def test_fault_10_an_optimizer_that_is_not_told_of_the_projector_is_an_error(
-    kind, build, batch_of, wrap, parameters_of
-) -> None:
+def test_fault_10_an_optimizer_without_projector_is_an_error(kind, build, batch_of, wrap, parameters_of) -> None:
     policy = wrap(build(kind))
     batch, optimizer = batch_of(policy), torch.optim.AdamW(parameters_of(policy), lr=1e-3)
     for _ in range(2):
@@ -271,7 +263,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_wrapped_policy_saves_its_own_files_and_one_folder_more(kind, build, wrap, tmp_path) -> None:
+def test_a_wrapped_policy_saves_one_folder_more(kind, build, wrap, tmp_path) -> None:
     policy = build(kind)
     policy.save_pretrained(tmp_path / "plain")
     wrap(policy, student_layer=2).save_pretrained(tmp_path / "wrapped")

@@ -12,9 +12,7 @@ FRONT, WRIST = CAMERAS
 SIDE = "observation.images.side"
 
 
-def test_fault_23_and_25_a_missing_camera_comes_behind_the_others_and_is_masked(
-    build, frames, finish, adapter_of, tapped
-) -> None:
+def test_fault_23_and_25_a_missing_camera_is_last_and_masked(build, frames, finish, adapter_of, tapped) -> None:
     policy = build("evo1", cameras=(*CAMERAS, SIDE), empty_cameras=1, max_views=5)
     raw = frames(policy, missing=(FRONT, "observation.images.empty_camera_0"))
     policy.config.empty_cameras = 2

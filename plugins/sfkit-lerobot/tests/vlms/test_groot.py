@@ -36,9 +36,7 @@ def seen(policy, raw, qwen, adapter_of, tapped, **options):
     return batch, views, student
 
 
-def test_fault_25_views_are_in_the_order_that_the_checkpoint_names(
-    checkpoint, qwen, frames, adapter_of, tapped
-) -> None:
+def test_fault_25_views_are_in_the_order_of_the_checkpoint(checkpoint, qwen, frames, adapter_of, tapped) -> None:
     order = {"new_embodiment": {"video": {"modality_keys": ["wrist", "front"]}}}
     policy = tiny_groot(checkpoint(image_target_size=[64, 64], crop_fraction=1.0, modality_configs=order))
     raw = frames(policy)
@@ -49,7 +47,7 @@ def test_fault_25_views_are_in_the_order_that_the_checkpoint_names(
     torch.testing.assert_close(views.depth[:, 0], raw[f"{WRIST}_depth"][:, 0])
 
 
-def test_fault_25_cameras_that_do_not_fit_the_prompt_are_an_error(groot_base, qwen, frames, adapter_of, tapped) -> None:
+def test_fault_25_cameras_unlike_the_prompt_are_an_error(groot_base, qwen, frames, adapter_of, tapped) -> None:
     policy = tiny_groot(groot_base)
     raw = frames(policy, missing=(FRONT,))
     with pytest.raises(ViewsError, match="show 2 pictures, not those of the cameras"):
@@ -104,7 +102,7 @@ def test_without_a_preprocessor_it_says_so(groot_base, frames, adapter_of, wrap)
         adapter_of(policy).prompt(frames(policy))
 
 
-def test_fault_26_other_values_of_the_image_processor_are_an_error(groot_base, batch_of, wrap) -> None:
+def test_fault_26_other_image_processor_values_are_an_error(groot_base, batch_of, wrap) -> None:
     policy = wrap(tiny_groot(groot_base), adapter=("groot", {"pixel_std": (1.0, 1.0, 1.0)}))
     with pytest.raises(ViewsError, match="expected \\[0, 1\\]"):
         policy.forward(batch_of(policy))

@@ -86,9 +86,7 @@ def test_fault_20_of_a_picture_in_crops_the_whole_is_aligned(
     assert not bool(moved[:, 0].any())
 
 
-def test_fault_25_views_in_another_order_than_the_prompt_are_an_error(
-    build, frames, finish, adapter_of, tapped
-) -> None:
+def test_fault_25_views_in_another_order_are_an_error(build, frames, finish, adapter_of, tapped) -> None:
     policy = build("molmoact2", image_keys=[WRIST, FRONT])
     raw = frames(policy)
     batch = finish(policy, raw)
@@ -110,9 +108,7 @@ def test_cameras_that_see_the_same_are_no_error(build, frames, finish, adapter_o
     adapter_of(policy).prompt(finish(policy, raw))
 
 
-def test_fault_25_a_missing_camera_is_an_error_that_says_how_to_name_the_others(
-    build, frames, finish, adapter_of
-) -> None:
+def test_fault_25_a_missing_camera_names_the_option(build, frames, finish, adapter_of) -> None:
     policy = build("molmoact2")
     batch = finish(policy, frames(policy, missing=(FRONT,)))
     with pytest.raises(ViewsError, match="2 samples show 2 pictures"):
@@ -120,7 +116,7 @@ def test_fault_25_a_missing_camera_is_an_error_that_says_how_to_name_the_others(
     assert tuple(adapter_of(policy, views=(WRIST,)).prompt(batch).boxes) == (WRIST,)
 
 
-def test_fault_26_pictures_that_molmoact2_would_clip_are_an_error(build, frames, finish, adapter_of) -> None:
+def test_fault_26_images_molmoact2_would_clip_are_an_error(build, frames, finish, adapter_of) -> None:
     from lerobot.configs.types import NormalizationMode
 
     policy = build("molmoact2")

@@ -20,7 +20,7 @@ def test_fault_25_a_missing_camera_is_not_in_the_prompt(build, frames, finish, a
     assert torch.equal(views.depth[:, 0, ::28, ::28], raw[f"{WRIST}_depth"][:, 0, ::14, ::14])
 
 
-def test_fault_26_pictures_that_wall_x_would_wrap_around_are_an_error(build, batch_of, adapter_of) -> None:
+def test_fault_26_images_that_wall_x_would_wrap_are_an_error(build, batch_of, adapter_of) -> None:
     from lerobot.configs.types import NormalizationMode
 
     policy = build("wall_x")

@@ -18,9 +18,7 @@ def test_fault_24_the_letterbox_is_masked_and_black(build, batch_of, adapter_of,
     assert bool((views.images[:, :, :, :32].abs() < 1e-6).all())
 
 
-def test_fault_25_the_first_camera_of_the_batch_is_the_one_that_is_aligned(
-    build, frames, finish, adapter_of, tapped
-) -> None:
+def test_fault_25_the_first_camera_of_the_batch_is_aligned(build, frames, finish, adapter_of, tapped) -> None:
     policy = build("xvla", empty_cameras=1)
     adapter, raw = adapter_of(policy), frames(policy, missing=(FRONT, "observation.images.empty_camera_0"))
     _, views, before = tapped(adapter, finish(policy, raw), 0)

@@ -132,7 +132,8 @@ def chosen_images(
     """
     given = tuple(find_value(arguments, path, "images") for path in paths)
     if len(given) > 1:
-        found = [ImageReading(tuple(paths), given, len(given))]
+        tensors = tuple(value for value in given if isinstance(value, Tensor))
+        found = [ImageReading(tuple(paths), tensors, len(tensors))] if len(tensors) == len(given) else []
     else:
         found = list(_readings(paths[0], given[0], arguments, model, samples))
     found = _readable(found)

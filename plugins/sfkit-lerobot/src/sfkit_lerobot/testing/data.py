@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,12 +11,16 @@ from torch import Tensor
 from sfkit.views.cameras import Camera, CameraRig
 from sfkit_lerobot.normalization import visual_mode
 
+if TYPE_CHECKING:
+    from lerobot.configs import PreTrainedConfig
+    from lerobot.policies.pretrained import PreTrainedPolicy
+
 _TEXT_LENGTH = 6
 _MEAN, _STD = 0.5, 0.25
 
 
 def tiny_lerobot_batch(
-    policy: Any,
+    policy: PreTrainedPolicy,
     *,
     batch_size: int = 2,
     seed: int = 0,
@@ -62,16 +66,17 @@ def tiny_lerobot_batch(
     return batch
 
 
-def tiny_image_stats(policy: Any) -> dict[str, dict[str, tuple[float, ...]]]:
+def tiny_image_stats(policy: PreTrainedPolicy) -> dict[str, dict[str, tuple[float, ...]]]:
     """The statistics by which :func:`tiny_lerobot_batch` normalizes pictures, for policies that want them so."""
     return {key: {"mean": (_MEAN,) * 3, "std": (_STD,) * 3} for key in policy.config.image_features}
 
 
-def _as_the_policy_wants(picture: Tensor, config: Any) -> Tensor:
+def _as_the_policy_wants(picture: Tensor, config: PreTrainedConfig) -> Tensor:
+    """Images ``(b, 3, h, w)`` in [0, 1], normalized if the policy expects that."""
     return (picture - _MEAN) / _STD if visual_mode(config) == "MEAN_STD" else picture
 
 
-def tiny_rig(policy: Any, image_size: tuple[int, int] | None = None) -> CameraRig:
+def tiny_rig(policy: PreTrainedPolicy, image_size: tuple[int, int] | None = None) -> CameraRig:
     """Calibration for the batches of :func:`tiny_lerobot_batch`: 53 degrees wide, at rest at the origin, in meters."""
     cameras = {}
     for key, feature in policy.config.image_features.items():

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sfkit_lerobot.testing.settings import CAMERAS, common_settings
 from sfkit_lerobot.testing.tokenizer import TEXTS, byte_tokenizer
+
+if TYPE_CHECKING:
+    from lerobot.policies.evo1.modeling_evo1 import Evo1Policy
 
 _IMAGE_TOKENS = {
     "context_image_token": "<IMG_CONTEXT>",
@@ -66,8 +69,8 @@ def tiny_evo1(
     action_dim: int = 4,
     chunk_size: int = 8,
     image_shape: tuple[int, int, int] = (3, 64, 64),
-    **overrides: Any,
-) -> Any:
+    **overrides: object,
+) -> Evo1Policy:
     """An ``Evo1Policy`` around the folder that :func:`tiny_internvl` wrote, on the CPU, in training mode.
 
     The whole backbone is trainable, unlike LeRobot's default, under which alignment has nothing to train.
@@ -84,7 +87,7 @@ def tiny_evo1(
     from lerobot.policies.evo1.configuration_evo1 import Evo1Config
     from lerobot.policies.evo1.modeling_evo1 import Evo1Policy
 
-    settings: dict[str, Any] = {
+    settings: dict[str, object] = {
         "vlm_model_name": str(internvl),
         "vlm_num_layers": 4,
         "vlm_dtype": "float32",

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 from unittest import mock
 
-from sfkit_lerobot.testing.settings import CAMERAS, common_settings
+from sfkit_lerobot.testing.settings import CAMERAS, Processors, common_settings
+
+if TYPE_CHECKING:
+    from lerobot.policies.groot.modeling_groot import GrootPolicy
 
 _ATTENTION = {"positional_embeddings": None, "num_attention_heads": 2, "attention_head_dim": 16, "dropout": 0.0}
 
 
 def tiny_groot_base(
-    directory: str | Path, qwen: str | Path, *, chunk_size: int = 8, pictures: Mapping[str, Any] | None = None
+    directory: str | Path, qwen: str | Path, *, chunk_size: int = 8, pictures: Mapping[str, object] | None = None
 ) -> Path:
     """Write a local GR00T N1.7 "repository": configuration, random weights and the settings of its preprocessor.
 
@@ -69,8 +72,8 @@ def tiny_groot(
     action_dim: int = 4,
     chunk_size: int = 8,
     image_shape: tuple[int, int, int] = (3, 64, 64),
-    **overrides: Any,
-) -> Any:
+    **overrides: object,
+) -> GrootPolicy:
     """A ``GrootPolicy`` around the folder that :func:`tiny_groot_base` wrote, on the CPU, in training mode.
 
     The whole backbone is trainable, unlike LeRobot's default, under which alignment has nothing to train.
@@ -87,7 +90,7 @@ def tiny_groot(
     from lerobot.policies.groot.configuration_groot import GrootConfig
     from lerobot.policies.groot.modeling_groot import GrootPolicy
 
-    settings: dict[str, Any] = {
+    settings: dict[str, object] = {
         "base_model_path": str(base),
         "tune_llm": True,
         "tune_visual": True,
@@ -98,7 +101,7 @@ def tiny_groot(
     return GrootPolicy(GrootConfig(**settings)).train()
 
 
-def tiny_groot_processors(policy: Any, qwen: str | Path, stats: Mapping[str, Any]) -> tuple[Any, Any]:
+def tiny_groot_processors(policy: GrootPolicy, qwen: str | Path, stats: Mapping[str, object]) -> Processors:
     """LeRobot's own processors of a tiny GR00T, with the processor of the tiny Qwen3-VL.
 
     They would download that of Cosmos-Reason2, whose name is hard-coded in LeRobot.
@@ -114,5 +117,5 @@ def tiny_groot_processors(policy: Any, qwen: str | Path, stats: Mapping[str, Any
     from lerobot.policies.groot import processor_groot
 
     with mock.patch.object(processor_groot, "GROOT_N1_7_BACKBONE_MODEL", str(qwen)):
-        processors: tuple[Any, Any] = processor_groot.make_groot_pre_post_processors(policy.config, stats)
+        processors: Processors = processor_groot.make_groot_pre_post_processors(policy.config, stats)
     return processors

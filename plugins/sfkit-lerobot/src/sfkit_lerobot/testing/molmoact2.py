@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sfkit_lerobot.testing.fast import action_words
 from sfkit_lerobot.testing.settings import CAMERAS, features
 from sfkit_lerobot.testing.tokenizer import TEXTS, byte_tokenizer
+
+if TYPE_CHECKING:
+    from lerobot.policies.molmoact2.modeling_molmoact2 import MolmoAct2Policy
 
 #: Special tokens of pictures, by the names that the model's configuration has for them.
 _PICTURE_TOKENS = {
@@ -30,7 +33,7 @@ _PATCH, _VIEW = 8, 56
 
 
 def tiny_molmoact2_base(
-    directory: str | Path, *, texts: Sequence[str] = TEXTS, pictures: Mapping[str, Any] | None = None
+    directory: str | Path, *, texts: Sequence[str] = TEXTS, pictures: Mapping[str, object] | None = None
 ) -> Path:
     """Write a local MolmoAct2 "repository": configuration, random weights, tokenizers and processor.
 
@@ -77,7 +80,7 @@ def tiny_molmoact2_base(
     return directory
 
 
-def _sizes(vocabulary: int) -> dict[str, Any]:
+def _sizes(vocabulary: int) -> dict[str, object]:
     attention = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
     # At these widths the usual 0.02 shrinks what a picture changes to the size of rounding.
     weights = {"initializer_range": 0.05}
@@ -132,8 +135,8 @@ def tiny_molmoact2(
     action_dim: int = 4,
     chunk_size: int = 8,
     image_shape: tuple[int, int, int] = (3, 64, 64),
-    **overrides: Any,
-) -> Any:
+    **overrides: object,
+) -> MolmoAct2Policy:
     """A ``MolmoAct2Policy`` from the folder that :func:`tiny_molmoact2_base` wrote, on the CPU, in training mode.
 
     It predicts continuous actions, as flow and as words of FAST.
@@ -150,7 +153,7 @@ def tiny_molmoact2(
     from lerobot.policies.molmoact2.configuration_molmoact2 import MolmoAct2Config
     from lerobot.policies.molmoact2.modeling_molmoact2 import MolmoAct2Policy
 
-    settings: dict[str, Any] = {
+    settings: dict[str, object] = {
         "checkpoint_path": str(base),
         "discrete_action_tokenizer": str(Path(base) / "actions"),
         "inference_action_mode": "discrete" if overrides.get("action_mode") == "discrete" else "continuous",

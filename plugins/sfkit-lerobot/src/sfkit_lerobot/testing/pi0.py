@@ -6,11 +6,14 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from sfkit_lerobot.testing.fast import VOCABULARY, offline_tokenizers
-from sfkit_lerobot.testing.settings import CAMERAS, common_settings
+from sfkit_lerobot.testing.settings import CAMERAS, Processors, common_settings
+
+if TYPE_CHECKING:
+    from lerobot.policies.pretrained import PreTrainedPolicy
 
 _CLASSES = {"pi0": "PI0", "pi05": "PI05", "pi0_fast": "PI0Fast"}
 
@@ -61,8 +64,8 @@ def tiny_pi0(
     chunk_size: int = 8,
     image_shape: tuple[int, int, int] = (3, 56, 56),
     sizes: Mapping[str, int] | None = None,
-    **overrides: Any,
-) -> Any:
+    **overrides: object,
+) -> PreTrainedPolicy:
     """A ``PI0Policy`` with 56-pixel pictures (4 x 4 tokens each), on the CPU, in training mode.
 
     Args:
@@ -86,8 +89,8 @@ def tiny_pi05(
     chunk_size: int = 8,
     image_shape: tuple[int, int, int] = (3, 56, 56),
     sizes: Mapping[str, int] | None = None,
-    **overrides: Any,
-) -> Any:
+    **overrides: object,
+) -> PreTrainedPolicy:
     """A ``PI05Policy`` of the same sizes; the arguments are those of :func:`tiny_pi0`."""
     common = common_settings(cameras, state_dim, action_dim, chunk_size, image_shape)
     return _build("pi05", {**common, **overrides}, sizes)
@@ -101,8 +104,8 @@ def tiny_pi0_fast(
     chunk_size: int = 8,
     image_shape: tuple[int, int, int] = (3, 56, 56),
     sizes: Mapping[str, int] | None = None,
-    **overrides: Any,
-) -> Any:
+    **overrides: object,
+) -> PreTrainedPolicy:
     """A ``PI0FastPolicy`` of the same sizes; the arguments are those of :func:`tiny_pi0`.
 
     It predicts actions as words. Those of a model with random weights are nonsense, so they are not checked.
@@ -117,7 +120,7 @@ def tiny_pi0_fast(
     return _build("pi0_fast", {**common, **words, **overrides}, sizes)
 
 
-def tiny_pi0_processors(policy: Any, stats: Mapping[str, Any], texts: Sequence[str]) -> tuple[Any, Any]:
+def tiny_pi0_processors(policy: PreTrainedPolicy, stats: Mapping[str, object], texts: Sequence[str]) -> Processors:
     """LeRobot's own processors of a pi0, pi0.5 or pi0-FAST policy, with tokenizers that are made here.
 
     They would download PaliGemma's, whose 257,000 tokens a tiny policy has no embeddings for, and pi0-FAST's.
@@ -142,11 +145,11 @@ def tiny_pi0_processors(policy: Any, stats: Mapping[str, Any], texts: Sequence[s
     step = partial(module.TokenizerProcessorStep, tokenizer=tokenizer)
     tokens = importlib.import_module("lerobot.processor.tokenizer_processor")
     with mock.patch.object(module, "TokenizerProcessorStep", step), offline_tokenizers(tokens):
-        processors: tuple[Any, Any] = getattr(module, f"make_{kind}_pre_post_processors")(policy.config, stats)
+        processors: Processors = getattr(module, f"make_{kind}_pre_post_processors")(policy.config, stats)
     return processors
 
 
-def _build(kind: str, settings: Mapping[str, Any], sizes: Mapping[str, int] | None) -> Any:
+def _build(kind: str, settings: Mapping[str, object], sizes: Mapping[str, int] | None) -> PreTrainedPolicy:
     config = getattr(_module(kind, "configuration"), f"{_CLASSES[kind]}Config")
     policy = getattr(_module(kind, "modeling"), f"{_CLASSES[kind]}Policy")
     with tiny_pi0_sizes(**(sizes or {})):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sfkit_lerobot.testing.settings import CAMERAS, features
+
+if TYPE_CHECKING:
+    from lerobot.policies.pretrained import PreTrainedPolicy
 
 _SIDE = 128
 
@@ -17,8 +20,8 @@ def tiny_act(
     action_dim: int = 4,
     chunk_size: int = 8,
     image_shape: tuple[int, int, int] = (3, _SIDE, _SIDE),
-    **overrides: Any,
-) -> Any:
+    **overrides: object,
+) -> PreTrainedPolicy:
     """An ``ACTPolicy`` with 4 x 4 tokens for each camera, on the CPU, in training mode.
 
     Args:
@@ -32,7 +35,7 @@ def tiny_act(
     from lerobot.policies.act.configuration_act import ACTConfig
     from lerobot.policies.act.modeling_act import ACTPolicy
 
-    settings: dict[str, Any] = {
+    settings: dict[str, object] = {
         "chunk_size": chunk_size,
         "n_action_steps": chunk_size,
         "pretrained_backbone_weights": None,
@@ -54,8 +57,8 @@ def tiny_diffusion(
     action_dim: int = 4,
     chunk_size: int = 8,
     image_shape: tuple[int, int, int] = (3, _SIDE, _SIDE),
-    **overrides: Any,
-) -> Any:
+    **overrides: object,
+) -> PreTrainedPolicy:
     """A ``DiffusionPolicy`` with two observation steps, on the CPU, in training mode.
 
     Args:
@@ -69,7 +72,7 @@ def tiny_diffusion(
     from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
     from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
 
-    settings: dict[str, Any] = {
+    settings: dict[str, object] = {
         "horizon": chunk_size,
         "n_action_steps": max(1, chunk_size // 2),
         "pretrained_backbone_weights": None,

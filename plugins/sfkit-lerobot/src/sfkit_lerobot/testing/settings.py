@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from lerobot.configs.types import FeatureType, PolicyFeature
+
+if TYPE_CHECKING:
+    from lerobot.processor import PolicyProcessorPipeline
+
+#: Preprocessor and postprocessor of a policy.
+Processors: TypeAlias = "tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]"
 
 CAMERAS = ("observation.images.front", "observation.images.wrist")
 
 
 def common_settings(
     cameras: Sequence[str], state_dim: int, action_dim: int, chunk_size: int, image_shape: tuple[int, int, int]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Fields that all configurations have, by the arguments that all builders take."""
     return {
         "chunk_size": chunk_size,
@@ -25,7 +31,7 @@ def common_settings(
 
 def features(
     cameras: Sequence[str], state_dim: int, action_dim: int, image_shape: tuple[int, int, int]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Inputs and outputs, and that all stays on this machine."""
     return {
         "device": "cpu",

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sfkit_lerobot.testing.settings import CAMERAS, common_settings
+
+if TYPE_CHECKING:
+    from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
 
 def tiny_smolvla(
@@ -18,8 +21,8 @@ def tiny_smolvla(
     action_dim: int = 4,
     chunk_size: int = 8,
     image_shape: tuple[int, int, int] = (3, 64, 64),
-    **overrides: Any,
-) -> Any:
+    **overrides: object,
+) -> SmolVLAPolicy:
     """A ``SmolVLAPolicy`` around the folder that :func:`tiny_smolvlm` wrote, on the CPU, in training mode.
 
     The whole backbone is trainable, unlike LeRobot's default, under which alignment has nothing to train.
@@ -38,7 +41,7 @@ def tiny_smolvla(
 
     directory = Path(directory).absolute()
     side = json.loads((directory / "config.json").read_text())["vision_config"]["image_size"]
-    settings: dict[str, Any] = {
+    settings: dict[str, object] = {
         "vlm_model_name": str(directory),
         "load_vlm_weights": False,
         "num_vlm_layers": 0,  # all of them

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 TEXTS = ("pick up the red cube and place it in the bowl\n", "push the block to the target\n")
 #: Tokens, at most: fewer than the tiny language models have.
@@ -23,7 +26,9 @@ IMAGE_TOKENS = {
 }
 
 
-def byte_tokenizer(texts: Sequence[str] = TEXTS, image_tokens: Mapping[str, str] = IMAGE_TOKENS) -> Any:
+def byte_tokenizer(
+    texts: Sequence[str] = TEXTS, image_tokens: Mapping[str, str] = IMAGE_TOKENS
+) -> PreTrainedTokenizerFast:
     """A fast tokenizer of ``transformers``.
 
     Args:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sfkit_lerobot.testing.settings import CAMERAS, common_settings
+
+if TYPE_CHECKING:
+    from lerobot.policies.vla_jepa.modeling_vla_jepa import VLAJEPAPolicy
 
 
 def tiny_vla_jepa(
@@ -17,8 +20,8 @@ def tiny_vla_jepa(
     action_dim: int = 4,
     chunk_size: int = 8,
     image_shape: tuple[int, int, int] = (3, 64, 64),
-    **overrides: Any,
-) -> Any:
+    **overrides: object,
+) -> VLAJEPAPolicy:
     """A ``VLAJEPAPolicy`` around the folder that :func:`tiny_qwen3vl` wrote, on the CPU, in training mode.
 
     Args:
@@ -34,7 +37,7 @@ def tiny_vla_jepa(
     from lerobot.policies.vla_jepa.modeling_vla_jepa import VLAJEPAPolicy
 
     common = common_settings(cameras, state_dim, action_dim, chunk_size, image_shape)
-    settings: dict[str, Any] = {
+    settings: dict[str, object] = {
         "qwen_model_name": str(qwen),
         "enable_world_model": False,
         "torch_dtype": "float32",

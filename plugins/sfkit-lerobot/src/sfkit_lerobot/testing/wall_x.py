@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sfkit_lerobot.testing.settings import CAMERAS, common_settings
 from sfkit_lerobot.testing.tokenizer import TEXTS, byte_tokenizer
+
+if TYPE_CHECKING:
+    from lerobot.policies.wall_x.modeling_wall_x import WallXPolicy
 
 _IMAGE_TOKENS = {
     "image_token": "<|image_pad|>",
@@ -94,8 +97,8 @@ def tiny_wall_x(
     action_dim: int = 4,
     chunk_size: int = 8,
     image_shape: tuple[int, int, int] = (3, 126, 126),
-    **overrides: Any,
-) -> Any:
+    **overrides: object,
+) -> WallXPolicy:
     """A ``WallXPolicy`` from the folder that :func:`tiny_wall_x_base` wrote, on the CPU, in training mode.
 
     Its backbone is in bfloat16: LeRobot has no other way.
@@ -112,7 +115,7 @@ def tiny_wall_x(
     from lerobot.policies.wall_x.configuration_wall_x import WallXConfig
     from lerobot.policies.wall_x.modeling_wall_x import WallXPolicy
 
-    settings: dict[str, Any] = {
+    settings: dict[str, object] = {
         "pretrained_name_or_path": str(base),
         **common_settings(cameras, state_dim, action_dim, chunk_size, image_shape),
         **overrides,

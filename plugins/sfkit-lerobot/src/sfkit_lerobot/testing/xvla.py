@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from sfkit_lerobot.testing.settings import CAMERAS, common_settings
+from sfkit_lerobot.testing.settings import CAMERAS, Processors, common_settings
 from sfkit_lerobot.testing.tokenizer import byte_tokenizer
+
+if TYPE_CHECKING:
+    from lerobot.policies.xvla.modeling_xvla import XVLAPolicy
 
 #: Patches that do not overlap, unlike Florence-2's own: with random weights these would see their neighbors best.
 _VISION = {
@@ -46,8 +49,8 @@ def tiny_xvla(
     action_dim: int = 4,
     chunk_size: int = 8,
     image_shape: tuple[int, int, int] = (3, 128, 128),
-    **overrides: Any,
-) -> Any:
+    **overrides: object,
+) -> XVLAPolicy:
     """An ``XVLAPolicy`` with 128-pixel views (4 x 4 tokens), on the CPU, in training mode.
 
     Args:
@@ -65,7 +68,7 @@ def tiny_xvla(
     directory = Path(directory).absolute()
     if not (directory / "tokenizer.json").is_file():
         byte_tokenizer().save_pretrained(directory)
-    settings: dict[str, Any] = {
+    settings: dict[str, object] = {
         "tokenizer_name": str(directory),
         "florence_config": {"vision_config": _VISION, "text_config": _TEXT},
         "resize_imgs_with_padding": (128, 128),
@@ -83,9 +86,9 @@ def tiny_xvla(
     return XVLAPolicy(XVLAConfig(**settings)).train()
 
 
-def tiny_xvla_processors(policy: Any, stats: Mapping[str, Any]) -> tuple[Any, Any]:
+def tiny_xvla_processors(policy: XVLAPolicy, stats: Mapping[str, object]) -> Processors:
     """LeRobot's own processors of an X-VLA: preprocessor and postprocessor."""
     from lerobot.policies.xvla.processor_xvla import make_xvla_pre_post_processors
 
-    processors: tuple[Any, Any] = make_xvla_pre_post_processors(policy.config, dict(stats))
+    processors: Processors = make_xvla_pre_post_processors(policy.config, dict(stats))
     return processors
