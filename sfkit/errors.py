@@ -62,6 +62,10 @@ class ViewsError(SfkitError):
     """Images or geometry for a teacher are unusable: wrong range, NaN or missing fields."""
 
 
+class ComponentError(SfkitError):
+    """A teacher, transform, projector or objective returned what its interface does not allow."""
+
+
 class TeacherMemoryError(SfkitError):
     """A teacher ran out of memory."""
 

@@ -136,3 +136,12 @@ def test_built_in_components_have_their_registered_names() -> None:
         for name in names:
             assert registry.get(kind, name).load().name == name  # type: ignore[arg-type]
             assert (kind, name) in listed
+
+
+def test_the_status_names_objective_and_weight(wrapped: Callable[..., TinyPolicy]) -> None:
+    policy = wrapped(objective="mse", weight=0.125, schedule="linear:4")
+    assert "  objective mse, weight 0.125, projector of " in str(policy.spatial_forcing.status())
+    policy(tiny_batch())[0].backward()
+    status = policy.spatial_forcing.status()
+    assert "weight 0.09375 at the coming step" in str(status)
+    assert (status.objective, status.weight) == ("mse", 0.125)

@@ -50,6 +50,7 @@ class Monitor(StepObserver):
     """
 
     reads_gradients: ClassVar[bool] = True
+    reads_maps: ClassVar[bool] = True
     key: ClassVar[str] = "health"
 
     def __init__(self, options: HealthOptions, aligner: Aligner) -> None:
@@ -87,7 +88,8 @@ class Monitor(StepObserver):
                 now = moments(tokens, student.mask)
                 first = self._first(f"tokens.{key}", now)
                 found |= {f"drift.{key}": drift(now, first), f"noise.{key}": drift_noise(tokens, student.mask, first)}
-            compared = [result.compared for result in results if result.compared]
+            both = zip(self.aligner.pairs, results, strict=True)
+            compared = [result.compared for pair, result in both if result.compared and not pair.reads_attention]
             measured: set[str] = set()
             for index, (pair, maps) in enumerate(zip(self.pairs, compared, strict=True)):
                 tokens = torch.where(maps.mask.unsqueeze(-1), students[pair.site].values.detach().float(), 0.0)

@@ -27,6 +27,8 @@ _HOOKS: Mapping[Kind, str] = {kind: f"register_{_PLURALS.get(kind, f'{kind}s')}"
 #: The distribution of the core, whose components are always there.
 CORE = "spatial-forcing"
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._+ -]*[A-Za-z0-9])?")
+#: A package, and a class with a letter of its own; anything between them.
+_PATTERN = re.compile(r"[A-Za-z_]\w*\.(.*\.)?[^.]*\w[^.]*")
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
@@ -67,7 +69,8 @@ class Entry:
 
     def __post_init__(self) -> None:
         # By hand: pydantic would take longer to import than all of `sfkit --help`.
-        target, handles = self.target, self.handles
+        target: object = self.target
+        handles: object = self.handles  # a plugin may give anything
         texts = {key: value for key, value in vars(self).items() if key not in ("kind", "target", "handles")}
         faults = {
             key: f"{value!r}, no text of one line"  # listings print and sort the texts
@@ -82,7 +85,10 @@ class Entry:
         if (target is None) != bool(self.reason):
             faults["reason"] = f"{self.reason!r}; it stands in the place of a target, and only there"
         if not isinstance(handles, tuple) or not all(isinstance(item, str) and item for item in handles):
-            faults["handles"] = f"{handles!r}, and not a tuple of patterns"
+            forgotten = f"; write ({handles!r},), with its comma" if isinstance(handles, str) else ""
+            faults["handles"] = f"{handles!r}, and not a tuple of patterns{forgotten}"
+        elif any(not _PATTERN.fullmatch(item) for item in handles):
+            faults["handles"] = f'{handles!r}, and a pattern names at least a package and a class: "package.*.Class"'
         if faults:
             raise PluginError(
                 f"{self.distribution} registers {self.kind} {self.name!r} wrongly: "
@@ -125,13 +131,22 @@ class Entry:
         """Import the target.
 
         Raises:
-            PluginError: There is none, or the import failed; the original error is chained.
+            PluginError: There is none, its own name is another one, or the import failed, with the error chained.
         """
         if self.target is None:
             raise PluginError(f"{self.kind.capitalize()} {self.name!r} cannot be used: {self.reason}.")
-        if not isinstance(self.target, str):
-            return self.target
-        module, _, attribute = self.target.partition(":")
+        found = self._import() if isinstance(self.target, str) else self.target
+        own = getattr(found, "name", None)
+        if self.kind not in ("command", "parity") and isinstance(own, str) and own != self.name:
+            # It would be saved under its own name, without the license and options of this one.
+            raise PluginError(
+                f"{self.distribution} registers {self.kind} {self.name!r}, whose class says that its name is {own!r}.",
+                f'Set name = "{self.name}" in the class, or register it as {own!r}.',
+            )
+        return found
+
+    def _import(self) -> Any:
+        module, _, attribute = str(self.target).partition(":")
         try:
             return getattr(importlib.import_module(module), attribute)
         except (Exception, SystemExit) as error:  # importing a plugin's module runs its code, which may do anything
@@ -185,7 +200,8 @@ class Registry:
         """Add what one plugin registers, or nothing of it where one of its hooks fails.
 
         Raises:
-            PluginError: Wrong ``SFKIT_API``, a misspelled hook, or a component that is registered wrongly.
+            PluginError: Wrong ``SFKIT_API``, a misspelled hook, a component that is registered wrongly, or under a name
+                of the core, which is added first.
         """
         api = getattr(module, "SFKIT_API", None)
         if api != SFKIT_API:
@@ -207,6 +223,13 @@ class Registry:
         collected: list[Entry] = []
         for kind, hook in _HOOKS.items():
             getattr(manager.hook, hook)(register=functools.partial(_collect, collected, kind, distribution))
+        reserved = {(entry.kind, entry.name) for entry in self.entries if entry.distribution == CORE}
+        for entry in collected:
+            if distribution != CORE and (entry.kind, entry.name) in reserved:
+                raise PluginError(
+                    f"{distribution} registers {entry.kind} {entry.name!r}, a name of the core.",
+                    "Uninstall it, or give its component another name.",
+                )
         self.entries.extend(collected)
 
     def add_entry_point(self, entry_point: EntryPoint) -> None:
@@ -291,7 +314,8 @@ def discover(points: Iterable[EntryPoint], only: str | None) -> Registry:
     """
     registry = Registry()
     wanted = None if only is None else {name.strip() for name in only.split(",")} | {CORE}
-    for point in points:
+    # The core first, because its names are reserved.
+    for point in sorted(points, key=lambda point: point.dist is None or point.dist.name != CORE):
         if wanted is None or (point.dist is not None and point.dist.name in wanted):
             registry.add_entry_point(point)
     return registry

@@ -122,7 +122,7 @@ class GradientMeter:
         """
         table, self.table = self.table, None
         # A resumed table is still on the CPU.
-        table = torch.zeros(self.sites, 4, device=device) if table is None else table.to(device)
+        table = torch.zeros(self.sites, 4, dtype=torch.float32, device=device) if table is None else table.to(device)
         if is_distributed():
             torch.distributed.all_reduce(table)
         return table

@@ -22,12 +22,14 @@ class StepObserver:
 
     Attributes:
         next_step: The next step to observe, in steps of the schedule; infinite: none any more.
-        reads_gradients: Whether gradients are measured and maps kept in the steps that it observes.
+        reads_gradients: Whether gradients are measured in the steps that it observes.
+        reads_maps: Whether the compared maps are kept in those steps.
         key: Under which its state is saved.
     """
 
     next_step: float = 0
     reads_gradients: ClassVar[bool] = False
+    reads_maps: ClassVar[bool] = False
     key: ClassVar[str] = ""
 
     def begin(self, step: int) -> None:

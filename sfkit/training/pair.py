@@ -14,6 +14,7 @@ from sfkit.config import ComponentSpec, Recompute
 from sfkit.errors import GradientError, ShapeError
 from sfkit.objectives.base import Objective, cosine_similarity, masked_mean
 from sfkit.projectors.base import Projector
+from sfkit.training.contract import broken, form
 from sfkit.training.taps import Residual, TapSite
 from sfkit.training.teacher_runner import TeacherRunner
 from sfkit.transforms.base import Transform
@@ -48,7 +49,7 @@ class Alignment(NamedTuple):
         cosine: ``()`` detached: mean cosine similarity over the valid tokens of the batch; NaN where there are none, or
             where no features are compared.
         valid: ``()`` detached: share of tokens that were compared.
-        compared: Of a single pair, if it was requested: the maps themselves, if they are features.
+        compared: Of a single pair, if it was requested: the maps themselves.
     """
 
     loss: Tensor
@@ -173,6 +174,7 @@ class AlignmentPair(nn.Module):
 
         Raises:
             ShapeError: Batches, views or widths do not fit.
+            ComponentError: A transform, the projector or the objective returned what its interface does not allow.
             GradientError: Projector or objective changed its input in place.
         """
         if student.values.shape[:2] != teacher.values.shape[:2]:
@@ -188,14 +190,8 @@ class AlignmentPair(nn.Module):
             mask, source = student.mask & target.mask, target.values.detach()
             del target
             loss, cosine, projected, goal = self._compare(student.values, source, mask)
-        if self.reads_attention:
-            return Alignment(loss, loss.new_full((), torch.nan), mask.float().mean())
-        return Alignment(
-            loss,
-            _mean_over_batch(cosine, mask),
-            mask.float().mean(),
-            Compared(projected, goal, mask) if keep_maps else None,
-        )
+        cosine = loss.new_full((), torch.nan) if self.reads_attention else _mean_over_batch(cosine, mask)
+        return Alignment(loss, cosine, mask.float().mean(), Compared(projected, goal, mask) if keep_maps else None)
 
     @torch.no_grad()
     def target(self, teacher: FeatureMap, requested: Tensor) -> FeatureMap:
@@ -215,7 +211,12 @@ class AlignmentPair(nn.Module):
         if not self.transforms:
             return resample(features, grid)
         for transform in self.transforms:
+            shape = (*features.values.shape[:2], transform.out_dim)
             features = transform(features, requested)
+            found = features.values if isinstance(features, FeatureMap) else features
+            if not isinstance(found, Tensor) or (*found.shape[:2], found.shape[-1]) != shape:
+                must = f"return a FeatureMap of shape ({shape[0]}, {shape[1]}, *, *, {shape[2]}), as out_dim says"
+                raise broken("transform", transform, f"returned {form(found)}", must)
         if features.grid != grid:
             raise ShapeError(
                 f"After its transforms the target has a grid of {features.grid}, the student {grid}.",
@@ -240,6 +241,11 @@ class AlignmentPair(nn.Module):
             """Tokens and target, ``(b, v, gh, gw, d)`` each."""
             versions = [it.is_inference() or it._version for it in (tokens, goal)]
             projected = self.project(tokens, mask)
+            projector = self.shared_projector
+            shape = (*tokens.shape[:-1], goal.shape[-1])
+            if projector is not None and getattr(projected, "shape", None) != shape:
+                must = f"return a tensor of shape {shape}, as its teacher_dim says"
+                raise broken("projector", projector, f"returned {form(projected)}", must)
             loss, cosine = self._objective(projected, goal, mask)
             if versions != [it.is_inference() or it._version for it in (tokens, goal)]:
                 spec = self.projector_spec
@@ -263,8 +269,14 @@ class AlignmentPair(nn.Module):
         from_cosine = vars(type(self.objective)).get("from_cosine")  # a subclass may compute something else
         if from_cosine is not None:
             cosine = cosine_similarity(projected, goal)
-            return from_cosine(self.objective, cosine, mask), cosine.detach()
-        loss = self.objective.with_head(projected, goal, mask, self.head)
+            loss = from_cosine(self.objective, cosine, mask)
+        else:
+            loss = self.objective.with_head(projected, goal, mask, self.head)
+        if getattr(loss, "shape", None) != mask.shape[:1]:
+            must = f"return a tensor of shape ({mask.shape[0]},), one loss for each sample"
+            raise broken("objective", self.objective, f"returned {form(loss)}", must)
+        if from_cosine is not None:
+            return loss, cosine.detach()
         if self.reads_attention:
             return loss, loss.detach()
         with torch.no_grad():

@@ -17,6 +17,7 @@ from sfkit.errors import SfkitWarning, log_info
 from sfkit.policies.base import ForwardCall
 from sfkit.training import state
 from sfkit.training.checks import SelfCheck
+from sfkit.training.contract import ContractCheck
 from sfkit.training.loss_path import LossPaths
 from sfkit.training.loss_scale import LossScale
 from sfkit.training.observer import StepObserver
@@ -61,7 +62,8 @@ class Aligner(nn.Module):
         self.scale = LossScale(plan.config.grad_accumulation)
         self.loss_paths = LossPaths(plan.adapter, plan.config.attach_loss, self.scale, self.parameters)
         self.check = SelfCheck(plan.adapter, self, self.taps, enabled=plan.config.self_check)
-        self.observers: list[StepObserver] = [self.check]
+        contract = ContractCheck(plan.pairs, enabled=plan.config.self_check)
+        self.observers: list[StepObserver] = [self.check, contract]
         self.save_callbacks: list[Callable[[Path], None]] = []
         self.enabled = True
         self.steps = 0
@@ -82,7 +84,9 @@ class Aligner(nn.Module):
         if not plan.factor:
             return self._without_alignment(plan, forward(*args, **kwargs))
         output, captured, inputs = self.taps.run(forward, args, kwargs)
-        return self._attach(plan, (args, kwargs), output, captured, inputs)
+        is_float32 = torch.get_default_dtype() == torch.float32
+        attach = self._attach if is_float32 else float32_by_default()(self._attach)
+        return attach(plan, (args, kwargs), output, captured, inputs)
 
     def forward(self, plan: StepPlan, call: ForwardCall, captured: Mapping[TapSite, Captured]) -> Alignment:
         """Align one batch: the sum (or mean) over pairs of ``pair weight * objective``, for each sample.
@@ -95,7 +99,7 @@ class Aligner(nn.Module):
         for observer in plan.observers:
             observer.captured(views, students)
         features = encode(self.pairs, self.adapter, call, views, students, observe=plan.first_run)
-        keep_maps = any(observer.reads_gradients for observer in plan.observers)
+        keep_maps = any(observer.reads_maps for observer in plan.observers)
         results = [
             pair(students[pair.site], target, keep_maps) for pair, target in zip(self.pairs, features, strict=True)
         ]
@@ -103,7 +107,6 @@ class Aligner(nn.Module):
             observer.aligned(views, students, results)
         return self._combine(results)
 
-    @float32_by_default()
     def _begin(self) -> StepPlan:
         """Plan this step; where backward recomputes a forward, its plan is that of the first run, without observers."""
         # Recomputation may begin within the first run, whose self-check sends gradients back: nothing of it is kept.
@@ -117,7 +120,6 @@ class Aligner(nn.Module):
         plan = self.weighting.plan if self.enabled else StepPlan()
         return plan if first_run else replace(plan, observers=(), first_run=False)
 
-    @float32_by_default()
     def _attach(
         self,
         plan: StepPlan,

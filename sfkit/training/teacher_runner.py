@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from sfkit.errors import ViewsError, log_info
+from sfkit.errors import ShapeError, ViewsError, log_info
 from sfkit.policies.base import ForwardCall, PolicyAdapter
 from sfkit.teachers.base import Teacher, explain_out_of_memory
+from sfkit.training.contract import EVERY, FIRST, broken, form, is_finite
 from sfkit.training.taps import TapSite
 from sfkit.utils.runtime import own_rng
 from sfkit.views.types import FeatureMap, Views
@@ -70,6 +71,7 @@ class TeacherRunner:
     def __init__(self, teacher: Teacher) -> None:
         self.teacher = teacher
         self.num_forwards = 0
+        self._widths: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
         self._model: nn.Module | None = None
         self._loaded = False
         self._device: torch.device | None = None
@@ -103,6 +105,7 @@ class TeacherRunner:
 
         Raises:
             ViewsError: ``views`` lack a field that the teacher requires.
+            ComponentError: The teacher returned what its interface does not allow.
         """
         missing = sorted(name for name in self.teacher.requires if getattr(views, name) is None)
         if missing:
@@ -127,18 +130,74 @@ class TeacherRunner:
             # Outside inference mode: statistics are communicated and kept, which inference tensors do not support.
             if observe:
                 self.teacher.observe((views, grid))
+            widths = self._widths_of(layers, blocks)
+
+            def run(seen: Views) -> list[FeatureMap]:
+                maps = self._encode(model, seen, layers, blocks, grid)
+                self._check_maps(maps, seen, [*layers, *blocks], widths)
+                self._check_model(model)
+                return maps
+
             with torch.inference_mode():
-
-                def run(seen: Views) -> list[FeatureMap]:
-                    if blocks:
-                        return self.teacher.encode_with_attention(model, seen, layers, blocks, grid)
-                    return self.teacher.encode(model, seen, layers, grid)
-
                 if not self.teacher.drops_absent or bool(views.present.all()):
                     return run(views)
-                widths = [self.teacher.dim(layer) for layer in layers]
-                widths += [2 * math.prod(self.teacher.attention_heads(block)) for block in blocks]
                 return _only_present(run, views, widths, grid)
+
+    def _encode(
+        self, model: nn.Module | None, views: Views, layers: Sequence[int], blocks: Sequence[int], grid: tuple[int, int]
+    ) -> list[FeatureMap]:
+        """One call of the teacher."""
+        try:
+            if blocks:
+                return self.teacher.encode_with_attention(model, views, layers, blocks, grid)
+            return self.teacher.encode(model, views, layers, grid)
+        except ShapeError as error:
+            if not error.message.startswith("FeatureMap."):
+                raise
+            must = "build each map as sfkit.FeatureMap documents"
+            raise broken("teacher", self.teacher, f"built a map whose {error.message[11:-1]}", must) from error
+
+    def _widths_of(self, layers: Sequence[int], blocks: Sequence[int]) -> list[int]:
+        """Channels of each map. The teacher is asked once."""
+        key = (tuple(layers), tuple(blocks))
+        if key not in self._widths:
+            heads = [self.teacher.attention_heads(block) for block in blocks]
+            self._widths[key] = [*map(self.teacher.dim, layers), *(2 * math.prod(each) for each in heads)]
+        return self._widths[key]
+
+    @property
+    def _looks(self) -> bool:
+        """Whether this forward is one of those whose values are checked."""
+        return self.num_forwards <= FIRST or self.num_forwards % EVERY == 1
+
+    def _check_maps(self, maps: object, views: Views, layers: Sequence[int], widths: Sequence[int]) -> None:
+        """Check what ``encode`` returned: for each layer a map of its width, ``(b, v, *, *, width)``."""
+        must = f"return a list of {len(widths)} FeatureMap, one for each layer"
+        if not isinstance(maps, (list, tuple)) or len(maps) != len(widths):
+            count = f" of {len(maps)}" if isinstance(maps, (list, tuple)) else ""
+            raise broken("teacher", self.teacher, f"returned {form(maps)}{count}", must)
+        (b, v), device = views.images.shape[:2], views.images.device
+        for one, layer, width in zip(maps, layers, widths, strict=True):
+            if not isinstance(one, FeatureMap):
+                raise broken("teacher", self.teacher, f"returned {form(one)} for layer {layer}", must)
+            values = one.values
+            fits = values.is_floating_point() and min(values.shape[2:4]) > 0 and values.device == device
+            if not fits or (*values.shape[:2], values.shape[-1]) != (b, v, width):
+                must = f"return floating-point values of shape ({b}, {v}, *, *, {width}), as dim says, on {device}"
+                returned = f"returned {form(values)} on {values.device} for layer {layer}"
+                raise broken("teacher", self.teacher, returned, must)
+            if self._looks and not is_finite(values, one.mask):
+                must = "set the mask to False where a value means nothing"
+                raise broken("teacher", self.teacher, f"returned NaN or infinity for layer {layer}", must)
+
+    def _check_model(self, model: nn.Module | None) -> None:
+        """Check that ``encode`` left the network as it was; all of its modules in the first forwards."""
+        if model is None or not (model.training or self._looks):
+            return
+        if any(module.training for module in model.modules()):
+            raise broken("teacher", self.teacher, "put its network into training mode", "leave it in eval mode")
+        if any(parameter.requires_grad for parameter in model.parameters()):
+            raise broken("teacher", self.teacher, "made its network trainable", "leave it frozen")
 
     @torch.no_grad()
     def participate_without_data(self) -> None:

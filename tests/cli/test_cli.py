@@ -162,7 +162,10 @@ def test_a_teacher_with_an_argument_is_listed_with_its_form(
 ) -> None:
     from sfkit.testing.tiny import PatchTeacher
 
-    installed.entries.append(Entry("teacher", "hf", PatchTeacher, "acme", argument="model", placeholder="repo"))
+    class Named(PatchTeacher):
+        name = "hf"
+
+    installed.entries.append(Entry("teacher", "hf", Named, "acme", argument="model", placeholder="repo"))
     for arguments in (("teachers",), ("plugins",), ("teachers", "hf"), ("teachers", "hf:owner/model")):
         assert run(*arguments) == 0
         assert "hf:<repo>" in capsys.readouterr().out

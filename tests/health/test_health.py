@@ -289,3 +289,9 @@ def test_a_step_without_a_valid_token_is_unknown_and_not_wrong(wrapped: Make) ->
 def test_bad_options_are_explained(wrapped: Make, options: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         wrapped(health=options)
+
+
+def test_before_a_measurement_nothing_is_known(wrapped: Make) -> None:
+    health = wrapped("geometry").spatial_forcing.health()
+    assert health.step is None
+    assert str(health)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mutant import Mutant
-from operators import drop_raise, replace_return
+from operators import drop_call, drop_raise, fix_condition, replace_return
 
 # fmt: off
 TRAINING = (
@@ -14,4 +14,18 @@ TRAINING = (
            replace_return("_ & (self.alignment.sum() * self.action.sum() * self.unweighted.sum()).isfinite()"),
            "test_fault_80_a_large_loss_scale_leaves_the_balance_alive",
            "test_fault_80_each_sum_is_tested_by_itself"),
+    Mutant(81, "TeacherRunner.features", drop_call("_check_maps"),
+           "test_fault_81_a_teacher_that_breaks_its_contract_is_named", "test_fault_81_later_steps_are_checked",
+           ends_in=("AttributeError", "TypeError", "ValueError", "IndexError", "RuntimeError", "ShapeError")),
+    Mutant(82, "ContractCheck.aligned", drop_call("_check_masked_tokens"),
+           "test_fault_82_an_objective_that_breaks_its_contract_is_named"),
+    Mutant(82, "AlignmentPair._objective", drop_raise("broken"),
+           "test_fault_82_an_objective_that_breaks_its_contract_is_named",
+           ends_in=("AttributeError", "RuntimeError", "IndexError")),
+    Mutant(83, "Entry.__post_init__", fix_condition(False, "any", "fullmatch"),
+           "test_fault_83_a_pattern_names_a_package_and_a_class", ends_in="ValueError"),
+    Mutant(84, "Entry.load", drop_raise("PluginError", mentions="distribution"),
+           "test_fault_84_another_name_than_that_of_the_class_is_refused"),
+    Mutant(84, "Registry.add_plugin", drop_raise("PluginError", mentions="kind"),
+           "test_fault_84_names_of_the_core_are_reserved", ends_in=("IndexError", "PluginError")),
 )

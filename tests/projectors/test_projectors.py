@@ -238,3 +238,13 @@ def test_a_prefix_is_a_projector_of_its_own() -> None:
     assert torch.equal(projector(tokens, mask), found)
     with pytest.raises(ConfigError, match="11 of 10 hidden units"):
         projector.project(tokens, 11)
+
+
+@pytest.mark.parametrize("name", ["mlp", "mlp-silu", "nested"])
+def test_one_hidden_unit_is_one(name: str) -> None:
+    projector = build_projector((name, {"hidden": 1}), 4, 5, seed=0)
+    layers = [module for module in projector.modules() if isinstance(module, torch.nn.Linear)]
+    assert layers[0].out_features == 1, "1 is a width, and not the default"
+    assert layers[-1].in_features == 1
+    tokens, mask = case()
+    assert projector(tokens, mask).shape == (*tokens.shape[:-1], 5)

@@ -11,7 +11,7 @@ import pytest
 from sfkit import hookimpl
 from sfkit.errors import PluginError, UnknownNameError
 from sfkit.registry import builtin
-from sfkit.registry.registry import Registry, discover, split_name
+from sfkit.registry.registry import CORE, Registry, discover, split_name
 
 
 def plugin(**hooks: Any) -> SimpleNamespace:
@@ -142,10 +142,10 @@ def test_what_a_plugin_registers_is_validated(fields: dict[str, Any], says: str)
 
 def test_a_list_of_patterns_will_do() -> None:
     def register_policies(register: Any) -> None:
-        register("math:pi", name="p", handles=["*.Base"])
+        register("math:pi", name="p", handles=[f"{__name__.split('.')[0]}.*Base"])
 
     registry = discover_fakes([FakePoint("p", plugin(register_policies=register_policies))], None)
-    assert registry.entries[0].handles == ("*.Base",)
+    assert registry.entries[0].handles == (f"{__name__.split('.')[0]}.*Base",)
 
 
 def test_a_plugin_that_fails_half_way_registers_nothing() -> None:
@@ -191,8 +191,8 @@ def test_policies_are_matched_by_class_name_most_derived_first() -> None:
     class Derived(Base): ...
 
     def register_policies(register: Any) -> None:
-        register("math:pi", name="base", handles=("*.Base",))
-        register("math:pi", name="derived", handles=("*.Derived",))
+        register("math:pi", name="base", handles=(f"{__name__.split('.')[0]}.*Base",))
+        register("math:pi", name="derived", handles=(f"{__name__.split('.')[0]}.*Derived",))
 
     registry = discover_fakes([FakePoint("p", plugin(register_policies=register_policies))], None)
     assert [entry.name for entry in registry.adapters_for(Derived)] == ["derived", "base"]
@@ -215,3 +215,61 @@ def test_a_name_is_looked_up_without_its_argument() -> None:
     with pytest.raises(UnknownNameError, match=r"Unknown teacher 'hff'\. Did you mean 'hf'") as caught:
         registry.get("teacher", "hff:owner/model")
     assert caught.value.remedy == "Installed: hf:<repo or folder>, plain."
+
+
+@pytest.mark.parametrize(
+    "handles",
+    [
+        "pkg.*.X",
+        ("*",),
+        ("pkg.*",),
+        ("*.X",),
+        ("pkg",),
+        ("pkg.",),
+        (".X",),
+        ("pkg.*.*",),
+        tuple("pkg.*.X"),
+        ("a.B", "*.*"),
+    ],
+)
+def test_fault_83_a_pattern_names_a_package_and_a_class(handles: Any) -> None:
+    def register_policies(register: Any) -> None:
+        register("math:pi", name="greedy", handles=handles)
+
+    registry = discover_fakes([FakePoint("acme", plugin(register_policies=register_policies))], None)
+    (broken,) = registry.broken
+    assert "acme registers policy 'greedy' wrongly: handles is" in str(broken)
+    assert ("write ('pkg.*.X',), with its comma" in str(broken)) == isinstance(handles, str)
+    assert registry.adapters_for(Registry) == []
+
+
+class Cat:
+    name = "cat"
+
+
+@pytest.mark.parametrize("target", [Cat, f"{__name__}:Cat"])
+def test_fault_84_another_name_than_that_of_the_class_is_refused(target: Any) -> None:
+    registry = discover_fakes(
+        [FakePoint("acme", teacher("dog", target)), FakePoint("zoo", teacher("cat", target))], None
+    )
+    with pytest.raises(PluginError, match="acme registers teacher 'dog', whose class says that its name is 'cat'"):
+        registry.get("teacher", "dog").load()
+    assert registry.get("teacher", "cat").load() is Cat
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("objective", "cosine"), ("teacher", "geometry"), ("projector", "mlp"), ("transform", "pca"), ("schedule", "stop"),
+     ("preset", "repa")],
+)  # fmt: skip
+def test_fault_84_names_of_the_core_are_reserved(kind: Any, name: str, first: bool) -> None:
+    def register_all(register: Any) -> None:
+        register("math:pi", name=name)
+        register("math:pi", name="another")
+
+    points = [FakePoint(CORE, builtin), FakePoint("acme", plugin(**{f"register_{kind}s": register_all}))]
+    registry = discover_fakes(points[::-1] if first else points, None)
+    assert f"acme registers {kind} {name!r}, a name of the core" in str(registry.broken[0])
+    assert registry.get(kind, name).distribution == CORE
+    assert [entry.name for entry in registry.entries if entry.distribution == "acme"] == []

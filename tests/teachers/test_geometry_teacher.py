@@ -221,3 +221,8 @@ def test_the_far_end_of_depth_is_exclusive() -> None:
         views.depth[:] = depth
         found = encode(GeometryTeacher(), views)
         assert bool(found.mask.any()) is seen
+
+
+def test_the_world_frame_requires_poses() -> None:
+    assert "world_from_camera" in GeometryTeacher({"frame": "world"}).requires
+    assert "world_from_camera" not in GeometryTeacher().requires

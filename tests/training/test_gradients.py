@@ -248,3 +248,28 @@ def test_a_run_stops_when_the_gradients_have_opposed_each_other_for_long(wrapped
     assert [s.state() for s in handle.weighting.schedule] == [{"mean": pytest.approx(-1 / 6), "count": 3, "stopped": 1}]
     assert handle.status().factor == 0
     assert handle.runners[0]._model is None
+
+
+def test_gradients_of_a_bfloat16_policy_are_summed_in_float32(wrapped: Make) -> None:
+    meter = GradientMeter(1)
+    meter.live = True
+    tokens = torch.ones(1, 1, 4096, dtype=torch.bfloat16, requires_grad=True) * 1
+    (branch,) = meter.branches({Residual(1): (tokens,)}, 1.0)[Residual(1)]
+    ((branch * 0.1).sum() + (tokens * 0.2).sum()).backward()
+    sums = GradientSums.of(meter.take(torch.device("cpu")))
+    one, both = (torch.tensor(value, dtype=torch.bfloat16) for value in (0.1, 0.2))
+    assert sums.alignment.dtype == torch.float32
+    assert float(sums.alignment) == pytest.approx(4096 * float(one) ** 2, rel=1e-5)
+    assert float(sums.action) == pytest.approx(4096 * float((one + both).float() - one.float()) ** 2, rel=1e-5)
+
+
+def test_the_action_loss_of_a_bfloat16_loop_is_logged_in_float32(tiny: Make) -> None:
+    policy = SpatialForcing.wrap(
+        plain := tiny(), "geometry", student_layer=2, adapter=TinyAdapter(plain), attach_loss="manual"
+    )
+    loss = policy(tiny_batch())[0].expand(2).to(torch.bfloat16) * torch.tensor([1.0, 1.0078125], dtype=torch.bfloat16)
+    assert float(loss.detach().mean()) != float(loss.detach().float().mean()), "a mean in bfloat16 is rounded"
+    policy.spatial_forcing.add(loss)
+    assert policy.spatial_forcing.metrics()["action_loss"] == pytest.approx(
+        float(loss.detach().float().mean()), rel=1e-6
+    )
