@@ -71,8 +71,8 @@ class SpatialForcing(Aligner):
     ) -> Policy:
         """Make ``policy`` train with ``action loss + weight * alignment loss``. Returns the same object.
 
-        Only training forwards change: in ``eval()``, under ``no_grad`` or :meth:`disabled`, and at weight 0, outputs
-        are bit-identical and no teacher runs. Build the optimizer after this call.
+        Other forwards (``eval()``, ``no_grad``, :meth:`disabled`, weight 0) stay bit-identical, and no teacher runs in
+        them. Build the optimizer after this call.
 
         Args:
             policy: The policy; inside PEFT, the PeftModel. Changed in place.
@@ -189,10 +189,10 @@ class SpatialForcing(Aligner):
         scaled, divided and differentiated. Where nothing is aligned it returns ``loss``.
 
         Args:
-            loss: ``()``; or ``(b,)`` or ``(b, ...)``, to which each sample's own alignment is added.
+            loss: ``()``, ``(b,)`` or ``(b, ...)``.
 
         Raises:
-            LossError: The alignment loss is in it already, or ``loss`` was not computed from the last forward.
+            LossError: It has the alignment loss already, or was not computed from the last forward.
         """
         total = self.loss_paths.add(loss)
         if total is not loss:
@@ -247,13 +247,11 @@ class SpatialForcing(Aligner):
         """Write ``directory/spatial_forcing/`` (config and projector), as ``policy.save_pretrained`` does by itself.
 
         Under FSDP2 all processes call it, and the first one writes; one that gives ``gathered`` needs no others.
+        Returns whether this process wrote.
 
         Args:
             directory: Where the policy's own files are.
             gathered: The whole state of the policy, for FSDP2 alone.
-
-        Returns:
-            Whether it was this process that wrote.
         """
         state = self.state_dict()
         scattered = checkpoint.is_scattered(state)
@@ -318,7 +316,7 @@ class SpatialForcing(Aligner):
         return [runner.teacher for runner in self.runners]
 
     def describe(self) -> str:
-        """The loss in one line, as it is logged at wrap time."""
+        """The loss in one line."""
         return describe(self)
 
     def __repr__(self) -> str:
@@ -331,9 +329,8 @@ class SpatialForcing(Aligner):
     def metrics(self) -> dict[str, float]:
         """Figures of the last aligned step; empty before the first. Reading them waits for the device.
 
-        ``action_loss``, ``sf_loss`` (unweighted), ``sf_cosine``, ``sf_effective_weight`` and
-        ``sf_valid_token_fraction``; and of the last measured step, once there is one, ``sf_grad_ratio`` and
-        ``sf_grad_cosine``, see :meth:`health`.
+        ``action_loss``, ``sf_loss`` (unweighted), ``sf_cosine``, ``sf_effective_weight``, ``sf_valid_token_fraction``;
+        of the last measured step, ``sf_grad_ratio`` and ``sf_grad_cosine``, see :meth:`health`.
         """
         if not self._last:
             return {}

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from sfkit.config import HealthOptions
 from sfkit.errors import SfkitWarning
-from sfkit.health.correspondence import SHIFTS, shift_errors
-from sfkit.health.figures import drift, drift_noise, moments, pair_figures, sample_of
+from sfkit.health.figures import SHIFTS, drift, drift_noise, moments, pair_figures, sample_of, shift_errors
 from sfkit.health.report import Health, LayerHealth, PairHealth
 from sfkit.health.rules import WarningFilter, findings
 from sfkit.training.checks import find_trained_leaf

@@ -29,19 +29,15 @@ from sfkit import __version__
 from sfkit.config import SpatialForcingConfig, balance_ratio
 from sfkit.errors import CheckpointError, ConfigError, SfkitWarning
 from sfkit.health.figures import sample_of
+from sfkit.saving.hub import CONFIG, FOLDER, LIMITS, PROJECTOR, README, download, readme, refuse_size
 from sfkit.saving.trust import Origin, Published
 from sfkit.teachers.base import Teacher, license_note
 from sfkit.training import state
 from sfkit.training.step import Aligner
-from sfkit.training.taps import site_of
 from sfkit.utils.places import digest_of_parts, read_json
 
 T = TypeVar("T")
 
-FOLDER = "spatial_forcing"
-_CONFIG, _PROJECTOR, _README = "config.json", "projector.safetensors", "README.md"
-#: The files that are fetched and read, and their largest sizes in bytes.
-LIMITS = {f"{FOLDER}/{_CONFIG}": 2**20, f"{FOLDER}/{_PROJECTOR}": 2**32, f"{FOLDER}/{_README}": 2**20}
 _FORMAT = "sfkit.checkpoint/4"
 #: Prefixes of entries that depend on weight and schedule, and of the health monitor's.
 _WEIGHTING = ("schedule.", "balance.", "measured")
@@ -78,10 +74,10 @@ def save(
             # mkdtemp's own folder is private to the user; the one inside has the usual permissions.
             fresh = work / "fresh"
             fresh.mkdir()
-            save_file({key: value.detach().contiguous().cpu() for key, value in tensors.items()}, fresh / _PROJECTOR)
-            (fresh / _PROJECTOR).chmod(fresh.stat().st_mode & 0o666)  # safetensors' own is private, too
-            (fresh / _CONFIG).write_text(json.dumps(record, indent=2) + "\n")
-            (fresh / _README).write_text(_readme(public.config, identities, notes))
+            save_file({key: value.detach().contiguous().cpu() for key, value in tensors.items()}, fresh / PROJECTOR)
+            (fresh / PROJECTOR).chmod(fresh.stat().st_mode & 0o666)  # safetensors' own is private, too
+            (fresh / CONFIG).write_text(json.dumps(record, indent=2) + "\n")
+            (fresh / README).write_text(readme(public.config, identities, notes))
             _install(fresh, directory / FOLDER, work / _EARLIER)
         finally:
             # After an exception between the two renames, the earlier folder goes back before its parent is removed.
@@ -132,7 +128,7 @@ def _install(fresh: Path, target: Path, earlier: Path) -> None:
 
 def _ours(folder: str, names: Sequence[str]) -> set[str]:
     """The files of sfkit; in folders inside, all are the user's."""
-    return {_CONFIG, _PROJECTOR, _README}.intersection(names) if Path(folder).name == _EARLIER else set()
+    return {CONFIG, PROJECTOR, README}.intersection(names) if Path(folder).name == _EARLIER else set()
 
 
 def is_scattered(tensors: Mapping[str, Tensor]) -> bool:
@@ -149,28 +145,6 @@ def part_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The handle's part of a policy's state, under the handle's own names."""
     prefix = f"{FOLDER}."
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-
-
-def _readme(config: SpatialForcingConfig, identities: Sequence[Mapping[str, str]], notes: Sequence[str]) -> str:
-    """The page of the published folder."""
-    pairs = "\n".join(
-        f"- {site_of(pair.student_layer)} of the policy with layer {pair.teacher_layer} of teacher "
-        f"`{pair.teacher.name}`"
-        for pair in config.pairs
-    )
-    sources = "\n".join(
-        f"- `{identity['name']}`" + "".join(f", {key} {value}" for key, value in identity.items() if key != "name")
-        for identity in identities
-    )
-    return (
-        "# Spatial forcing\n\n"
-        f"This policy was trained with an alignment loss of weight {config.weight} by sfkit {__version__}:\n\n"
-        f"{pairs}\n\n"
-        "The policy beside this folder is complete without it and runs without sfkit. To go on training, install "
-        f"`sfkit` and call `SpatialForcing.from_pretrained(policy, folder)`.\n\n"
-        f"Teachers (no weights of theirs are in here):\n\n{sources}\n"
-        + "".join(f"\n**Note:** {note}\n" for note in notes)
-    )
 
 
 def _prefix() -> str:
@@ -216,7 +190,7 @@ def _read(folder: Path, read: Callable[[Path], T]) -> T:
 
 def _time(folder: Path) -> float:
     try:
-        return (folder / _CONFIG).stat().st_mtime
+        return (folder / CONFIG).stat().st_mtime
     except OSError:
         return 0.0
 
@@ -237,11 +211,11 @@ def locate(source: str | Path, revision: str | None = None) -> Path:
     Raises:
         CheckpointError: There is none.
     """
-    root = Path(source) if _exists(source) else _download(str(source), revision)
+    root = Path(source) if _exists(source) else download(str(source), revision)
     for folder in (root / FOLDER, root):
         with contextlib.suppress(OSError):
             for path, size in _read(folder, _sizes).items():
-                _refuse_size(str(folder / path), f"{FOLDER}/{path}", size)
+                refuse_size(str(folder / path), f"{FOLDER}/{path}", size)
             return folder
     raise CheckpointError(f"{source} has no {FOLDER}/ folder.", "Save the wrapped policy with save_pretrained.")
 
@@ -255,56 +229,14 @@ def _exists(source: str | Path) -> bool:
 
 def _sizes(folder: Path) -> dict[str, int]:
     """Of the files that are read, the two that must be there among them."""
-    names = [_CONFIG, _PROJECTOR, *([_README] if (folder / _README).is_file() else [])]
+    names = [CONFIG, PROJECTOR, *([README] if (folder / README).is_file() else [])]
     return {name: (folder / name).stat().st_size for name in names}
-
-
-def _download(repo: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        refuse_oversized(repo, revision)
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(LIMITS)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        raise CheckpointError(
-            f"{repo!r} is neither a local checkpoint nor a repository that could be fetched: {error}",
-            "Check the name and the network, or pass a local folder.",
-        ) from error
-
-
-def refuse_oversized(repo: str, revision: str | None) -> None:
-    """Ask the Hub for the sizes of the files of sfkit in a repository, before any of them is fetched.
-
-    Raises:
-        CheckpointError: One is larger than any that sfkit writes.
-        HfHubHTTPError: There is no such repository, or no access to it.
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        found = HfApi().get_paths_info(repo, list(LIMITS), revision=revision)
-    except (HfHubHTTPError, HFValidationError):
-        raise
-    except Exception:  # no connection, in the words of whichever HTTP library: nothing will be fetched
-        return
-    for item in found:
-        _refuse_size(f"{item.path} of the repository {repo!r}", item.path, getattr(item, "size", 0))
-
-
-def _refuse_size(what: str, name: str, size: int) -> None:
-    if size > LIMITS[name]:
-        raise CheckpointError(
-            f"{what} has {size} bytes, and sfkit reads {LIMITS[name]} at most.",
-            "sfkit writes none as large: it is damaged or hostile.",
-        )
 
 
 def origin_of(source: str | Path, folder: Path) -> Origin:
     """Where the configuration of a checkpoint was read, for :func:`sfkit.saving.trust.admit`."""
     local = _exists(source)
-    file = str(folder / _CONFIG) if local else f"{FOLDER}/{_CONFIG} of the repository {str(source)!r}"
+    file = str(folder / CONFIG) if local else f"{FOLDER}/{CONFIG} of the repository {str(source)!r}"
     return Origin(file, local, lambda name, options: f"add options={{{name!r}: {dict(options)!r}}} to the call")
 
 
@@ -320,16 +252,16 @@ def read_config(folder: Path) -> SpatialForcingConfig:
             raise ValueError("it is no JSON object")
         if record.get("format") != _FORMAT:
             raise CheckpointError(
-                f"{folder / _CONFIG} has format {record.get('format')!r}, expected {_FORMAT!r}.",
+                f"{folder / CONFIG} has format {record.get('format')!r}, expected {_FORMAT!r}.",
                 f"It was written by sfkit {record.get('sfkit_version', 'of unknown version')}: use that version.",
             )
-        return SpatialForcingConfig.parse(str(folder / _CONFIG), record["config"])
+        return SpatialForcingConfig.parse(str(folder / CONFIG), record["config"])
     except (OSError, ValueError, KeyError, ConfigError) as error:
-        raise CheckpointError(f"{folder / _CONFIG} could not be read: {error}") from error
+        raise CheckpointError(f"{folder / CONFIG} could not be read: {error}") from error
 
 
 def _record(folder: Path) -> object:
-    return read_json(folder / _CONFIG, size=LIMITS[f"{FOLDER}/{_CONFIG}"])
+    return read_json(folder / CONFIG, size=LIMITS[f"{FOLDER}/{CONFIG}"])
 
 
 def wrap_arguments(config: SpatialForcingConfig) -> dict[str, Any]:
@@ -345,10 +277,10 @@ def load_into(handle: Aligner, folder: Path) -> None:
     Raises:
         CheckpointError: Something does not fit; the handle is what it was.
     """
-    path, config = folder / _PROJECTOR, read_config(folder)
+    path, config = folder / PROJECTOR, read_config(folder)
     _warn_of_another_policy(folder)
     try:
-        entries = _read(folder, lambda place: load_file(place / _PROJECTOR))
+        entries = _read(folder, lambda place: load_file(place / PROJECTOR))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{path} could not be read: {error}", "It may be truncated; restore or retrain."

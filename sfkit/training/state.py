@@ -44,8 +44,8 @@ def check(aligner: Aligner, entries: Mapping[str, object], optional: Mapping[str
 
     Args:
         aligner: The handle.
-        entries: Its state under the handle's own names, tensors ``(...)``.
-        optional: Tensors ``(...)`` in the shapes of entries that may be missing. None: tensors of the pairs may be
+        entries: Its state under the handle's own names, tensors ``(*)``.
+        optional: Tensors ``(*)`` in the shapes of entries that may be missing. None: tensors of the pairs may be
             missing as well, which torch reports.
 
     Raises:
@@ -72,7 +72,7 @@ def check(aligner: Aligner, entries: Mapping[str, object], optional: Mapping[str
 
 
 def _fault(key: str, value: object, expected: Tensor | None) -> str:
-    """What is wrong with an entry ``(...)``, of which there is an ``expected`` one ``(...)`` or none; "": nothing."""
+    """What is wrong with an entry ``(*)``, of which there is an ``expected`` one ``(*)`` or none; "": nothing."""
     if not isinstance(value, Tensor):
         return f"is a {type(value).__name__}, not a tensor"
     if expected is not None and value.shape != expected.shape:
@@ -105,7 +105,7 @@ def load(aligner: Aligner, state_dict: dict[str, Tensor], prefix: str) -> None:
 
 
 def _load_parts(aligner: Aligner, entries: Mapping[str, Tensor]) -> None:
-    """Load the entries ``(...)`` that a teacher or a schedule may refuse; where one does, all go back."""
+    """Load the entries ``(*)`` that a teacher or a schedule may refuse; where one does, all go back."""
     undo: list[Callable[[], None]] = []
 
     def under(start: str) -> dict[str, Tensor]:

@@ -9,13 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sfkit.health.correspondence import SHIFTS, shift_errors
 from sfkit.health.figures import (
+    SHIFTS,
     drift,
     drift_noise,
     mean_norm,
     moments,
     sample_of,
+    shift_errors,
     spread_and_rank,
     variation_over_samples,
 )

@@ -203,9 +203,9 @@ HIGH = (
            "test_fault_57_no_local_path_is_published", "test_fault_57_a_models_folder_is_published_by_digest"),
     Mutant(58, "_torch_load", fix_condition(False, "TorchVersion"),
            "test_fault_58_no_pickle_is_read_before_torch_2_6"),
-    Mutant(59, "refuse_oversized", drop_call("_refuse_size"),
+    Mutant(59, "refuse_oversized", drop_call("refuse_size"),
            "test_fault_59_sizes_are_asked_before_anything_is_fetched",
            "test_fault_59_sizes_are_asked_before_a_policy_is_fetched"),
-    Mutant(59, "_refuse_size", drop_raise("CheckpointError"), "test_fault_59_files_have_a_largest_size"),
+    Mutant(59, "refuse_size", drop_raise("CheckpointError"), "test_fault_59_files_have_a_largest_size"),
     Mutant(59, "read_json", fix_condition(False, "size"), "test_fault_59_json_is_read_within_bounds"),
 )

@@ -19,7 +19,7 @@ from sfkit.errors import CheckpointError, ConfigError, TrustError
 from sfkit.objectives.distances import MSEObjective
 from sfkit.registry.component import Harmless, Reaching
 from sfkit.registry.registry import Entry, default_registry
-from sfkit.saving import checkpoint
+from sfkit.saving import hub
 from sfkit.saving.trust import public_text
 from sfkit.testing.tiny import PatchTeacher, PatchTeacherOptions, TinyAdapter, TinyPolicy
 from sfkit.utils.places import digest_of
@@ -368,9 +368,9 @@ def test_fault_59_a_hostile_config_is_an_error_of_ours(text: str, tmp_path: Path
 def test_fault_59_files_have_a_largest_size(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = saved(tmp_path, "risky")
     file = folder / "spatial_forcing" / name
-    monkeypatch.setitem(checkpoint.LIMITS, f"spatial_forcing/{name}", file.stat().st_size)
+    monkeypatch.setitem(hub.LIMITS, f"spatial_forcing/{name}", file.stat().st_size)
     load(folder)
-    monkeypatch.setitem(checkpoint.LIMITS, f"spatial_forcing/{name}", file.stat().st_size - 1)
+    monkeypatch.setitem(hub.LIMITS, f"spatial_forcing/{name}", file.stat().st_size - 1)
     with pytest.raises(CheckpointError, match=f"{name} has .* bytes, and sfkit reads"):
         load(folder)
 

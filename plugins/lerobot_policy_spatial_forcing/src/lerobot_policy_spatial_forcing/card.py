@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sfkit.saving import checkpoint
+from sfkit.saving import hub
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
@@ -27,7 +27,7 @@ and the folder `spatial_forcing/`: the projector, and what it was aligned with. 
 
 def add_to_readme(directory: str | Path) -> None:
     """Say in the README of ``directory/spatial_forcing/`` what ``lerobot-train --resume=true`` needs."""
-    path = Path(directory) / checkpoint.FOLDER / "README.md"
+    path = Path(directory) / hub.FOLDER / "README.md"
     fresh = path.with_suffix(".part")
     before = path.read_text().rstrip() if path.is_file() else ""
     fresh.write_text(f"{before}\n\n{_NOTE}".lstrip())

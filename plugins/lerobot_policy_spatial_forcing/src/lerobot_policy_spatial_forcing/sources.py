@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sfkit.errors import CheckpointError, ConfigError
-from sfkit.saving import checkpoint
+from sfkit.saving import hub
 
 if TYPE_CHECKING:
     from lerobot.configs import PreTrainedConfig
@@ -30,9 +30,9 @@ def fetch(source: str | Path, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = [_CONFIG, _WEIGHTS, *checkpoint.LIMITS]
+    wanted = [_CONFIG, _WEIGHTS, *hub.LIMITS]
     try:
-        checkpoint.refuse_oversized(str(source), revision)
+        hub.refuse_oversized(str(source), revision)
         return Path(snapshot_download(str(source), revision=revision, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise CheckpointError(
