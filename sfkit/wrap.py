@@ -286,8 +286,7 @@ class SpatialForcing(Aligner):
             policy: The policy, loaded by its own framework first.
             source: A local folder or a Hub repository that contains ``spatial_forcing/``.
             revision: Of the repository.
-            options: Options of saved components, by the component's name as it was saved. They replace the saved ones:
-                ``{"vggt": {"weights": "/data/vggt.safetensors"}}``.
+            options: New options of saved components, by saved name: ``{"vggt": {"weights": "vggt.safetensors"}}``.
             changes: Arguments of :meth:`wrap` that override what was saved (``cameras`` is not saved: pass it again).
 
         Raises:
