@@ -120,9 +120,6 @@ def _number(value: object) -> float:
         return math.nan
 
 
-_OWN = "Of this pair alone, instead of the run's."
-
-
 class PairConfig(Options):
     """One alignment: a student layer, and the teacher features that it is aligned with."""
 
@@ -131,9 +128,11 @@ class PairConfig(Options):
     teacher_layer: int = Field(description="The teacher's layer, 1 to its number of layers.")
     weight: float = Field(default=1.0, ge=0, description="Weight of this pair within the alignment loss.")
     future: int = Field(default=0, ge=0, description="The teacher sees the frame so many steps ahead.")
-    objective: ComponentSpec | None = Field(default=None, description=_OWN)
-    projector: ComponentSpec | None = Field(default=None, description=_OWN)
-    transforms: tuple[ComponentSpec, ...] | None = Field(default=None, description=_OWN)
+    objective: ComponentSpec | None = Field(default=None, description="Of this pair alone, instead of the run's.")
+    projector: ComponentSpec | None = Field(default=None, description="Of this pair alone, instead of the run's.")
+    transforms: tuple[ComponentSpec, ...] | None = Field(
+        default=None, description="Of this pair alone, instead of the run's."
+    )
 
     @field_validator("student_layer")
     @classmethod
