@@ -99,9 +99,7 @@ def borne() -> set[int]:
 
 
 def test_every_number_is_on_the_page_once() -> None:
-    found = sorted(fault.number for fault in FAULTS)
-    assert found == sorted(set(found))
-    assert found[:60] == list(range(1, 61))
+    assert sorted(fault.number for fault in FAULTS) == list(range(1, len(FAULTS) + 1))
 
 
 def test_every_number_that_a_test_bears_is_on_the_page(borne: set[int]) -> None:

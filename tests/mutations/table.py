@@ -5,8 +5,8 @@ from __future__ import annotations
 from faults_01_to_23 import LOW
 from faults_24_on import HIGH
 from faults_60_on import NEWEST
-from faults_70_on import SAVED
-from faults_80_on import TRAINING
+from faults_67_to_69 import SAVED
+from faults_70_on import TRAINING
 from mutant import Mutant
 
 MUTANTS: tuple[Mutant, ...] = (*LOW, *HIGH, *NEWEST, *SAVED, *TRAINING)

@@ -1,4 +1,4 @@
-"""A component is saved under the name that it is registered with, and keeps its license note (fault 84)."""
+"""A component is saved under the name that it is registered with, and keeps its license note (fault 74)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(default_registry(), "entries", [*default_registry().entries, *own])
 
 
-def test_fault_84_a_teacher_is_resumed_with_its_license_note(
+def test_fault_74_a_teacher_is_resumed_with_its_license_note(
     wrapped: Make, tiny: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     policy = wrapped("limited")
@@ -39,6 +39,6 @@ def test_fault_84_a_teacher_is_resumed_with_its_license_note(
     assert resumed.teachers[0].spec == policy.spatial_forcing.teachers[0].spec
 
 
-def test_fault_84_another_name_is_refused_at_the_wrap(wrapped: Make) -> None:
+def test_fault_74_another_name_is_refused_at_the_wrap(wrapped: Make) -> None:
     with pytest.raises(PluginError, match="acme registers teacher 'free', whose class says that its name is 'limited'"):
         wrapped("free")

@@ -232,7 +232,7 @@ def test_a_name_is_looked_up_without_its_argument() -> None:
         ("a.B", "*.*"),
     ],
 )
-def test_fault_83_a_pattern_names_a_package_and_a_class(handles: Any) -> None:
+def test_fault_73_a_pattern_names_a_package_and_a_class(handles: Any) -> None:
     def register_policies(register: Any) -> None:
         register("math:pi", name="greedy", handles=handles)
 
@@ -248,7 +248,7 @@ class Cat:
 
 
 @pytest.mark.parametrize("target", [Cat, f"{__name__}:Cat"])
-def test_fault_84_another_name_than_that_of_the_class_is_refused(target: Any) -> None:
+def test_fault_74_another_name_than_that_of_the_class_is_refused(target: Any) -> None:
     registry = discover_fakes(
         [FakePoint("acme", teacher("dog", target)), FakePoint("zoo", teacher("cat", target))], None
     )
@@ -263,7 +263,7 @@ def test_fault_84_another_name_than_that_of_the_class_is_refused(target: Any) ->
     [("objective", "cosine"), ("teacher", "geometry"), ("projector", "mlp"), ("transform", "pca"), ("schedule", "stop"),
      ("preset", "repa")],
 )  # fmt: skip
-def test_fault_84_names_of_the_core_are_reserved(kind: Any, name: str, first: bool) -> None:
+def test_fault_74_names_of_the_core_are_reserved(kind: Any, name: str, first: bool) -> None:
     def register_all(register: Any) -> None:
         register("math:pi", name=name)
         register("math:pi", name="another")

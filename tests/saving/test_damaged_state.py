@@ -100,7 +100,7 @@ DAMAGES: dict[str, tuple[str, Damage]] = {
 
 
 @pytest.mark.parametrize("case", DAMAGES)
-def test_fault_70_damaged_state_is_refused_by_its_key(saved: Path, tmp_path: Path, case: str) -> None:
+def test_fault_67_damaged_state_is_refused_by_its_key(saved: Path, tmp_path: Path, case: str) -> None:
     key, damage = DAMAGES[case]
     entries = {name: value.clone() for name, value in load_file(saved / "projector.safetensors").items()}
     damage(entries)
@@ -132,7 +132,7 @@ def test_another_weight_or_schedule_leaves_its_state_out(saved: Path, changes: d
 
 
 @pytest.mark.parametrize("key", ["step", "schedule.0.conflict.mean", "balance.log", "measured"])
-def test_fault_70_a_policys_state_without_ours_is_refused(key: str) -> None:
+def test_fault_67_a_policys_state_without_ours_is_refused(key: str) -> None:
     state = make().state_dict()
     del state[f"spatial_forcing.{key}"]
     with pytest.raises(CheckpointError, match=key):
@@ -140,7 +140,7 @@ def test_fault_70_a_policys_state_without_ours_is_refused(key: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["teachers.9.count", "schedule.0.stop.x", "statistics.3.count.all", "health.projector"])
-def test_fault_70_a_policys_state_with_foreign_keys_is_refused(key: str) -> None:
+def test_fault_67_a_policys_state_with_foreign_keys_is_refused(key: str) -> None:
     state = {**make().state_dict(), f"spatial_forcing.{key}": torch.ones(1)}
     with pytest.raises(CheckpointError, match=key):
         make().load_state_dict(state)

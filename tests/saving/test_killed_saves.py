@@ -44,7 +44,7 @@ def save(folder: Path) -> Any:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forks")
-def test_fault_72_kills_pair_no_policy_with_another_projector(tmp_path: Path) -> None:
+def test_fault_69_kills_pair_no_policy_with_another_projector(tmp_path: Path) -> None:
     chance = random.Random(0)
     command, pipe = [sys.executable, str(WORKER)], subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, bufsize=1) as worker:
@@ -63,7 +63,7 @@ def test_fault_72_kills_pair_no_policy_with_another_projector(tmp_path: Path) ->
             assert policy == step or "model.safetensors" in messages[0]
 
 
-def test_fault_72_a_policy_saved_alone_since_then_is_named(tmp_path: Path) -> None:
+def test_fault_69_a_policy_saved_alone_since_then_is_named(tmp_path: Path) -> None:
     handle = save(tmp_path)
     assert load(tmp_path) == (0, [])
     save_file({"other": torch.ones(3)}, tmp_path / "model.safetensors")

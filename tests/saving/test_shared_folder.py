@@ -101,7 +101,7 @@ def test_modes_of_all_files_follow_the_umask(tmp_path: Path, mask: int, mode: in
     assert {path.stat().st_mode & 0o777 for path in files} == {mode}
 
 
-def test_fault_71_a_users_own_files_survive_each_save(tmp_path: Path) -> None:
+def test_fault_68_a_users_own_files_survive_each_save(tmp_path: Path) -> None:
     make().save(tmp_path)
     folder = tmp_path / checkpoint.FOLDER
     (folder / "notes.txt").write_text("mine")
@@ -117,7 +117,7 @@ def test_fault_71_a_users_own_files_survive_each_save(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["link", "file"])
-def test_fault_71_what_is_no_folder_is_not_replaced(tmp_path: Path, kind: str) -> None:
+def test_fault_68_what_is_no_folder_is_not_replaced(tmp_path: Path, kind: str) -> None:
     target = tmp_path / checkpoint.FOLDER
     target.symlink_to(tmp_path / "nowhere") if kind == "link" else target.write_text("mine")
     with pytest.raises(CheckpointError, match="is a file, or a link to nothing"):

@@ -1,4 +1,4 @@
-"""A component that breaks its contract is named, with what it returned and what it must (faults 81 and 82)."""
+"""A component that breaks its contract is named, with what it returned and what it must (faults 71 and 72)."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ TEACHERS: dict[str, tuple[Callable[..., Any], str]] = {
 
 @pytest.mark.parametrize("how", TEACHERS)
 @pytest.mark.parametrize("absent", [False, True])
-def test_fault_81_a_teacher_that_breaks_its_contract_is_named(wrapped: Make, how: str, absent: bool) -> None:
+def test_fault_71_a_teacher_that_breaks_its_contract_is_named(wrapped: Make, how: str, absent: bool) -> None:
     change, says = TEACHERS[how]
     policy, batch = wrapped(Changed(change)), tiny_batch()
     if absent:  # each combination of cameras is another call
@@ -85,7 +85,7 @@ def test_fault_81_a_teacher_that_breaks_its_contract_is_named(wrapped: Make, how
 
 
 @pytest.mark.parametrize("step", [3, 51])
-def test_fault_81_later_steps_are_checked(wrapped: Make, step: int) -> None:
+def test_fault_71_later_steps_are_checked(wrapped: Make, step: int) -> None:
     teacher = Changed(lambda maps, model: maps)
     policy = wrapped(teacher)
     for _ in range(step - 1):
@@ -121,7 +121,7 @@ class Bent(LinearProjector):
         (lambda x: x / 0, "NaN or infinity"),
     ],
 )
-def test_fault_82_a_projector_that_breaks_its_contract_is_named(
+def test_fault_72_a_projector_that_breaks_its_contract_is_named(
     wrapped: Make, change: Callable[[Tensor], Any], says: str, recompute: str
 ) -> None:
     projector = Bent(16, 12)
@@ -158,20 +158,20 @@ OBJECTIVES: dict[str, tuple[Callable[..., Any], str]] = {
 
 
 @pytest.mark.parametrize("how", OBJECTIVES)
-def test_fault_82_an_objective_that_breaks_its_contract_is_named(wrapped: Make, how: str) -> None:
+def test_fault_72_an_objective_that_breaks_its_contract_is_named(wrapped: Make, how: str) -> None:
     compute, says = OBJECTIVES[how]
     with pytest.raises(ComponentError, match=rf"Objective 'odd' \(.*Odd\) returned .*{says}"):
         wrapped(objective=Odd(compute))(tiny_batch())
 
 
-def test_fault_82_an_empty_sample_has_a_loss_of_0(wrapped: Make) -> None:
+def test_fault_72_an_empty_sample_has_a_loss_of_0(wrapped: Make) -> None:
     batch = {**tiny_batch(), "present": torch.tensor([[True, True], [False, False]])}
     objective = Odd(lambda s, t, m: masked_mean(error(s, t), m) + 1.0)
     with pytest.raises(ComponentError, match="not 0 for a sample without a valid token"):
         wrapped(objective=objective)(batch)
 
 
-def test_fault_82_nan_of_a_later_step_is_named(wrapped: Make) -> None:
+def test_fault_72_nan_of_a_later_step_is_named(wrapped: Make) -> None:
     objective = Odd(lambda s, t, m: masked_mean(error(s, t), m))
     policy = wrapped(objective=objective)
     for _ in range(51):
