@@ -54,7 +54,7 @@ def saved_by_forward(policy: nn.Module, batch: Any, *, run: Callable[[Any], Any]
     handle = SpatialForcing.of(policy)
     parts: dict[str, list[nn.Module]] = {}
     if handle is not None:
-        parts = {"alignment": [handle], "projector": list(handle.projectors)}
+        parts = {"alignment": [handle], "projector": [pair.projector for pair in handle.pairs]}
     torch.manual_seed(0)
     with _told_apart(saved, parts), torch.autograd.graph.saved_tensors_hooks(saved.see, lambda tensor: tensor):
         (run or policy)(batch)

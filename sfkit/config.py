@@ -191,7 +191,9 @@ class SpatialForcingConfig(Options):
         if self.weight == 0 and any(item.name != "constant" for item in self.schedule):
             raise ValueError("weight is 0, so a schedule has nothing to scale; give a weight, or no schedule")
         if any(seen.count(item) > 1 for item in seen):
-            raise ValueError("the same (student_layer, teacher, teacher_layer) is listed twice; add up the weights")
+            raise ValueError(
+                "the same (student_layer, teacher, teacher_layer) is listed twice; give it once with the summed weight"
+            )
         if not any(pair.weight for pair in self.pairs):
             raise ValueError("the weights of all pairs are 0: nothing would be aligned")
         return self

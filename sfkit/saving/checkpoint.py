@@ -280,7 +280,7 @@ def load_into(handle: Aligner, folder: Path) -> None:
     path, config = folder / PROJECTOR, read_config(folder)
     _warn_of_another_policy(folder)
     try:
-        entries = _read(folder, lambda place: load_file(place / PROJECTOR))
+        entries = _read(folder, _entries)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{path} could not be read: {error}", "It may be truncated; restore or retrain."
@@ -316,6 +316,15 @@ def _warn_of_another_policy(folder: Path) -> None:
             SfkitWarning,
             stacklevel=4,
         )
+
+
+def _entries(folder: Path) -> dict[str, Tensor]:
+    path = folder / PROJECTOR
+    try:
+        return load_file(path)
+    except RuntimeError:  # of a file that is gone; another process may have replaced the folder
+        path.stat()
+        raise
 
 
 def _weighting(config: SpatialForcingConfig) -> tuple[object, bool]:

@@ -130,18 +130,17 @@ class TeacherRunner:
             # Outside inference mode: statistics are communicated and kept, which inference tensors do not support.
             if observe:
                 self.teacher.observe((views, grid))
-            widths = self._widths_of(layers, blocks)
 
             def run(seen: Views) -> list[FeatureMap]:
                 maps = self._encode(model, seen, layers, blocks, grid)
-                self._check_maps(maps, seen, [*layers, *blocks], widths)
+                self._check_maps(maps, seen, [*layers, *blocks], self._widths_of(layers, blocks))
                 self._check_model(model)
                 return maps
 
             with torch.inference_mode():
                 if not self.teacher.drops_absent or bool(views.present.all()):
                     return run(views)
-                return _only_present(run, views, widths, grid)
+                return _only_present(run, views, self._widths_of(layers, blocks), grid)
 
     def _encode(
         self, model: nn.Module | None, views: Views, layers: Sequence[int], blocks: Sequence[int], grid: tuple[int, int]

@@ -146,7 +146,7 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (name,) = tomllib.loads(text)["project"]["entry-points"]["sfkit"].values()
     (root / Path(*name.split("."))).with_suffix(".py").rename(root / "sfkit" / "moved.py")
     (root / "pyproject.toml").write_text(text.replace(f'"{name}"', '"sfkit.moved"'))
-    with (root / "sfkit" / "testing" / "policies.py").open("a") as file:
+    with (root / "sfkit" / "testing" / "tiny.py").open("a") as file:
         file.write("\n_act = TinyPolicy.act\nTinyPolicy.act = lambda self, batch: _act(self, batch) * (1 + 2**-20)\n")
     return root
 

@@ -173,7 +173,7 @@ def test_fault_52_bfloat16_keeps_projector_and_images(loop, script, wrap) -> Non
         heads.to(torch.bfloat16)
     host = policy.spatial_forcing.runners[0]
     real = host.features
-    host.features = lambda views, *rest: seen.append(views.images) or real(views, *rest)
+    host.features = lambda views, *rest, **more: seen.append(views.images) or real(views, *rest, **more)
     batch = it.batch()
     floats = ("pixel_values", "actions", "proprio")
     it.loss(policy, {**batch, **{key: batch[key].to(torch.bfloat16) for key in floats}}, heads).backward()

@@ -50,6 +50,7 @@ class SmallParity(BackboneParity):
 
 
 class KnownTeacher(SmallTeacher):
+    name = "known"
     family = "small backbone"
 
 
