@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import runpy
 from pathlib import Path
@@ -71,7 +72,10 @@ def test_no_page_is_of_a_method_that_is_gone() -> None:
 
 
 def test_what_pages_copy_from_the_code_is_what_the_code_says() -> None:
-    old = [page.name for page in (ROOT / "docs").glob("**/*.md") if PAGES["renewed"](page) != page.read_text()]
+    pages = set((ROOT / "docs").glob("**/*.md"))
+    if importlib.util.find_spec("sfkit_lerobot") is None:  # whose policies the table lists
+        pages.remove(ROOT / "docs" / "policies.md")
+    old = [page.name for page in sorted(pages) if PAGES["renewed"](page) != page.read_text()]
     assert old == [], "run .venv/bin/python scripts/method_pages.py"
 
 

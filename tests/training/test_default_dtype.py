@@ -85,6 +85,10 @@ def test_training_does_not_depend_on_the_default_dtype(tiny: Make, dtype: torch.
 
 @others
 def test_a_policy_of_the_default_dtype_trains(tiny: Make, dtype: torch.dtype) -> None:
+    try:
+        torch.nn.functional.layer_norm(torch.ones(2, 2, dtype=dtype), (2,))
+    except RuntimeError:
+        pytest.skip(f"this release of torch has no LayerNorm in {dtype} on the CPU")
     read = ("images", "state", "action")
     batch = {key: value.to(dtype) if key in read else value for key, value in tiny_batch().items()}
     with default(dtype):
