@@ -47,7 +47,8 @@ HIGH = (
     Mutant(26, "ImageTeacher._check_range", drop_raise("ViewsError"),
            "test_fault_26_images_out_of_range_are_refused", "test_fault_26_images_outside_0_1_are_refused",
            "test_fault_26_images_that_are_normalized_already_are_refused",
-           "test_fault_26_images_in_another_range_are_refused", "test_fault_26_the_teacher_refuses_images_outside_0_1"),
+           "test_fault_26_images_in_another_range_are_refused", "test_fault_26_the_teacher_refuses_images_outside_0_1",
+           ends_in="ComponentError"),
     Mutant(26, "DepthAnything3.features", replace_call("imagenet_normalized", "_0"),
            "test_fault_26_images_are_normalized_exactly_once"),
     Mutant(26, "PairTeacher.features", replace_argument("backbone", 0, "images"),
@@ -72,10 +73,10 @@ HIGH = (
            "test_fault_27_a_moved_camera_gets_no_depth[standin-pi0]"),
     # 28: a teacher that is trained
     Mutant(28, "TeacherRunner._load", replace_call("requires_grad_", "_self"),
-           "test_fault_28_the_teacher_is_frozen_whatever_its_author_left"),
+           "test_fault_28_the_teacher_is_frozen_whatever_its_author_left", ends_in="ComponentError"),
     Mutant(28, "TeacherRunner._load", replace_call("eval", "_self"),
            "test_fault_28_the_teacher_is_frozen_whatever_its_author_left",
-           "test_fault_28_the_teacher_is_frozen_and_not_in_the_policy"),
+           "test_fault_28_the_teacher_is_frozen_and_not_in_the_policy", ends_in="ComponentError"),
     # 29: weights that do not fit
     Mutant(29, "load_into", drop_call("check"),
            "test_fault_29_a_projector_that_does_not_fit_is_an_error"),
@@ -93,8 +94,9 @@ HIGH = (
     # 30: alignment in evaluation
     Mutant(30, "Aligner.wrapped_forward", fix_condition(True, "training"),
            "test_fault_30_eval_mode_with_gradients_changes_nothing"),
-    Mutant(30, "Aligner._begin", replace_return("self.weighting.plan"),
-           "test_fault_30_without_alignment_nothing_changes",
+    Mutant(30, "Aligner._begin", replace_call("StepPlan", "self.weighting.plan"),
+           "test_fault_30_without_alignment_nothing_changes"),
+    Mutant(30, "Aligner.wrapped_forward", fix_condition(False, "training", "is_grad_enabled"),
            "test_fault_30_outside_training_nothing_changes_by_a_bit",
            "test_fault_30_evaluation_runs_no_teacher", ends_in="GradientError"),
     # 31, 32: what a resumed run takes up
