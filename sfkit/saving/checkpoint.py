@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import shutil
+import stat
 import tempfile
 import time
 import warnings
@@ -109,7 +110,7 @@ def _install(fresh: Path, target: Path, earlier: Path) -> None:
         CheckpointError: Something else than a folder is in the place, or other processes never leave it.
     """
     for _ in range(_TRIES):
-        if os.path.lexists(target) and not target.is_dir():
+        if _is_blocked(target):
             raise CheckpointError(f"{target} is a file, or a link to nothing.", "Move it away, and save again.")
         with contextlib.suppress(FileNotFoundError):
             os.replace(target, earlier)  # noqa: PTH105 - folders are replaced by renaming
@@ -124,6 +125,15 @@ def _install(fresh: Path, target: Path, earlier: Path) -> None:
         else:
             return
     raise CheckpointError(f"{target} is replaced by other processes all the time.", "Save from one process.")
+
+
+def _is_blocked(target: Path) -> bool:
+    """Whether something else than a folder is in the place; asked once, as another process may move the folder away."""
+    try:
+        mode = target.lstat().st_mode
+    except FileNotFoundError:
+        return False
+    return not (stat.S_ISDIR(mode) or (stat.S_ISLNK(mode) and target.is_dir()))
 
 
 def _ours(folder: str, names: Sequence[str]) -> set[str]:
@@ -322,9 +332,9 @@ def _entries(folder: Path) -> dict[str, Tensor]:
     path = folder / PROJECTOR
     try:
         return load_file(path)
-    except RuntimeError:  # of a file that is gone; another process may have replaced the folder
-        path.stat()
-        raise
+    except RuntimeError as error:  # safetensors maps the file through torch, whose error is no OSError
+        gone = "No such file" in str(error)  # another process has replaced the folder meanwhile
+        raise (FileNotFoundError if gone else OSError)(str(error)) from error
 
 
 def _weighting(config: SpatialForcingConfig) -> tuple[object, bool]:
