@@ -155,7 +155,7 @@ class Monitor(StepObserver):
         weighting, found = self.aligner.weighting, self.last
         if self._pending and weighting.plan.measures and not is_distributed():
             table = weighting.meter.table
-            empty = torch.zeros(weighting.meter.sites, 4, device=next(self.aligner.adapter.policy.parameters()).device)
+            empty = torch.zeros(weighting.meter.sites, 4, device=self.aligner.device)
             found, _ = self._read(weighting.plan.step, GradientSums.of(empty if table is None else table))
         return replace(found, warnings=tuple(self.filter.given.values()))
 

@@ -18,7 +18,7 @@ from sfkit.training.contract import broken, form
 from sfkit.training.taps import Residual, TapSite
 from sfkit.training.teacher_runner import TeacherRunner
 from sfkit.transforms.base import Transform
-from sfkit.utils.recompute import recompute_scope, recomputed, run_recomputed
+from sfkit.utils.recompute import recompute_scope, recomputed, run_recomputed, version_of
 from sfkit.views.resample import resample
 from sfkit.views.types import FeatureMap
 
@@ -146,8 +146,7 @@ class AlignmentPair(nn.Module):
     @property
     def projector_spec(self) -> ComponentSpec | None:
         """Name and options of the projector."""
-        (projector,) = self._projector
-        return None if projector is None else projector.spec
+        return None if self.shared_projector is None else self.shared_projector.spec
 
     @property
     def transform_specs(self) -> tuple[ComponentSpec, ...]:
@@ -156,7 +155,7 @@ class AlignmentPair(nn.Module):
 
     def project(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """``(b, v, gh, gw, d_student)`` tokens to ``(b, v, gh, gw, d_target)``; the mask is ``(b, v, gh, gw)``."""
-        (projector,) = self._projector
+        projector = self.shared_projector
         if projector is None:
             return tokens
         if self.shared is not None:
@@ -225,7 +224,7 @@ class AlignmentPair(nn.Module):
         return features
 
     def _check_widths(self, student: int, target: int) -> None:
-        (projector,) = self._projector
+        projector = self.shared_projector
         if projector is not None and (student, target) != (projector.student_dim, projector.teacher_dim):
             raise ShapeError(
                 f"The projector maps {projector.student_dim} to {projector.teacher_dim} channels, "
@@ -239,7 +238,7 @@ class AlignmentPair(nn.Module):
 
         def compare(tokens: Tensor, goal: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             """Tokens and target, ``(b, v, gh, gw, d)`` each."""
-            versions = [it.is_inference() or it._version for it in (tokens, goal)]
+            versions = version_of(tokens), version_of(goal)
             projected = self.project(tokens, mask)
             projector = self.shared_projector
             shape = (*tokens.shape[:-1], goal.shape[-1])
@@ -247,11 +246,10 @@ class AlignmentPair(nn.Module):
                 must = f"return a tensor of shape {shape}, as its teacher_dim says"
                 raise broken("projector", projector, f"returned {form(projected)}", must)
             loss, cosine = self._objective(projected, goal, mask)
-            if versions != [it.is_inference() or it._version for it in (tokens, goal)]:
-                spec = self.projector_spec
+            if versions != (version_of(tokens), version_of(goal)):
                 raise GradientError(
-                    f"Projector {spec and spec.name!r} or objective {self.objective.name!r} changed its input in "
-                    "place, which may be the policy's own tensor, or be recomputed for backward.",
+                    f"Projector {projector and projector.name!r} or objective {self.objective.name!r} changed its "
+                    "input in place, which may be the policy's own tensor, or be recomputed for backward.",
                     "Let it work on a copy.",
                 )
             return loss, cosine, projected.detach(), goal

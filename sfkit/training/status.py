@@ -102,7 +102,7 @@ class Status:
             adapter=aligner.adapter.name,
             pairs=pairs,
             objective=", ".join(dict.fromkeys(pair.objective for pair in pairs)),
-            weight=float(weighting.now(next(aligner.adapter.policy.parameters()).device)),
+            weight=float(weighting.now(aligner.device)),
             balance=None if weighting.balance is None else weighting.balance.ratio,
             schedule=schedule.describe(),
             factor=schedule.factor(aligner.step),

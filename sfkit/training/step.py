@@ -17,7 +17,7 @@ from sfkit.errors import SfkitWarning, log_info
 from sfkit.policies.base import ForwardCall
 from sfkit.training import state
 from sfkit.training.checks import SelfCheck
-from sfkit.training.contract import ContractCheck
+from sfkit.training.contract import EVERY, ContractCheck
 from sfkit.training.loss_path import LossPaths
 from sfkit.training.loss_scale import LossScale
 from sfkit.training.observer import StepObserver
@@ -27,9 +27,6 @@ from sfkit.training.taps import Captured, Taps, TapSite
 from sfkit.training.teacher_runner import encode
 from sfkit.training.weighting import StepPlan, Weighting
 from sfkit.utils.runtime import float32_by_default, is_distributed, is_recompute_forward, is_sharded, refuse_transforms
-
-#: Whether any token is valid is looked at every this many steps: looking costs a device synchronization.
-_LOOK_EVERY = 50
 
 _NOTHING_VALID = (
     "No visual token of this batch could be aligned: all are masked, as padding, missing cameras or positions without "
@@ -114,7 +111,7 @@ class Aligner(nn.Module):
         if first_run:
             self.loss_paths.start_step()
             if self.enabled or is_distributed():
-                self.weighting.begin(self.step, self._device(), self.observers)
+                self.weighting.begin(self.step, self.device, self.observers)
                 if self.enabled and self.weighting.plan.factor:
                     refuse_transforms(type(self.adapter.policy).__name__)
         plan = self.weighting.plan if self.enabled else StepPlan()
@@ -135,7 +132,7 @@ class Aligner(nn.Module):
         call = ForwardCall(bound.arguments, output, inputs, tuple(site.student_layer for site in captured))
         path = self.loss_paths.of(output)
         share = self.scale.share_of_the_step({**bound.arguments, **kwargs})
-        weight = plan.factor * self.weighting.now(self._device())
+        weight = plan.factor * self.weighting.now(self.device)
         if plan.measures:
             meter = self.weighting.meter
             with meter.paused():  # the self-check sends gradients of its own
@@ -223,7 +220,7 @@ class Aligner(nn.Module):
             "sf_valid_token_fraction": result.valid,
         }
         self._released = False
-        if self.steps % _LOOK_EVERY == 1:
+        if self.steps % EVERY == 1:  # looking waits for the device
             if not bool(result.valid > 0):
                 self._warn_once(_NOTHING_VALID)
             balance = self.weighting.balance
@@ -251,7 +248,9 @@ class Aligner(nn.Module):
 
     # ------------------------------------------------------------------------------------------------ device, state
 
-    def _device(self) -> torch.device:
+    @property
+    def device(self) -> torch.device:
+        """Where the policy is."""
         return next(self.adapter.policy.parameters()).device
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Aligner:

@@ -154,7 +154,8 @@ class TeacherRunner:
             if not error.message.startswith("FeatureMap."):
                 raise
             must = "build each map as sfkit.FeatureMap documents"
-            raise broken("teacher", self.teacher, f"built a map whose {error.message[11:-1]}", must) from error
+            found = error.message.removeprefix("FeatureMap.").removesuffix(".")
+            raise broken("teacher", self.teacher, f"built a map whose {found}", must) from error
 
     def _widths_of(self, layers: Sequence[int], blocks: Sequence[int]) -> list[int]:
         """Channels of each map. The teacher is asked once."""

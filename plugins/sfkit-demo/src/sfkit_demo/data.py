@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 #: A batch of LeRobot: tensors, and lists of texts.
-Batch: TypeAlias = "dict[str, Any]"
+Batch: TypeAlias = dict[str, Any]
 
 _REPO_ID = "local/demo"
 _LABELS = ("label.object_position", "label.goal_position")

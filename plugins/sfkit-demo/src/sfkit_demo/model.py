@@ -15,7 +15,7 @@ from sfkit_demo.settings import BLOCKS, Settings
 
 Preprocess = Callable[[Batch], Batch]
 #: Keyword arguments of the tiny policies of ``sfkit_lerobot.testing``.
-Arguments: TypeAlias = "Mapping[str, Any]"
+Arguments: TypeAlias = Mapping[str, Any]
 #: Statistics by feature, then by name.
 Statistics: TypeAlias = "Mapping[str, Mapping[str, Tensor]]"
 

@@ -18,7 +18,7 @@ from sfkit.policies.generic.pixels import to_views
 from sfkit_tools.report import AdapterArguments
 
 #: A tensor, or a list of images (arrays, tensors, PIL) or of rows of images.
-Leaf: TypeAlias = "Tensor | list[Any]"
+Leaf: TypeAlias = Tensor | list[Any]
 
 _NAMES = ("image", "pixel", "rgb", "camera", "picture", "frame", "observation")
 _DEEPEST = 5

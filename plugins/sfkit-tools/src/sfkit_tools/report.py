@@ -10,7 +10,7 @@ from sfkit.policies.generic import GenericAdapter
 from sfkit.policies.generic.options import ImageTokens, MeanStd, Span
 
 #: Keyword arguments of :class:`sfkit.GenericAdapter`, which validates their types.
-AdapterArguments: TypeAlias = "dict[str, Any]"
+AdapterArguments: TypeAlias = dict[str, Any]
 
 #: Options that every generic adapter needs.
 NEEDED = ("blocks", "tokens", "grid", "images", "pixels")

@@ -25,7 +25,7 @@ from sfkit.errors import CheckpointError
 from sfkit_backbones.files import SafeTensorFile, open_tensors
 
 #: A parsed JSON object; whoever reads a value from it checks its type.
-JsonObject: TypeAlias = "Mapping[str, Any]"
+JsonObject: TypeAlias = Mapping[str, Any]
 
 #: Prefix of the checkpoint's own keys.
 STATE = "sd."
