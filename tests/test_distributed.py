@@ -14,6 +14,7 @@ import torch
 from sfkit import SpatialForcing
 from sfkit.testing.checks import assert_rounded
 from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
+from sfkit.training.gradients import GradientSums
 
 WORKER = Path(__file__).parent / "workers" / "two_ranks.py"
 SCENARIOS: list[tuple[str, dict[str, Any]]] = [
@@ -50,6 +51,19 @@ def test_fault_49_ranks_stay_equal(ranks: list[dict[str, Any]], scenario: str) -
 
 def test_ddp_is_refused(ranks: list[dict[str, Any]]) -> None:
     assert "already inside DDP" in ranks[0]["refusal"]
+
+
+def test_fault_44_health_is_that_of_all_ranks(ranks: list[dict[str, Any]]) -> None:
+    one, two = (rank["measured"] for rank in ranks)
+    # The measurement under way is this rank's alone, so the last finished one is reported: that of step 2 of 0 to 3.
+    assert one["step"] == two["step"] == 2
+    sums = GradientSums.of(one["table"] + two["table"])
+    for found in (one, two):
+        assert_rounded(torch.tensor(found["ratio"]), sums.ratio)
+        assert_rounded(torch.tensor(found["cosine"]), sums.cosine)
+    assert abs(GradientSums.of(one["table"]).ratio / sums.ratio - 1) > 1e-3  # each rank alone has another
+    assert any("gradient" in message for message in one["said"])
+    assert two["said"] == []
 
 
 @pytest.mark.parametrize("options", [options for name, options in SCENARIOS if name == "plain"])

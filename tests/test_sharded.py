@@ -100,3 +100,9 @@ def test_what_is_sharded_already_is_refused(ranks: list[dict[str, Any]]) -> None
     for rank in ranks:
         assert "already inside FSDP2 (fully_shard)" in rank["refusals"]["wrap"]
         assert "SpatialForcing.wrap second" in rank["refusals"]["wrap"]
+
+
+def test_attention_under_fsdp2_is_refused(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert "where FSDP2 has scattered their weights" in rank["refusals"]["attention"]
+        assert "Train with DDP, or choose an objective that reads features" in rank["refusals"]["attention"]

@@ -63,6 +63,20 @@ def test_fault_02_calling_forward_directly_aligns_as_well(wrapped: Callable[...,
     assert info["sf_loss"] > 0
 
 
+def test_fault_02_the_adapter_sees_arguments_left_at_their_default(tiny: Any, monkeypatch: Any) -> None:
+    # An adapter reads what forward was given by name; what the caller leaves out has its default, and is not missing.
+    seen = []
+    views = TinyAdapter.views
+    monkeypatch.setattr(TinyAdapter, "views", lambda self, call: seen.append(call.arguments) or views(self, call))
+    policy = tiny()
+    SpatialForcing.wrap(policy, "geometry", student_layer=2, adapter=TinyAdapter(policy))
+    policy(tiny_batch())
+    policy(tiny_batch(), "none")
+    policy(reduction="none", batch=tiny_batch())
+    assert [arguments["reduction"] for arguments in seen] == ["mean", "none", "none"]
+    assert all(set(arguments) == {"self", "batch", "reduction"} for arguments in seen)
+
+
 @pytest.mark.parametrize("fused", [True, False])
 def test_fault_01_the_tap_fires_whether_or_not_blocks_are_called(wrapped: Any, fused: bool) -> None:
     policy = wrapped(policy={"fused": fused}, student_layer=1)

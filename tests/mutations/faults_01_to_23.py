@@ -41,6 +41,8 @@ LOW = (
     Mutant(1, "Candidate.choose_taps", fix_condition(True, "count", within="append"),
            "test_fault_01_what_never_fires_is_shown", ends_in=("KeyError", "AttributeError")),
     # 2: the trainer calls forward, past the call
+    Mutant(2, "Aligner._attach", drop_call("apply_defaults"),
+           "test_fault_02_the_adapter_sees_arguments_left_at_their_default", ends_in=("KeyError",)),
     Mutant(2, "forced_class", replace_constant("forward", "__call__"),
            "test_fault_02_calling_forward_directly_aligns_as_well",
            "test_fault_02_alignment_runs_by_call_and_by_forward[smolvla-forward]",

@@ -6,7 +6,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sfkit.views.geometry import resize_matrix, to_world, unproject, warp_intrinsics, warp_nearest
+from sfkit.views.cameras import Camera, CameraRig
+from sfkit.views.geometry import (
+    Letterbox,
+    resize_matrix,
+    to_world,
+    unchanged,
+    unproject,
+    view_geometry,
+    warp_intrinsics,
+    warp_nearest,
+)
 
 sides = st.integers(2, 40)
 
@@ -60,3 +70,39 @@ def test_warped_intrinsics_see_the_same_point() -> None:
     m = resize_matrix((6, 9), (12, 18), (3, 1))
     point = torch.tensor([0.02, -0.01, 1.0])
     assert torch.allclose(warp_intrinsics(k, m) @ point, m @ (k @ point), atol=1e-5)
+
+
+def test_fault_54_a_pixel_of_the_view_is_its_point_in_space() -> None:
+    # Nothing is square or alike: swapped sizes, offsets or focal lengths all move the point.
+    k = ((61.0, 0.0, 23.5), (0.0, 47.0, 11.5), (0.0, 0.0, 1.0))
+    camera = Camera(width=64, height=32, intrinsics=k, depth_key="depth", depth_unit="mm")
+    # Row 2 and column 26 of the map are around row 4.5 and column 52.5 of the image, 1.7 m away.
+    point = 1.7 * torch.tensor([(52.5 - 23.5) / 61, (4.5 - 11.5) / 47, 1.0])
+    # The map is of half the image's size, and holds the point alone; the view is the image, made larger, with borders.
+    depth = torch.zeros(2, 16, 32)
+    depth[:, 2, 26] = 1700
+    box = Letterbox(source=(32, 64), resized=(48, 96), view=(56, 100), offset=(5, 3))
+    seen = torch.zeros(2, 2, 3, 56, 100)
+    found = view_geometry(CameraRig({"front": camera}), {"depth": depth}, {"top": None, "front": box}, seen)
+    assert found.world_from_camera is None
+    assert found.depth is not None
+    assert found.intrinsics is not None
+    assert (found.depth[:, 0] == 0).all()  # a view without a calibrated camera
+    points = unproject(found.depth[:, 1], found.intrinsics[:, 1])
+    known = points[found.depth[:, 1] > 0]
+    assert len(known) == 2 * 3 * 3
+    # The pixel of the map reaches one of the image to each side, 1.7 m / 61 and 1.7 m / 47 wide there.
+    assert ((known - point).abs() <= torch.tensor([1.7 / 61, 1.7 / 47, 1e-3])).all()
+    assert torch.allclose(known.mean(0), point, atol=1e-3)
+
+
+def test_fault_54_a_view_of_the_image_keeps_depth_and_intrinsics() -> None:
+    k = ((61.0, 0.0, 23.5), (0.0, 47.0, 11.5), (0.0, 0.0, 1.0))
+    pose = ((0.0, -1.0, 0.0, 1.0), (1.0, 0.0, 0.0, 2.0), (0.0, 0.0, 1.0, 3.0), (0.0, 0.0, 0.0, 1.0))
+    camera = Camera(width=9, height=6, intrinsics=k, depth_key="depth", depth_unit="m", world_from_camera=pose)
+    depth = torch.rand(2, 6, 9) + 0.5
+    rig, like = CameraRig({"front": camera}), torch.zeros(2, 1, 3, 6, 9)
+    found = view_geometry(rig, {"depth": depth}, {"front": unchanged((6, 9))}, like)
+    assert torch.equal(found.depth, depth[:, None])  # type: ignore[arg-type]
+    assert torch.equal(found.intrinsics, torch.tensor(k).expand(2, 1, 3, 3))  # type: ignore[arg-type]
+    assert torch.equal(found.world_from_camera, torch.tensor(pose).expand(2, 1, 4, 4))  # type: ignore[arg-type]

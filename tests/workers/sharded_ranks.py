@@ -20,7 +20,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from sfkit import SpatialForcing
 from sfkit.errors import ConfigError, WrapError
-from sfkit.testing.tiny import TinyAdapter, TinyPolicy, tiny_batch
+from sfkit.testing.tiny import PatchTeacher, TinyAdapter, TinyPolicy, tiny_batch
 
 #: On the first rank; the others get nothing.
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -88,6 +88,15 @@ def refusals() -> dict[str, str]:
             policy(tiny_batch())
     except ConfigError as error:
         said["cast"] = str(error)
+    policy = TinyPolicy()
+    attention = {"objective": "attention", "teacher_layer": 2, "student_layer": 1}
+    SpatialForcing.wrap(policy, PatchTeacher(), adapter=TinyAdapter(policy), **attention)
+    fully_shard(policy.spatial_forcing, mesh=mesh)
+    fully_shard(policy, mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
+    try:
+        policy(tiny_batch())
+    except ConfigError as error:
+        said["attention"] = str(error)
     policy = TinyPolicy()
     fully_shard(policy, mesh=mesh)
     try:

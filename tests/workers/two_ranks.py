@@ -48,6 +48,27 @@ def train(rank: int, scenario: str, options: dict[str, Any]) -> dict[str, torch.
     return state | {f"teacher.{key}": value for key, value in teacher.items()}
 
 
+def measured(rank: int) -> dict[str, Any]:
+    """What each rank says of health; within the loop the second one asks alone."""
+    torch.manual_seed(0)
+    policy = TinyPolicy()
+    limits = {"every": 1, "patience": 1, "max_grad_ratio": 1e-6}
+    SpatialForcing.wrap(policy, "geometry", student_layer=2, adapter=TinyAdapter(policy), health=limits)
+    handle: Any = policy.spatial_forcing
+    parallel = DistributedDataParallel(policy)
+    said, own = [], []
+    handle.warn_with(said.append)
+    for step in range(4):
+        loss, _ = parallel(batch_of(rank, step, ""))
+        loss.backward()
+        table = handle.weighting.meter.table
+        own.append(None if table is None else table.clone())
+        if rank:  # a collective in here would wait for the first rank
+            handle.health()
+    found = handle.health()
+    return {"table": own[-2], "ratio": found.ratio, "cosine": found.cosine, "step": found.step, "said": said}
+
+
 def refusal(policy: Any) -> str:
     try:
         SpatialForcing.wrap(policy, "geometry")
@@ -63,6 +84,7 @@ def worker(rank: int, scenarios: list[tuple[str, dict[str, Any]]], out: str) -> 
     limit = timedelta(minutes=10)
     dist.init_process_group("gloo", init_method=f"file://{out}.rendezvous", rank=rank, world_size=2, timeout=limit)
     results: dict[str, Any] = {f"{name} {options}": train(rank, name, options) for name, options in scenarios}
+    results["measured"] = measured(rank)
     results["refusal"] = refusal(DistributedDataParallel(TinyPolicy()))
     torch.save(results, f"{out}.{rank}")
     os._exit(0)  # past gloo's end, which now and then hangs or aborts when the other rank has left
