@@ -14,7 +14,7 @@ from sfkit.testing.tiny import PatchTeacher, TinyPolicy, tiny_batch
 
 Make = Callable[..., TinyPolicy]
 TEACHER = PatchTeacher()
-#: A picture of one patch: the policy has no grid.
+#: An image of one patch: the policy has no grid.
 ONE_PATCH = {"patch": 32}
 
 

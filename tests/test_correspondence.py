@@ -65,7 +65,7 @@ def test_fault_25_exchanged_cameras_are_found(wrapped: Callable[..., TinyPolicy]
 
 
 class Letterboxing(TinyPolicy):
-    """Takes wide pictures, and puts black bars above and below them."""
+    """Takes wide images, and puts black bars above and below them."""
 
     def act(self, batch: dict[str, Any]) -> torch.Tensor:
         return super().act({**batch, "images": F.pad(batch["images"], (0, 0, 8, 8))})

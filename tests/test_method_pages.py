@@ -84,7 +84,7 @@ def test_the_support_tables_list_each_policy_and_each_reason() -> None:
         [
             Entry("policy", "b", "m:B", "two", aligned="tokens", trains="everything", verified="a tiny one"),
             Entry("policy", "a", "m:A", "one", summary="an adapter"),
-            Entry("policy", "unfit", None, "two", reason="it has no pictures"),
+            Entry("policy", "unfit", None, "two", reason="it has no images"),
         ]
     )
     assert PAGES["support_tables"](registry).splitlines() == [
@@ -95,5 +95,5 @@ def test_the_support_tables_list_each_policy_and_each_reason() -> None:
         "",
         "| policy | from | why there is no adapter |",
         "| --- | --- | --- |",
-        "| `unfit` | `two` | it has no pictures |",
+        "| `unfit` | `two` | it has no images |",
     ]

@@ -79,7 +79,7 @@ def test_listings_print_brackets_as_they_are(arguments: tuple[str, ...], capsys:
         main(list(arguments))
     assert not ended.value.code
     printed = capsys.readouterr().out
-    # Help is drawn by typer, which takes a word between colons for a picture; it can do no harm.
+    # Help is drawn by typer, which takes a word between colons for an image; it can do no harm.
     assert (HOSTILE if arguments != ("--help",) else "a [/bold] ") in printed
     assert "[red] b" in printed
 

@@ -144,7 +144,7 @@ def test_fault_21_a_convolution_sees_nothing_of_masked_neighbors(norm: bool, see
     wanted = projector(tokens, mask)
     noise = torch.where(mask.unsqueeze(-1), tokens, torch.nan)
     assert torch.equal(projector(noise, mask), wanted)
-    # As if the picture ended there: the same as a crop whose border is the mask.
+    # As if the image ended there: the same as a crop whose border is the mask.
     inside = torch.zeros_like(mask)
     inside[:, :, 1:, 1:3] = True
     crop = projector(tokens[:, :, 1:, 1:3], inside[:, :, 1:, 1:3])

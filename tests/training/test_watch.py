@@ -1,4 +1,4 @@
-"""Watches keep every input of a module in a forward, for adapters whose pictures exist inside forward only."""
+"""Watches keep every input of a module in a forward, for adapters whose images exist inside forward only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sfkit.training.taps import InputRecorder
 
 
 class WatchingAdapter(TinyAdapter):
-    """Takes its pictures from what the embedding was given, instead of from the batch."""
+    """Takes its images from what the embedding was given, instead of from the batch."""
 
     def extra_hooks(self):
         return {"embed": TapPoint(self.policy.embed, "embed")}

@@ -339,7 +339,7 @@ OUT_OF_REACH = {6, 12, 13, 15, 24, 26, 30, 33}
 
 
 def ramp(side: int) -> FeatureMap:
-    """The column of each patch's center, as a share of the picture."""
+    """The column of each patch's center, as a share of the image."""
     columns = (torch.arange(side) + 0.5) / side
     return FeatureMap(columns.expand(1, 1, side, side).unsqueeze(-1), torch.ones(1, 1, side, side, dtype=torch.bool))
 

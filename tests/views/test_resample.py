@@ -14,7 +14,7 @@ sides = st.integers(1, 37)
 
 
 def ramp(h: int, w: int) -> FeatureMap:
-    """Channels hold each cell's center, from 0 to 1 over the picture."""
+    """Channels hold each cell's center, from 0 to 1 over the image."""
     y = (torch.arange(h) + 0.5) / h
     x = (torch.arange(w) + 0.5) / w
     values = torch.stack(torch.meshgrid(y, x, indexing="ij"), -1)[None, None]

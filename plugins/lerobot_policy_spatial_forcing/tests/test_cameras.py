@@ -98,7 +98,7 @@ def test_a_dataset_without_pictures_is_refused(kind, make, data, vlm, tiny_pi, t
     (tmp_path / "data/meta/cameras.json").unlink()
     blind = LeRobotDatasetMetadata("local/blind", root=tmp_path / "data")
     shape = {"vlm_model_name": str(vlm), "load_vlm_weights": False, "num_vlm_layers": 2} if kind == "sf_smolvla" else {}
-    with pytest.raises(AdapterError, match="no pictures among its input features"):
+    with pytest.raises(AdapterError, match="no images among its input features"):
         make(kind, dataset=blind, **shape)
 
 

@@ -17,7 +17,7 @@ CASES = [(side, cell) for side, cells in ((None, SQUARE), ((48, 64), WIDE), ((64
 
 
 def pixels_of_cell(views, view: int, cell: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
-    """``(h, w)`` bool: pixels of the dataset's picture that ``source_to_view`` puts into a cell of the 4 x 4 grid."""
+    """``(h, w)`` bool: pixels of the dataset's image that ``source_to_view`` puts into a cell of the 4 x 4 grid."""
     rows, columns = torch.meshgrid(*(torch.arange(n).float() for n in size), indexing="ij")
     x, y, _ = torch.einsum(
         "ij,jhw->ihw", views.source_to_view[0, view], torch.stack([columns, rows, torch.ones_like(rows)])

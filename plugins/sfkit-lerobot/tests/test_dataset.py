@@ -170,7 +170,7 @@ def test_a_depth_map_that_the_dataset_lacks_is_an_error(root, tmp_path) -> None:
 
 def test_a_color_picture_is_no_depth_map(root, tmp_path) -> None:
     copy = _edited(root, tmp_path, "cameras.json", lambda data: data["cameras"][KEY].update(depth_key=KEY))
-    with pytest.raises(ConfigError, match="color picture"):
+    with pytest.raises(ConfigError, match="color image"):
         camera_rig(_open(copy))
 
 

@@ -21,7 +21,7 @@ def _changed(rig: CameraRig, **changes) -> CameraRig:
 
 
 def test_depth_and_intrinsics_are_those_of_the_view(kind, build, adapter_of, views_of) -> None:
-    # A point unprojected from the view must be the one unprojected from the dataset's own picture.
+    # A point unprojected from the view must be the one unprojected from the dataset's own image.
     policy = build(kind, image_shape=(3, 48, 64))
     adapter = adapter_of(policy)
     batch = tiny_lerobot_batch(policy, batch_size=1, geometry=True)

@@ -33,7 +33,7 @@ def test_the_sequence_of_pi05_has_no_state_token(pi, text, changes, build, adapt
     low, high = (preprocess(raw_batch(policy, state)) for state in (-0.5, 0.5))
     assert torch.equal(low[TOKENS], high[TOKENS]) is not changes
     assert low[TOKENS].shape == (2, text)
-    assert int(low[TOKENS].max()) < 511, "the last token is the picture's"
+    assert int(low[TOKENS].max()) < 511, "the last token is the image's"
     assert not bool(low[MASK][:, -1].any()), "the prompt was cut off"
     hidden, _, student = tapped(adapter_of(policy), low, 0)
     assert hidden.shape[1] == 2 * 16 + text
@@ -53,7 +53,7 @@ def test_the_last_frame_of_a_clip_is_the_view(build, adapter_of, views_of, monke
     original = policy._preprocess_images
 
     def with_clips(batch):
-        """As later releases do it, in this one too: ``(b, t, 3, h, w)`` pictures and ``(b, t)`` masks."""
+        """As later releases do it, in this one too: ``(b, t, 3, h, w)`` images and ``(b, t)`` masks."""
         frames = [original({key: value[:, t] for key, value in batch.items() if value.ndim == 5}) for t in range(3)]
         pictures, masks = zip(*frames, strict=True)
         return [torch.stack(p, 1) for p in zip(*pictures, strict=True)], [

@@ -66,7 +66,7 @@ def test_every_public_name_resolves() -> None:
 def test_a_policy_without_pictures_is_refused(build, adapter_of) -> None:
     policy = build("pi0")
     policy.config.input_features = {"observation.state": policy.config.input_features["observation.state"]}
-    with pytest.raises(AdapterError, match="no pictures"):
+    with pytest.raises(AdapterError, match="no images"):
         adapter_of(policy)
 
 

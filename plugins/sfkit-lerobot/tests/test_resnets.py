@@ -1,4 +1,4 @@
-"""ACT and Diffusion: cells of a ResNet, normalized pictures, random crops, and several observation steps."""
+"""ACT and Diffusion: cells of a ResNet, normalized images, random crops, and several observation steps."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def run(adapter, batch, layer, seed=1):
 
 
 def pixels_of_cell(views, view, cell, grid, size):
-    """``(h, w)`` bool: pixels of the dataset's picture that ``source_to_view`` puts into a cell."""
+    """``(h, w)`` bool: pixels of the dataset's image that ``source_to_view`` puts into a cell."""
     rows, columns = torch.meshgrid(*(torch.arange(n).float() for n in size), indexing="ij")
     x, y, _ = torch.einsum(
         "ij,jhw->ihw", views.source_to_view[0, view], torch.stack([columns, rows, torch.ones_like(rows)])
@@ -166,7 +166,7 @@ def test_fault_27_depth_moves_with_the_random_crop(separate) -> None:
     for seed in range(4):
         views, _, _ = run(adapter, batch, 3, seed)
         shift = 8
-        # The depth of a pixel is its row in the dataset's picture, plus one.
+        # The depth of a pixel is its row in the dataset's image, plus one.
         origins.append([int(views.depth[0, view, shift, shift + 4]) - 1 for view in (0, 1)])
         matrices = views.source_to_view[0]
         assert [int(shift - m[1, 2]) for m in matrices] == origins[-1]
@@ -182,7 +182,7 @@ def test_fault_27_a_forward_in_eval_mode_crops_the_middle() -> None:
 
 def test_fault_26_unknown_statistics_are_an_error() -> None:
     policy = tiny_act()
-    with pytest.raises(ViewsError, match=r"normalizes pictures by MEAN_STD.*\n.*image_stats\(dataset\)"):
+    with pytest.raises(ViewsError, match=r"normalizes images by MEAN_STD.*\n.*image_stats\(dataset\)"):
         run(ACTAdapter(policy, None), tiny_lerobot_batch(policy), 0)
 
 

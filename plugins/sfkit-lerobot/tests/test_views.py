@@ -18,7 +18,7 @@ SIZES = [(48, 64), (64, 48), (37, 61), (100, 30), (96, 128), (63, 65), (57, 56),
 
 
 def _coordinates(h: int, w: int) -> torch.Tensor:
-    """A picture whose red is the column, whose green is the row, and whose blue is 1: padding has none."""
+    """An image whose red is the column, whose green is the row, and whose blue is 1: padding has none."""
     columns, rows = torch.arange(w) / 256, torch.arange(h) / 256
     return torch.stack([columns.expand(h, w), rows[:, None].expand(h, w), torch.ones(h, w)])
 
@@ -246,7 +246,7 @@ def test_fault_26_unknown_statistics_are_an_error(kind, build, adapter_of, views
 
 @pytest.mark.parametrize("scale", [255.0, -1.0])
 def test_fault_26_pictures_outside_0_to_1_are_an_error(kind, scale, build, wrap) -> None:
-    # pi0 clamps what it resizes: looked at afterward, such pictures would be black or white, and in range.
+    # pi0 clamps what it resizes: looked at afterward, such images would be black or white, and in range.
     policy = wrap(build(kind, image_shape=(3, 48, 64)))
     batch = tiny_lerobot_batch(policy, geometry=True)
     batch[FRONT] = batch[FRONT] * scale

@@ -54,7 +54,7 @@ def texts(lengths: tuple[int, ...], images: int, padding: str, before: int = 1) 
 
 @dataclass
 class Case:
-    """A policy, its adapter, and how pictures ``(b, v, 3, h, w)`` in [0, 1] become its batch."""
+    """A policy, its adapter, and how images ``(b, v, 3, h, w)`` in [0, 1] become its batch."""
 
     policy: nn.Module
     adapter: GenericAdapter
@@ -168,7 +168,7 @@ def smolvlm(padding: str) -> Case:
 
 
 def to_patches(pictures: Tensor, patch: int = 4, merge: int = 2, frames: int = 2) -> Tensor:
-    """As Qwen2-VL's image processor lays a still picture out; a test holds this against the processor itself."""
+    """As Qwen2-VL's image processor lays a still image out; a test holds this against the processor itself."""
     b, v, _, h, w = pictures.shape
     rows, columns = h // patch // merge, w // patch // merge
     parts = pictures.reshape(b * v, 3, rows, merge, patch, columns, merge, patch).permute(0, 2, 5, 3, 6, 1, 4, 7)
@@ -197,7 +197,7 @@ def qwen(padding: str) -> Case:
 
 
 def _with_starts(ids: Tensor) -> Tensor:
-    """Two pictures apart: a word between them, as Qwen's template has vision_start and vision_end."""
+    """Two images apart: a word between them, as Qwen's template has vision_start and vision_end."""
     rows = []
     for row in ids.tolist():
         first = row.index(IMAGE_ID)

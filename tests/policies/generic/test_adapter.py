@@ -126,7 +126,7 @@ def test_fault_16_a_span_is_where_it_says(tiny: Callable[..., Any]) -> None:
 
 def test_fault_16_a_function_returns_positions(make_text: Callable[..., Any]) -> None:
     case = make_text("left", tokens=lambda call: torch.arange(24) + 3)
-    case.ids = case.ids[1:].repeat(2, 1)  # no padding: one word, the pictures, four words
+    case.ids = case.ids[1:].repeat(2, 1)  # no padding: one word, the images, four words
     with pytest.raises(CorrespondenceError):
         check_correspondence(wrap_case(case), case.batch(), case.perturb)
     case = make_text(
@@ -307,7 +307,7 @@ def test_images_may_be_one_per_view_with_dots_in_their_keys(tiny: Callable[..., 
 
 
 class Examples(nn.Module):
-    """The way of starVLA: a list of examples with PIL pictures, and a dictionary with ``action_loss``."""
+    """The way of starVLA: a list of examples with PIL images, and a dictionary with ``action_loss``."""
 
     def __init__(self) -> None:
         super().__init__()

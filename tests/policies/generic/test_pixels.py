@@ -1,4 +1,4 @@
-"""Pictures of any layout and normalization become views in [0, 1], and a wrong declaration is noticed."""
+"""Images of any layout and normalization become views in [0, 1], and a wrong declaration is noticed."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_an_unknown_layout_is_an_error(shape: tuple[int, ...], fields: dict[str,
 
 def test_what_is_no_image_is_an_error() -> None:
     with pytest.raises(ViewsError, match="a str, not a tensor"):
-        to_views("picture.png", options())
+        to_views("image.png", options())
     uneven = [[torch.zeros(4, 4, 3), torch.zeros(4, 4, 3)], [torch.zeros(4, 4, 3)]]
     with pytest.raises(ViewsError, match=r"\[1, 2\] images"):
         to_views([[part.numpy() for part in row] for row in uneven], options())
@@ -94,7 +94,7 @@ def test_what_is_no_image_is_an_error() -> None:
 VALID = torch.ones(2, 2, 8, 8, dtype=torch.bool)
 
 
-#: Without those two of each other, which differ by less than pictures do among themselves.
+#: Without those two of each other, which differ by less than images do among themselves.
 PAIRS = [p for p in itertools.product(sorted(NORMALIZATIONS), repeat=2) if set(p) != {"clip", "imagenet"}]
 
 

@@ -60,7 +60,7 @@ def test_future_paths_give_the_frames_of_a_special_adapter() -> None:
     adapter = GenericAdapter(**GIVEN, future={3: "next"}, future_present={3: "goes_on"})
     batch = {**tiny_batch(), "next": frames[:, 2], "goes_on": torch.ones(2, 2, dtype=torch.bool)}
     assert loss_of(adapter, batch, pairs=pairs)[1] == wanted
-    # Past the end of the episode nothing is compared, whatever the picture.
+    # Past the end of the episode nothing is compared, whatever the image.
     batch["goes_on"][1] = False
     policy, once = loss_of(adapter, batch, pairs=pairs)
     batch["next"] = torch.stack([frames[0, 2], torch.zeros(2, 3, 32, 32)])

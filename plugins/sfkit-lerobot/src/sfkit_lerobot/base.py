@@ -32,7 +32,7 @@ class LeRobotOptions(Options):
 
     image_stats: Harmless[dict[str, dict[str, tuple[float, ...]]]] = Field(
         default_factory=dict,
-        description="Statistics of each camera, for a policy that normalizes pictures: see image_stats(dataset).",
+        description="Statistics of each camera, for a policy that normalizes images: see image_stats(dataset).",
     )
 
 
@@ -106,7 +106,7 @@ class LeRobotAdapter(PolicyAdapter):
     # --------------------------------------------------------------------------------------------------- views
 
     def _as_seen_by_the_camera(self, batch: Batch) -> Batch:
-        """The batch with its pictures as they were before the normalization, so that their resize is undisturbed."""
+        """The batch with its images as they were before the normalization, so that their resize is undisturbed."""
         mode = visual_mode(self.policy.config)
         if mode == "IDENTITY":
             return batch
@@ -183,14 +183,14 @@ class LeRobotAdapter(PolicyAdapter):
         features = self.policy.config.image_features
         if not features:
             raise AdapterError(
-                f"{type(self.policy).__name__} has no pictures among its input features.",
+                f"{type(self.policy).__name__} has no images among its input features.",
                 "Build it with the dataset's cameras in config.input_features.",
             )
         wrong = [key for key, feature in features.items() if feature.shape[0] != 3]
         if wrong:
             raise AdapterError(
-                f"{', '.join(wrong)}: not a picture of three channels, but an input of the policy. LeRobot types depth "
-                "maps as pictures.",
+                f"{', '.join(wrong)}: not an image of three channels, but an input of the policy. LeRobot types depth "
+                "maps as images.",
                 "Build the policy from sfkit_lerobot.policy_features(dataset.meta.features), or call "
                 "sfkit_lerobot.strip_geometry(config) first; the depth reaches the teacher through cameras=.",
             )

@@ -88,7 +88,7 @@ def recorded_depth(meta: LeRobotDatasetMetadata) -> dict[str, Camera]:
         meta: LeRobot's metadata of the dataset.
 
     Returns:
-        By key of the picture, without intrinsics. A depth map of no camera's name belongs to nobody.
+        By key of the image, without intrinsics. A depth map of no camera's name belongs to nobody.
     """
     found = {}
     for depth_key in meta.depth_keys:
@@ -106,7 +106,7 @@ def _image_size(feature: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def image_stats(dataset: Any) -> dict[str, dict[str, tuple[float, ...]]]:
-    """Statistics of the dataset's pictures, as the adapters' option of that name takes them.
+    """Statistics of the dataset's images, as the adapters' option of that name takes them.
 
     Only needed for a policy whose ``normalization_mapping["VISUAL"]`` is not IDENTITY.
 
@@ -202,7 +202,7 @@ def _unit_from_lerobot(depth_key: str, feature: Mapping[str, Any], dataset: LeRo
         return None
     if depth_key not in dataset.meta.depth_keys:
         raise ConfigError(
-            f"{depth_key} is stored as a color picture, not as a depth map.",
+            f"{depth_key} is stored as a color image, not as a depth map.",
             'Record it with shape (height, width, 1) and info={"is_depth_map": True}.',
         )
     converts = feature["dtype"] == "video" or (feature.get("info") or {}).get("depth_unit") is not None

@@ -93,7 +93,7 @@ class DiffusionAdapter(ResNetAdapter):
             raise ShapeError(
                 f"The encoder of {type(self.policy).__name__} gave {tuple(hidden.shape)}, expected {b * v * steps} "
                 f"maps: {b} samples, {steps} steps, {v} views.",
-                "This version of LeRobot encodes its pictures in another way: the adapter must be changed.",
+                "This version of LeRobot encodes its images in another way: the adapter must be changed.",
             )
         maps = hidden.permute(0, 2, 3, 1)
         if len(self._encoders) == 1:
@@ -104,7 +104,7 @@ class DiffusionAdapter(ResNetAdapter):
 
 
 def origin_of_crop(encoder: DiffusionRgbEncoder, picture: Tensor) -> Size:
-    """Where LeRobot's picture encoder is about to cut, once it has resized: ``(row, column)``.
+    """Where LeRobot's image encoder is about to cut, once it has resized: ``(row, column)``.
 
     A random crop of ``torchvision`` draws these numbers, as the next ones from the CPU's generator; they are put back.
     """

@@ -19,7 +19,7 @@ class Evo1Adapter(ImageTokenAdapter):
     """The prompt is made again by the policy's own tokenizer.
 
     It has ``max_views`` places: first the cameras that are there, in the order of ``config.image_features``, then the
-    missing ones (masked), then places without a camera. Pictures are stretched to a square, in 8 bits.
+    missing ones (masked), then places without a camera. Images are stretched to a square, in 8 bits.
     """
 
     name = "evo1"

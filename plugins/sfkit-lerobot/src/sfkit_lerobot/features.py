@@ -1,4 +1,4 @@
-"""Which features of a dataset a policy may be given: pictures, state and actions, but no geometry and no labels."""
+"""Which features of a dataset a policy may be given: images, state and actions, but no geometry and no labels."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def policy_features(
 ) -> dict[str, PolicyFeature]:
     """LeRobot's ``dataset_to_policy_features``, without what only the teacher and the probes may see.
 
-    LeRobot types a depth map as a picture, on which policies fail, and calibration as a state, which its normalizer
-    then rescales. Left out here are depth maps, pictures of one channel, and keys of :data:`GEOMETRY_PATTERNS`.
+    LeRobot types a depth map as an image, on which policies fail, and calibration as a state, which its normalizer
+    then rescales. Left out here are depth maps, images of one channel, and keys of :data:`GEOMETRY_PATTERNS`.
 
     Args:
         features: ``dataset.meta.features``.
@@ -83,7 +83,7 @@ def geometry_keys(rig: CameraRig | None) -> set[str]:
 
 
 def is_depth_feature(feature: Mapping[str, Any]) -> bool:
-    """Whether a dataset's feature is a depth map: LeRobot's mark, or a picture of one channel."""
+    """Whether a dataset's feature is a depth map: LeRobot's mark, or an image of one channel."""
     if feature["dtype"] not in ("image", "video"):
         return False
     marks = {**(feature.get("video_info") or {}), **(feature.get("info") or {})}

@@ -72,8 +72,8 @@ def at_future_frame(
 
     Args:
         batch: Of the policy's forward.
-        cameras: Keys of the policy's pictures. A camera that is missing now stays so: the views keep their order.
-        rig: Whose depth maps and poses move with the pictures. A depth map without a later one is left out.
+        cameras: Keys of the policy's images. A camera that is missing now stays so: the views keep their order.
+        rig: Whose depth maps and poses move with the images. A depth map without a later one is left out.
         steps: How far ahead.
 
     Returns:

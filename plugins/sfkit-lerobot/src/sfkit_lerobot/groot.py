@@ -39,10 +39,10 @@ class GrootOptions(LeRobotOptions):
 
 
 class GrootAdapter(ImageTokenAdapter):
-    """The batch holds the prompt and the patches: the preprocessor has consumed the pictures.
+    """The batch holds the prompt and the patches: the preprocessor has consumed the images.
 
     So the views are put together again from the patches, which are what the policy sees. How they were cut out of the
-    dataset's pictures (needed for depth and intrinsics only) is in the checkpoint's ``processor_config.json``. A random
+    dataset's images (needed for depth and intrinsics only) is in the checkpoint's ``processor_config.json``. A random
     crop, which the preprocessor draws in training for checkpoints with ``use_albumentations``, leaves no trace: then
     the views have no geometry. With several frames, the last one is aligned.
 
@@ -81,7 +81,7 @@ class GrootAdapter(ImageTokenAdapter):
         b, v = len(ids), len(self._names)
         if len(pictures) % (b * v):
             raise ViewsError(
-                f"The prompts of {b} samples show {len(pictures)} pictures, not those of the cameras "
+                f"The prompts of {b} samples show {len(pictures)} images, not those of the cameras "
                 f"{', '.join(self._names)}.",
                 'Name the cameras in the prompt, in its order: adapter=("groot", {"views": [...]}).',
             )
@@ -106,7 +106,7 @@ class GrootAdapter(ImageTokenAdapter):
             raise ViewsError(
                 "GR00T's preprocessor crops at random for this checkpoint (use_albumentations), and does not say "
                 "where: depth and intrinsics cannot follow.",
-                "Leave cameras= out and take a teacher that needs pictures only.",
+                "Leave cameras= out and take a teacher that needs images only.",
             )
         return replace(super().views(call), source_to_view=None)
 
@@ -140,7 +140,7 @@ class _PictureSettings:
         return tuple(self._order._ordered_image_keys(dict.fromkeys(cameras)))
 
     def image_geometry(self, source: Size, view: Size) -> ImageGeometry:
-        """How a picture of this size became the view."""
+        """How an image of this size became the view."""
         geometry = ImageGeometry.of(source)
         if self._letterbox:
             side = max(source)

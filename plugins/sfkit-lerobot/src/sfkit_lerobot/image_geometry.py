@@ -1,4 +1,4 @@
-"""How a picture becomes a view in several steps: padded, resized, cropped."""
+"""How an image becomes a view in several steps: padded, resized, cropped."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from sfkit_lerobot.letterbox import Size
 
 @dataclass(frozen=True, eq=False)
 class ImageGeometry:
-    """Where the pixels of a picture are in the view. Sizes are height and width; each step gives a new one.
+    """Where the pixels of an image are in the view. Sizes are height and width; each step gives a new one.
 
     Attributes:
-        source: Size of the picture in the batch.
+        source: Size of the image in the batch.
         view: Size of the view.
-        matrix: ``(3, 3)`` float32: pixel of the picture to pixel of the view.
+        matrix: ``(3, 3)`` float32: pixel of the image to pixel of the view.
     """
 
     source: Size
@@ -27,7 +27,7 @@ class ImageGeometry:
 
     @classmethod
     def of(cls, source: Size) -> ImageGeometry:
-        """A view that is the picture itself."""
+        """A view that is the image itself."""
         return cls(source, source, torch.eye(3))
 
     def resized(self, size: Size) -> ImageGeometry:
@@ -40,5 +40,5 @@ class ImageGeometry:
 
     @property
     def valid(self) -> Tensor:
-        """``(h, w)`` bool: False where the view shows nothing of the picture."""
+        """``(h, w)`` bool: False where the view shows nothing of the image."""
         return warp_nearest(torch.ones(1, *self.source), self.matrix, self.view)[0].bool()

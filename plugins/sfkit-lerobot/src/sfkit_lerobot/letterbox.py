@@ -1,4 +1,4 @@
-"""How LeRobot's policies fit a picture into their view."""
+"""How LeRobot's policies fit an image into their view."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["Letterbox", "Placement", "Size", "fitted", "pad_around", "pad_top_le
 
 
 def pad_top_left(source: Size, view: Size) -> Letterbox:
-    """SmolVLA: the picture is in the lower right corner."""
+    """SmolVLA: the image is in the lower right corner."""
     if source == view:
         return unchanged(source)
     resized = fitted(source, view)

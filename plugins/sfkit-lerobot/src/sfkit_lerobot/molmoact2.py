@@ -19,7 +19,7 @@ from sfkit_lerobot.image_tokens import ImageTokenAdapter, Prompt, every
 from sfkit_lerobot.letterbox import Size
 from sfkit_lerobot.normalization import Batch, refuse_out_of_range, visual_mode
 
-#: How much farther from a view its own camera's picture may be than another one's: cameras may see the same.
+#: How much farther from a view its own camera's image may be than another one's: cameras may see the same.
 _FACTOR, _ROUNDING = 2.0, 0.01
 
 
@@ -34,9 +34,9 @@ class MolmoAct2Options(LeRobotOptions):
 class MolmoAct2Adapter(ImageTokenAdapter):
     """The batch holds the prompt and the patches; the views are put together again from the patches.
 
-    A picture is stretched to a square, in 8 bits. Where its patches are an odd number (the released checkpoints have 27
+    An image is stretched to a square, in 8 bits. Where its patches are an odd number (the released checkpoints have 27
     in a row, two of which make a token), the last row and column of tokens are half empty: the view is padded by a
-    patch there, and these tokens are masked. Of a picture that is shown whole and in crops
+    patch there, and these tokens are masked. Of an image that is shown whole and in crops
     (``crop_mode="overlap-and-resize"``), the tokens of the whole are aligned.
     """
 
@@ -84,7 +84,7 @@ class MolmoAct2Adapter(ImageTokenAdapter):
         ids, shown = batch["input_ids"], batch["image_grids"].tolist()
         b, v = len(ids), len(self._names)
         if len(shown) != b * v:
-            raise self._unlike_the_prompt(f"{b} samples show {len(shown)} pictures, not {b} of each")
+            raise self._unlike_the_prompt(f"{b} samples show {len(shown)} images, not {b} of each")
         grid: Size = (shown[0][0], shown[0][1])
         patches = _Patches.of(self.policy.model.config.vit_config, grid, batch["image_token_pooling"].shape[-1])
         crops = batch["image_num_crops"]
@@ -109,7 +109,7 @@ class MolmoAct2Adapter(ImageTokenAdapter):
         """Compare views ``(b, v, 3, h, w)`` once with the images in the batch, which are unchanged."""
         if visual_mode(self.policy.config) != "IDENTITY":
             raise ViewsError(
-                "MolmoAct2 is given normalized pictures, which its preprocessor turns into 8 bits as if they were in "
+                "MolmoAct2 is given normalized images, which its preprocessor turns into 8 bits as if they were in "
                 "[0, 1].",
                 'Use normalization_mapping["VISUAL"] = IDENTITY, as is its default.',
             )
@@ -120,7 +120,7 @@ class MolmoAct2Adapter(ImageTokenAdapter):
         apart = (images[:, :, None] - made[:, None]).abs().mean((0, 3, 4, 5))
         if bool((apart.diagonal() > _FACTOR * apart.min(1).values + _ROUNDING).any()):
             order = ", ".join(self._names[index] for index in apart.argmin(1).tolist())
-            raise self._unlike_the_prompt(f"the pictures look like those of {order}")
+            raise self._unlike_the_prompt(f"the images look like those of {order}")
 
     def _unlike_the_prompt(self, found: str) -> ViewsError:
         return ViewsError(
@@ -130,7 +130,7 @@ class MolmoAct2Adapter(ImageTokenAdapter):
 
 
 class _Patches:
-    """The patches of a picture, and those that are pooled into one token.
+    """The patches of an image, and those that are pooled into one token.
 
     Args:
         count: Rows and columns of patches.
@@ -170,6 +170,6 @@ class _Patches:
         return functional.pad(images, (left, self._view[1] - w - left, top, self._view[0] - h - top))
 
     def image_geometry(self, source: Size) -> ImageGeometry:
-        """How a picture of this size became the view."""
+        """How an image of this size became the view."""
         size = (self._count[0] * self._side, self._count[1] * self._side)
         return ImageGeometry.of(source).resized(size).placed(self._view, *self._corner)

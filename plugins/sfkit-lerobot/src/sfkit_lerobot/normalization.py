@@ -1,4 +1,4 @@
-"""Undoing LeRobot's normalization of pictures: a teacher must see what the camera saw."""
+"""Undoing LeRobot's normalization of images: a teacher must see what the camera saw."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ Batch: TypeAlias = Mapping[str, Any]
 
 
 def visual_mode(config: PreTrainedConfig) -> str:
-    """The policy's normalization of pictures, such as ``"IDENTITY"`` or ``"MEAN_STD"``."""
+    """The policy's normalization of images, such as ``"IDENTITY"`` or ``"MEAN_STD"``."""
     mode = config.normalization_mapping.get("VISUAL", "IDENTITY")
     return str(getattr(mode, "value", mode))
 
 
 def denormalized(picture: Tensor, mode: str, stats: Stats | None, key: str) -> Tensor:
-    """The picture as it was before LeRobot's preprocessor normalized it.
+    """The image as it was before LeRobot's preprocessor normalized it.
 
     Args:
         picture: ``(b, 3, h, w)`` normalized.
@@ -47,7 +47,7 @@ def denormalized(picture: Tensor, mode: str, stats: Stats | None, key: str) -> T
     if mode in _INTERVALS:
         low, high = _values(picture, mode, stats, key, _INTERVALS[mode])
         return (picture + 1) / 2 * (high - low) + low
-    raise ViewsError(f"The policy normalizes pictures by {mode}, which sfkit-lerobot does not know how to undo.")
+    raise ViewsError(f"The policy normalizes images by {mode}, which sfkit-lerobot does not know how to undo.")
 
 
 def refuse_out_of_range(picture: Tensor, key: str, policy: str) -> None:
@@ -60,7 +60,7 @@ def refuse_out_of_range(picture: Tensor, key: str, policy: str) -> None:
     if low < -_TOLERANCE or high > 1 + _TOLERANCE:
         raise ViewsError(
             f"{key} ranges from {low:.3g} to {high:.3g}, expected [0, 1]; {policy} would change it without a word.",
-            "Give float pictures in [0, 1]; check the preprocessor and its VISUAL normalization.",
+            "Give float images in [0, 1]; check the preprocessor and its VISUAL normalization.",
         )
 
 
@@ -69,8 +69,8 @@ def _values(picture: Tensor, mode: str, stats: Stats | None, key: str, names: tu
     missing = [name for name in names if name not in (stats or {})]
     if stats is None or missing:
         raise ViewsError(
-            f"The policy normalizes pictures by {mode}, and the statistics of {key} ({', '.join(missing)}) are "
-            "unknown, so the teacher would be shown normalized pictures.",
+            f"The policy normalizes images by {mode}, and the statistics of {key} ({', '.join(missing)}) are "
+            "unknown, so the teacher would be shown normalized images.",
             'Pass adapter=("<name>", {"image_stats": sfkit_lerobot.image_stats(dataset)}) to SpatialForcing.wrap, or '
             'use normalization_mapping["VISUAL"] = IDENTITY.',
         )

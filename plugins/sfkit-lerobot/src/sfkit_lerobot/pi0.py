@@ -1,4 +1,4 @@
-"""pi0 (``lerobot.policies.pi0``) and its family: pictures in the middle of the view, a missing camera is a view too."""
+"""pi0 (``lerobot.policies.pi0``) and its family: images in the middle of the view, a missing camera is a view too."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class PI0Adapter(RotaryPrefixAdapter):
         return int(h), int(w)
 
     def _check_range(self, batch: Batch) -> None:
-        """Look at the pictures before the policy clamps them: afterward the core's check cannot see what is wrong."""
+        """Look at the images before the policy clamps them: afterward the core's check cannot see what is wrong."""
         for key in self.policy.config.image_features:
             if key in batch:
                 refuse_out_of_range(batch[key], key, self.name)

@@ -40,7 +40,7 @@ class TokenLayout:
 
 
 class PrefixAdapter(LeRobotAdapter):
-    """Base of these adapters. Subclasses say how a picture becomes a view, and how a view becomes tokens."""
+    """Base of these adapters. Subclasses say how an image becomes a view, and how a view becomes tokens."""
 
     def __init__(self, policy: nn.Module, options: AnyOptions = None) -> None:
         super().__init__(policy, options)
@@ -57,7 +57,7 @@ class PrefixAdapter(LeRobotAdapter):
 
     @abstractmethod
     def letterbox(self, source: Size) -> Letterbox:
-        """How a picture of this height and width becomes a view."""
+        """How an image of this height and width becomes a view."""
 
     @abstractmethod
     def layout(self, view: Size) -> TokenLayout:
@@ -80,7 +80,7 @@ class PrefixAdapter(LeRobotAdapter):
         return found
 
     def views_of(self, batch: Batch, as_seen: Batch) -> Views:
-        """Views of a batch, and of what its pictures are without normalization."""
+        """Views of a batch, and of what its images are without normalization."""
         pictures, present = self.prepare(as_seen)
         boxes = self._boxes(batch, len(pictures))
         sizes = {tuple(picture.shape[-2:]) for picture in pictures}

@@ -1,4 +1,4 @@
-"""What the processors of the Qwen-VL family make of pictures: patches, in blocks that are merged into one token."""
+"""What the processors of the Qwen-VL family make of images: patches, in blocks that are merged into one token."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Patches:
     Attributes:
         patch: Side of a patch in pixels.
         merge: Patches on each side of the block that becomes one token.
-        frames: Frames in a patch; a still picture is repeated.
+        frames: Frames in a patch; a still image is repeated.
     """
 
     patch: int
@@ -43,7 +43,7 @@ class Patches:
 def pictures_of(
     patches: Tensor, grid_thw: Tensor, sides: Patches, mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
-    """``(n, 3, h, w)`` in [0, 1]: the pictures that a processor cut into patches.
+    """``(n, 3, h, w)`` in [0, 1]: the images that a processor cut into patches.
 
     Args:
         patches: ``pixel_values``, ``(n * rows * columns, 3 * frames * patch * patch)``.
@@ -53,12 +53,12 @@ def pictures_of(
         std: What it divided by.
 
     Raises:
-        ViewsError: The pictures are of different sizes, or of several frames.
+        ViewsError: The images are of different sizes, or of several frames.
     """
     sizes = {tuple(size) for size in grid_thw.tolist()}
     if len(sizes) != 1 or next(iter(sizes))[0] != 1:
         raise ViewsError(
-            f"The pictures have grids of {sorted(sizes)} patches (frames, rows, columns), expected one size and one "
+            f"The images have grids of {sorted(sizes)} patches (frames, rows, columns), expected one size and one "
             "frame.",
             "Let the processor bring all cameras to one size.",
         )

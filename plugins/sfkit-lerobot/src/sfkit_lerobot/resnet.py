@@ -20,16 +20,16 @@ from sfkit_lerobot.normalization import Batch
 
 @dataclass(frozen=True)
 class Crop(Letterbox):
-    """How a picture became what a ResNet saw: resized, cropped, and shifted so that its cells lie on a patch grid.
+    """How an image became what a ResNet saw: resized, cropped, and shifted so that its cells lie on a patch grid.
 
     The cell ``i`` of a ResNet of stride ``s`` looks around pixel ``s * i``: all its convolutions are padded by half of
     their kernel. A patch grid has the center of that cell half a stride further, at ``s * i + (s - 1) / 2``. The view
-    is therefore the picture moved by half a stride to the lower right. What is before it is padding, so the first row
+    is therefore the image moved by half a stride to the lower right. What is before it is padding, so the first row
     and column, which the network itself computes half from padding, are not aligned; nor are the last pixels, which
     belong to no cell.
 
     Attributes:
-        origin: Row and column of the crop in the resized picture.
+        origin: Row and column of the crop in the resized image.
         size: Height and width of the crop.
     """
 
@@ -38,7 +38,7 @@ class Crop(Letterbox):
 
     @classmethod
     def make(cls, source: Size, resized: Size, origin: Size, size: Size, stride: int) -> Crop:
-        """A crop of ``size`` at ``origin`` of the picture once it is ``resized``, for cells of ``stride`` pixels."""
+        """A crop of ``size`` at ``origin`` of the image once it is ``resized``, for cells of ``stride`` pixels."""
         view = (-(-size[0] // stride) * stride, -(-size[1] // stride) * stride)
         shift = stride // 2
         return cls(source, resized, view, (shift - origin[0], shift - origin[1]), origin, size)
@@ -56,7 +56,7 @@ class Crop(Letterbox):
         return inside
 
     def cut(self, picture: Tensor) -> Tensor:
-        """The view ``(b, 3, *view)`` of a picture ``(b, 3, *resized)``; what is not valid repeats the border."""
+        """The view ``(b, 3, *view)`` of an image ``(b, 3, *resized)``; what is not valid repeats the border."""
         (row, column), (h, w), (top, left) = self.origin, self.size, self.shift
         seen = picture[..., row : row + h, column : column + w]
         below, right = max(0, self.view[0] - top - h), max(0, self.view[1] - left - w)
@@ -72,10 +72,10 @@ class ResNetAdapter(LeRobotAdapter):
 
     @abstractmethod
     def crops(self, pictures: Mapping[str, Tensor], stride: int, call: ForwardCall) -> dict[str, Crop]:
-        """For each camera, in the policy's order, what of its picture the network saw."""
+        """For each camera, in the policy's order, what of its image the network saw."""
 
     def resized(self, picture: Tensor) -> Tensor:
-        """A picture ``(b, 3, h, w)`` after the policy's own resize."""
+        """An image ``(b, 3, h, w)`` after the policy's own resize."""
         return picture
 
     def views(self, call: ForwardCall) -> Views:
@@ -91,14 +91,14 @@ class ResNetAdapter(LeRobotAdapter):
         crops = self.crops(pictures, strides.pop(), call)
         if len({crop.view for crop in crops.values()}) > 1:
             sizes = sorted({crop.size for crop in crops.values()})
-            raise ViewsError(f"The cameras' pictures are of different sizes: {sizes}.", "Resize them to one size.")
+            raise ViewsError(f"The cameras' images are of different sizes: {sizes}.", "Resize them to one size.")
         views = [crop.cut(self.resized(pictures[key])) for key, crop in crops.items()]
         images = torch.stack(views, 1).float()
         present = torch.ones(images.shape[:2], dtype=torch.bool, device=images.device)
         return self.assemble(batch, images, crops, present)
 
     def _pictures(self, batch: Batch) -> dict[str, Tensor]:
-        """The cameras' pictures ``(b, 3, h, w)``, in the policy's order; of several time steps the last."""
+        """The cameras' images ``(b, 3, h, w)``, in the policy's order; of several time steps the last."""
         pictures = {key: batch[key] for key in self.policy.config.image_features}
         return {key: value[:, -1] if value.ndim == 5 else value for key, value in pictures.items()}
 

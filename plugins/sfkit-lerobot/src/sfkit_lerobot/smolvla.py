@@ -1,4 +1,4 @@
-"""SmolVLA (``lerobot.policies.smolvla``): pictures in the lower right corner, pixel-shuffled tokens."""
+"""SmolVLA (``lerobot.policies.smolvla``): images in the lower right corner, pixel-shuffled tokens."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class SmolVLAAdapter(RotaryPrefixAdapter):
         return max(visual + text + state, int(self.policy.config.prefix_length))
 
     def _view_size(self) -> Size | None:
-        """Height and width to which pictures are resized; None where they are left as they are."""
+        """Height and width to which images are resized; None where they are left as they are."""
         target = self.policy.config.resize_imgs_with_padding
         # LeRobot keeps width and height here, in this order.
         return None if target is None else (int(target[1]), int(target[0]))

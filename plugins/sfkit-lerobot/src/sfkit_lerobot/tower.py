@@ -19,7 +19,7 @@ from sfkit_lerobot.prefix import PrefixAdapter
 
 
 class TowerPrefixAdapter(PrefixAdapter):
-    """Base of the adapters whose tower runs view by view, and whose processors leave other pictures as they are."""
+    """Base of the adapters whose tower runs view by view, and whose processors leave other images as they are."""
 
     #: Path from the policy to the module that takes what the tower gives to the language model.
     connector_path: str
@@ -47,7 +47,7 @@ class TowerPrefixAdapter(PrefixAdapter):
     def future_views(self, call: ForwardCall, steps: int) -> Views:
         """As :meth:`sfkit.policies.base.PolicyAdapter.future_views` says, from :class:`sfkit_lerobot.FutureFrames`.
 
-        A future frame is taken as the camera saw it: LeRobot's normalizer knows the policy's own pictures alone.
+        A future frame is taken as the camera saw it: LeRobot's normalizer knows the policy's own images alone.
         """
         batch = call.arguments["batch"]
         moved, there = at_future_frame(batch, list(self.policy.config.image_features), self.cameras, steps)

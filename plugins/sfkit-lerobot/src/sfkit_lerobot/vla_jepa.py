@@ -31,7 +31,7 @@ class VLAJEPAAdapter(ImageTokenAdapter):
         names = list(self.policy.config.image_features)
         if visual_mode(self.policy.config) != "IDENTITY":
             raise ViewsError(
-                "VLA-JEPA is given normalized pictures, which its own processor then normalizes again.",
+                "VLA-JEPA is given normalized images, which its own processor then normalizes again.",
                 'Use normalization_mapping["VISUAL"] = IDENTITY, as is its default.',
             )
         model = self.policy.model

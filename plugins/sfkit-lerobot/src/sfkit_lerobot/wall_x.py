@@ -12,7 +12,7 @@ from sfkit_lerobot.qwen import Patches, pictures_of
 class WallXAdapter(ImageTokenAdapter):
     """The prompt is made again by the policy itself: the cameras that are there, in the order of the configuration.
 
-    A missing camera is not in the prompt. Pictures are brought to 256 pixels on their longer side, in 8 bits, and then
+    A missing camera is not in the prompt. Images are brought to 256 pixels on their longer side, in 8 bits, and then
     stretched to multiples of 28: 9 x 9 tokens for a square.
     """
 
@@ -43,7 +43,7 @@ class WallXAdapter(ImageTokenAdapter):
     def _check_pictures(self, batch: Batch, names: list[str]) -> None:
         if visual_mode(self.policy.config) != "IDENTITY":
             raise ViewsError(
-                "Wall-X is given normalized pictures, which it turns into 8 bits as if they were in [0, 1].",
+                "Wall-X is given normalized images, which it turns into 8 bits as if they were in [0, 1].",
                 'Use normalization_mapping["VISUAL"] = IDENTITY, as is its default.',
             )
         if not self._range_is_checked:

@@ -23,7 +23,7 @@ class XVLAOptions(LeRobotOptions):
 
     imagenet: Harmless[bool] = Field(
         default=True,
-        description="Whether the preprocessor normalizes pictures by ImageNet's values, as LeRobot's does.",
+        description="Whether the preprocessor normalizes images by ImageNet's values, as LeRobot's does.",
     )
 
 
@@ -86,11 +86,11 @@ class XVLAAdapter(PrefixAdapter):
         return {**batch, **{key: denormalized(batch[key], "MEAN_STD", stats, key) for key in present}}
 
     def _refuse_pictures_as_they_were(self, batch: Batch, present: list[str]) -> None:
-        """Pictures in [0, 1] would be taken for normalized ones, and come out gray without leaving the range."""
+        """Images in [0, 1] would be taken for normalized ones, and come out gray without leaving the range."""
         if present and all(float(batch[key].min()) >= 0 and float(batch[key].max()) <= 1 for key in present):
             raise ViewsError(
-                "All pixels of the batch are in [0, 1], which pictures normalized by ImageNet's values are not.",
-                "Let the batch go through X-VLA's preprocessor, or, if it leaves pictures as they are, pass "
+                "All pixels of the batch are in [0, 1], which images normalized by ImageNet's values are not.",
+                "Let the batch go through X-VLA's preprocessor, or, if it leaves images as they are, pass "
                 'adapter=("xvla", {"imagenet": False}).',
             )
 

@@ -123,7 +123,7 @@ def finish(processors: dict[str, Callable[[Any], Any]]) -> Callable[[Any, dict[s
     made: dict[int, Any] = {}
 
     def finish(policy: Any, frames: dict[str, Any]) -> dict[str, Any]:
-        # GR00T takes every key of pictures for a camera, so the maps are kept out of its sight.
+        # GR00T takes every key of images for a camera, so the maps are kept out of its sight.
         depth = {key: value for key, value in frames.items() if key.endswith("_depth")}
         if id(policy) not in made:
             made[id(policy)] = processors[policy.config.type](policy)

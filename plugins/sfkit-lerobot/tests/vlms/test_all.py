@@ -108,7 +108,7 @@ def test_layers_match_an_independent_decoder_forward(kind, build, batch_of, adap
 
 
 def in_box(views, view: int, box, size) -> torch.Tensor:
-    """``(h, w)`` bool: pixels of the dataset's picture that lie in a box of the view's pixels."""
+    """``(h, w)`` bool: pixels of the dataset's image that lie in a box of the view's pixels."""
     rows, columns = torch.meshgrid(*(torch.arange(n).float() for n in size), indexing="ij")
     points = torch.stack([columns, rows, torch.ones_like(rows)])
     x, y, _ = torch.einsum("ij,jhw->ihw", views.source_to_view[0, view], points)

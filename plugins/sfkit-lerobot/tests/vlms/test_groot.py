@@ -1,4 +1,4 @@
-"""What is GR00T's own: pictures consumed by the preprocessor, and its many ways to make views of them."""
+"""What is GR00T's own: images consumed by the preprocessor, and its many ways to make views of them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_fault_25_views_are_in_the_order_of_the_checkpoint(checkpoint, qwen, fra
 def test_fault_25_cameras_unlike_the_prompt_are_an_error(groot_base, qwen, frames, adapter_of, tapped) -> None:
     policy = tiny_groot(groot_base)
     raw = frames(policy, missing=(FRONT,))
-    with pytest.raises(ViewsError, match="show 2 pictures, not those of the cameras"):
+    with pytest.raises(ViewsError, match="show 2 images, not those of the cameras"):
         seen(policy, raw, qwen, adapter_of, tapped)
     _, views, student = seen(policy, raw, qwen, adapter_of, tapped, views=(WRIST,))
     assert views.names == (WRIST,)

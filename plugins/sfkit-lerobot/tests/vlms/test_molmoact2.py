@@ -1,4 +1,4 @@
-"""What is MolmoAct2's own: pictures consumed by the preprocessor, half-empty tokens, crops, three kinds of actions."""
+"""What is MolmoAct2's own: images consumed by the preprocessor, half-empty tokens, crops, three kinds of actions."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_cameras_that_see_the_same_are_no_error(build, frames, finish, adapter_o
 def test_fault_25_a_missing_camera_names_the_option(build, frames, finish, adapter_of) -> None:
     policy = build("molmoact2")
     batch = finish(policy, frames(policy, missing=(FRONT,)))
-    with pytest.raises(ViewsError, match="2 samples show 2 pictures"):
+    with pytest.raises(ViewsError, match="2 samples show 2 images"):
         adapter_of(policy).prompt(batch)
     assert tuple(adapter_of(policy, views=(WRIST,)).prompt(batch).boxes) == (WRIST,)
 

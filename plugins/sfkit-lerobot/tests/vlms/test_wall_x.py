@@ -1,4 +1,4 @@
-"""What is Wall-X's own: 8-bit pictures that wrap around, and cameras that leave the prompt."""
+"""What is Wall-X's own: 8-bit images that wrap around, and cameras that leave the prompt."""
 
 from __future__ import annotations
 

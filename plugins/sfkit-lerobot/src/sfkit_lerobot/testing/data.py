@@ -34,7 +34,7 @@ def tiny_lerobot_batch(
         policy: A tiny policy.
         batch_size: Samples.
         seed: Of the batch; the global random state is left alone.
-        image_size: Height and width of the pictures; those of the policy's features by default.
+        image_size: Height and width of the images; those of the policy's features by default.
         missing: Cameras to leave out.
         geometry: Add ``"<camera>_depth"`` ``(b, 1, h, w)`` in meters, as :func:`tiny_rig` describes it, and ``index``.
     """
@@ -67,7 +67,7 @@ def tiny_lerobot_batch(
 
 
 def tiny_image_stats(policy: PreTrainedPolicy) -> dict[str, dict[str, tuple[float, ...]]]:
-    """The statistics by which :func:`tiny_lerobot_batch` normalizes pictures, for policies that want them so."""
+    """The statistics by which :func:`tiny_lerobot_batch` normalizes images, for policies that want them so."""
     return {key: {"mean": (_MEAN,) * 3, "std": (_STD,) * 3} for key in policy.config.image_features}
 
 

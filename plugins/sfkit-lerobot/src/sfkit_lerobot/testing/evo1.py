@@ -22,7 +22,7 @@ _IMAGE_TOKENS = {
 def tiny_internvl(directory: str | Path, *, texts: Sequence[str] = TEXTS) -> Path:
     """Write a local InternVL3 "repository": configuration, random weights and tokenizer.
 
-    A picture of 64 pixels becomes 4 x 4 tokens.
+    An image of 64 pixels becomes 4 x 4 tokens.
 
     Args:
         directory: Where to write; made if missing.
@@ -77,11 +77,11 @@ def tiny_evo1(
 
     Args:
         internvl: The folder.
-        cameras: Batch keys of the pictures, in the policy's order.
+        cameras: Batch keys of the images, in the policy's order.
         state_dim: Size of the state.
         action_dim: Size of an action.
         chunk_size: Actions for each prediction.
-        image_shape: Channels, height and width of the pictures in the dataset.
+        image_shape: Channels, height and width of the images in the dataset.
         overrides: Further fields of ``Evo1Config``, such as ``training_stage="stage1"``.
     """
     from lerobot.policies.evo1.configuration_evo1 import Evo1Config

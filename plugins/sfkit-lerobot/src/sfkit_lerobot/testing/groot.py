@@ -80,11 +80,11 @@ def tiny_groot(
 
     Args:
         base: The folder.
-        cameras: Batch keys of the pictures.
+        cameras: Batch keys of the images.
         state_dim: Size of the state.
         action_dim: Size of an action.
         chunk_size: Actions for each prediction.
-        image_shape: Channels, height and width of the pictures in the dataset.
+        image_shape: Channels, height and width of the images in the dataset.
         overrides: Further fields of ``GrootConfig``, such as ``tune_llm=False``.
     """
     from lerobot.policies.groot.configuration_groot import GrootConfig

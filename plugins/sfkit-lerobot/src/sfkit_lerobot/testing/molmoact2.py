@@ -14,7 +14,7 @@ from sfkit_lerobot.testing.tokenizer import TEXTS, byte_tokenizer
 if TYPE_CHECKING:
     from lerobot.policies.molmoact2.modeling_molmoact2 import MolmoAct2Policy
 
-#: Special tokens of pictures, by the names that the model's configuration has for them.
+#: Special tokens of images, by the names that the model's configuration has for them.
 _PICTURE_TOKENS = {
     "image_start_token_id": "<im_start>",
     "low_res_image_start_token_id": "<low_res_im_start>",
@@ -26,7 +26,7 @@ _PICTURE_TOKENS = {
     "frame_end_token_id": "<frame_end>",
 }
 _ACTION_TOKENS = {"action_start_token_id": "<action_start>", "action_end_token_id": "<action_end>"}
-#: Tokens of the tiny language model: those of text and pictures, then one for each word of an action.
+#: Tokens of the tiny language model: those of text and images, then one for each word of an action.
 _WORDS = 192
 #: Sides in pixels: an odd number of patches, as in the real one, so that the last row and column are pooled alone.
 _PATCH, _VIEW = 8, 56
@@ -37,7 +37,7 @@ def tiny_molmoact2_base(
 ) -> Path:
     """Write a local MolmoAct2 "repository": configuration, random weights, tokenizers and processor.
 
-    A picture becomes 7 x 7 patches and 4 x 4 tokens, of which the last row and column are half empty.
+    An image becomes 7 x 7 patches and 4 x 4 tokens, of which the last row and column are half empty.
 
     Args:
         directory: Where to write; made if missing.
@@ -82,7 +82,7 @@ def tiny_molmoact2_base(
 
 def _sizes(vocabulary: int) -> dict[str, object]:
     attention = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
-    # At these widths the usual 0.02 shrinks what a picture changes to the size of rounding.
+    # At these widths the usual 0.02 shrinks what an image changes to the size of rounding.
     weights = {"initializer_range": 0.05}
     return {
         **weights,
@@ -143,11 +143,11 @@ def tiny_molmoact2(
 
     Args:
         base: The folder.
-        cameras: Batch keys of the pictures, in the policy's order.
+        cameras: Batch keys of the images, in the policy's order.
         state_dim: Size of the state.
         action_dim: Size of an action.
         chunk_size: Actions for each prediction.
-        image_shape: Channels, height and width of the pictures in the dataset.
+        image_shape: Channels, height and width of the images in the dataset.
         overrides: Further fields of ``MolmoAct2Config``, such as ``action_mode="continuous"``.
     """
     from lerobot.policies.molmoact2.configuration_molmoact2 import MolmoAct2Config

@@ -66,14 +66,14 @@ def tiny_pi0(
     sizes: Mapping[str, int] | None = None,
     **overrides: object,
 ) -> PreTrainedPolicy:
-    """A ``PI0Policy`` with 56-pixel pictures (4 x 4 tokens each), on the CPU, in training mode.
+    """A ``PI0Policy`` with 56-pixel images (4 x 4 tokens each), on the CPU, in training mode.
 
     Args:
-        cameras: Batch keys of the pictures, in the policy's order.
+        cameras: Batch keys of the images, in the policy's order.
         state_dim: Size of the state.
         action_dim: Size of an action.
         chunk_size: Actions for each prediction.
-        image_shape: Channels, height and width of the pictures in the dataset.
+        image_shape: Channels, height and width of the images in the dataset.
         sizes: Arguments of :func:`tiny_pi0_sizes`.
         overrides: Further fields of ``PI0Config``, such as ``dtype="bfloat16"``.
     """

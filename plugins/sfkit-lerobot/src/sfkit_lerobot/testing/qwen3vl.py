@@ -13,7 +13,7 @@ _IMAGE_TOKENS = {
     "vision_start_token": "<|vision_start|>",
     "vision_end_token": "<|vision_end|>",
 }
-#: Pictures in front of the text, as Qwen's own template has them.
+#: Images in front of the text, as Qwen's own template has them.
 _TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% for part in message['content'] %}"
@@ -29,7 +29,7 @@ def tiny_qwen3vl(
 ) -> Path:
     """Write a local Qwen3-VL "repository": configuration, random weights, tokenizer and processor.
 
-    A picture becomes a token for each ``2 * patch_size`` pixels squared, and is not resized where its sides are
+    An image becomes a token for each ``2 * patch_size`` pixels squared, and is not resized where its sides are
     multiples of that.
 
     Args:

@@ -25,11 +25,11 @@ def tiny_act(
     """An ``ACTPolicy`` with 4 x 4 tokens for each camera, on the CPU, in training mode.
 
     Args:
-        cameras: Batch keys of the pictures, in the policy's order.
+        cameras: Batch keys of the images, in the policy's order.
         state_dim: Size of the state.
         action_dim: Size of an action.
         chunk_size: Actions for each prediction.
-        image_shape: Channels, height and width of the pictures in the dataset.
+        image_shape: Channels, height and width of the images in the dataset.
         overrides: Further fields of ``ACTConfig``, such as ``pre_norm=True``.
     """
     from lerobot.policies.act.configuration_act import ACTConfig
@@ -62,11 +62,11 @@ def tiny_diffusion(
     """A ``DiffusionPolicy`` with two observation steps, on the CPU, in training mode.
 
     Args:
-        cameras: Batch keys of the pictures, in the policy's order.
+        cameras: Batch keys of the images, in the policy's order.
         state_dim: Size of the state.
         action_dim: Size of an action.
         chunk_size: Actions for each prediction, a multiple of 4.
-        image_shape: Channels, height and width of the pictures in the dataset.
+        image_shape: Channels, height and width of the images in the dataset.
         overrides: Further fields of ``DiffusionConfig``, such as ``crop_shape=(96, 96)``.
     """
     from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig

@@ -29,11 +29,11 @@ def tiny_smolvla(
 
     Args:
         directory: The folder.
-        cameras: Batch keys of the pictures, in the policy's order.
+        cameras: Batch keys of the images, in the policy's order.
         state_dim: Size of the state.
         action_dim: Size of an action.
         chunk_size: Actions for each prediction.
-        image_shape: Channels, height and width of the pictures in the dataset.
+        image_shape: Channels, height and width of the images in the dataset.
         overrides: Further fields of ``SmolVLAConfig``, such as ``train_expert_only=True``.
     """
     from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig

@@ -25,14 +25,14 @@ def tiny_smolvlm(
 ) -> Path:
     """Write a local SmolVLM "repository": configuration, tokenizer and processor, without weights.
 
-    A picture becomes ``image_size / patch_size / scale_factor`` squared tokens: 4 x 4 by default.
+    An image becomes ``image_size / patch_size / scale_factor`` squared tokens: 4 x 4 by default.
 
     Args:
         directory: Where to write; made if missing.
         vision_hidden: Width of the vision tower.
         vision_layers: Its blocks.
         vision_heads: Its attention heads.
-        image_size: Side of the pictures in pixels.
+        image_size: Side of the images in pixels.
         patch_size: Side of a vision patch in pixels.
         scale_factor: Pixel shuffle: this many patches squared make one token.
         hidden: Width of the language model.

@@ -33,7 +33,7 @@ def byte_tokenizer(
 
     Args:
         texts: What it is trained on; any other text is encoded too, in more tokens.
-        image_tokens: Special tokens around pictures, by the names of attributes; those of SmolVLM by default.
+        image_tokens: Special tokens around images, by the names of attributes; those of SmolVLM by default.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # type: ignore[import-untyped]
     from transformers import PreTrainedTokenizerFast

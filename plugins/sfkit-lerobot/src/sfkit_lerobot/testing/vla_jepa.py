@@ -26,11 +26,11 @@ def tiny_vla_jepa(
 
     Args:
         qwen: The folder.
-        cameras: Batch keys of the pictures, in the policy's order.
+        cameras: Batch keys of the images, in the policy's order.
         state_dim: Size of the state.
         action_dim: Size of an action.
         chunk_size: Actions for each prediction.
-        image_shape: Channels, height and width of the pictures in the dataset.
+        image_shape: Channels, height and width of the images in the dataset.
         overrides: Further fields of ``VLAJEPAConfig``, such as ``freeze_qwen=True``.
     """
     from lerobot.policies.vla_jepa.configuration_vla_jepa import VLAJEPAConfig

@@ -26,7 +26,7 @@ _IMAGE_TOKENS = {
 def tiny_wall_x_base(directory: str | Path, *, texts: Sequence[str] = TEXTS) -> Path:
     """Write a local Wall-X "repository": configuration, random weights, tokenizer and processor.
 
-    A square picture becomes 9 x 9 tokens, as in the real one.
+    A square image becomes 9 x 9 tokens, as in the real one.
 
     Args:
         directory: Where to write; made if missing.
@@ -105,11 +105,11 @@ def tiny_wall_x(
 
     Args:
         base: The folder.
-        cameras: Batch keys of the pictures, in the policy's order.
+        cameras: Batch keys of the images, in the policy's order.
         state_dim: Size of the state.
         action_dim: Size of an action.
         chunk_size: Actions for each prediction.
-        image_shape: Channels, height and width of the pictures in the dataset.
+        image_shape: Channels, height and width of the images in the dataset.
         overrides: Further fields of ``WallXConfig``.
     """
     from lerobot.policies.wall_x.configuration_wall_x import WallXConfig

@@ -55,11 +55,11 @@ def tiny_xvla(
 
     Args:
         directory: Where its tokenizer is, or is written.
-        cameras: Batch keys of the pictures, in the policy's order.
+        cameras: Batch keys of the images, in the policy's order.
         state_dim: Size of the state.
         action_dim: Size of an action.
         chunk_size: Actions for each prediction.
-        image_shape: Channels, height and width of the pictures in the dataset.
+        image_shape: Channels, height and width of the images in the dataset.
         overrides: Further fields of ``XVLAConfig``, such as ``freeze_vision_encoder=True``.
     """
     from lerobot.policies.xvla.configuration_xvla import XVLAConfig
