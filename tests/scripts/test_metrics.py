@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -147,14 +145,3 @@ def test_a_figure_over_its_goal_may_not_pass_its_ceiling(load: Load) -> None:
     assert [figure("", 5, 2, ceiling=ceiling).worse for ceiling in (None, 4, 5, 6)] == [True, True, False, False]
     assert not figure("", 2, 2).worse
     assert not figure("", 9).worse
-
-
-@pytest.mark.slow
-def test_the_script_prints_a_row_for_each_limit(load: Load) -> None:
-    script = Path(str(load("metrics/figures").__file__)).parent
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    for what in ("lines of sfkit/", "lines that SpatialForcing imports", "changes of file", "Any, in 1000 lines"):
-        assert what in done.stdout
-    checked = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, timeout=300, check=False)
-    assert checked.returncode == 0, "a figure is worse than its ceiling allows"
