@@ -294,17 +294,17 @@ class SpatialForcing(Aligner):
             TrustError: The saved configuration asks for what only the caller may give.
         """
         folder = checkpoint.locate(source, revision)
-        config = checkpoint.read_config(folder)
-        saved = {key: value for key, value in checkpoint.wrap_arguments(config).items() if key not in changes}
-        saved = admit(saved, checkpoint.origin_of(source, folder), options or {})
+        record = checkpoint.read(folder)
+        saved = {key: value for key, value in record.arguments.items() if key not in changes}
+        saved = admit(saved, checkpoint.origin_of(source, folder, record), options or {})
         policy = SpatialForcing.wrap(policy, **saved, **changes)
         handle = handle_of(policy)
         try:
-            checkpoint.load_into(handle, folder)
+            checkpoint.load_into(handle, folder, record=record, given=changes, options=options or {})
         except Exception:
             SpatialForcing.unwrap(policy)
             raise
-        before, now = config.grad_accumulation or 1, handle.grad_accumulation or 1
+        before, now = record.config.grad_accumulation or 1, handle.grad_accumulation or 1
         if now != before:  # the schedule's step stays what it was
             handle.steps = handle.steps // before * now
         return policy

@@ -1,19 +1,28 @@
-"""What is published of a checkpoint: its files with limits of size, its page, and the way back from the Hub."""
+"""What is published of a checkpoint: files with limits of size, page and record; and the way back from the Hub."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sfkit import __version__
 from sfkit.config import SpatialForcingConfig
-from sfkit.errors import CheckpointError
+from sfkit.errors import CheckpointError, SfkitWarning
+from sfkit.registry.registry import CORE, default_registry, split_name
+from sfkit.saving.trust import Given, changes
 from sfkit.training.taps import site_of
+from sfkit.utils.places import ABSENT, digest_of_parts
 
 FOLDER = "spatial_forcing"
 CONFIG, PROJECTOR, README = "config.json", "projector.safetensors", "README.md"
 #: The files that are fetched and read, and their largest sizes in bytes.
 LIMITS = {f"{FOLDER}/{CONFIG}": 2**20, f"{FOLDER}/{PROJECTOR}": 2**32, f"{FOLDER}/{README}": 2**20}
+#: How the names of files with a policy's weights begin, in LeRobot, transformers, PEFT and diffusers.
+_WEIGHTS = ("model", "pytorch_model", "adapter_model", "diffusion_pytorch_model")
 
 
 def download(repo: str, revision: str | None) -> Path:
@@ -88,3 +97,108 @@ def readme(config: SpatialForcingConfig, identities: Sequence[Mapping[str, str]]
         f"Teachers (no weights of theirs are in here):\n\n{sources}\n"
         + "".join(f"\n**Note:** {note}\n" for note in notes)
     )
+
+
+@dataclass(frozen=True)
+class Record:
+    """What ``config.json`` says.
+
+    Attributes:
+        config: The configuration, with all options, as it was published.
+        versions: Of the distributions whose components are in it.
+        policy_files: Size and digest of the policy's weights beside it.
+    """
+
+    config: SpatialForcingConfig
+    versions: Mapping[str, object]
+    policy_files: Mapping[str, object]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of ``wrap`` that the configuration stands for."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in self.config}
+
+
+def require_same(
+    file: Path, record: Record, now: SpatialForcingConfig, free: Collection[str], options: Given
+) -> set[str]:
+    """Compare a run with the saved one, and warn once of other versions; returns the changes, which are all ``free``.
+
+    Raises:
+        CheckpointError: Anything else differs.
+    """
+    found = {path: values for path, *values in changes(record.config, now, options)}
+    # With an option that did not exist then, there is nothing to compare.
+    added = [path for path, (then, _) in found.items() if then is ABSENT and path.split(".")[-2:-1] == ["options"]]
+    differ = {path: values for path, values in found.items() if path not in added}
+    others = ", ".join(
+        f"{name} {record.versions.get(name)!r} (now {version!r})"
+        for name, version in versions(now).items()
+        if record.versions.get(name) != version
+    )
+    wrong = [path for path in differ if path.partition(".")[0] not in free]
+    if wrong:
+        listed = "; ".join(f"{path} was {_shown(differ[path][0])} and is {_shown(differ[path][1])}" for path in wrong)
+        raise CheckpointError(
+            f"This run is not the one of {file}: {listed}.{f' It was saved with {others}.' if others else ''}",
+            "Use the saved values, or begin anew without that folder. If another weight or schedule is meant, give it; "
+            "if something else is, write it into that file too.",
+        )
+    if others or added:
+        new = "".join(f" {path} is new, and {found[path][1]!r}." for path in added)
+        warnings.warn(
+            f"sfkit: {file} was saved with {others or 'other code'}.{new} Its options apply as they were; what the "
+            "code makes of them may have changed. To be sure, install the versions that it was saved with.",
+            SfkitWarning,
+            stacklevel=4,
+        )
+    return {path.partition(".")[0] for path in differ}
+
+
+def _shown(value: object) -> str:
+    return "absent" if value is ABSENT else repr(value)
+
+
+def versions(config: SpatialForcingConfig) -> dict[str, str]:
+    """The version of each distribution that has a part in a run, the core's among them."""
+    named = {split_name(name)[0] for name in _names(config.model_dump())}
+    parts = [entry for entry in default_registry().entries if entry.name in named]
+    return {**{entry.distribution: entry.version for entry in parts}, CORE: __version__}
+
+
+def _names(value: object) -> Iterator[str]:
+    """The names of all components, those inside of others included."""
+    if isinstance(value, Mapping) and isinstance(value.get("name"), str):
+        yield value["name"]
+    for item in value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ():
+        yield from _names(item)
+
+
+def warn_of_another_policy(folder: Path, record: Record) -> None:
+    """Warn where the policy's files beside ``folder`` are not those that it was saved with."""
+    saved, now = record.policy_files, policy_files(folder.parent)
+    # Of a repository, and where the policy lies elsewhere, there is nothing to compare.
+    if folder.name != FOLDER or not (saved and now):
+        return
+    changed = [name for name, digest in saved.items() if now.get(name) != digest]
+    if changed:
+        warnings.warn(
+            f"sfkit: {', '.join(sorted(changed))} in {folder.parent} changed after {FOLDER}/ was saved, so policy and "
+            "projector may be of different steps: a save was killed halfway, or the policy was trained or saved "
+            "without sfkit since. If that was not on purpose, resume from an earlier checkpoint.",
+            SfkitWarning,
+            stacklevel=4,
+        )
+
+
+def policy_files(directory: Path) -> dict[str, str]:
+    """Size and digest of the policy's weights in a folder, by the name of the file; ``{}`` where there are none.
+
+    Files of a trainer (its optimizer, its processors), which are written later, are not among them.
+    """
+    found = {}
+    for path in sorted(directory.glob("*")):
+        if path.suffix in (".safetensors", ".bin") and path.name.startswith(_WEIGHTS):
+            with contextlib.suppress(OSError):  # a folder, or replaced by another process just now
+                found[path.name] = f"{path.stat().st_size}:{digest_of_parts(path)}"
+    return found
