@@ -286,11 +286,11 @@ class SpatialForcing(Aligner):
             policy: The policy, loaded by its own framework first.
             source: A local folder or a Hub repository that contains ``spatial_forcing/``.
             revision: Of the repository.
-            options: New options of saved components, by saved name: ``{"vggt": {"weights": "vggt.safetensors"}}``.
-            changes: Arguments of :meth:`wrap` that override what was saved (``cameras`` is not saved: pass it again).
+            options: Options of saved components, by saved name: ``{"vggt": {"weights": "vggt.safetensors"}}``.
+            changes: Arguments of :meth:`wrap`: ``cameras`` and instances again, or how to weight and compute it.
 
         Raises:
-            CheckpointError: Files are missing, damaged, or do not fit.
+            CheckpointError: Files are missing, damaged, or do not fit; or this is another run than the saved one.
             TrustError: The saved configuration asks for what only the caller may give.
         """
         folder = checkpoint.locate(source, revision)
@@ -300,7 +300,7 @@ class SpatialForcing(Aligner):
         policy = SpatialForcing.wrap(policy, **saved, **changes)
         handle = handle_of(policy)
         try:
-            checkpoint.load_into(handle, folder, record=record, given=changes, options=options or {})
+            checkpoint.load_into(handle, folder, record, changes, options)
         except Exception:
             SpatialForcing.unwrap(policy)
             raise

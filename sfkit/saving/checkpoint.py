@@ -18,7 +18,6 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import TypeVar
 
 import torch
@@ -30,21 +29,8 @@ from sfkit import __version__
 from sfkit.config import SpatialForcingConfig
 from sfkit.errors import CheckpointError, ConfigError
 from sfkit.health.figures import sample_of
-from sfkit.saving.hub import (
-    CONFIG,
-    FOLDER,
-    LIMITS,
-    PROJECTOR,
-    README,
-    Record,
-    download,
-    policy_files,
-    readme,
-    refuse_size,
-    require_same,
-    versions,
-    warn_of_another_policy,
-)
+from sfkit.saving import hub
+from sfkit.saving.hub import CONFIG, FOLDER, LIMITS, PROJECTOR, README, Record, download, readme, refuse_size
 from sfkit.saving.trust import Given, Origin, Published
 from sfkit.teachers.base import Teacher, license_note
 from sfkit.training import state
@@ -56,8 +42,6 @@ T = TypeVar("T")
 _FORMAT = "sfkit.checkpoint/5"
 #: Prefixes of entries that depend on weight and schedule, and of the health monitor's.
 _WEIGHTING = ("schedule.", "balance.", "measured")
-#: What a resumed run may have otherwise, where its caller gives it.
-_FREE = frozenset({"weight", "schedule"})
 _HEALTH = "health."
 #: How often a folder is looked for that other processes replace, and replaced.
 _TRIES = 200
@@ -77,10 +61,10 @@ def save(
     record = {
         "format": _FORMAT,
         "sfkit_version": __version__,
-        "versions": versions(config),
+        "versions": hub.versions(config),
         "config": public.config.model_dump(mode="json"),
         "teachers": identities,
-        "policy_files": policy_files(directory),
+        "policy_files": hub.policy_files(directory),
     }
     try:
         _tidy(directory)
@@ -277,10 +261,9 @@ def read(folder: Path) -> Record:
 def load_into(
     handle: Aligner,
     folder: Path,
-    *,
     record: Record | None = None,
     given: Collection[str] = (),
-    options: Given = MappingProxyType({}),
+    options: Given | None = None,
 ) -> None:
     """Load projector and state, strictly: each entry that is missing, unexpected, misshapen or not finite is named.
 
@@ -297,8 +280,8 @@ def load_into(
         CheckpointError: Something does not fit; the handle is what it was.
     """
     path, record = folder / PROJECTOR, record or read(folder)
-    warn_of_another_policy(folder, record)
-    changed = require_same(folder / CONFIG, record, handle.config, _FREE.intersection(given), options)
+    hub.warn_of_another_policy(folder, record)
+    changed = hub.require_same(folder / CONFIG, record, handle.config, given, options or {})
     try:
         entries = _read(folder, _entries)
     except (OSError, SafetensorError) as error:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ from typing import Any
 from sfkit import __version__
 from sfkit.config import SpatialForcingConfig
 from sfkit.errors import CheckpointError, SfkitWarning
-from sfkit.registry.registry import CORE, default_registry, split_name
-from sfkit.saving.trust import Given, changes
+from sfkit.registry.registry import CORE, default_registry
+from sfkit.saving.trust import Given, lasting
 from sfkit.training.taps import site_of
-from sfkit.utils.places import ABSENT, digest_of_parts
+from sfkit.utils.places import ABSENT, differences, digest_of_parts
 
 FOLDER = "spatial_forcing"
 CONFIG, PROJECTOR, README = "config.json", "projector.safetensors", "README.md"
@@ -23,6 +24,8 @@ CONFIG, PROJECTOR, README = "config.json", "projector.safetensors", "README.md"
 LIMITS = {f"{FOLDER}/{CONFIG}": 2**20, f"{FOLDER}/{PROJECTOR}": 2**32, f"{FOLDER}/{README}": 2**20}
 #: How the names of files with a policy's weights begin, in LeRobot, transformers, PEFT and diffusers.
 _WEIGHTS = ("model", "pytorch_model", "adapter_model", "diffusion_pytorch_model")
+#: What a resumed run may have otherwise, where its caller gives it.
+_FREE = frozenset({"weight", "schedule"})
 
 
 def download(repo: str, revision: str | None) -> Path:
@@ -120,27 +123,27 @@ class Record:
 
 
 def require_same(
-    file: Path, record: Record, now: SpatialForcingConfig, free: Collection[str], options: Given
+    file: Path, record: Record, config: SpatialForcingConfig, given: Collection[str], options: Given
 ) -> set[str]:
-    """Compare a run with the saved one, and warn once of other versions; returns the changes, which are all ``free``.
+    """Compare a run with the saved one, and warn once of other versions; see :func:`sfkit.saving.checkpoint.load_into`.
+
+    Returns:
+        Which of weight and schedule are others.
 
     Raises:
-        CheckpointError: Anything else differs.
+        CheckpointError: Anything else is.
     """
-    found = {path: values for path, *values in changes(record.config, now, options)}
+    found = {path: values for path, *values in differences(lasting(record.config, options), lasting(config, {}))}
     # With an option that did not exist then, there is nothing to compare.
     added = [path for path, (then, _) in found.items() if then is ABSENT and path.split(".")[-2:-1] == ["options"]]
-    differ = {path: values for path, values in found.items() if path not in added}
-    others = ", ".join(
-        f"{name} {record.versions.get(name)!r} (now {version!r})"
-        for name, version in versions(now).items()
-        if record.versions.get(name) != version
-    )
-    wrong = [path for path in differ if path.partition(".")[0] not in free]
+    changed = {path.partition(".")[0] for path in found.keys() - added}
+    wrong = changed - _FREE.intersection(given)
+    then, now = record.versions, versions(config)
+    others = ", ".join(f"{name} {then.get(name)!r} (now {now[name]!r})" for name in now if then.get(name) != now[name])
     if wrong:
-        listed = "; ".join(f"{path} was {_shown(differ[path][0])} and is {_shown(differ[path][1])}" for path in wrong)
+        listed = [f"{path} was {a!r} and is {b!r}" for path, (a, b) in found.items() if path.partition(".")[0] in wrong]
         raise CheckpointError(
-            f"This run is not the one of {file}: {listed}.{f' It was saved with {others}.' if others else ''}",
+            f"This run is not the one of {file}: {'; '.join(listed)}.{others and f' It was saved with {others}.'}",
             "Use the saved values, or begin anew without that folder. If another weight or schedule is meant, give it; "
             "if something else is, write it into that file too.",
         )
@@ -152,26 +155,14 @@ def require_same(
             SfkitWarning,
             stacklevel=4,
         )
-    return {path.partition(".")[0] for path in differ}
-
-
-def _shown(value: object) -> str:
-    return "absent" if value is ABSENT else repr(value)
+    return changed
 
 
 def versions(config: SpatialForcingConfig) -> dict[str, str]:
-    """The version of each distribution that has a part in a run, the core's among them."""
-    named = {split_name(name)[0] for name in _names(config.model_dump())}
+    """The version of each distribution that has a component in a run, also inside another one; and the core's."""
+    named = re.findall(r'"name":"([^":]+)', config.model_dump_json())
     parts = [entry for entry in default_registry().entries if entry.name in named]
     return {**{entry.distribution: entry.version for entry in parts}, CORE: __version__}
-
-
-def _names(value: object) -> Iterator[str]:
-    """The names of all components, those inside of others included."""
-    if isinstance(value, Mapping) and isinstance(value.get("name"), str):
-        yield value["name"]
-    for item in value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ():
-        yield from _names(item)
 
 
 def warn_of_another_policy(folder: Path, record: Record) -> None:

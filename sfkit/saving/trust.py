@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -16,7 +16,7 @@ from sfkit.config import ComponentSpec, Options, SpatialForcingConfig, one_or_se
 from sfkit.errors import ConfigError, PluginError, TrustError, did_you_mean
 from sfkit.registry.component import SetBy, is_changeable, set_by
 from sfkit.registry.registry import Entry, Kind, default_registry, split_name
-from sfkit.utils.places import differences, digest_in, digest_of, is_local, scrubbed, without_places
+from sfkit.utils.places import digest_in, digest_of, is_local, scrubbed, without_places
 
 logger = logging.getLogger("sfkit")
 
@@ -287,28 +287,17 @@ def _published(kind: Kind, spec: ComponentSpec, replaced: dict[str, str]) -> Com
     return ComponentSpec(name=name, options=options)
 
 
-def changes(
-    saved: SpatialForcingConfig, now: SpatialForcingConfig, given: Given
-) -> Iterator[tuple[str, object, object]]:
-    """What a run has otherwise than the one that it resumes: path, and both values.
-
-    Options that are :data:`~sfkit.registry.component.Changeable`, and settings that teach nothing else, are left out.
+def lasting(config: SpatialForcingConfig, given: Given) -> Any:
+    """What a resumed run shares with the saved one, as JSON: without options that are ``Changeable``, or how it is run.
 
     Args:
-        saved: The configuration of the earlier run, as it was published.
-        now: That of this run.
-        given: The caller's options, by the name of a component as the file has it. They stand for those of the file
-            that a file may not set.
+        config: Of either.
+        given: The caller's options, by the name of a component in ``config``. They replace what a file may not set.
     """
-    return differences(_lasting(saved, given), _lasting(now, {}))
-
-
-def _lasting(config: SpatialForcingConfig, given: Given) -> dict[str, object]:
     found = _map_components(dict(config), lambda kind, spec: _comparable(kind, spec, given.get(spec.name, {})))
     # A pair by itself: it does not matter whether the whole run, or the pair alone, was given an objective.
     pairs = [{**pair, **{name: found[name] for name in _OF_PAIRS if pair[name] is None}} for pair in found["pairs"]]
-    lasting: dict[str, object] = to_jsonable_python({"pairs": pairs, **{name: found[name] for name in _LASTING}})
-    return lasting
+    return to_jsonable_python({"pairs": pairs, **{name: found[name] for name in _LASTING}})
 
 
 def _comparable(kind: Kind, spec: ComponentSpec, own: Mapping[str, object]) -> ComponentSpec:

@@ -19,7 +19,7 @@ _WHOLE, _PARTS, _PART = 2**26, 1024, 4096
 #: A path of this length gives nobody away, and stands in the middle of other words.
 _SHORT = 3
 #: In :func:`differences`, in the place of a value that is not there.
-ABSENT = object()
+ABSENT = type("Absent", (), {"__repr__": lambda _: "absent"})()
 _UNNAMED = "a local file or folder"
 _ROOTED = re.compile(r"[/\\~]|\.{1,2}([/\\]|$)|[A-Za-z]:[/\\]")
 

@@ -134,6 +134,13 @@ def test_fault_75_an_argument_given_again_must_be_the_same(case: str, install: I
     assert resumed(tmp_path, pairs=[pair], **RUN).steps == 1
 
 
+def test_fault_75_options_of_a_saved_component_are_compared(install: Install, tmp_path: Path) -> None:
+    folder = saved(tmp_path, objective="info-nce")
+    assert resumed(folder, options={"placed": {"micro_batch": 1}, "info-nce": {"negatives": "sample"}}).steps == 1
+    with pytest.raises(CheckpointError, match=r"negatives was 'sample' and is 'view'"):
+        resumed(folder, options={"info-nce": {"negatives": "view"}})
+
+
 def test_fault_75_options_inside_of_others_are_compared(install: Install, tmp_path: Path) -> None:
     folder = saved(tmp_path, objective=SUM)
     same = ("sum", {"terms": ["cosine", ("relational", 0.5)]})
@@ -186,7 +193,7 @@ def test_a_change_that_is_meant_is_written_into_the_file(install: Install, tmp_p
     checkpoint.load_into(handle, folder)
 
 
-def test_the_same_file_may_lie_elsewhere(install: Install, tmp_path: Path) -> None:
+def test_fault_75_a_file_that_lies_elsewhere_is_the_same(install: Install, tmp_path: Path) -> None:
     file = tmp_path / "a.safetensors"
     file.write_bytes(b"weights")
     folder = saved(tmp_path / "run", teacher=("placed", {"weights": str(file)}))
