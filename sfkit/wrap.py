@@ -286,25 +286,25 @@ class SpatialForcing(Aligner):
             policy: The policy, loaded by its own framework first.
             source: A local folder or a Hub repository that contains ``spatial_forcing/``.
             revision: Of the repository.
-            options: New options of saved components, by saved name: ``{"vggt": {"weights": "vggt.safetensors"}}``.
-            changes: Arguments of :meth:`wrap` that override what was saved (``cameras`` is not saved: pass it again).
+            options: Options of saved components, by saved name: ``{"vggt": {"weights": "vggt.safetensors"}}``.
+            changes: Arguments of :meth:`wrap`: ``cameras`` and instances again, or how to weight and compute it.
 
         Raises:
-            CheckpointError: Files are missing, damaged, or do not fit.
+            CheckpointError: Files are missing, damaged, or do not fit; or this is another run than the saved one.
             TrustError: The saved configuration asks for what only the caller may give.
         """
         folder = checkpoint.locate(source, revision)
-        config = checkpoint.read_config(folder)
-        saved = {key: value for key, value in checkpoint.wrap_arguments(config).items() if key not in changes}
-        saved = admit(saved, checkpoint.origin_of(source, folder), options or {})
+        record = checkpoint.read(folder)
+        saved = {key: value for key, value in record.arguments.items() if key not in changes}
+        saved = admit(saved, checkpoint.origin_of(source, folder, record), options or {})
         policy = SpatialForcing.wrap(policy, **saved, **changes)
         handle = handle_of(policy)
         try:
-            checkpoint.load_into(handle, folder)
+            checkpoint.load_into(handle, folder, record, changes, options)
         except Exception:
             SpatialForcing.unwrap(policy)
             raise
-        before, now = config.grad_accumulation or 1, handle.grad_accumulation or 1
+        before, now = record.config.grad_accumulation or 1, handle.grad_accumulation or 1
         if now != before:  # the schedule's step stays what it was
             handle.steps = handle.steps // before * now
         return policy

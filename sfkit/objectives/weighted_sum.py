@@ -61,7 +61,11 @@ class SumObjective(Objective):
     terms: tuple[tuple[float, Objective], ...] = ()
 
     def build_terms(self, build: Callable[[ComponentSpec], Objective]) -> None:
-        self.terms = tuple((term.weight, build(term.objective)) for term in self.options.terms if term.weight)
+        built = [(term, build(term.objective)) for term in self.options.terms]
+        # With the defaults of each objective: they are saved.
+        terms = tuple(term.model_copy(update={"objective": objective.spec}) for term, objective in built)
+        self.options = self.options.model_copy(update={"terms": terms})
+        self.terms = tuple((term.weight, objective) for term, objective in built if term.weight)
         for _, term in self.terms:
             if term.reads != "features":
                 raise ConfigError(

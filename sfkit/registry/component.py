@@ -42,6 +42,11 @@ Harmless = Annotated[T, Mark(SetBy.ANY_FILE)]
 #: logged; a file of the Hub may not.
 Reaching = Annotated[T, Mark(SetBy.LOCAL_FILE)]
 
+_CHANGEABLE = "changeable"
+#: ``Changeable[int]``: a resumed run may have another value, because the option changes how something is computed, or
+#: describes the data, and not what is learned. It goes around other marks: ``Changeable[Harmless[bool]]``.
+Changeable = Annotated[T, _CHANGEABLE]
+
 _NUMBERS = (int, float, types.NoneType)
 _COLLECTIONS = (tuple, list, dict, set, frozenset, Sequence, Mapping, Iterable)
 
@@ -62,6 +67,11 @@ def set_by(field: FieldInfo) -> SetBy:
     """Who may set an option that holds no component."""
     unmarked = SetBy.ANY_FILE if is_data(field.annotation) else SetBy.CALL
     return max((item.by for item in field.metadata if isinstance(item, Mark)), default=unmarked)
+
+
+def is_changeable(field: FieldInfo) -> bool:
+    """Whether an option has the mark :data:`Changeable`."""
+    return _CHANGEABLE in field.metadata
 
 
 #: The options that constructors take. Inside a component's class, ``Options`` names its own options.
@@ -90,5 +100,11 @@ class Configurable:
 
     @property
     def spec(self) -> ComponentSpec:
-        """Name and the options that differ from their defaults, as JSON values."""
-        return ComponentSpec(name=self.name, options=self.options.model_dump(mode="json", exclude_defaults=True))
+        """Name and all options as JSON values, so that it is the same where another version has other defaults."""
+        return ComponentSpec(name=self.name, options=self.options.model_dump(mode="json"))
+
+    @property
+    def changed_options(self) -> dict[str, Any]:
+        """The options of :attr:`spec` that are not at their defaults."""
+        changed = self.options.model_dump(mode="json", exclude_defaults=True)
+        return {key: value for key, value in self.spec.options.items() if key in changed}

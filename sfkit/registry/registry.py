@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from fnmatch import fnmatchcase
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from types import ModuleType
 from typing import Any, Literal, get_args
 
@@ -100,6 +100,14 @@ class Entry:
     def form(self) -> str:
         """What users write: the name, with a placeholder where it takes an argument."""
         return f"{self.name}:<{self.placeholder or self.argument}>" if self.argument else self.name
+
+    @property
+    def version(self) -> str:
+        """The installed version of the distribution; ``"unknown"`` for a component that is registered by hand."""
+        try:
+            return version(self.distribution)
+        except (PackageNotFoundError, ValueError):
+            return "unknown"
 
     def options_of(self, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         """The options of a component, with the argument of its name among them.

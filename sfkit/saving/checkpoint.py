@@ -16,10 +16,9 @@ import shutil
 import stat
 import tempfile
 import time
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -27,24 +26,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sfkit import __version__
-from sfkit.config import SpatialForcingConfig, balance_ratio
-from sfkit.errors import CheckpointError, ConfigError, SfkitWarning
+from sfkit.config import SpatialForcingConfig
+from sfkit.errors import CheckpointError, ConfigError
 from sfkit.health.figures import sample_of
-from sfkit.saving.hub import CONFIG, FOLDER, LIMITS, PROJECTOR, README, download, readme, refuse_size
-from sfkit.saving.trust import Origin, Published
+from sfkit.saving import hub
+from sfkit.saving.hub import CONFIG, FOLDER, LIMITS, PROJECTOR, README, Record, download, readme, refuse_size
+from sfkit.saving.trust import Given, Origin, Published
 from sfkit.teachers.base import Teacher, license_note
 from sfkit.training import state
 from sfkit.training.step import Aligner
-from sfkit.utils.places import digest_of_parts, read_json
+from sfkit.utils.places import read_json
 
 T = TypeVar("T")
 
-_FORMAT = "sfkit.checkpoint/4"
+_FORMAT = "sfkit.checkpoint/5"
 #: Prefixes of entries that depend on weight and schedule, and of the health monitor's.
 _WEIGHTING = ("schedule.", "balance.", "measured")
 _HEALTH = "health."
-#: How the names of files with a policy's weights begin, in LeRobot, transformers, PEFT and diffusers.
-_WEIGHTS = ("model", "pytorch_model", "adapter_model", "diffusion_pytorch_model")
 #: How often a folder is looked for that other processes replace, and replaced.
 _TRIES = 200
 #: The folder that is being replaced, within the temporary one.
@@ -63,9 +61,10 @@ def save(
     record = {
         "format": _FORMAT,
         "sfkit_version": __version__,
+        "versions": hub.versions(config),
         "config": public.config.model_dump(mode="json"),
         "teachers": identities,
-        "policy_files": policy_files(directory),
+        "policy_files": hub.policy_files(directory),
     }
     try:
         _tidy(directory)
@@ -88,19 +87,6 @@ def save(
         raise CheckpointError(
             f"{directory / FOLDER} could not be written: {error}", "Check the disk and the permissions of the folder."
         ) from error
-
-
-def policy_files(directory: Path) -> dict[str, str]:
-    """Size and digest of the policy's weights in a folder, by the name of the file; ``{}`` where there are none.
-
-    Files of a trainer (its optimizer, its processors), which are written later, are not among them.
-    """
-    found = {}
-    for path in sorted(directory.glob("*")):
-        if path.suffix in (".safetensors", ".bin") and path.name.startswith(_WEIGHTS):
-            with contextlib.suppress(OSError):  # a folder, or replaced by another process just now
-                found[path.name] = f"{path.stat().st_size}:{digest_of_parts(path)}"
-    return found
 
 
 def _install(fresh: Path, target: Path, earlier: Path) -> None:
@@ -243,21 +229,22 @@ def _sizes(folder: Path) -> dict[str, int]:
     return {name: (folder / name).stat().st_size for name in names}
 
 
-def origin_of(source: str | Path, folder: Path) -> Origin:
+def origin_of(source: str | Path, folder: Path, record: Record) -> Origin:
     """Where the configuration of a checkpoint was read, for :func:`sfkit.saving.trust.admit`."""
     local = _exists(source)
     file = str(folder / CONFIG) if local else f"{FOLDER}/{CONFIG} of the repository {str(source)!r}"
-    return Origin(file, local, lambda name, options: f"add options={{{name!r}: {dict(options)!r}}} to the call")
+    ask = "add options={{{!r}: {!r}}} to the call".format
+    return Origin(file, local, lambda name, options: ask(name, dict(options)), record.versions)
 
 
-def read_config(folder: Path) -> SpatialForcingConfig:
-    """Read the saved configuration.
+def read(folder: Path) -> Record:
+    """Read what was saved beside the projector.
 
     Raises:
         CheckpointError: It is damaged, or was written by a version with another format.
     """
     try:
-        record = _read(folder, _record)
+        record = _read(folder, lambda place: read_json(place / CONFIG, size=LIMITS[f"{FOLDER}/{CONFIG}"]))
         if not isinstance(record, dict):
             raise ValueError("it is no JSON object")
         if record.get("format") != _FORMAT:
@@ -265,37 +252,43 @@ def read_config(folder: Path) -> SpatialForcingConfig:
                 f"{folder / CONFIG} has format {record.get('format')!r}, expected {_FORMAT!r}.",
                 f"It was written by sfkit {record.get('sfkit_version', 'of unknown version')}: use that version.",
             )
-        return SpatialForcingConfig.parse(str(folder / CONFIG), record["config"])
-    except (OSError, ValueError, KeyError, ConfigError) as error:
+        config = SpatialForcingConfig.parse(str(folder / CONFIG), record["config"])
+        return Record(config, dict(record["versions"]), dict(record["policy_files"]))
+    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
         raise CheckpointError(f"{folder / CONFIG} could not be read: {error}") from error
 
 
-def _record(folder: Path) -> object:
-    return read_json(folder / CONFIG, size=LIMITS[f"{FOLDER}/{CONFIG}"])
-
-
-def wrap_arguments(config: SpatialForcingConfig) -> dict[str, Any]:
-    """The arguments of ``wrap`` that a configuration stands for."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in config}
-
-
-def load_into(handle: Aligner, folder: Path) -> None:
+def load_into(
+    handle: Aligner,
+    folder: Path,
+    record: Record | None = None,
+    given: Collection[str] = (),
+    options: Given | None = None,
+) -> None:
     """Load projector and state, strictly: each entry that is missing, unexpected, misshapen or not finite is named.
 
     The state of a schedule or a balance that the handle does not have, because the caller chose another, is left out.
 
+    Args:
+        handle: What goes on with it.
+        folder: The ``spatial_forcing`` folder.
+        record: What :func:`read` has found there; by default it is read.
+        given: Arguments of ``wrap`` that the caller gave: among them, weight and schedule may be others than saved.
+        options: The caller's options of components, by their saved names, of which paths may be others.
+
     Raises:
         CheckpointError: Something does not fit; the handle is what it was.
     """
-    path, config = folder / PROJECTOR, read_config(folder)
-    _warn_of_another_policy(folder)
+    path, record = folder / PROJECTOR, record or read(folder)
+    hub.warn_of_another_policy(folder, record)
+    changed = hub.require_same(folder / CONFIG, record, handle.config, given, options or {})
     try:
         entries = _read(folder, _entries)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{path} could not be read: {error}", "It may be truncated; restore or retrain."
         ) from error
-    if _weighting(config) != _weighting(handle.config):
+    if changed:
         mine = {key: value for key, value in state.of(handle).items() if key.startswith(_WEIGHTING)}
         others = {key: value for key, value in entries.items() if not key.startswith(_WEIGHTING)}
         entries = {**others, **{key: entries.get(key, value) for key, value in mine.items()}}
@@ -310,24 +303,6 @@ def load_into(handle: Aligner, folder: Path) -> None:
         observer.load_state({key[len(own) :]: item for key, item in references.items() if key.startswith(own)})
 
 
-def _warn_of_another_policy(folder: Path) -> None:
-    """Warn where the policy's files beside ``folder`` are not those that it was saved with."""
-    record = _read(folder, _record)
-    saved, now = record.get("policy_files") if isinstance(record, dict) else None, policy_files(folder.parent)
-    # Of a repository, and where the policy lies elsewhere, there is nothing to compare.
-    if not isinstance(saved, dict) or folder.name != FOLDER or not (saved and now):
-        return
-    changed = [name for name, digest in saved.items() if now.get(name) != digest]
-    if changed:
-        warnings.warn(
-            f"sfkit: {', '.join(sorted(changed))} in {folder.parent} changed after {FOLDER}/ was saved, so policy and "
-            "projector may be of different steps: a save was killed halfway, or the policy was trained or saved "
-            "without sfkit since. If that was not on purpose, resume from an earlier checkpoint.",
-            SfkitWarning,
-            stacklevel=4,
-        )
-
-
 def _entries(folder: Path) -> dict[str, Tensor]:
     path = folder / PROJECTOR
     try:
@@ -335,11 +310,6 @@ def _entries(folder: Path) -> dict[str, Tensor]:
     except RuntimeError as error:  # safetensors maps the file through torch, whose error is no OSError
         gone = "No such file" in str(error)  # another process has replaced the folder meanwhile
         raise (FileNotFoundError if gone else OSError)(str(error)) from error
-
-
-def _weighting(config: SpatialForcingConfig) -> tuple[object, bool]:
-    """What decides which entries :data:`_WEIGHTING` there are."""
-    return config.schedule, balance_ratio(config.weight) is None
 
 
 def _references(handle: Aligner, entries: Mapping[str, Tensor]) -> dict[str, Tensor]:

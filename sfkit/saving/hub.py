@@ -1,19 +1,31 @@
-"""What is published of a checkpoint: its files with limits of size, its page, and the way back from the Hub."""
+"""What is published of a checkpoint: files with limits of size, page and record; and the way back from the Hub."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import re
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sfkit import __version__
 from sfkit.config import SpatialForcingConfig
-from sfkit.errors import CheckpointError
+from sfkit.errors import CheckpointError, SfkitWarning
+from sfkit.registry.registry import CORE, default_registry
+from sfkit.saving.trust import Given, lasting
 from sfkit.training.taps import site_of
+from sfkit.utils.places import ABSENT, differences, digest_of_parts
 
 FOLDER = "spatial_forcing"
 CONFIG, PROJECTOR, README = "config.json", "projector.safetensors", "README.md"
 #: The files that are fetched and read, and their largest sizes in bytes.
 LIMITS = {f"{FOLDER}/{CONFIG}": 2**20, f"{FOLDER}/{PROJECTOR}": 2**32, f"{FOLDER}/{README}": 2**20}
+#: How the names of files with a policy's weights begin, in LeRobot, transformers, PEFT and diffusers.
+_WEIGHTS = ("model", "pytorch_model", "adapter_model", "diffusion_pytorch_model")
+#: What a resumed run may have otherwise, where its caller gives it.
+_FREE = frozenset({"weight", "schedule"})
 
 
 def download(repo: str, revision: str | None) -> Path:
@@ -88,3 +100,96 @@ def readme(config: SpatialForcingConfig, identities: Sequence[Mapping[str, str]]
         f"Teachers (no weights of theirs are in here):\n\n{sources}\n"
         + "".join(f"\n**Note:** {note}\n" for note in notes)
     )
+
+
+@dataclass(frozen=True)
+class Record:
+    """What ``config.json`` says.
+
+    Attributes:
+        config: The configuration, with all options, as it was published.
+        versions: Of the distributions whose components are in it.
+        policy_files: Size and digest of the policy's weights beside it.
+    """
+
+    config: SpatialForcingConfig
+    versions: Mapping[str, object]
+    policy_files: Mapping[str, object]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of ``wrap`` that the configuration stands for."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in self.config}
+
+
+def require_same(
+    file: Path, record: Record, config: SpatialForcingConfig, given: Collection[str], options: Given
+) -> set[str]:
+    """Compare a run with the saved one, and warn once of other versions; see :func:`sfkit.saving.checkpoint.load_into`.
+
+    Returns:
+        Which of weight and schedule are others.
+
+    Raises:
+        CheckpointError: Anything else is.
+    """
+    found = {path: values for path, *values in differences(lasting(record.config, options), lasting(config, {}))}
+    # With an option that did not exist then, there is nothing to compare.
+    added = [path for path, (then, _) in found.items() if then is ABSENT and path.split(".")[-2:-1] == ["options"]]
+    changed = {path.partition(".")[0] for path in found.keys() - added}
+    wrong = changed - _FREE.intersection(given)
+    then, now = record.versions, versions(config)
+    others = ", ".join(f"{name} {then.get(name)!r} (now {now[name]!r})" for name in now if then.get(name) != now[name])
+    if wrong:
+        listed = [f"{path} was {a!r} and is {b!r}" for path, (a, b) in found.items() if path.partition(".")[0] in wrong]
+        raise CheckpointError(
+            f"This run is not the one of {file}: {'; '.join(listed)}.{others and f' It was saved with {others}.'}",
+            "Use the saved values, or begin anew without that folder. If another weight or schedule is meant, give it; "
+            "if something else is, write it into that file too.",
+        )
+    if others or added:
+        new = "".join(f" {path} is new, and {found[path][1]!r}." for path in added)
+        warnings.warn(
+            f"sfkit: {file} was saved with {others or 'other code'}.{new} Its options apply as they were; what the "
+            "code makes of them may have changed. To be sure, install the versions that it was saved with.",
+            SfkitWarning,
+            stacklevel=4,
+        )
+    return changed
+
+
+def versions(config: SpatialForcingConfig) -> dict[str, str]:
+    """The version of each distribution that has a component in a run, also inside another one; and the core's."""
+    named = re.findall(r'"name":"([^":]+)', config.model_dump_json())
+    parts = [entry for entry in default_registry().entries if entry.name in named]
+    return {**{entry.distribution: entry.version for entry in parts}, CORE: __version__}
+
+
+def warn_of_another_policy(folder: Path, record: Record) -> None:
+    """Warn where the policy's files beside ``folder`` are not those that it was saved with."""
+    saved, now = record.policy_files, policy_files(folder.parent)
+    # Of a repository, and where the policy lies elsewhere, there is nothing to compare.
+    if folder.name != FOLDER or not (saved and now):
+        return
+    changed = [name for name, digest in saved.items() if now.get(name) != digest]
+    if changed:
+        warnings.warn(
+            f"sfkit: {', '.join(sorted(changed))} in {folder.parent} changed after {FOLDER}/ was saved, so policy and "
+            "projector may be of different steps: a save was killed halfway, or the policy was trained or saved "
+            "without sfkit since. If that was not on purpose, resume from an earlier checkpoint.",
+            SfkitWarning,
+            stacklevel=4,
+        )
+
+
+def policy_files(directory: Path) -> dict[str, str]:
+    """Size and digest of the policy's weights in a folder, by the name of the file; ``{}`` where there are none.
+
+    Files of a trainer (its optimizer, its processors), which are written later, are not among them.
+    """
+    found = {}
+    for path in sorted(directory.glob("*")):
+        if path.suffix in (".safetensors", ".bin") and path.name.startswith(_WEIGHTS):
+            with contextlib.suppress(OSError):  # a folder, or replaced by another process just now
+                found[path.name] = f"{path.stat().st_size}:{digest_of_parts(path)}"
+    return found

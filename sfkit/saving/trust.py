@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
 
 from sfkit.config import ComponentSpec, Options, SpatialForcingConfig, one_or_several
 from sfkit.errors import ConfigError, PluginError, TrustError, did_you_mean
-from sfkit.registry.component import SetBy, set_by
+from sfkit.registry.component import SetBy, is_changeable, set_by
 from sfkit.registry.registry import Entry, Kind, default_registry, split_name
 from sfkit.utils.places import digest_in, digest_of, is_local, scrubbed, without_places
 
@@ -31,6 +33,9 @@ _KINDS: Mapping[str, Kind] = {
     "adapter": "policy",
 }
 _SEVERAL = ("transforms", "schedule")
+#: What a run shares with the one that it resumes. The other fields say how it is computed, measured and logged.
+_LASTING = ("adapter", "shared_projector", "pair_reduction", "weight", "schedule")
+_OF_PAIRS = ("objective", "projector", "transforms")
 _WHY = {
     SetBy.CALL: "may permit code: its plugin does not say that a file may set it",
     SetBy.LOCAL_FILE: "names a file or a repository",
@@ -45,11 +50,13 @@ class Origin:
         file: Its name in errors.
         local: Whether the caller named a file on this machine, and not a repository of the Hub.
         ask: From a component's name and options to what the caller has to write.
+        versions: Of the distributions that it was written with, where it says so.
     """
 
     file: str
     local: bool
     ask: Callable[[str, Mapping[str, object]], str]
+    versions: Mapping[str, object] = MappingProxyType({})
 
 
 def admit(arguments: Arguments, origin: Origin | None, given: Given) -> dict[str, Any]:
@@ -132,6 +139,7 @@ def _check(
 
     Raises:
         TrustError: The caller must give one of the file's options, or gives another file than the one that was saved.
+        ConfigError: The installed component does not take an option or value of the file.
     """
     # A digest has no path: options of this kind must come from the caller before the others can be parsed.
     what = f"{entry.kind} {name!r}"
@@ -141,7 +149,13 @@ def _check(
     for key, value in own.items():
         if expected := digest_in(saved.get(key)):
             _verify_digest(f"Option {key} of {what}", value, expected, origin)
-    options = _settings(_options_class(entry).parse(name, {**saved, **own}))
+    try:
+        options = _settings(_options_class(entry).parse(name, {**saved, **own}))
+    except ConfigError as error:
+        if (then := origin.versions.get(entry.distribution)) is None:
+            raise
+        wrote = f"{entry.distribution} {then!r}, where {entry.version!r} is installed"
+        raise ConfigError(f"{origin.file} was written with {wrote}. {error.message}", error.remedy) from error
     # Who permits code says whose code it is.
     permits_code = any(key in own and by is SetBy.CALL for key, by, _ in options)
     most = SetBy.LOCAL_FILE if origin.local and not permits_code else SetBy.ANY_FILE
@@ -271,3 +285,28 @@ def _published(kind: Kind, spec: ComponentSpec, replaced: dict[str, str]) -> Com
         if key not in fields or set_by(fields[key]) is not SetBy.ANY_FILE:
             options[key] = without_places(value, replaced)
     return ComponentSpec(name=name, options=options)
+
+
+def lasting(config: SpatialForcingConfig, given: Given) -> Any:
+    """What a resumed run shares with the saved one, as JSON: without options that are ``Changeable``, or how it is run.
+
+    Args:
+        config: Of either.
+        given: The caller's options, by the name of a component in ``config``. They replace what a file may not set.
+    """
+    found = _map_components(dict(config), lambda kind, spec: _comparable(kind, spec, given.get(spec.name, {})))
+    # A pair by itself: it does not matter whether the whole run, or the pair alone, was given an objective.
+    pairs = [{**pair, **{name: found[name] for name in _OF_PAIRS if pair[name] is None}} for pair in found["pairs"]]
+    return to_jsonable_python({"pairs": pairs, **{name: found[name] for name in _LASTING}})
+
+
+def _comparable(kind: Kind, spec: ComponentSpec, own: Mapping[str, object]) -> ComponentSpec:
+    """A component with its argument among its options, and without what a resumed run may change."""
+    try:
+        entry = default_registry().get(kind, spec.name)
+        fields, options = _options_class(entry).model_fields, entry.options_of(spec.name, spec.options)
+    except (ConfigError, PluginError):  # an instance that is not registered
+        return _published(kind, spec, {})
+    options.update({key: item for key, item in own.items() if key in fields and set_by(fields[key]) > SetBy.ANY_FILE})
+    kept = {key: item for key, item in options.items() if not (key in fields and is_changeable(fields[key]))}
+    return _published(kind, ComponentSpec(name=entry.name, options=kept), {})

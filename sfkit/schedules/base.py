@@ -118,5 +118,5 @@ class Product(tuple[Schedule, ...]):
 
 
 def _described(schedule: Schedule) -> str:
-    options = ", ".join(f"{key}={value}" for key, value in schedule.spec.options.items())
+    options = ", ".join(f"{key}={value}" for key, value in schedule.changed_options.items())
     return f"{schedule.name}({options})" if options else schedule.name

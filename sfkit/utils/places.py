@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ _BLOCK = 2**22
 _WHOLE, _PARTS, _PART = 2**26, 1024, 4096
 #: A path of this length gives nobody away, and stands in the middle of other words.
 _SHORT = 3
+#: In :func:`differences`, in the place of a value that is not there.
+ABSENT = type("Absent", (), {"__repr__": lambda _: "absent"})()
 _UNNAMED = "a local file or folder"
 _ROOTED = re.compile(r"[/\\~]|\.{1,2}([/\\]|$)|[A-Za-z]:[/\\]")
 
@@ -120,6 +122,27 @@ def scrubbed(text: str, replaced: Mapping[str, str]) -> str:
     for path in sorted(replaced, key=len, reverse=True):
         text = text.replace(path, replaced[path])
     return _UNNAMED if is_local(text) else text
+
+
+def differences(saved: object, now: object, path: str = "") -> Iterator[tuple[str, object, object]]:
+    """Path and both values of each difference between two JSON values; :data:`ABSENT` where there is no value.
+
+    Of two things with other names, the names alone differ. A digest is the same in both forms of :func:`digest_in`.
+    """
+    first, second = _by_key(saved), _by_key(now)
+    if first is None or second is None:
+        if (digest_in(saved) or saved) != (digest_in(now) or now):
+            yield path, saved, now
+        return
+    for key in {**first, **second} if first.get("name") == second.get("name") else ("name",):
+        yield from differences(first.get(key, ABSENT), second.get(key, ABSENT), f"{path}.{key}".lstrip("."))
+
+
+def _by_key(value: object) -> Mapping[object, object] | None:
+    """A mapping, or a list by its indices; None for a single value or a digest."""
+    if isinstance(value, (list, tuple)):
+        return dict(enumerate(value))
+    return value if isinstance(value, Mapping) and set(value) != {"sha256"} else None
 
 
 def read_json(path: Path, *, size: int = 2**20, depth: int = 64) -> Any:

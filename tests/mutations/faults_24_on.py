@@ -89,7 +89,7 @@ HIGH = (
     Mutant(29, "LoadRecord.check", drop_raise("CheckpointError", within="unexpected"),
            "test_fault_29_keys_that_do_not_fit_are_an_error[missing]",
            "test_fault_29_what_pi0_only_prints_is_an_error[pi0-missing]"),
-    Mutant(29, "_require_same", drop_raise("CheckpointError"),
+    Mutant(29, "require_same", drop_raise("CheckpointError"),
            "test_fault_29_a_projector_of_another_teacher_is_an_error"),
     # 30: alignment in evaluation
     Mutant(30, "Aligner.wrapped_forward", fix_condition(True, "training"),

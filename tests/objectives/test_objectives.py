@@ -454,7 +454,8 @@ def test_a_sum_is_the_sum(seed: int, weights: list[float]) -> None:
 
 def test_a_sum_is_written_out_and_built_again() -> None:
     spec = build_objective(ALL["sum"]).spec
-    assert spec.options["terms"][1] == {"objective": {"name": "relational", "options": {"scope": "all"}}, "weight": 0.5}
+    relational = {"name": "relational", "options": {"scope": "all", "distance": "mse", "margin": 0.0}}
+    assert spec.options["terms"][1] == {"objective": relational, "weight": 0.5}
     assert build_objective(spec).spec == spec
 
 

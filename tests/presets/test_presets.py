@@ -53,6 +53,9 @@ def wrap(tiny: Make, preset: Any, blocks: int = 3, **arguments: Any) -> Any:
     return SpatialForcing.wrap(tiny(num_layers=blocks), preset=preset, **{"adapter": "tiny", **arguments})
 
 
+MLP = ComponentSpec(name="mlp", options={"hidden": None, "norm": True})
+
+
 def config(policy: Any) -> SpatialForcingConfig:
     found: SpatialForcingConfig = policy.spatial_forcing.config
     return found
@@ -69,13 +72,13 @@ def test_spatial_forcing_for_pi0(tiny: Make) -> None:
     found = config(wrap(tiny, "spatial-forcing-pi0", 18, teacher=Stand()))
     (pair,) = found.pairs
     assert (pair.student_layer, pair.teacher.name, pair.teacher_layer) == (12, "vggt", 24)
-    assert (found.weight, found.objective.name, found.projector) == (0.5, "cosine", ComponentSpec(name="mlp"))
+    assert (found.weight, found.objective.name, found.projector) == (0.5, "cosine", MLP)
     assert not found.schedule or found.schedule[0].name == "constant"
     assert options(found.transforms) == [
-        ("position-code", {"scale": "absolute"}),
+        ("position-code", {"ratio": 0.1, "scale": "absolute"}),
         ("resample", {"align_corners": True, "scale_factor": True}),
     ]
-    assert not found.adapter.options, "no token shift"
+    assert found.adapter.options == {"token_shift": 0}
 
 
 def test_fault_16_the_openvla_preset_shifts_tokens(tiny: Make) -> None:
@@ -100,7 +103,7 @@ def test_fault_35_rockets_pairs_are_layers_that_mean_one_thing(
     assert [pair.teacher_layer for pair in found.pairs] == [3, 5, 7, 9, 11, 13, 15, 17, 19, 24]
     assert {pair.weight for pair in found.pairs} == {1.0}
     assert (found.pair_reduction, found.shared_projector, found.weight) == ("mean", True, 0.5)
-    assert found.adapter.options == shift
+    assert found.adapter.options == {"token_shift": 0, **shift}
     assert len(policy.spatial_forcing.runners) == 1, "the teacher runs once"
     policy(tiny_batch())[0].backward()
     assert policy.spatial_forcing.runners[0].num_forwards == 1
@@ -183,10 +186,14 @@ def test_every_preset_trains_a_policy_that_it_fits(tiny: Make, name: str) -> Non
     [
         ({"weight": 0.0}, "weight", 0.0),
         ({"weight": "balance:0.1"}, "weight", "balance:0.1"),
-        ({"objective": "mse"}, "objective", ComponentSpec(name="mse")),
-        ({"projector": "linear"}, "projector", ComponentSpec(name="linear")),
+        ({"objective": "mse"}, "objective", ComponentSpec(name="mse", options={"normalize": "layer"})),
+        ({"projector": "linear"}, "projector", ComponentSpec(name="linear", options={"norm": False, "bias": True})),
         ({"transforms": []}, "transforms", ()),
-        ({"schedule": "cosine:10"}, "schedule", (ComponentSpec(name="cosine", options={"steps": 10}),)),
+        (
+            {"schedule": "cosine:10"},
+            "schedule",
+            (ComponentSpec(name="cosine", options={"steps": 10, "delay": 0, "to": 0.0}),),
+        ),
         ({"pair_reduction": "mean"}, "pair_reduction", "mean"),
         ({"shared_projector": True}, "shared_projector", True),
     ],
@@ -223,9 +230,10 @@ def test_the_users_adapter_options_go_before_the_presets(tiny: Make) -> None:
 def test_without_a_preset_the_defaults_are_what_they_were(tiny: Make) -> None:
     plain = tiny()
     found = config(SpatialForcing.wrap(plain, PatchTeacher(), adapter=TinyAdapter(plain)))
-    for name in ("objective", "projector", "transforms", "weight", "shared_projector", "pair_reduction"):
+    for name in ("objective", "transforms", "weight", "shared_projector", "pair_reduction"):
         assert getattr(found, name) == SpatialForcingConfig.model_fields[name].default
-    assert not found.adapter.options
+    assert found.projector == MLP
+    assert found.adapter.options == {"token_shift": 0}
 
 
 # ------------------------------------------------------------------------------------------ where they do not fit

@@ -164,8 +164,8 @@ def test_missing_or_foreign_folders_are_explained(tmp_path: Path, monkeypatch: A
     make().spatial_forcing.save(tmp_path)
     config = tmp_path / "spatial_forcing" / "config.json"
     written = config.read_text()
-    for other in (1, 3, 9):
-        config.write_text(written.replace("sfkit.checkpoint/4", f"sfkit.checkpoint/{other}"))
+    for other in (1, 4, 9):
+        config.write_text(written.replace("sfkit.checkpoint/5", f"sfkit.checkpoint/{other}"))
         with pytest.raises(CheckpointError, match=rf"sfkit\.checkpoint/{other}.*expected"):
             SpatialForcing.from_pretrained(fresh, tmp_path)
     config.write_text("{")

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sfkit import SfkitWarning, SpatialForcing
-from sfkit.saving import checkpoint
+from sfkit.saving import hub
 from sfkit.testing.tiny import TinyAdapter, TinyPolicy
 from sfkit.utils.places import digest_of_parts
 
@@ -80,7 +80,7 @@ def test_files_of_a_trainer_do_not_count(tmp_path: Path) -> None:
         (tmp_path / name).write_text("later")
     assert load(tmp_path) == (0, [])
     assert handle.save(tmp_path)
-    assert list(checkpoint.policy_files(tmp_path)) == ["model.safetensors"]
+    assert list(hub.policy_files(tmp_path)) == ["model.safetensors"]
 
 
 def test_a_projector_beside_no_policy_loads_in_silence(tmp_path: Path) -> None:

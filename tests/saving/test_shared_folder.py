@@ -80,7 +80,7 @@ def test_leftovers_in_a_read_only_folder_are_read(tmp_path: Path) -> None:
     (tmp_path / checkpoint.FOLDER).rename(work / "earlier")
     tmp_path.chmod(0o555)
     try:
-        assert checkpoint.read_config(checkpoint.locate(tmp_path)).pairs
+        assert checkpoint.read(checkpoint.locate(tmp_path)).config.pairs
         if not os.access(tmp_path, os.W_OK):  # not as root
             with pytest.raises(CheckpointError, match="could not be written"):
                 make().save(tmp_path)

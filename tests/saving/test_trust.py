@@ -228,20 +228,21 @@ def test_fault_56_every_component_of_a_file_is_checked(
 
 
 def test_fault_56_components_inside_components_are_checked(tmp_path: Path) -> None:
-    terms = [{"objective": {"name": "mse", "options": {}}}, {"objective": {"name": "loose", "options": {"run": 1}}}]
+    loose, cosine = {"name": "loose", "options": {"run": 1}}, {"name": "cosine", "options": {}}
+    terms = [{"objective": item, "weight": 1.0} for item in (cosine, loose)]
     objective = {"name": "sum", "options": {"terms": terms}}
     folder = edit(saved(tmp_path, "risky"), lambda config: config.update(objective=objective))
     with pytest.raises(TrustError, match="objective 'sum' with terms="):
         load(folder)
-    terms[1] = {"objective": {"name": "cosine"}}
+    terms.pop()
     edit(folder, lambda config: config.update(objective=objective))
     assert load(folder).config.objective.name == "sum"
 
 
 def test_what_the_caller_replaces_is_not_asked_for(tmp_path: Path) -> None:
     folder = saved(tmp_path, ("risky", {"run_code": True}))
-    handle = load(folder, pairs=[(2, ("risky", {"dim": 12}))])
-    assert not handle.runners[0].teacher.options.run_code
+    handle = load(folder, pairs=[(2, ("risky", {"run_code": True}))])
+    assert handle.runners[0].teacher.options.run_code
 
 
 def test_options_of_an_unknown_component_are_an_error(tmp_path: Path) -> None:
@@ -268,8 +269,9 @@ def test_fault_57_no_local_path_is_published(named: bool, alice: Path, tmp_path:
     for file in (folder / "spatial_forcing").iterdir():
         assert b"alice" not in file.read_bytes(), file.name
     teacher = config_of(folder)["config"]["pairs"][0]["teacher"]
-    in_name = {"name": f"named:sha256:{digest}", "options": {}}
-    assert teacher == (in_name if named else {"name": "risky", "options": {"weights": {"sha256": digest}}})
+    others = {"dim": 12, "grid": None, "joint": False, "label": "", "run_code": False}
+    in_name = {"name": f"named:sha256:{digest}", "options": others}
+    assert teacher == (in_name if named else {"name": "risky", "options": {**others, "weights": {"sha256": digest}}})
     assert f"sha256:{digest}" in config_of(folder)["teachers"][0]["weights"]
     assert f"sha256:{digest}" in (folder / "spatial_forcing" / "README.md").read_text()
 
@@ -350,7 +352,7 @@ def test_fault_57_a_ranking_names_no_local_path(alice: Path, tmp_path: Path) -> 
 
 def test_repositories_are_published_by_name(tmp_path: Path) -> None:
     folder = saved(tmp_path, ("risky", {"weights": "owner/model"}))
-    assert config_of(folder)["config"]["pairs"][0]["teacher"]["options"] == {"weights": "owner/model"}
+    assert config_of(folder)["config"]["pairs"][0]["teacher"]["options"]["weights"] == "owner/model"
 
 
 # ---------------------------------------------------------------------------------------------- without bounds

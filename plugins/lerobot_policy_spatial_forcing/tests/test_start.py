@@ -191,12 +191,62 @@ def test_a_checkpoint_of_another_policy_names_the_right_type(make, copied) -> No
 def test_fault_29_a_projector_of_another_teacher_is_an_error(make, trained) -> None:
     folder = trained[1] / "checkpoints" / "000003" / "pretrained_model"
     assert make("sf_smolvla", pretrained_path=folder).spatial_forcing.steps == 3
-    with pytest.raises(
-        CheckpointError, match=r"student layer 2 -> geometry layer 1.*this run asks for student layer 3"
-    ):
+    with pytest.raises(CheckpointError, match=r"student_layer was 2 and is 3"):
         make("sf_smolvla", {"student_layer": 3}, pretrained_path=folder)
-    with pytest.raises(CheckpointError, match="does not fit"):
+    with pytest.raises(CheckpointError, match=r"teacher\.options\.cells was 2 and is 3"):
         make("sf_smolvla", {"teacher": {"name": "geometry", "cells": 3}}, pretrained_path=folder)
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ({"teacher": {"name": "geometry", "depth_max": 5.0}}, r"teacher\.options\.depth_max was 10\.0 and is 5\.0"),
+        ({"objective": "mse"}, r"objective\.name was 'cosine' and is 'mse'"),
+        ({"transforms": ["layer-norm"]}, r"transforms\.0 was absent and is {'name': 'resample'"),
+        ({"projector": {"name": "mlp", "norm": False}}, r"projector\.options\.norm was True and is False"),
+    ],
+)
+def test_fault_75_a_run_with_other_options_is_not_resumed(block, message, make, trained) -> None:
+    folder = trained[1] / "checkpoints" / "000003" / "pretrained_model"
+    with pytest.raises(CheckpointError, match=message):
+        make("sf_smolvla", block, pretrained_path=folder)
+
+
+@pytest.fixture
+def saved_otherwise(trained, tmp_path) -> Path:
+    """A checkpoint of a version in which two defaults were others: the command line names neither."""
+    folder = shutil.copytree(trained[1] / "checkpoints" / "000003" / "pretrained_model", tmp_path / "saved")
+    file = folder / "spatial_forcing" / "config.json"
+    record = json.loads(file.read_text())
+    record["config"]["weight"] = 0.25
+    record["config"]["pairs"][0]["teacher"]["options"]["min_valid"] = 0.75
+    file.write_text(json.dumps(record))
+    return folder
+
+
+def test_fault_76_a_default_that_changed_since_the_save_is_an_error(make, saved_otherwise) -> None:
+    message = r"teacher\.options\.min_valid was 0\.75 and is 0\.5"
+    with pytest.raises(CheckpointError, match=message + r"; weight was 0\.25 and is 0\.5\."):
+        make("sf_smolvla", pretrained_path=saved_otherwise)
+    teacher = {"name": "geometry", "min_valid": 0.75}
+    with pytest.raises(CheckpointError, match=r"json: weight was 0\.25 and is 0\.5\."):
+        make("sf_smolvla", {"teacher": teacher}, pretrained_path=saved_otherwise)
+    for weight in (0.25, 0.5):  # who gives a weight means it
+        policy = make("sf_smolvla", {"teacher": teacher, "weight": weight}, pretrained_path=saved_otherwise)
+        assert policy.spatial_forcing.steps == 3
+
+
+def test_a_new_run_may_have_another_weight_and_schedule(make, saved_otherwise, tmp_path) -> None:
+    from lerobot_policy_spatial_forcing.resuming import restore
+    from lerobot_policy_spatial_forcing.trainer import Trainer
+
+    teacher = {"name": "geometry", "min_valid": 0.75}
+    alone = shutil.copytree(saved_otherwise, tmp_path / "alone", ignore=shutil.ignore_patterns("spatial_forcing"))
+    handle = make("sf_smolvla", {"teacher": teacher, "schedule": "stop:9"}, pretrained_path=alone).spatial_forcing
+    with pytest.raises(CheckpointError, match=r"weight was 0\.25.*schedule\.0 was absent"):
+        restore(handle, saved_otherwise, None, Trainer(resume=True), ())
+    restore(handle, saved_otherwise, None, Trainer(resume=False), ())
+    assert handle.steps == 0
 
 
 def test_from_pretrained_without_a_config_names_the_other_way(plain) -> None:

@@ -128,7 +128,7 @@ class SfPolicy(_Policy):  # type: ignore[misc]
         handle = _required(SpatialForcing.of(target), self)
         require_cameras(handle, rig, self._meta, trainer)
         if source is not None:
-            restore(handle, source, revision, trainer)
+            restore(handle, source, revision, trainer, arguments.keys())
             self._random = RandomState(source, handle) if trainer.resume else None
         cast("Any", handle.adapter).log_every(trainer.log_freq, handle.steps)
         handle.warn_with(logger.warning)  # into LeRobot's log

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection
 from pathlib import Path
 
 from lerobot_policy_spatial_forcing.sources import fetch
 from lerobot_policy_spatial_forcing.trainer import Trainer
 from sfkit import SpatialForcing
-from sfkit.config import SpatialForcingConfig
 from sfkit.errors import CheckpointError
 from sfkit.saving import checkpoint
-from sfkit.saving.trust import Published
-from sfkit.utils.places import digest_in
 
 logger = logging.getLogger("sfkit")
 
@@ -22,8 +19,18 @@ logger = logging.getLogger("sfkit")
 _CALLS = 2
 
 
-def restore(handle: SpatialForcing, source: str | Path, revision: str | None, trainer: Trainer) -> None:
+def restore(
+    handle: SpatialForcing, source: str | Path, revision: str | None, trainer: Trainer, given: Collection[str]
+) -> None:
     """Load what ``source/spatial_forcing/`` holds, if there is such a folder; a new run begins at step 0 all the same.
+
+    Args:
+        handle: The handle of the policy.
+        source: The policy's checkpoint, a folder or a repository.
+        revision: Of the repository.
+        trainer: Settings of the run.
+        given: Names of what the ``sf`` block sets: weight and schedule may then be others than saved. In a new run they
+            may in any case.
 
     Raises:
         CheckpointError: A run is resumed and there is none, or it was trained with something else.
@@ -35,9 +42,9 @@ def restore(handle: SpatialForcing, source: str | Path, revision: str | None, tr
         if trainer.resume:
             raise
         return
-    _require_same(handle.config, checkpoint.read_config(folder), folder)
-    checkpoint.load_into(handle, folder)
-    if trainer.resume is False:
+    is_new = trainer.resume is False
+    checkpoint.load_into(handle, folder, given=("weight", "schedule") if is_new else given)
+    if is_new:
         handle.restart_schedule()
     logger.info("sfkit: projector taken from %s, at step %d", folder, handle.steps)
 
@@ -67,28 +74,3 @@ class RandomState:
 
         load_rng_state(self.folder)
         return True
-
-
-def _require_same(now: SpatialForcingConfig, saved: SpatialForcingConfig, folder: Path) -> None:
-    """Two teachers of one width fit one projector, and it would not be noticed."""
-    wanted, found = _what(Published.of(now).config), _what(saved)
-    if wanted != found:
-        raise CheckpointError(
-            f"{folder} was trained with {found}, and this run asks for {wanted}.",
-            "Give the same teacher, layers and projector, or take spatial_forcing/ away to begin with a new projector.",
-        )
-
-
-def _what(config: SpatialForcingConfig) -> str:
-    pairs = ", ".join(
-        f"student layer {pair.student_layer} -> {pair.teacher.name}{_digests(pair.teacher.options)} "
-        f"layer {pair.teacher_layer}"
-        for pair in config.pairs
-    )
-    return f"{pairs}, projector {config.projector.name}"
-
-
-def _digests(options: Mapping[str, object]) -> str:
-    """What local weights are known by, once their path is not saved."""
-    found = [f"{key} sha256:{digest}" for key, item in options.items() if (digest := digest_in(item))]
-    return f" ({', '.join(found)})" if found else ""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sfkit.config import Options
 from sfkit.errors import ConfigError, ShapeError, ViewsError
-from sfkit.registry.component import Harmless
+from sfkit.registry.component import Changeable, Harmless
 from sfkit.teachers.base import Memory, Teacher
 from sfkit.views.types import FeatureMap, Views
 from sfkit_backbones.memory import weight_bytes
@@ -39,11 +39,11 @@ class ImageOptions(Options):
     antialias: Harmless[bool] = Field(
         default=True, description="Resize as Pillow does: the kernel widens when shrinking."
     )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+    dtype: Changeable[Literal["auto", "float32", "bfloat16"]] = Field(
         default="auto", description="Of matrix products; auto: bfloat16 on a GPU that has it, else float32."
     )
-    compile: Harmless[bool] = Field(default=False, description="Compile the blocks with torch.compile.")
-    micro_batch: int | None = Field(default=None, ge=1, description="Samples at once, to bound memory.")
+    compile: Changeable[Harmless[bool]] = Field(default=False, description="Compile the blocks with torch.compile.")
+    micro_batch: Changeable[int | None] = Field(default=None, ge=1, description="Samples at once, to bound memory.")
 
 
 class ImageTeacher(Teacher):

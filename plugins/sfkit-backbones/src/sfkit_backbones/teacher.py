@@ -13,7 +13,7 @@ from torch import nn
 
 from sfkit.config import Options
 from sfkit.errors import ConfigError, did_you_mean, log_info
-from sfkit.registry.component import AnyOptions, Harmless, Reaching
+from sfkit.registry.component import AnyOptions, Changeable, Harmless, Reaching
 from sfkit.utils.runtime import own_rng
 from sfkit.views.types import Views
 from sfkit_backbones.blocks import cast_products
@@ -33,14 +33,18 @@ class BackboneOptions(ImageOptions):
         default=None, description="Local file or folder, or Hub repository, instead of the official weights."
     )
     revision: Reaching[str | None] = Field(default=None, description="Commit, tag or branch of the repository.")
-    sha256: Harmless[str | None] = Field(default=None, description="Digest that the file of the weights must have.")
+    sha256: Changeable[Harmless[str | None]] = Field(
+        default=None, description="Digest that the file of the weights must have."
+    )
     config: Harmless[str] = Field(
         default="full", description="Size of the network; 'tiny' has random weights, for trying out."
     )
     view_order: Harmless[tuple[str, ...]] = Field(
         default=(), description="Cameras in the order in which the teacher sees them; the first is its reference view."
     )
-    residual: Literal["float32", "bfloat16"] = Field(default="float32", description="Of the residual stream.")
+    residual: Changeable[Literal["float32", "bfloat16"]] = Field(
+        default="float32", description="Of the residual stream."
+    )
 
 
 class BackboneTeacher(ImageTeacher):

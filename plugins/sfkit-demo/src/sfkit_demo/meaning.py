@@ -48,7 +48,7 @@ def details(comparison: Comparison) -> str:
     """Settings and versions."""
     settings, plain = comparison.settings, comparison.plain
     teacher = build_teacher(settings.teacher)
-    options = ", ".join(f"{key}={value}" for key, value in teacher.spec.options.items()) or "its defaults"
+    options = ", ".join(f"{key}={value}" for key, value in teacher.changed_options.items()) or "its defaults"
     options = public_text("teacher", teacher.spec, options)
     seconds = [median(arm.curves.seconds) for arm in (plain, comparison.aligned)]
     versions = ", ".join(f"{name} {version(name)}" for name in ("spatial-forcing", "lerobot", "torch"))

@@ -50,7 +50,7 @@ class Paired:
 def settings_line(settings: Settings) -> str:
     """The settings of a run, in one line."""
     teacher = build_teacher(settings.teacher)
-    options = "".join(f", {key}={value}" for key, value in teacher.spec.options.items())
+    options = "".join(f", {key}={value}" for key, value in teacher.changed_options.items())
     minutes = round(_MINUTES + _MINUTES_PER_STEP * settings.steps)
     return (
         f"{POLICIES[settings.policy]} from scratch, plain and aligned with {teacher.name}{options}: {settings.steps} "

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sfkit.config import Options
 from sfkit.errors import AdapterError
 from sfkit.policies.base import ForwardCall, PolicyAdapter, TapPoint, replace_loss
-from sfkit.registry.component import AnyOptions, Harmless
+from sfkit.registry.component import AnyOptions, Changeable, Harmless
 from sfkit.views.geometry import on_device
 from sfkit.views.types import Views
 from sfkit_lerobot.cameras import explain_missing, view_geometry
@@ -30,7 +30,7 @@ TESTED = "0.6.1"
 class LeRobotOptions(Options):
     """Options of the LeRobot adapters."""
 
-    image_stats: Harmless[dict[str, dict[str, tuple[float, ...]]]] = Field(
+    image_stats: Changeable[Harmless[dict[str, dict[str, tuple[float, ...]]]]] = Field(
         default_factory=dict,
         description="Statistics of each camera, for a policy that normalizes images: see image_stats(dataset).",
     )

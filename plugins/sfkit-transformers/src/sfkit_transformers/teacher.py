@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sfkit.config import ComponentSpec, Options
 from sfkit.errors import ConfigError
-from sfkit.registry.component import AnyOptions, Harmless, Reaching
+from sfkit.registry.component import AnyOptions, Changeable, Harmless, Reaching
 from sfkit.views.types import FeatureMap, Views
 from sfkit_transformers.backbone import Backbone, Norms
 from sfkit_transformers.checkpoint import Checkpoint, commit_of, vision_config
@@ -35,7 +35,7 @@ class TransformersOptions(ImageOptions):
     norm: Norms = Field(
         default="last", description="Layers that the model's final norm applies to: the last, all, or none."
     )
-    license: Harmless[str | None] = Field(
+    license: Changeable[Harmless[str | None]] = Field(
         default=None, description="License of the weights, if the model card does not state it."
     )
     mean: tuple[float, float, float] | None = Field(
@@ -50,7 +50,7 @@ class TransformersOptions(ImageOptions):
     ignore: Harmless[tuple[str, ...]] = Field(
         default=(), description="Further parts of the checkpoint that patch tokens do not need."
     )
-    trust_remote_code: bool = Field(default=False, description="Run code from the model's repository.")
+    trust_remote_code: Changeable[bool] = Field(default=False, description="Run code from the model's repository.")
 
 
 class TransformersTeacher(ImageTeacher):
