@@ -103,7 +103,7 @@ def test_fault_32_a_schedule_goes_on_after_a_resume(wrapped: Make, tiny: Make, t
 
 def test_an_instance_is_taken_and_saved(wrapped: Make) -> None:
     policy = wrapped(schedule=EverySchedule({"n": 2}))
-    assert policy.spatial_forcing.config.schedule[0].options == {"n": 2}
+    assert policy.spatial_forcing.config.schedule[0].options == {"n": 2, "compensate": False}
     assert "0.5 × every(n=2) × cosine(" in policy.spatial_forcing.describe()
 
 

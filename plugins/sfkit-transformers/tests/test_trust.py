@@ -12,7 +12,7 @@ import pytest
 import torch
 from sfkit_transformers.teacher import TransformersTeacher
 
-from sfkit import SpatialForcing
+from sfkit import SfkitWarning, SpatialForcing
 from sfkit.errors import CheckpointError, TrustError
 from sfkit.testing.tiny import TinyAdapter, TinyPolicy
 from sfkit.utils.places import digest_of
@@ -84,8 +84,12 @@ def test_fault_56_the_call_permits_code(trap: tuple[Path, Path], tmp_path: Path)
     with pytest.raises(TrustError, match="model="):
         load(source, options={key: {"trust_remote_code": True}})
     assert not marker.exists()
-    with pytest.raises(CheckpointError, match="does not fit"):  # the projector is geometry's
-        load(source, options={key: {"trust_remote_code": True, "model": str(folder)}})
+    given = {key: {"trust_remote_code": True, "model": str(folder)}}
+    with (
+        pytest.warns(SfkitWarning, match="saved with sfkit-transformers None"),  # the run was one of geometry
+        pytest.raises(CheckpointError, match="does not fit"),
+    ):
+        load(source, options=given)
     assert marker.exists()
 
 
@@ -98,7 +102,9 @@ def test_fault_57_a_models_folder_is_published_by_digest(dinov2: Path, tmp_path:
         assert b"alice" not in file.read_bytes(), file.name
     record = json.loads((tmp_path / "run" / "spatial_forcing" / "config.json").read_text())
     digest = digest_of(str(home))
-    assert record["config"]["pairs"][0]["teacher"] == {"name": f"hf:sha256:{digest}", "options": {}}
+    teacher = record["config"]["pairs"][0]["teacher"]
+    assert (teacher["name"], teacher["options"]["revision"]) == (f"hf:sha256:{digest}", None)
+    assert "model" not in teacher["options"]
     assert record["teachers"][0]["name"] == f"hf:sha256:{digest}"
     with pytest.raises(TrustError, match="model lay on the machine that saved it") as caught:
         load(tmp_path / "run")
