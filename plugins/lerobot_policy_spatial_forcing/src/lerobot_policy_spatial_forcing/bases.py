@@ -50,7 +50,9 @@ class Base:
         try:
             return get_policy_class(self.name)
         except ImportError as error:
-            raise ImportError(f"{self.type} needs {self.name}, which cannot be imported: {error}. {self._cure}") from error
+            raise ImportError(
+                f"{self.type} needs {self.name}, which cannot be imported: {error}. {self._cure}"
+            ) from error
 
     @property
     def make_processors(self) -> Any:
