@@ -1,4 +1,4 @@
-"""LeRobot's policy types, each of which has an aligned counterpart ``sf_*``. A policy is imported when it is asked for."""
+"""LeRobot's policy types, each with an aligned counterpart ``sf_*``. A policy is imported when it is asked for."""
 
 from __future__ import annotations
 

@@ -101,8 +101,8 @@ def read_trainer(config: PreTrainedConfig, meta: LeRobotDatasetMetadata | None) 
 def hide_depth(meta: LeRobotDatasetMetadata | None, rename_map: Mapping[str, str]) -> None:
     """Lead depth maps around the trainer's preprocessor, which may take them for pictures.
 
-    X-VLA's divides what is below 256 by 255, and GR00T's shows them to the policy. The pipeline's converters do it, which
-    no checkpoint holds: that is to be the one of the plain policy.
+    X-VLA's divides what is below 256 by 255, and GR00T's shows them to the policy. The pipeline's converters do it,
+    which no checkpoint holds: that is to be the one of the plain policy.
 
     Args:
         meta: LeRobot's metadata of the dataset.
