@@ -124,7 +124,7 @@ class SfPolicy(_Policy):  # type: ignore[misc]
         arguments = block.admitted_arguments()
         arguments["adapter"] = adapter = self._adapter(arguments.get("adapter"))
         check_cameras(block.cameras)
-        # The generic adapter finds depth and calibration by paths in the batch, or is told that it cannot have them.
+        # The generic adapter finds depth and calibration by paths in the batch, or says that it cannot have them.
         by_paths = is_generic(adapter) and block.cameras is None
         rig = None if by_paths else cameras_of(self._meta, trainer, block.cameras)
         SpatialForcing.wrap(target, **arguments, cameras=rig)
