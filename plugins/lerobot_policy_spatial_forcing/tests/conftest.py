@@ -267,6 +267,21 @@ def tiny_pi(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
 
 @pytest.fixture
+def tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small tokenizer where the Hub's cache would keep PaliGemma's, whose name LeRobot's processors have in them."""
+    from sfkit_lerobot.testing.tokenizer import byte_tokenizer
+
+    numbers = " ".join(str(number) for number in range(256))
+    folder = tmp_path / "hub" / "models--google--paligemma-3b-pt-224"
+    snapshot = folder / "snapshots" / "0123abcd"
+    byte_tokenizer(["reach the goal", f"Task: , State: {numbers};\nAction: "]).save_pretrained(snapshot)
+    (snapshot / "config.json").write_text('{"model_type": "paligemma"}')
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("0123abcd")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+@pytest.fixture
 def resume(lerobot_train: Callable[..., Run], tmp_path: Path) -> Callable[..., Run]:
     """``resume(checkpoint, *flags)``: go on from a copy of a checkpoint."""
 

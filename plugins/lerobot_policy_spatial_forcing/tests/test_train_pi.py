@@ -4,29 +4,12 @@ from __future__ import annotations
 
 import json
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-REPOSITORY = "google/paligemma-3b-pt-224"  # hard-coded in LeRobot's processors
 _SEEN = ("loss", "action_loss", "sf_loss", "sf_cosine", "grad_norm", "lr")
-
-
-@pytest.fixture
-def tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A small tokenizer where the Hub's cache would keep PaliGemma's."""
-    from sfkit_lerobot.testing.tokenizer import byte_tokenizer
-
-    numbers = " ".join(str(number) for number in range(256))
-    folder = tmp_path / "hub" / f"models--{REPOSITORY.replace('/', '--')}"
-    snapshot = folder / "snapshots" / "0123abcd"
-    byte_tokenizer(["reach the goal", f"Task: , State: {numbers};\nAction: "]).save_pretrained(snapshot)
-    (snapshot / "config.json").write_text('{"model_type": "paligemma"}')
-    (folder / "refs").mkdir()
-    (folder / "refs" / "main").write_text("0123abcd")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
 @pytest.mark.parametrize("kind", ["pi0", "pi05"])

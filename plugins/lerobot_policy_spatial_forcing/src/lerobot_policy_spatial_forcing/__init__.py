@@ -1,4 +1,4 @@
-"""Spatial forcing for ``lerobot-train``: the policy types ``sf_smolvla``, ``sf_pi0`` and ``sf_pi05``.
+"""Spatial forcing for ``lerobot-train``: a policy type ``sf_x`` for each type ``x`` that LeRobot knows.
 
 LeRobot imports every installed distribution whose name begins with ``lerobot_policy_``; importing this one registers
 the types. The policies themselves, and what they need, are imported when one is asked for.

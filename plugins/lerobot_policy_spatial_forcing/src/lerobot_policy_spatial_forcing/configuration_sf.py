@@ -1,4 +1,4 @@
-"""Configurations ``sf_*``: LeRobot's own, plus the ``sf`` block.
+"""Configurations ``sf_*``: one for each policy type that LeRobot knows, its own plus the ``sf`` block.
 
 LeRobot finds the policy and the processors by the names here: ``SFxConfig`` in ``configuration_sf`` stands for
 ``SFxPolicy`` in ``modeling_sf`` and ``make_sf_x_pre_post_processors`` in ``processor_sf``.
@@ -14,11 +14,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import lerobot.policies  # noqa: F401 - registers LeRobot's own types
 from lerobot.configs import PreTrainedConfig
 from sfkit_lerobot import strip_geometry
 
-from lerobot_policy_spatial_forcing.bases import BASES, Base
-from lerobot_policy_spatial_forcing.options import SfOptions, SpatialForcingOptions
+from lerobot_policy_spatial_forcing.bases import Base
+from lerobot_policy_spatial_forcing.options import SfOptions, SpatialForcingOptions, refuse_unknown_flags
 from lerobot_policy_spatial_forcing.sources import adopt_base_config
 
 logger = logging.getLogger("sfkit")
@@ -46,6 +47,8 @@ class SfConfig:
             adopt_base_config(self)
             self.sf.base_config = str(self.pretrained_path)
         super().__post_init__()  # type: ignore[misc]
+        if self.sf.adapter is None:
+            self.base.adapter()  # before the dataset is opened, too: it takes long, and this may refuse
 
     def set_dataset_feature_metadata(self, features: Mapping[str, object]) -> None:
         """LeRobot calls this once the inputs are known, before it builds the policy and its processors."""
@@ -80,27 +83,64 @@ def _noting_what_is_given(init: Callable[..., None]) -> Callable[..., None]:
     return noting
 
 
+#: Configuration class by type. LeRobot's configurations need none of its extras.
+CONFIGS: dict[str, type[SfConfig]] = {}
+
+
+def register_types() -> None:
+    """Give each policy type that LeRobot knows by now its aligned counterpart."""
+    known = _known()
+    for name, kind in list(known.items()):
+        base = Base(name, kind)
+        if base.type not in known and not issubclass(kind, SfConfig) and base not in _FAILED:
+            _register(base)
+
+
+_known = PreTrainedConfig.get_known_choices
+#: Types whose configuration cannot be extended, of which is said once.
+_FAILED: set[Base] = set()
+
+
+def _register(base: Base) -> None:
+    try:
+        CONFIGS[base.type] = made = _make(base)
+    except TypeError as error:  # a frozen dataclass, or one with a constructor of its own kind
+        _FAILED.add(base)
+        logger.warning("sfkit: %s is not available, %s cannot be extended: %s", base.type, base.config_class, error)
+        return
+    globals()[made.__name__] = made
+    PreTrainedConfig.register_subclass(base.type)(made)
+
+
 def _make(base: Base) -> type[SfConfig]:
+    name = f"SF{base.stem}Config"
+    if name in globals():  # another package has a policy of that name
+        name = f"SF{base.stem}_{base.name}Config"
     block = ("sf", SpatialForcingOptions, dataclasses.field(default_factory=SpatialForcingOptions))
     made: Any = dataclasses.make_dataclass(
-        f"SF{base.stem}Config", [block], bases=(SfConfig, base.config_class), namespace={"base": base}, module=__name__
+        name, [block], bases=(SfConfig, base.config_class), namespace={"base": base}, module=__name__
     )
-    made.__doc__ = f"``{base.name}`` of LeRobot, aligned while it trains."
+    made.__doc__ = f"``{base.name}``, aligned while it trains."
     made.__init__ = _noting_what_is_given(made.__init__)
-    PreTrainedConfig.register_subclass(base.type)(made)
     return made  # type: ignore[no-any-return]
 
 
-#: Configuration class by type. LeRobot's configurations need none of its extras; one that fails is left out, and said.
-CONFIGS: dict[str, type[SfConfig]] = {}
-for _base in BASES:
-    try:
-        CONFIGS[_base.type] = _make(_base)
-    except ImportError as error:
-        logger.warning(
-            "sfkit: %s is not available: %s. Install it with: pip install 'lerobot[%s]'.",
-            _base.type,
-            error,
-            _base.extra,
-        )
-globals().update({config.__name__: config for config in CONFIGS.values()})
+def _registering_first(look_up: Any) -> Any:
+    """One of LeRobot's ways to look types up, by which those that were registered since then are found as well.
+
+    LeRobot imports plugins in no fixed order, so a policy's package may come after this one, and nothing tells when the
+    last has been imported.
+    """
+
+    @functools.wraps(look_up.__func__)
+    def registering(cls: type[PreTrainedConfig], *args: object) -> Any:
+        register_types()
+        refuse_unknown_flags()
+        return look_up.__func__(cls, *args)
+
+    return classmethod(registering)
+
+
+for _name in ("get_known_choices", "get_choice_class"):
+    setattr(PreTrainedConfig, _name, _registering_first(getattr(PreTrainedConfig, _name)))
+register_types()

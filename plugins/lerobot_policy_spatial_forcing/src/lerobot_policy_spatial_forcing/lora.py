@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
+from sfkit import SpatialForcing
 from sfkit.errors import GradientError
 
 #: The PeftModel around a policy. Beside the policy and not in it: neither copies nor pickles of it should follow.
@@ -53,17 +54,31 @@ class Reach:
 
     Attributes:
         decoder: Path of the decoder within the policy.
+        blocks: Name of its blocks: ``layers``, or ``blocks``.
         student_layer: Blocks before the tap; of several taps, before the last.
     """
 
     decoder: str
+    blocks: str
     student_layer: int
+
+    @classmethod
+    def of(cls, handle: SpatialForcing) -> Reach | None:
+        """For a policy with a decoder; None for others, of which the check of the first batch says what is reached."""
+        adapter: Any = handle.adapter
+        path = getattr(adapter, "decoder_path", None)
+        if path is None:
+            return None
+        blocks = "layers" if hasattr(adapter.decoder, "layers") else "blocks"
+        # A tap on the vision tower's output lies before all blocks.
+        layers = [pair.student_layer for pair in handle.config.pairs if isinstance(pair.student_layer, int)]
+        return cls(path, blocks, max(layers, default=0))
 
     @property
     def targets(self) -> str:
         """A regular expression for the attention projections of those blocks."""
-        blocks = "|".join(str(block) for block in range(self.student_layer))
-        return rf".*{re.escape(self.decoder)}\.layers\.({blocks})\.self_attn\.(q|v)_proj"
+        numbers = "|".join(str(block) for block in range(self.student_layer))
+        return rf".*{re.escape(self.decoder)}\.{self.blocks}\.({numbers})\.self_attn\.(q_proj|v_proj|att_proj)"
 
     def added_to(self, defaults: dict[str, object] | None) -> dict[str, object] | None:
         """LeRobot's default targets, which are the action expert alone, and these blocks.
@@ -102,7 +117,7 @@ class Reach:
     def _trainable(self, policy: nn.Module) -> Iterator[str]:
         """Trainable parameters of the vision side, and of decoder blocks before the tap."""
         parent, _, decoder = self.decoder.rpartition(".")
-        block = re.compile(rf"{re.escape(decoder)}\.layers\.(\d+)\.")
+        block = re.compile(rf"{re.escape(decoder)}\.{self.blocks}\.(\d+)\.")
         for name, parameter in policy.get_submodule(parent).named_parameters():
             found = block.match(name)
             before = int(found[1]) < self.student_layer if found else not name.startswith(f"{decoder}.")
@@ -114,12 +129,14 @@ def with_projector(parameters: Any, projector: Callable[[], Iterator[nn.Paramete
     """What an optimizer is given, with the projector's parameters if they are not among them.
 
     Args:
-        parameters: As ``get_optim_params`` returns them: parameters, named parameters, groups, or groups by name.
+        parameters: As ``get_optim_params`` returns them: parameters or groups, listed, as pairs with names, or by name.
         projector: Gives the projector's parameters.
     """
     if isinstance(parameters, dict):
-        known = {id(one) for group in parameters.values() for one in group}
+        known = {id(one) for item in parameters.values() for one in ([item] if isinstance(item, Tensor) else item)}
         missing = [one for one in projector() if id(one) not in known]
+        if any(isinstance(item, Tensor) for item in parameters.values()):
+            return {**parameters, **{f"spatial_forcing.{index}": one for index, one in enumerate(missing)}}
         return {**parameters, "spatial_forcing": missing} if missing else parameters
     items = list(parameters)
     known = {id(one) for item in items for one in _parameters_in(item)}

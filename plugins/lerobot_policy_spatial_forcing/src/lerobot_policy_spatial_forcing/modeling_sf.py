@@ -8,22 +8,25 @@ from __future__ import annotations
 import functools
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self
 
+from sfkit_lerobot.logs import log_every
 from torch import nn
 
 from lerobot_policy_spatial_forcing import compat, lora
-from lerobot_policy_spatial_forcing.bases import BASES, Base
+from lerobot_policy_spatial_forcing.bases import adapter_named, is_generic
 from lerobot_policy_spatial_forcing.card import add_to_card, add_to_readme
 from lerobot_policy_spatial_forcing.configuration_sf import CONFIGS, SfConfig
 from lerobot_policy_spatial_forcing.geometry import cameras_of, picture_stats, require_cameras
 from lerobot_policy_spatial_forcing.origin import check_cameras
 from lerobot_policy_spatial_forcing.resuming import RandomState, restore
 from lerobot_policy_spatial_forcing.sources import fetch
-from lerobot_policy_spatial_forcing.trainer import trainer_of
+from lerobot_policy_spatial_forcing.trainer import hide_depth, trainer_of
 from lerobot_policy_spatial_forcing.weights import FAILURES, LoadRecord, unreadable
 from sfkit import SpatialForcing
+from sfkit.config import ComponentSpec
 from sfkit.errors import ConfigError, GradientError, WrapError
+from sfkit.policies.base import PolicyAdapter
 
 logger = logging.getLogger("sfkit")
 
@@ -49,6 +52,7 @@ class SfPolicy(_Policy):  # type: ignore[misc]
     _record: LoadRecord | None = None
     _reach: lora.Reach | None = None
     _random: RandomState | None = None
+    _pending = False  # while LeRobot's constructor runs, which may ask for training mode
 
     def __init__(
         self,
@@ -118,21 +122,32 @@ class SfPolicy(_Policy):  # type: ignore[misc]
         trainer = trainer_of(self, self.config, self._meta)
         block = self.config.sf
         arguments = block.admitted_arguments()
-        stats = picture_stats(self._meta, self.config)
-        if stats is not None and "adapter" not in arguments:
-            arguments["adapter"] = (self.config.base.name, {"image_stats": stats})
+        arguments["adapter"] = adapter = self._adapter(arguments.get("adapter"))
         check_cameras(block.cameras)
-        rig = cameras_of(self._meta, trainer, block.cameras)
+        # The generic adapter finds depth and calibration by paths in the batch, or says that it cannot have them.
+        by_paths = is_generic(adapter) and block.cameras is None
+        rig = None if by_paths else cameras_of(self._meta, trainer, block.cameras)
         SpatialForcing.wrap(target, **arguments, cameras=rig)
         self._pending = False
         handle = _required(SpatialForcing.of(target), self)
-        require_cameras(handle, rig, self._meta, trainer)
+        if not by_paths:
+            require_cameras(handle, rig, self._meta, trainer)
         if source is not None:
             restore(handle, source, revision, trainer, arguments.keys())
             self._random = RandomState(source, handle) if trainer.resume else None
-        cast("Any", handle.adapter).log_every(trainer.log_freq, handle.steps)
+        log_every(handle.adapter, trainer.log_freq, handle.steps)
         handle.warn_with(logger.warning)  # into LeRobot's log
         handle.after_save(add_to_readme)
+
+    def _adapter(self, given: Any) -> Any:
+        """The adapter, by name, with the statistics by which the policy normalizes pictures, if it takes them."""
+        if isinstance(given, PolicyAdapter):
+            return given
+        spec = None if given is None else ComponentSpec.of(given)
+        kind = self.config.base.adapter() if spec is None else adapter_named(spec.name)
+        stats = picture_stats(self._meta, self.config) if "image_stats" in kind.Options.model_fields else None
+        options = {} if stats is None else {"image_stats": stats}
+        return (kind.name, {**options, **(spec.options if spec else {})})
 
     def get_optim_params(self) -> Any:
         """LeRobot's, and the projector in any case."""
@@ -140,8 +155,11 @@ class SfPolicy(_Policy):  # type: ignore[misc]
         if self._pending and outer is not None:
             # An adapter was loaded around this policy: only now is it complete.
             self._wrap(outer, self.config.pretrained_path, self.config.pretrained_revision)
-            _reach(_required(self._present_handle(), self)).require(self)
+            reach = lora.Reach.of(_required(self._present_handle(), self))
+            if reach is not None:
+                reach.require(self)
         handle = _required(self._present_handle(), self)
+        hide_depth(self._meta, trainer_of(self, self.config, self._meta).rename_map)
         return lora.with_projector(super().get_optim_params(), handle.parameters)
 
     def train(self, mode: bool = True) -> Self:
@@ -173,10 +191,11 @@ class SfPolicy(_Policy):  # type: ignore[misc]
         Raises:
             GradientError: The adapters lie where no gradient of the alignment passes.
         """
-        reach = self._reach = _reach(_required(self._present_handle(), self))
+        reach = self._reach = lora.Reach.of(_required(self._present_handle(), self))
         SpatialForcing.unwrap(self)
         outer: nn.Module = super().wrap_with_peft(*args, **kwargs)
-        reach.require(self)
+        if reach is not None:
+            reach.require(self)
         lora.note_outer(self, outer)
         self._wrap(outer, self.config.pretrained_path, self.config.pretrained_revision)
         return outer
@@ -202,30 +221,21 @@ def _required(handle: SpatialForcing | None, policy: nn.Module) -> SpatialForcin
     return handle
 
 
-def _reach(handle: SpatialForcing) -> lora.Reach:
-    # A tap on the vision tower's output lies before all blocks.
-    blocks = [pair.student_layer for pair in handle.config.pairs if isinstance(pair.student_layer, int)]
-    return lora.Reach(cast("Any", handle.adapter).decoder_path, max(blocks, default=0))
-
-
 @functools.cache
-def _make(base: Base) -> type[SfPolicy]:
-    try:
-        inner = base.policy_class
-    except ImportError as error:
-        raise ImportError(f"{base.type} needs LeRobot's {base.name}: pip install 'lerobot[{base.extra}]'.") from error
+def _make(config: type[SfConfig]) -> type[SfPolicy]:
+    inner = config.base.policy_class
     members = {
-        "config_class": CONFIGS[base.type],
-        "name": base.type,
+        "config_class": config,
+        "name": config.base.type,
         "__module__": __name__,
-        "__doc__": f"``{inner.__name__}`` of LeRobot, aligned while it trains.",
+        "__doc__": f"``{inner.__name__}``, aligned while it trains.",
     }
-    made: type[SfPolicy] = type(inner)(f"SF{base.stem}Policy", (SfPolicy, inner), members)
+    made: type[SfPolicy] = type(inner)(config.__name__.replace("Config", "Policy"), (SfPolicy, inner), members)
     return made
 
 
 def __getattr__(name: str) -> Any:
-    for base in BASES:
-        if name == f"SF{base.stem}Policy" and base.type in CONFIGS:
-            return _make(base)
+    for config in CONFIGS.values():
+        if config.__name__ == f"{name.removesuffix('Policy')}Config":
+            return _make(config)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

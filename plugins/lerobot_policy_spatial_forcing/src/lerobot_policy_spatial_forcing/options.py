@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from lerobot_policy_spatial_forcing.origin import ReadText, admitted, is_from_file
 from sfkit import SpatialForcing
 from sfkit.config import ComponentSpec, PairConfig, SpatialForcingConfig
-from sfkit.errors import ConfigError
+from sfkit.errors import ConfigError, did_you_mean
 
 #: What is left to the preset, or to sfkit's own defaults, unless it is given.
 _OF_PRESETS = frozenset(inspect.signature(SpatialForcing.wrap).parameters) - {"seed", "health", "self_check"}
@@ -96,6 +96,23 @@ def read_text(value: str, option: str) -> Any:
         except (ValueError, SyntaxError, yaml.YAMLError):
             continue
     raise ConfigError(f"{option} cannot be read: {value}", 'Give a name, or JSON: \'{"name": "geometry"}\'.')
+
+
+def refuse_unknown_flags() -> None:
+    """Name the option that was meant by a wrong ``--policy.sf.*``, which argparse would list without a word of help.
+
+    Raises:
+        ConfigError: The command line has such a flag.
+    """
+    from lerobot.configs import parser
+
+    known = [field.name for field in dataclasses.fields(SpatialForcingOptions)]  # type: ignore[arg-type]
+    for flag in parser.get_cli_overrides("policy.sf") or []:
+        name = flag.removeprefix("--").partition("=")[0]
+        if flag.startswith("--") and name not in known:
+            raise ConfigError(
+                f"There is no --policy.sf.{name}.{did_you_mean(name, known)}", f"Options: {', '.join(sorted(known))}."
+            )
 
 
 def _is_scalar(annotation: object) -> bool:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from sfkit_lerobot.features import is_depth_feature
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -95,6 +96,47 @@ def read_trainer(config: PreTrainedConfig, meta: LeRobotDatasetMetadata | None) 
     if settings is None:
         return Trainer(dataset=dataset)
     return Trainer(max(1, settings.log_freq), settings.resume, dict(settings.rename_map), dataset)
+
+
+def hide_depth(meta: LeRobotDatasetMetadata | None, rename_map: Mapping[str, str]) -> None:
+    """Lead depth maps around the trainer's preprocessor, which may take them for pictures.
+
+    X-VLA's divides what is below 256 by 255, and GR00T's shows them to the policy. The pipeline's converters do it,
+    which no checkpoint holds: that is to be the one of the plain policy.
+
+    Args:
+        meta: LeRobot's metadata of the dataset.
+        rename_map: Settings of the run.
+    """
+    from lerobot.processor import DataProcessorPipeline, batch_to_transition
+
+    names = {
+        key: rename_map.get(key, key)
+        for key, feature in (meta.features.items() if meta is not None else ())
+        if is_depth_feature(feature)
+    }
+    for value in _caller_locals():
+        if names and isinstance(value, DataProcessorPipeline) and value.to_transition is batch_to_transition:
+            beside = _Beside(names, value.to_output)
+            value.to_transition, value.to_output = beside.hide, beside.bring_back
+
+
+class _Beside:
+    """What goes around a pipeline: from ``hide``, its first function, to ``bring_back``, its last."""
+
+    def __init__(self, names: Mapping[str, str], to_output: Callable[[Any], Any]) -> None:
+        self._names, self._to_output = names, to_output
+        self._kept: dict[str, Any] = {}
+
+    def hide(self, batch: Mapping[str, Any]) -> Any:
+        from lerobot.processor import batch_to_transition
+
+        self._kept = {name: batch[key] for key, name in self._names.items() if key in batch}
+        return batch_to_transition({key: value for key, value in batch.items() if key not in self._names})
+
+    def bring_back(self, transition: Any) -> Any:
+        kept, self._kept = self._kept, {}
+        return {**self._to_output(transition), **kept}
 
 
 def _caller_locals() -> Iterator[object]:

@@ -152,12 +152,7 @@ class LeRobotAdapter(PolicyAdapter):
 
     def with_loss(self, output: Any, loss: Tensor, logs: Mapping[str, Tensor]) -> Any:
         """The output with another loss, ``()`` or ``(b,)``, and figures ``()`` beside LeRobot's own."""
-        output = replace_loss(output, loss)
-        if not logs:
-            return output
-        self._log.add({key: on_device(value.detach().float(), loss.device) for key, value in logs.items()})
-        info = {**(output[1] or {}), **self._log.due()}
-        return (output[0], info, *output[2:])
+        return self._log.beside(replace_loss(output, loss), logs)
 
     def log_every(self, steps: int, first: int = 0) -> None:
         """Log means over so many steps, at each step whose number they divide, instead of the figures of every step.

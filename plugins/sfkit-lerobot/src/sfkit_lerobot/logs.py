@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from sfkit.policies.base import PolicyAdapter
+from sfkit.views.geometry import on_device
 
 _STAYS = "sf_grad_"
 
@@ -47,3 +51,42 @@ class LogWindow:
         absent = {key: value if key.startswith(_STAYS) else math.nan for key, value in self._last.items()}
         self._last = {**absent, **dict(zip(keys, means, strict=True))}
         return dict(self._last)
+
+    def beside(self, output: Any, logs: Mapping[str, Tensor]) -> Any:
+        """``(loss, logs)`` of a LeRobot policy with figures ``()`` beside LeRobot's own, when they are due."""
+        if not logs:
+            return output
+        self.add({key: on_device(value.detach().float(), output[0].device) for key, value in logs.items()})
+        return (output[0], {**(output[1] or {}), **self.due()}, *output[2:])
+
+
+class LoggedLoss:
+    """``with_loss`` of an adapter that was not written for LeRobot: what it returns, and the figures in LeRobot's log.
+
+    Args:
+        adapter: The adapter.
+        window: Where the figures are kept until they are due.
+    """
+
+    def __init__(self, adapter: PolicyAdapter, window: LogWindow) -> None:
+        self._with_loss = adapter.with_loss
+        self._window = window
+
+    def __call__(self, output: Any, loss: Tensor, logs: Mapping[str, Tensor]) -> Any:
+        output = self._with_loss(output, loss, logs)
+        return self._window.beside(output, logs) if isinstance(output, tuple) and len(output) > 1 else output
+
+
+def log_every(adapter: PolicyAdapter, steps: int, first: int = 0) -> None:
+    """Have an adapter log means over so many steps; see :meth:`sfkit_lerobot.LeRobotAdapter.log_every`.
+
+    Args:
+        adapter: The adapter of a wrapped policy of LeRobot, of whatever class.
+        steps: As the trainer's ``log_freq``.
+        first: Steps that the trainer has done before.
+    """
+    own: Any = adapter
+    if hasattr(own, "log_every"):
+        own.log_every(steps, first)
+    else:
+        own.with_loss = LoggedLoss(adapter, LogWindow(steps, first))

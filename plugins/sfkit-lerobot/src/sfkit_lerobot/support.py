@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 _TINY = "a tiny instance of LeRobot's class: spatial correspondence, gradients, training, saving"
+#: Said of each type ``sf_*`` that a test has trained with the command, resumed, and loaded by plain LeRobot.
+_COMMAND = "`lerobot-train` as `{}`: trained, resumed, loaded by plain LeRobot"
 
 #: Adapter, and what it is registered with.
 POLICIES: dict[str, dict[str, Any]] = {
@@ -17,7 +19,7 @@ POLICIES: dict[str, dict[str, Any]] = {
         "handles": ("lerobot.policies.smolvla.modeling_smolvla.SmolVLAPolicy",),
         "aligned": "pictures' tokens in the language model, after pixel shuffle, or the vision tower's output",
         "trains": "the action expert alone: set `train_expert_only=False`, or use LoRA",
-        "verified": f"{_TINY}, `lerobot-train`",
+        "verified": f"{_TINY}; {_COMMAND.format('sf_smolvla')}",
     },
     "sfkit_lerobot.pi0:PI0Adapter": {
         "name": "pi0",
@@ -25,7 +27,7 @@ POLICIES: dict[str, dict[str, Any]] = {
         "handles": ("lerobot.policies.pi0.modeling_pi0.PI0Policy",),
         "aligned": "pictures' tokens in PaliGemma's language model, or its vision tower's output",
         "trains": "everything",
-        "verified": _TINY,
+        "verified": f"{_TINY}; {_COMMAND.format('sf_pi0')}",
     },
     "sfkit_lerobot.pi05:PI05Adapter": {
         "name": "pi05",
@@ -33,7 +35,7 @@ POLICIES: dict[str, dict[str, Any]] = {
         "handles": ("lerobot.policies.pi05.modeling_pi05.PI05Policy",),
         "aligned": "pictures' tokens in PaliGemma's language model, or its vision tower's output",
         "trains": "everything",
-        "verified": _TINY,
+        "verified": f"{_TINY}; {_COMMAND.format('sf_pi05')}",
     },
     "sfkit_lerobot.pi0_fast:PI0FastAdapter": {
         "name": "pi0_fast",
@@ -41,7 +43,7 @@ POLICIES: dict[str, dict[str, Any]] = {
         "handles": ("lerobot.policies.pi0_fast.modeling_pi0_fast.PI0FastPolicy",),
         "aligned": "pictures' tokens in PaliGemma's language model, or its vision tower's output",
         "trains": "everything",
-        "verified": _TINY,
+        "verified": f"{_TINY}; {_COMMAND.format('sf_pi0_fast')}",
     },
     "sfkit_lerobot.groot:GrootAdapter": {
         "name": "groot",
@@ -49,7 +51,7 @@ POLICIES: dict[str, dict[str, Any]] = {
         "handles": ("lerobot.policies.groot.modeling_groot.GrootPolicy",),
         "aligned": "pictures' tokens in Qwen3-VL's language model",
         "trains": "the action head alone: set `tune_llm=True` or `tune_visual=True`",
-        "verified": _TINY,
+        "verified": f"{_TINY}; {_COMMAND.format('sf_groot')}",
     },
     "sfkit_lerobot.xvla:XVLAAdapter": {
         "name": "xvla",
@@ -57,7 +59,7 @@ POLICIES: dict[str, dict[str, Any]] = {
         "handles": ("lerobot.policies.xvla.modeling_xvla.XVLAPolicy",),
         "aligned": "the first view's tokens in Florence-2's encoder; other views go around it",
         "trains": "everything",
-        "verified": _TINY,
+        "verified": f"{_TINY}; {_COMMAND.format('sf_xvla')}",
     },
     "sfkit_lerobot.evo1:Evo1Adapter": {
         "name": "evo1",
@@ -65,7 +67,7 @@ POLICIES: dict[str, dict[str, Any]] = {
         "handles": ("lerobot.policies.evo1.modeling_evo1.Evo1Policy",),
         "aligned": "pictures' tokens in InternVL3's language model",
         "trains": 'the action head alone: set `training_stage="stage2"`',
-        "verified": _TINY,
+        "verified": f"{_TINY}; {_COMMAND.format('sf_evo1')}",
     },
     "sfkit_lerobot.vla_jepa:VLAJEPAAdapter": {
         "name": "vla_jepa",
@@ -73,7 +75,7 @@ POLICIES: dict[str, dict[str, Any]] = {
         "handles": ("lerobot.policies.vla_jepa.modeling_vla_jepa.VLAJEPAPolicy",),
         "aligned": "pictures' tokens in Qwen3-VL's language model",
         "trains": "everything; the optimizer needs `policy.spatial_forcing.parameters()` beside `get_optim_params()`",
-        "verified": f"{_TINY}; without its world model",
+        "verified": f"{_TINY}; without its world model; {_COMMAND.format('sf_vla_jepa')}",
     },
     "sfkit_lerobot.wall_x:WallXAdapter": {
         "name": "wall_x",
@@ -81,7 +83,7 @@ POLICIES: dict[str, dict[str, Any]] = {
         "handles": ("lerobot.policies.wall_x.modeling_wall_x.WallXPolicy",),
         "aligned": "pictures' tokens in Qwen2.5-VL's language model",
         "trains": "everything",
-        "verified": f"{_TINY}; without FAST actions",
+        "verified": f"{_TINY}; without FAST actions; {_COMMAND.format('sf_wall_x')}",
     },
     "sfkit_lerobot.molmoact2:MolmoAct2Adapter": {
         "name": "molmoact2",
@@ -89,7 +91,7 @@ POLICIES: dict[str, dict[str, Any]] = {
         "handles": ("lerobot.policies.molmoact2.modeling_molmoact2.MolmoAct2Policy",),
         "aligned": "pictures' tokens in Molmo's language model; of a picture shown in crops too, those of the whole",
         "trains": "everything but the embeddings of words",
-        "verified": _TINY,
+        "verified": f"{_TINY}; `lerobot-train` as `sf_molmoact2`: trained (LeRobot 0.6.1 itself cannot resume it)",
     },
     "sfkit_lerobot.act:ACTAdapter": {
         "name": "act",
@@ -97,7 +99,7 @@ POLICIES: dict[str, dict[str, Any]] = {
         "handles": ("lerobot.policies.act.modeling_act.ACTPolicy",),
         "aligned": "cells of the ResNet's map, as tokens of the transformer encoder (layer 0: before its first block)",
         "trains": "everything",
-        "verified": f"{_TINY} (a real ResNet-18)",
+        "verified": f"{_TINY} (a real ResNet-18); {_COMMAND.format('sf_act')}",
     },
     "sfkit_lerobot.diffusion:DiffusionAdapter": {
         "name": "diffusion",
@@ -105,7 +107,7 @@ POLICIES: dict[str, dict[str, Any]] = {
         "handles": ("lerobot.policies.diffusion.modeling_diffusion.DiffusionPolicy",),
         "aligned": "cells of the ResNet's map after stage 0 to 4, of the last observation, as it was cropped",
         "trains": "everything; the optimizer needs `policy.spatial_forcing.parameters()` beside `get_optim_params()`",
-        "verified": f"{_TINY} (a real ResNet-18)",
+        "verified": f"{_TINY} (a real ResNet-18); {_COMMAND.format('sf_diffusion')}",
     },
 }
 
