@@ -92,7 +92,7 @@ class PoseTable:
     _copies: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        expect("PoseTable.index", self.index, (None,), (torch.long,))
+        expect("PoseTable.index", self.index, ("n",), (torch.long,))
         expect("PoseTable.poses", self.poses, (len(self.index), 4, 4), FLOATS)
         if bool((self.index.diff() <= 0).any()):
             raise ConfigError("PoseTable.index does not ascend.", "Sort frames and poses by it, each frame once.")

@@ -14,23 +14,23 @@ from sfkit.errors import ShapeError, shown
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def expect(name: str, value: object, shape: tuple[int | None, ...], dtypes: tuple[torch.dtype, ...]) -> None:
+def expect(name: str, value: object, shape: tuple[int | str, ...], dtypes: tuple[torch.dtype, ...]) -> None:
     """Check a tensor of a public data type.
 
     Args:
         name: In the error.
         value: A tensor, such as ``(b, v, h, w)``.
-        shape: Its shape; None for an axis of any length but 0.
+        shape: Its shape; a letter for an axis of any length but 0.
         dtypes: Those that it may have.
 
     Raises:
         ShapeError: It is none, or another one.
     """
-    wanted = f"({', '.join('n' if side is None else str(side) for side in shape)})"
+    wanted = f"({', '.join(map(str, shape))})"
     if not isinstance(value, Tensor) or value.layout != torch.strided:
         raise ShapeError(f"{name} is {shown(value)}, expected a dense tensor {wanted}.")
     sides = itertools.zip_longest(value.shape, shape, fillvalue=-1)
-    if not all(side == want or (want is None and side > 0) for side, want in sides):
+    if not all(side == want or (isinstance(want, str) and side > 0) for side, want in sides):
         raise ShapeError(f"{name} has shape {tuple(value.shape)}, expected {wanted}.")
     if value.dtype not in dtypes:
         names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
@@ -68,7 +68,7 @@ class Views:
     keys: tuple[tuple[str, int, int], ...] | None = None
 
     def __post_init__(self) -> None:
-        expect("Views.images (b, v, 3, h, w)", self.images, (None, None, 3, None, None), FLOATS)
+        expect("Views.images", self.images, ("b", "v", 3, "h", "w"), FLOATS)
         b, v, _, h, w = self.images.shape
         expect("Views.valid", self.valid, (b, v, h, w), (torch.bool,))
         for name, count in {"names": v, "keys": b}.items():
@@ -128,7 +128,7 @@ class FeatureMap:
     mask: Tensor
 
     def __post_init__(self) -> None:
-        expect("FeatureMap.values (b, v, gh, gw, d)", self.values, (None,) * 5, FLOATS)
+        expect("FeatureMap.values", self.values, ("b", "v", "gh", "gw", "d"), FLOATS)
         expect("FeatureMap.mask", self.mask, tuple(self.values.shape[:-1]), (torch.bool,))
 
     @property
