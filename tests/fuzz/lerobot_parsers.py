@@ -187,8 +187,32 @@ def read_policy_config(place: Place, folder: Path) -> object:
     return _read_config(folder, BASES[0])
 
 
+def _recording() -> Path:
+    import sfkit_demo
+
+    return Path(sfkit_demo.__file__).parent / "recording"
+
+
+@cache
+def recorded() -> Any:
+    """The description of the demonstration's own recording."""
+    return json.loads((_recording() / "meta" / "info.json").read_text())
+
+
+def read_recording(place: Place, folder: Path) -> object:
+    from sfkit_demo.data import load_frames
+
+    (folder / "meta").mkdir()
+    for path in (*_recording().iterdir(), *(_recording() / "meta").iterdir()):
+        if path.name not in ("meta", "info.json"):
+            (folder / path.relative_to(_recording())).symlink_to(path)
+    place.make(folder / "meta" / "info.json")
+    return load_frames(folder)
+
+
 def parsers() -> list[Parser]:
     """Those of sfkit-lerobot and lerobot_policy_spatial_forcing."""
+    recordings = hostile.documents(st.builds(recorded))
     return [
         Parser("cameras.json of a LeRobot dataset", hostile.documents(st.just(RIG)), read_cameras),
         Parser("features of a LeRobot dataset", features, read_features),
@@ -197,4 +221,5 @@ def parsers() -> list[Parser]:
         Parser("the sf block", blocks(), read_block),
         Parser("texts of the sf block", block_texts, read_option),
         Parser("config.json of a LeRobot policy", hostile.documents(st.builds(policy_config)), read_policy_config, 0.5),
+        Parser("recordings of the demonstration", recordings, read_recording, 0.05),
     ]

@@ -141,8 +141,7 @@ def _torch_load(path: Path) -> object:
 
 
 def _is_plain(value: object) -> bool:
-    dense = isinstance(value, Tensor) and value.layout == torch.strided
-    return dense and not value.is_quantized and not value.is_meta
+    return isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_quantized or value.is_meta)
 
 
 def _flat(loaded: object, path: Path) -> Mapping[str, Tensor]:
