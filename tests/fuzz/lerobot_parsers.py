@@ -221,5 +221,5 @@ def parsers() -> list[Parser]:
         Parser("the sf block", blocks(), read_block),
         Parser("texts of the sf block", block_texts, read_option),
         Parser("config.json of a LeRobot policy", hostile.documents(st.builds(policy_config)), read_policy_config, 0.5),
-        Parser("recordings of the demonstration", recordings, read_recording, 0.05),
+        Parser("recordings of the demonstration", recordings, read_recording, 0.01),
     ]

@@ -15,15 +15,16 @@ from installed import installed_parsers
 from running import Parser, fuzz
 
 #: Inputs of a parser of share 1.
-_INPUTS = 150
-PARSERS = installed_parsers()
+_INPUTS = 60
+#: Without what takes a second for each input.
+PARSERS = [parser for parser in installed_parsers() if parser.share > 0.01]
 
 
 @pytest.mark.parametrize("parser", PARSERS, ids=lambda parser: parser.name)
 def test_what_comes_out_is_a_value_or_an_error_of_sfkit(parser: Parser) -> None:
     tally = fuzz(parser, round(_INPUTS * parser.share))
     assert tally.faults == {}
-    assert tally.refused.total() > tally.inputs / 4, "most of the inputs should be worth refusing"
+    assert tally.refused.total() > tally.inputs / 4, "the inputs should be worth refusing"
 
 
 def test_another_error_is_noticed() -> None:

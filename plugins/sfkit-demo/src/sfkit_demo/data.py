@@ -146,8 +146,8 @@ def load_frames(root: Path) -> Frames:
         raise
     except Exception as error:  # of LeRobot, of Arrow, of the video decoder: whatever a damaged file leads to
         raise ConfigError(
-            f"The dataset at {root} cannot be read: {type(error).__name__}: {error}",
-            "Copy it again, or record it anew.",
+            f"{root} cannot be read: {type(error).__name__}: {error}",
+            "Copy the dataset again, or record it anew.",
         ) from error
 
 
