@@ -11,7 +11,7 @@ ALONE := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 SAME := --hypothesis-seed=0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test mutants lint format types layers metrics record docs lowest wheels check portable kills full bench bench-full freeze clean
+.PHONY: help setup demo test mutants lint format types layers metrics record docs lowest wheels check portable kills fuzz full bench bench-full freeze clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -71,7 +71,10 @@ portable: $(STAMP) ## run the tests that compare numbers under other kernels, wi
 kills: $(STAMP) ## kill 200 processes while they save, and look at what they leave
 	SFKIT_KILLS=200 $(ALONE) $(BIN)/pytest -q tests/saving/test_killed_saves.py $(ARGS)
 
-full: portable kills ## all that takes too long for CI
+fuzz: $(STAMP) ## give 100,000 hostile inputs to all parsers; only sfkit's own errors may come out (10 minutes)
+	$(ALONE) $(BIN)/python tests/fuzz $(ARGS)
+
+full: portable kills fuzz ## all that takes too long for CI
 
 bench: $(STAMP) ## run the benchmarks
 	$(BIN)/python -m benchmarks $(ARGS)

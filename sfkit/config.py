@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, SupportsFloat, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from typing_extensions import Self
 
-from sfkit.errors import ConfigError, did_you_mean
+from sfkit.errors import ConfigError, did_you_mean, shown
 
 #: Where the student is tapped: after so many decoder blocks, or at :data:`ENCODER`.
 StudentLayer: TypeAlias = "int | str"
@@ -23,6 +23,10 @@ Recompute: TypeAlias = Literal["none", "selective", "full"]
 #: What a weight that follows the gradients begins with.
 BALANCE = "balance"
 
+#: Whole numbers up to here are the same in JSON, in float64 and in torch.
+_LARGEST = 2**53
+_DEEPEST, _MOST_VALUES = 64, 2**20
+
 #: How the alignment loss reaches what the training loop differentiates: :class:`sfkit.training.loss_path.LossPaths`.
 AttachLoss: TypeAlias = Literal["auto", "return", "backward", "manual"]
 
@@ -32,23 +36,81 @@ class Options(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except (ValidationError, UnicodeError) as error:
+            raise self._refusal(type(self).__name__, error) from None
+
+    # For a model inside another one pydantic then validates in one go, and names where in the whole the fault is.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
     @classmethod
-    def parse(cls, owner: str, values: Mapping[str, object]) -> Self:
+    def parse(cls, owner: str, values: object) -> Self:
         """Validate ``values``; failures name the owner, the field, the valid fields and what was wrong.
 
         Raises:
-            ConfigError: A field is unknown or has a bad value.
+            ConfigError: They are no mapping, or a field is unknown or has a bad value.
         """
+        if not isinstance(values, Mapping):
+            raise ConfigError(
+                f"Bad options for {owner}: {shown(values)} is no mapping of names to values.", cls._valid()
+            )
+        return cls._validated(owner, dict(values))
+
+    @classmethod
+    def _validated(cls, owner: str, value: object) -> Self:
         try:
-            return cls.model_validate(dict(values))
-        except ValidationError as error:
-            lines = []
-            for item in error.errors():
-                field = ".".join(str(part) for part in item["loc"]) or "(all)"
-                hint = did_you_mean(field, cls.model_fields) if item["type"] == "extra_forbidden" else ""
-                lines.append(f"{field}: {item['msg']}.{hint}")
-            valid = ", ".join(cls.model_fields) or "none"
-            raise ConfigError(f"Bad options for {owner}: " + " ".join(lines), f"Valid options: {valid}.") from None
+            return cls.model_validate(value)
+        except (ValidationError, UnicodeError) as error:
+            raise cls._refusal(owner, error) from None
+
+    @classmethod
+    def _refusal(cls, owner: str, error: ValidationError | UnicodeError) -> ConfigError:
+        if isinstance(error, UnicodeError):  # of pydantic, on half of a surrogate pair
+            return ConfigError(f"Bad options for {owner}: a text among them is no Unicode.", cls._valid())
+        lines = []
+        for item in error.errors(include_url=False, include_input=False):
+            field = ".".join(str(part) for part in item["loc"]) or "(all)"
+            hint = did_you_mean(field, cls.model_fields) if item["type"] == "extra_forbidden" else ""
+            lines.append(f"{field}: {item['msg']}.{hint}")
+        return ConfigError(f"Bad options for {owner}: " + " ".join(lines), cls._valid())
+
+    @classmethod
+    def _valid(cls) -> str:
+        return f"Valid options: {', '.join(cls.model_fields) or 'none'}."
+
+    @model_validator(mode="after")
+    def _within_bounds(self) -> Self:
+        if fault := beyond_bounds(dict(self), largest=_LARGEST):
+            raise ValueError(fault)
+        return self
+
+
+def beyond_bounds(value: object, *, largest: float = math.inf, depth: int = _DEEPEST) -> str:
+    """What in nested lists and mappings is beyond all use, and where; empty if nothing is.
+
+    Args:
+        value: JSON, or options.
+        largest: The largest whole number.
+        depth: How many levels of lists and mappings there may be, the values in the innermost included.
+    """
+    level: list[tuple[str, object]] = [("", value)]
+    for _ in range(depth):
+        below: list[tuple[str, object]] = []
+        for where, item in level:
+            if isinstance(item, int) and abs(item) > largest:
+                return f"{where} is a whole number beyond 2^53"
+            parts = (
+                item if isinstance(item, Mapping) else dict(enumerate(item)) if isinstance(item, (list, tuple)) else {}
+            )
+            below += [(f"{where}.{key}".lstrip("."), part) for key, part in parts.items()]
+            if len(below) > _MOST_VALUES:  # also of few that are referred to over and over, as YAML can
+                return f"it holds more than {_MOST_VALUES} values"
+        if not below:
+            return ""
+        level = below
+    return f"its lists and mappings are nested more than {depth} deep"
 
 
 class ComponentSpec(Options):
@@ -60,22 +122,22 @@ class ComponentSpec(Options):
     @classmethod
     def of(cls, value: object) -> ComponentSpec:
         """Read ``"name"``, ``("name", {...})`` or ``{"name": ..., **options}``."""
-        return value if isinstance(value, ComponentSpec) else cls.model_validate(value)
+        return value if isinstance(value, ComponentSpec) else cls._validated("a component", value)
 
     @model_validator(mode="before")
     @classmethod
     def _read(cls, value: object) -> object:
-        if isinstance(value, str):
-            return {"name": value}
-        if isinstance(value, tuple) and len(value) == 2:
-            return {"name": value[0], "options": dict(value[1])}
-        if isinstance(value, Mapping) and "name" in value:
-            own = {key: item for key, item in value.items() if key not in ("name", "options")}
-            return {"name": value["name"], "options": {**value.get("options", {}), **own}}
         if isinstance(value, ComponentSpec):
             return value
+        name, options = value if isinstance(value, tuple) and len(value) == 2 else (value, {})
+        own: dict[object, object] = {}
+        if isinstance(value, Mapping):
+            name, options = value.get("name"), value.get("options", {})
+            own = {key: item for key, item in value.items() if key not in ("name", "options")}
+        if isinstance(name, str) and isinstance(options, Mapping):
+            return {"name": name, "options": {**options, **own}}
         raise ConfigError(
-            f"Cannot read a component from {value!r}.",
+            f"Cannot read a component from {shown(value)}.",
             'Give a name ("geometry"), a name with options (("geometry", {"frame": "world"})) or an instance.',
         )
 
@@ -83,9 +145,7 @@ class ComponentSpec(Options):
 def one_or_several(value: object) -> tuple[object, ...]:
     """A list of components as it is, and a single one (a name, or a name with options) as a list of one."""
     named = isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], Mapping)
-    if named or isinstance(value, (str, Mapping, BaseModel)) or not isinstance(value, Iterable):
-        return (value,)
-    return tuple(value)
+    return (value,) if named or isinstance(value, str) or not isinstance(value, Sequence) else tuple(value)
 
 
 def read_weight(value: object) -> float | str:
@@ -98,7 +158,7 @@ def read_weight(value: object) -> float | str:
         return f"{BALANCE}:{balance_ratio(value):g}"
     number = _number(value)
     if not 0 <= number < math.inf:
-        raise ValueError(f'{value!r} is no weight: give a number that is not negative, or "balance:0.1"')
+        raise ValueError(f'{shown(value)} is no weight: give a number that is not negative, or "balance:0.1"')
     return number
 
 
@@ -108,7 +168,7 @@ def balance_ratio(weight: float | str) -> float | None:
         return None
     ratio = _number(weight.partition(":")[2])
     if not 0 < ratio < math.inf:
-        raise ValueError(f'{weight!r} needs a ratio above 0 after the colon, as in "balance:0.1"')
+        raise ValueError(f'{shown(weight)} needs a ratio above 0 after the colon, as in "balance:0.1"')
     return ratio
 
 
@@ -116,7 +176,7 @@ def _number(value: object) -> float:
     """NaN for what is no number."""
     try:
         return float(value) if isinstance(value, (str, SupportsFloat)) and not isinstance(value, bool) else math.nan
-    except ValueError:
+    except (ValueError, OverflowError, RuntimeError):  # a text, an int beyond floats, a tensor of several values
         return math.nan
 
 

@@ -7,6 +7,9 @@ import logging
 import sys
 from collections.abc import Iterable
 
+#: Letters of a value that an error shows.
+_SHOWN = 500
+
 
 class SfkitError(Exception):
     """Base of all errors raised by sfkit.
@@ -84,6 +87,15 @@ class TrustError(SfkitError):
 
 class SfkitWarning(UserWarning):
     """Training works, but probably not as intended; shown once for each cause."""
+
+
+def shown(value: object) -> str:
+    """A value in an error: its beginning, and no error of its own where it is too deep or too long to print."""
+    try:
+        text = repr(value)
+    except Exception:  # deeper than the interpreter's limit, of too many digits, or of a class that cannot be printed
+        return f"a {type(value).__name__} that cannot be printed"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:

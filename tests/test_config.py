@@ -11,7 +11,8 @@ from sfkit.config import ComponentSpec, PairConfig, SpatialForcingConfig
 from sfkit.errors import ConfigError
 
 names = st.text("abcdef", min_size=1, max_size=5)
-specs = st.builds(ComponentSpec, name=names, options=st.dictionaries(names, st.integers() | st.booleans(), max_size=3))
+integers = st.integers(-(2**53), 2**53)
+specs = st.builds(ComponentSpec, name=names, options=st.dictionaries(names, integers | st.booleans(), max_size=3))
 pairs = st.builds(
     PairConfig,
     student_layer=st.integers(0, 40),

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 from rich.console import Console
 from rich.text import Text
 
-from sfkit.errors import ConfigError
+from sfkit.errors import ConfigError, shown
 
 
 def plain_console(*, highlight: bool = True, stderr: bool = False) -> Console:
@@ -29,19 +27,21 @@ def parse_options(text: str) -> dict[str, object]:
     Raises:
         ConfigError: The text cannot be read.
     """
+    from sfkit.utils.places import parse_json
+
     options: dict[str, object] = {}
     if text.lstrip().startswith("{"):
         try:
-            options = json.loads(text)
+            options = parse_json(text)
         except ValueError as error:
-            raise ConfigError(f"{text!r} is no JSON object: {error}.", "Check its quotes and brackets.") from error
+            raise ConfigError(f"{shown(text)} is no JSON object: {error}.", "Check its quotes and brackets.") from error
         return options
     for part in filter(None, (piece.strip() for piece in text.split(","))):
         key, equals, value = map(str.strip, part.partition("="))
         if not equals or not key:
             raise ConfigError(f"Cannot read an option from {part!r}.", "Write key=value,key=value, or a JSON object.")
         try:
-            options[key] = json.loads(value)
+            options[key] = parse_json(value)
         except ValueError:
             options[key] = value
     return options

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 from torch import nn
 
 from sfkit.config import ComponentSpec, one_or_several
-from sfkit.errors import AdapterError, ConfigError, WrapError
+from sfkit.errors import AdapterError, ConfigError, WrapError, shown
 from sfkit.objectives.base import Objective
 from sfkit.policies.base import PolicyAdapter
 from sfkit.projectors.base import Projector
@@ -81,8 +81,10 @@ def build_transforms(values: Sequence[ComponentLike | Transform], teacher_dim: i
     Raises:
         ConfigError: One name or mapping instead of a sequence, or an instance for another width.
     """
-    if isinstance(values, str | Mapping | Transform):
-        raise ConfigError(f"transforms is {values!r}, not a list.", "Write transforms=[...], even for a single one.")
+    if not isinstance(values, (list, tuple)):
+        raise ConfigError(
+            f"transforms is {shown(values)}, not a list.", "Write transforms=[...], even for a single one."
+        )
     built: list[Transform] = []
     for value in values:
         width = built[-1].out_dim if built else teacher_dim

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from sfkit.config import ComponentSpec, PairConfig, SpatialForcingConfig
-from sfkit.errors import ConfigError, SfkitWarning, did_you_mean
+from sfkit.errors import ConfigError, SfkitWarning, did_you_mean, shown
 from sfkit.factory.components import ComponentLike, build_adapter
 from sfkit.policies.base import PolicyAdapter
 from sfkit.presets import Preset
@@ -17,6 +17,10 @@ from sfkit.registry.registry import default_registry
 from sfkit.teachers.base import Teacher
 
 _ONE_PAIR = ("teacher", "student_layer", "teacher_layer")
+#: Fields of a configuration and of a pair that are components or hold some; the others are checked before any is built.
+_COMPONENTS = ("adapter", "pairs", "objective", "projector", "transforms", "schedule", "teacher")
+#: Stands for a pair where the settings beside it are checked.
+_PAIR: Mapping[str, object] = {"student_layer": 0, "teacher": "", "teacher_layer": 1}
 _FORMS = (
     "Give (student_layer, teacher, teacher_layer, weight), or a mapping with those keys and, if wanted, future, "
     "objective, projector and transforms; teacher_layer and weight may be left out."
@@ -33,15 +37,16 @@ def read_pairs(given: Mapping[str, Any]) -> list[dict[str, Any]]:
         ConfigError: Neither or both forms, no pair, or one that cannot be read.
     """
     single = {name: given.get(name) for name in _ONE_PAIR}
-    pairs: Sequence[object] | None = given.get("pairs")
+    pairs: object = given.get("pairs")
     if pairs is None:
         if single["teacher"] is None:
             raise ConfigError("No teacher.", 'Give one, for instance teacher="geometry", or pairs=[...].')
         pairs = [single]
     elif any(value is not None for value in single.values()):
         raise ConfigError("pairs=[...] names teachers and layers itself.", "Give either pairs or teacher.")
-    if not pairs:
-        raise ConfigError("pairs is empty.", "List at least one (student_layer, teacher, teacher_layer, weight).")
+    if not isinstance(pairs, (list, tuple)) or not pairs:
+        what = "empty" if isinstance(pairs, (list, tuple)) else f"{shown(pairs)}, not a list"
+        raise ConfigError(f"pairs is {what}.", "List at least one (student_layer, teacher, teacher_layer, weight).")
     return [_read_pair(pair) for pair in pairs]
 
 
@@ -50,11 +55,17 @@ def _read_pair(given: object) -> dict[str, Any]:
     pair = dict(given) if isinstance(given, (PairConfig, Mapping)) else {}
     if isinstance(given, (tuple, list)) and 2 <= len(given) <= 4:
         pair = dict(zip(("student_layer", "teacher", "teacher_layer", "weight"), given, strict=False))
-    unknown = [str(key) for key in pair if key not in fields]
+    unknown = [shown(key) for key in pair if key not in fields]
     if unknown or not {"student_layer", "teacher"} <= pair.keys():
-        hints = "".join(did_you_mean(key, fields) for key in unknown)
-        raise ConfigError(f"Cannot read a pair from {given!r}.{hints}", _FORMS)
-    return {**{name: fields[name].get_default() for name in fields}, "teacher_layer": None, **pair}
+        hints = "".join(did_you_mean(key.strip("'"), fields) for key in unknown)
+        raise ConfigError(f"Cannot read a pair from {shown(given)}.{hints}", _FORMS)
+    chosen = {name: value for name, value in pair.items() if value is not None}
+    settings = {name: value for name, value in chosen.items() if name not in _COMPONENTS}
+    if isinstance(pair["student_layer"], int):  # the policy says which there are
+        settings.pop("student_layer", None)
+    checked = PairConfig.parse("a pair", {**_PAIR, **settings})
+    chosen |= {name: getattr(checked, name) for name in settings}
+    return {**{name: fields[name].get_default() for name in fields}, **dict.fromkeys(_ONE_PAIR), **chosen}
 
 
 def find_preset(value: str | Preset | None) -> Preset | None:
@@ -113,6 +124,9 @@ def with_defaults(preset: Preset | None, adapter: PolicyAdapter, given: Mapping[
         chosen = _merge(preset, adapter, chosen)
     fields = SpatialForcingConfig.model_fields.items()
     defaults = {name: field.get_default(call_default_factory=True) for name, field in fields if not field.is_required()}
+    settings = {name: chosen[name] for name in defaults if name in chosen and name not in _COMPONENTS}
+    checked = SpatialForcingConfig.parse("SpatialForcing", {"adapter": "", "pairs": [_PAIR], **settings})
+    chosen |= {name: getattr(checked, name) for name in settings}
     return {name: chosen.get(name, defaults.get(name)) for name in [*given, *chosen]}
 
 

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from sfkit.registry.component import AnyOptions, Configurable
 
+#: The most hidden units; more come from files that are to fill the memory.
+WIDEST = 2**14
+
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sfkit.config import Options
 from sfkit.errors import ConfigError
-from sfkit.projectors.base import Projector, xavier
+from sfkit.projectors.base import WIDEST, Projector, xavier
 from sfkit.registry.component import AnyOptions, Harmless
 from sfkit.utils.recompute import recompute
 
@@ -74,7 +74,9 @@ class LinearProjector(Projector):
 class MLPOptions(Options):
     """Options of :class:`MLPProjector`."""
 
-    hidden: int | None = Field(default=None, ge=1, description="Hidden width; the teacher's width by default.")
+    hidden: int | None = Field(
+        default=None, ge=1, le=WIDEST, description="Hidden width; the teacher's width by default."
+    )
     norm: Harmless[bool] = Field(default=True, description="LayerNorm on the student tokens first.")
 
 
@@ -108,7 +110,7 @@ class MLPProjector(Projector):
 class SiLUMLPOptions(Options):
     """Options of :class:`SiLUMLPProjector`."""
 
-    hidden: int = Field(default=2048, ge=1, description="Width of both hidden layers.")
+    hidden: int = Field(default=2048, ge=1, le=WIDEST, description="Width of both hidden layers.")
     norm: Harmless[bool] = Field(default=False, description="LayerNorm on the student tokens first.")
 
 
@@ -141,7 +143,7 @@ class SiLUMLPProjector(Projector):
 class ConvOptions(Options):
     """Options of :class:`ConvProjector`."""
 
-    kernel: int = Field(default=3, ge=1, description="Side of the kernel in patches; odd.")
+    kernel: int = Field(default=3, ge=1, le=15, description="Side of the kernel in patches; odd.")
     norm: Harmless[bool] = Field(default=False, description="LayerNorm on the student tokens first.")
 
     @field_validator("kernel")
@@ -181,7 +183,9 @@ class ConvProjector(Projector):
 class NestedOptions(Options):
     """Options of :class:`NestedProjector`."""
 
-    hidden: int | None = Field(default=None, ge=1, description="All hidden units; the teacher's width by default.")
+    hidden: int | None = Field(
+        default=None, ge=1, le=WIDEST, description="All hidden units; the teacher's width by default."
+    )
     share: float = Field(default=1.0, gt=0, le=1, description="Share of the hidden units of a pair's own projector.")
     smallest: float = Field(default=0.2, gt=0, le=1, description="Share for the first of several pairs that share one.")
     norm: Harmless[bool] = Field(default=True, description="LayerNorm on the student tokens first.")

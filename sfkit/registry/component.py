@@ -96,7 +96,11 @@ class Configurable:
                 f"{type(self).__name__} was given {type(options).__qualname__}.",
                 f"Pass {self.Options.__qualname__}, or a mapping.",
             )
-        self.options = options if isinstance(options, Options) else self.Options.parse(self.name, options or {})
+        self.options = (
+            options
+            if isinstance(options, Options)
+            else self.Options.parse(self.name, {} if options is None else options)
+        )
 
     @property
     def spec(self) -> ComponentSpec:

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 import pluggy
 
 from sfkit import SFKIT_API
-from sfkit.errors import ConfigError, PluginError, UnknownNameError, did_you_mean
+from sfkit.errors import ConfigError, PluginError, UnknownNameError, did_you_mean, shown
 from sfkit.registry import hookspecs
 
 Kind = Literal["teacher", "policy", "objective", "projector", "transform", "schedule", "preset", "parity", "command"]
@@ -265,7 +265,7 @@ class Registry:
             UnknownNameError: There is no such name; the error lists installed names, the nearest one, broken plugins.
             PluginError: Two distributions registered the name.
         """
-        name, argument = split_name(name)
+        name, argument = split_name(name) if isinstance(name, str) else (shown(name), None)
         installed = self.of_kind(kind)
         found = [entry for entry in installed if entry.name == name]
         if not found:

@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from sfkit.config import ComponentSpec, Options, SpatialForcingConfig, one_or_several
-from sfkit.errors import ConfigError, PluginError, TrustError, did_you_mean
+from sfkit.errors import ConfigError, PluginError, TrustError, did_you_mean, shown
 from sfkit.registry.component import SetBy, is_changeable, set_by
 from sfkit.registry.registry import Entry, Kind, default_registry, split_name
 from sfkit.utils.places import digest_in, digest_of, is_local, scrubbed, without_places
@@ -74,6 +74,8 @@ def admit(arguments: Arguments, origin: Origin | None, given: Given) -> dict[str
         TrustError: The file sets what the caller must give; the error prints what to write.
         ConfigError: ``given`` names no component of the file, or an option is not valid.
     """
+    if not isinstance(given, Mapping) or not all(isinstance(options, Mapping) for options in given.values()):
+        raise ConfigError(f"options is {shown(given)}.", 'Give them by component: {"mlp": {"hidden": 256}}.')
     names, logged = names_in(arguments), list[str]()
     for name in given:
         if name not in names:

@@ -30,15 +30,18 @@ class GeometryOptions(Options):
     fov: float | None = Field(
         default=60.0, gt=0, lt=180, description="Horizontal field of view, assumed without intrinsics; null: an error."
     )
-    cells: int = Field(default=2, ge=1, description="Points along each side of a patch (2: four points).")
-    bands: int = Field(default=4, ge=0, description="Fourier bands, each halving the wavelength.")
+    cells: int = Field(default=2, ge=1, le=8, description="Points along each side of a patch (2: four points).")
+    bands: int = Field(default=4, ge=0, le=16, description="Fourier bands, each halving the wavelength.")
     wavelength: float = Field(default=2.0, gt=0, description="Longest wavelength of the Fourier features, in meters.")
     depth_min: float = Field(default=0.05, gt=0, description="Depth below this many meters is invalid.")
     depth_max: float = Field(default=10.0, gt=0, description="Depth of this many meters or more is invalid.")
     min_valid: float = Field(default=0.5, gt=0, le=1, description="Share of a sub-cell's pixels that must be valid.")
     flatness: float = Field(default=0.01, gt=0, description="Largest distance to a normal's plane, relative to depth.")
     reach: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        default=(1,), min_length=1, description="Offsets go to the patches so many columns right, and rows below."
+        default=(1,),
+        min_length=1,
+        max_length=64,
+        description="Offsets go to the patches so many columns right, and rows below.",
     )
     position_mean: Harmless[bool] = Field(default=False, description="Subtract the mean of each patch position.")
     calibration_steps: int = Field(default=32, ge=0, description="Training steps that gather statistics without fit.")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sfkit.config import PairConfig, SpatialForcingConfig, StudentLayer
+from sfkit.config import SpatialForcingConfig, StudentLayer, one_or_several
 from sfkit.errors import ConfigError
 from sfkit.factory.components import (
     ComponentLike,
@@ -151,7 +151,7 @@ def _refuse_shared_instances(requested: Sequence[Mapping[str, Any]], arguments: 
             "A projector instance serves one pair only.",
             "Give its name: each pair gets its own; or let all of them share it, with shared_projector=True.",
         )
-    if several and any(isinstance(transform, Transform) for transform in arguments["transforms"]):
+    if several and any(isinstance(transform, Transform) for transform in one_or_several(arguments["transforms"])):
         raise ConfigError("A transform instance serves one pair only.", "Give its name: each pair gets its own.")
 
 
@@ -195,8 +195,6 @@ def _runner_of(value: ComponentLike | Teacher, runners: list[TeacherRunner]) -> 
 
 def _site(adapter: PolicyAdapter, student_layer: StudentLayer | None, objective: Objective) -> TapSite:
     layer = adapter.default_student_layer if student_layer is None else student_layer
-    if isinstance(layer, str):
-        PairConfig.parse("the pair", {"student_layer": layer, "teacher": "", "teacher_layer": 1})
     site = site_of(layer)
     site.tap(adapter)  # out of range, or no such place
     if objective.reads != "attention":

@@ -5,10 +5,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from sfkit.config import beyond_bounds
 
 #: The files that decide which network a folder holds. Its digest is made from them.
 _SUFFIXES = (".json", ".safetensors", ".pt", ".pth", ".bin", ".py")
@@ -155,23 +158,41 @@ def read_json(path: Path, *, size: int = 2**20, depth: int = 64) -> Any:
 
     Raises:
         OSError: It could not be read.
-        ValueError: It is no JSON, or larger or deeper than that.
+        ValueError: As for :func:`parse_json`.
     """
     with path.open("rb") as file:
         text = file.read(size + 1)
+    return parse_json(text, size=size, depth=depth)
+
+
+def parse_json(text: str | bytes, *, size: int = 2**20, depth: int = 64) -> Any:
+    """JSON that may be hostile; see :func:`read_json`.
+
+    Raises:
+        ValueError: It is no JSON, larger or deeper than that, or has a number that is not finite, or one key twice.
+    """
     if len(text) > size:
         raise ValueError(f"it is larger than {size} bytes")
     try:
-        found = json.loads(text)
-        if _levels(found) <= depth:
-            return found
+        found = json.loads(text, object_pairs_hook=_object, parse_constant=_finite, parse_float=_finite)
     except RecursionError:  # deeper than the interpreter's own limit
-        pass
-    raise ValueError(f"its lists and mappings are nested more than {depth} deep")
+        raise ValueError(f"its lists and mappings are nested more than {depth} deep") from None
+    if fault := beyond_bounds(found, depth=depth):
+        raise ValueError(fault)
+    return found
 
 
-def _levels(value: object) -> int:
-    return 1 + max(map(_levels, _inside(value)), default=0)
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"it has one key twice: {', '.join(sorted(key for key, _ in pairs))[:200]}")
+    return found
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text[:20]} is no finite number")
+    return number
 
 
 def _inside(value: object) -> Iterable[object]:

@@ -9,17 +9,24 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, model_validator
 from torch import Tensor
+from typing_extensions import Self
 
 from sfkit.config import Options
 from sfkit.errors import ConfigError, ViewsError
 from sfkit.utils.places import read_json
+from sfkit.views.types import FLOATS, expect
 
 _FORMAT = "sfkit.cameras/1"
 _METERS = {"m": 1.0, "mm": 0.001}
 #: Meters by which rounding to whole millimeters moves an end of the recorded range, and a little more for float32.
 _ROUNDING = 0.00051
+
+#: No image is as wide in pixels, and no camera as far away in meters or in focal lengths of pixels.
+_WIDEST, _FARTHEST, _SHORTEST = 2**16, 1e6, 0.01
+#: By how much rows of a rotation may miss length 1 and right angles: what is rounded to three decimals passes.
+_CROOKED = 0.005
 
 Row3 = tuple[float, float, float]
 Row4 = tuple[float, float, float, float]
@@ -28,8 +35,8 @@ Row4 = tuple[float, float, float, float]
 class Camera(Options):
     """Calibration of one camera. OpenCV axes; integer pixel coordinates are pixel centers."""
 
-    width: int = Field(ge=1, description="Width of the dataset's image in pixels.")
-    height: int = Field(ge=1, description="Height of the dataset's image in pixels.")
+    width: int = Field(ge=1, le=_WIDEST, description="Width of the dataset's image in pixels.")
+    height: int = Field(ge=1, le=_WIDEST, description="Height of the dataset's image in pixels.")
     intrinsics: tuple[Row3, Row3, Row3] | None = Field(default=None, description="3x3 matrix K in pixels, if known.")
     depth_key: str | None = Field(default=None, description="Batch key of the depth map (same field of view).")
     depth_unit: Literal["m", "mm"] | None = Field(default=None, description="Unit of the depth map in the batch.")
@@ -39,12 +46,36 @@ class Camera(Options):
     world_from_camera: tuple[Row4, Row4, Row4, Row4] | None = Field(default=None, description="Fixed 4x4 pose, meters.")
     pose_key: str | None = Field(default=None, description="Dataset column with 4x4 poses of a camera that moves.")
 
-    @field_validator("depth_range")
-    @classmethod
-    def _near_before_far(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
-        if value is not None and not 0 <= value[0] < value[1]:
-            raise ValueError("the near end is at least 0, and smaller than the far end")
-        return value
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        near, far = self.depth_range or (0.0, 1.0)
+        if not 0 <= near < far <= _FARTHEST:
+            raise ValueError(f"depth_range is {near:g} to {far:g}; the near end is at least 0, and below the far end")
+        (fx, skew, cx), (below, fy, cy), last = self.intrinsics or ((1, 0, 0), (0, 1, 0), (0, 0, 1))
+        if (below, *last) != (0, 0, 0, 1):
+            raise ValueError(f"intrinsics are {self.intrinsics}; write K as ((fx, skew, cx), (0, fy, cy), (0, 0, 1))")
+        if not _SHORTEST <= min(fx, fy) <= max(fx, fy, abs(skew), abs(cx), abs(cy)) <= _FARTHEST:
+            raise ValueError(
+                f"intrinsics have the focal lengths {fx:g} and {fy:g}, skew {skew:g} and center ({cx:g}, {cy:g}); give "
+                f"positive focal lengths, and nothing beyond {_FARTHEST:g}, in pixels of this width and height"
+            )
+        pose = self.world_from_camera
+        if pose is not None and not is_rigid(torch.tensor(pose, dtype=torch.float64)):
+            raise ValueError(f"world_from_camera is {pose}; {_POSE}")
+        return self
+
+
+_POSE = "give by rows a rotation (no scale, determinant 1), a translation in meters, and 0 0 0 1; axes are OpenCV's"
+
+
+def is_rigid(poses: Tensor) -> Tensor:
+    """``(...)`` bool: which of ``(..., 4, 4)`` are a rotation and a translation within 1000 km."""
+    poses = poses.double()
+    rotation, unit = poses[..., :3, :3], torch.eye(4).to(poses)
+    crooked = (rotation @ rotation.mT - unit[:3, :3]).abs().amax((-2, -1))
+    sound: Tensor = (crooked < _CROOKED) & (poses[..., :3, 3].abs().amax(-1) <= _FARTHEST)
+    sound &= (torch.linalg.det(rotation) > 0) & (poses[..., 3, :] == unit[3]).all(-1)
+    return sound
 
 
 @dataclass(frozen=True)
@@ -59,6 +90,16 @@ class PoseTable:
     index: Tensor
     poses: Tensor
     _copies: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        expect("PoseTable.index", self.index, ("n",), (torch.long,))
+        expect("PoseTable.poses", self.poses, (len(self.index), 4, 4), FLOATS)
+        if bool((self.index.diff() <= 0).any()):
+            raise ConfigError("PoseTable.index does not ascend.", "Sort frames and poses by it, each frame once.")
+        wrong = ~is_rigid(self.poses)
+        if bool(wrong.any()):
+            frame, pose = int(self.index[wrong][0]), self.poses[wrong][0].tolist()
+            raise ConfigError(f"The pose of frame {frame} is {pose}, no rigid transform.", f"Correct it: {_POSE}.")
 
     def __call__(self, index: Tensor) -> Tensor:
         """``(b, 4, 4)`` poses of frames ``(b,)``; NaN for a frame that is not in the table (later masked)."""
@@ -99,7 +140,9 @@ class CameraRig:
             raise ConfigError(f"Cannot read camera calibration from {path}: {error}") from error
         if not isinstance(data, dict) or data.get("format") != _FORMAT:
             raise ConfigError(f"{path} is not a calibration file.", f'Its "format" must be "{_FORMAT}".')
-        cameras = {key: Camera.parse(f"camera {key!r}", value) for key, value in data["cameras"].items()}
+        if not isinstance(data.get("cameras"), dict):
+            raise ConfigError(f"{path} has no cameras.", 'Write "cameras": {"<image key>": {"width": ..., ...}}.')
+        cameras = {key: Camera.parse(f"camera {key!r} of {path}", value) for key, value in data["cameras"].items()}
         return cls(cameras)
 
     def save(self, path: str | Path) -> None:
@@ -175,6 +218,8 @@ def require_rig(cameras: object) -> CameraRig:
     """
     if not isinstance(cameras, CameraRig):
         problem = f"cameras= is a {type(cameras).__name__}"
+    elif not all(isinstance(part, Mapping) for part in (cameras.cameras, cameras.poses)):
+        problem = "cameras= is no mapping of cameras, or of poses"
     elif wrong := [key for key, camera in cameras.cameras.items() if not isinstance(camera, Camera)]:
         problem = f"cameras= holds no Camera for {', '.join(map(repr, wrong))}"
     elif wrong := [key for key, table in cameras.poses.items() if not isinstance(table, PoseTable)]:

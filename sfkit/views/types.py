@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
-from sfkit.errors import ShapeError
+from sfkit.errors import ShapeError, shown
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def _expect(name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> None:
-    """Raise a ShapeError unless ``value`` has ``shape``, such as ``(b, v, h, w)``, and ``dtype``."""
-    if tuple(value.shape) != shape:
-        raise ShapeError(f"{name} has shape {tuple(value.shape)}, expected {shape}.")
-    if dtype not in (None, value.dtype):
-        raise ShapeError(f"{name} has dtype {value.dtype}, expected {str(dtype).removeprefix('torch.')}.")
+def expect(name: str, value: object, shape: tuple[int | str, ...], dtypes: tuple[torch.dtype, ...]) -> None:
+    """Check a tensor of a public data type.
+
+    Args:
+        name: In the error.
+        value: A tensor, such as ``(b, v, h, w)``.
+        shape: Its shape; a letter for an axis of any length but 0.
+        dtypes: Those that it may have.
+
+    Raises:
+        ShapeError: It is none, or another one.
+    """
+    wanted = f"({', '.join(map(str, shape))})"
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        raise ShapeError(f"{name} is {shown(value)}, expected a dense tensor {wanted}.")
+    sides = itertools.zip_longest(value.shape, shape, fillvalue=-1)
+    if not all(side == want or (isinstance(want, str) and side > 0) for side, want in sides):
+        raise ShapeError(f"{name} has shape {tuple(value.shape)}, expected {wanted}.")
+    if value.dtype not in dtypes:
+        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise ShapeError(f"{name} has dtype {value.dtype}, expected {names}.")
 
 
 @dataclass(frozen=True)
@@ -50,18 +68,19 @@ class Views:
     keys: tuple[tuple[str, int, int], ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.images.ndim != 5 or self.images.shape[2] != 3:
-            raise ShapeError(f"Views.images has shape {tuple(self.images.shape)}, expected (b, v, 3, h, w).")
+        expect("Views.images", self.images, ("b", "v", 3, "h", "w"), FLOATS)
         b, v, _, h, w = self.images.shape
-        _expect("Views.valid", self.valid, (b, v, h, w), torch.bool)
-        if len(self.names) != v:
-            raise ShapeError(f"Views.names has {len(self.names)} entries for {v} views.")
+        expect("Views.valid", self.valid, (b, v, h, w), (torch.bool,))
+        for name, count in {"names": v, "keys": b}.items():
+            given = getattr(self, name)
+            if not (name == "keys" and given is None) and (not isinstance(given, (tuple, list)) or len(given) != count):
+                raise ShapeError(
+                    f"Views.{name} is {shown(given)}, expected {count} entries for {b} samples of {v} views."
+                )
         matrices = {"intrinsics": (3, 3), "world_from_camera": (4, 4), "source_to_view": (3, 3)}
         for name, shape in {"depth": (h, w), "time": (), **matrices}.items():
             if getattr(self, name) is not None:
-                _expect(f"Views.{name}", getattr(self, name), (b, v, *shape))
-        if self.keys is not None and len(self.keys) != b:
-            raise ShapeError(f"Views.keys has {len(self.keys)} entries for {b} samples.")
+                expect(f"Views.{name}", getattr(self, name), (b, v, *shape), FLOATS)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -90,7 +109,7 @@ class Views:
             ShapeError: The view does not divide into the grid.
         """
         (h, w), (gh, gw) = self.size, grid
-        if h % gh or w % gw:
+        if min(gh, gw) < 1 or h % gh or w % gw:
             raise ShapeError(f"A view of {h}x{w} pixels does not divide into a grid of {gh}x{gw} tokens.")
         b, v = self.valid.shape[:2]
         return self.valid.view(b, v, gh, h // gh, gw, w // gw).all(5).all(3)
@@ -109,9 +128,8 @@ class FeatureMap:
     mask: Tensor
 
     def __post_init__(self) -> None:
-        if self.values.ndim != 5:
-            raise ShapeError(f"FeatureMap.values has shape {tuple(self.values.shape)}, expected (b, v, gh, gw, d).")
-        _expect("FeatureMap.mask", self.mask, tuple(self.values.shape[:-1]), torch.bool)
+        expect("FeatureMap.values", self.values, ("b", "v", "gh", "gw", "d"), FLOATS)
+        expect("FeatureMap.mask", self.mask, tuple(self.values.shape[:-1]), (torch.bool,))
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -213,5 +213,5 @@ HIGH = (
            "test_fault_59_sizes_are_asked_before_anything_is_fetched",
            "test_fault_59_sizes_are_asked_before_a_policy_is_fetched"),
     Mutant(59, "refuse_size", drop_raise("CheckpointError"), "test_fault_59_files_have_a_largest_size"),
-    Mutant(59, "read_json", fix_condition(False, "size"), "test_fault_59_json_is_read_within_bounds"),
+    Mutant(59, "parse_json", fix_condition(False, "size"), "test_fault_59_json_is_read_within_bounds"),
 )

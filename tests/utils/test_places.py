@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sfkit.utils.places import digest_in, is_local, read_json, scrubbed, without_places
+from sfkit.config import beyond_bounds
+from sfkit.utils.places import digest_in, is_local, parse_json, read_json, scrubbed, without_places
 
 
 @pytest.mark.parametrize("text", ["/data/x", "~/x", "~alice/x", "./x", "../x", ".", "C:\\x", "C:/x", "\\\\host\\x"])
@@ -37,6 +38,34 @@ def test_fault_59_json_is_read_within_bounds(tmp_path: Path) -> None:
         read_json(file, size=12)
     with pytest.raises(ValueError, match="nested more than 2 deep"):
         read_json(file, depth=2)
+
+
+def test_fault_82_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    file.write_text('{"cameras": {"front": {"width": 1}, "front": {"width": 2}}}')
+    with pytest.raises(ValueError, match="one key twice: front"):
+        read_json(file)
+
+
+@pytest.mark.parametrize("text", ["NaN", "[-Infinity]", '{"a": 1e999}'])
+def test_fault_82_a_number_that_is_not_finite_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="no finite number"):
+        parse_json(text)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 5_000 + "1" + "}" * 5_000, "9" * 5_000, "", "[1,]", b"\xff"])
+def test_what_is_no_json_is_one_kind_of_error(text: str | bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        parse_json(text)
+
+
+def test_a_billion_values_of_few_lists_are_not_walked() -> None:
+    value: list[object] = [1, 1]
+    for _ in range(30):
+        value = [value] * 9
+    assert "more than 1048576 values" in beyond_bounds(value)
+    value.append(value)
+    assert beyond_bounds([1, {"a": (2**53, [2**53 + 1])}], largest=2**53) == "1.a.1.0 is a whole number beyond 2^53"
 
 
 def test_fault_57_paths_inside_options_become_digests(tmp_path: Path) -> None:

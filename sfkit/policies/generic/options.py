@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainSerializer, PositiveInt, model_validator
+from pydantic import Field, PlainSerializer, model_validator
 from typing_extensions import Self
 
 from sfkit.config import Options
@@ -29,6 +29,8 @@ def _name_of(function: Callable[..., object]) -> dict[str, str]:
 Function = Annotated[Callable[[Any], Any], PlainSerializer(_name_of, return_type=dict[str, str])]
 #: Where something is in the arguments of the policy's forward: one path, one for each view, or a function of the call.
 Where = str | tuple[str, ...] | Function
+#: Of a grid, a picture or a layer.
+Side = Annotated[int, Field(ge=1, le=2**16)]
 #: Paths by the number of steps ahead.
 Paths = dict[int, str | tuple[str, ...]]
 
@@ -81,20 +83,26 @@ class GenericOptions(Options):
     blocks: Harmless[str | tuple[str, ...] | Function] = Field(description="Path of the decoder blocks, or of each.")
     norm: Harmless[str | None] = Field(default=None, description="Path in a block of its first norm; '': the block.")
     final_norm: Harmless[str | None] = Field(default=None, description="Path of the norm after the last block.")
-    dim: int | None = Field(default=None, ge=1, description="Width of the hidden states; by default the norm's.")
+    dim: int | None = Field(
+        default=None, ge=1, le=2**16, description="Width of the hidden states; by default the norm's."
+    )
     tokens: Harmless[Span | tuple[Span, ...] | ImageTokens | Function] = Field(
         description="Visual tokens in the tapped sequence, view by view and row by row; a function returns positions."
     )
-    grid: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(description="Views, rows and columns of visual tokens.")
+    grid: tuple[Side, Side, Side] = Field(description="Views, rows and columns of visual tokens.")
     images: Harmless[Where] = Field(description="The images that the policy gets.")
     layout: Layout | None = Field(default=None, description="Axes of the images, where their shape is ambiguous.")
     channels: tuple[int, int, int] | None = Field(default=None, description="Red, green and blue, of more than three.")
     pixels: Harmless[Literal["[0,1]", "[-1,1]", "0-255", "imagenet", "clip"] | MeanStd | None] = Field(
         default=None, description="How the images are normalized when they reach the policy; checked, never guessed."
     )
-    resize: tuple[int, int] | None = Field(default=None, description="Height and width after the policy's own resize.")
-    merge: int = Field(default=2, ge=1, description="Layout 'patches': patches along each side of a visual token.")
-    frames: int = Field(default=2, ge=1, description="Layout 'patches': copies of a still image in time.")
+    resize: tuple[Side, Side] | None = Field(
+        default=None, description="Height and width after the policy's own resize."
+    )
+    merge: int = Field(
+        default=2, ge=1, le=64, description="Layout 'patches': patches along each side of a visual token."
+    )
+    frames: int = Field(default=2, ge=1, le=64, description="Layout 'patches': copies of a still image in time.")
     names: Harmless[tuple[str, ...]] = Field(default=(), description="A name for each view.")
     present: Harmless[Where | None] = Field(default=None, description="Cameras that exist: bool (b, v), or (b,) each.")
     valid: Harmless[Where | tuple[int, int, int, int] | None] = Field(
@@ -105,7 +113,9 @@ class GenericOptions(Options):
     intrinsics: Harmless[Where | None] = Field(default=None, description="K (b, v, 3, 3) in pixels of the view.")
     world_from_camera: Harmless[Where | None] = Field(default=None, description="Poses (b, v, 4, 4), meters.")
     connector: Harmless[str | None] = Field(default=None, description="Path of the module behind the vision tower.")
-    tower: tuple[int, int, int] | None = Field(default=None, description="Rows, columns, width of the tower's tokens.")
+    tower: tuple[Side, Side, Side] | None = Field(
+        default=None, description="Rows, columns, width of the tower's tokens."
+    )
     future: Harmless[Paths] = Field(default={}, description="Images of future frames, by the number of steps ahead.")
     future_present: Harmless[Paths] = Field(default={}, description="Views that have them: bool (b, v), or (b,) each.")
     loss: Harmless[str | None] = Field(

@@ -15,8 +15,8 @@ from pydantic.fields import FieldInfo
 
 from lerobot_policy_spatial_forcing.origin import ReadText, admitted, is_from_file
 from sfkit import SpatialForcing
-from sfkit.config import ComponentSpec, PairConfig, SpatialForcingConfig
-from sfkit.errors import ConfigError, did_you_mean
+from sfkit.config import ComponentSpec, PairConfig, SpatialForcingConfig, beyond_bounds
+from sfkit.errors import ConfigError, did_you_mean, shown
 
 #: What is left to the preset, or to sfkit's own defaults, unless it is given.
 _OF_PRESETS = frozenset(inspect.signature(SpatialForcing.wrap).parameters) - {"seed", "health", "self_check"}
@@ -25,6 +25,8 @@ _OPTIONS_HELP = (
     'Options of components, by name: {"vggt": {"weights": "/data/vggt.safetensors"}}. What permits code, and paths '
     "that the Hub names, are given here in each run."
 )
+#: In a text; more come from files that are to do harm.
+_MOST_BRACKETS = 1000
 _SCALARS = (bool, int, float, str)
 
 
@@ -90,12 +92,16 @@ def read_text(value: str, option: str) -> Any:
     if not text.startswith(("{", "[", "(")):
         return text
     # draccus hands over what it has read as JSON already, printed as Python prints it.
-    for read in (ast.literal_eval, yaml.safe_load):
+    # Of many brackets these two take hours, or the stack.
+    readers = (ast.literal_eval, yaml.safe_load) if sum(map(text.count, "[{(&*")) < _MOST_BRACKETS else ()
+    for read in readers:
         try:
-            return read(text)
-        except (ValueError, SyntaxError, yaml.YAMLError):
+            found = read(text)
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError, OverflowError, yaml.YAMLError):
             continue
-    raise ConfigError(f"{option} cannot be read: {value}", 'Give a name, or JSON: \'{"name": "geometry"}\'.')
+        if not beyond_bounds(found):
+            return found
+    raise ConfigError(f"{option} cannot be read: {shown(value)}", 'Give a name, or JSON: \'{"name": "geometry"}\'.')
 
 
 def refuse_unknown_flags() -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sfkit.errors import CheckpointError, ConfigError
 from sfkit.saving import hub
+from sfkit.utils.places import read_json
 
 if TYPE_CHECKING:
     from lerobot.configs import PreTrainedConfig
@@ -65,14 +65,20 @@ def _read_config(folder: Path, base: Base) -> PreTrainedConfig:
 
     path = folder / _CONFIG
     try:
-        kind = json.loads(path.read_text()).get("type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path} could not be read: {error}", "Name the folder that LeRobot calls pretrained_model."
-        ) from error
+        found = read_json(path)
+        kind = found.get("type") if isinstance(found, dict) else None
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
     if kind != base.name:
         raise ConfigError(
             f"{folder} holds a policy of type {kind!r}, but the type asked for is {base.type!r}.",
             f"Use --policy.type=sf_{kind}, if there is one, or another checkpoint.",
         )
-    return PreTrainedConfig.from_pretrained(folder)
+    try:
+        return PreTrainedConfig.from_pretrained(folder)
+    except Exception as error:  # of draccus, or of what LeRobot checks in a configuration
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path} could not be read: {error}", "Name the folder that LeRobot calls pretrained_model.")

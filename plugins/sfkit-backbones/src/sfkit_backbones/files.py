@@ -136,15 +136,20 @@ def _torch_load(path: Path) -> object:
             "where you trust the file: "
             'safetensors.torch.save_file(torch.load(path, weights_only=False)["model"], "model.safetensors").',
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} could not be read: {error}", _DAMAGED) from error
+    except Exception as error:  # of a damaged pickle, torch's reader raises whatever its opcodes lead to
+        raise CheckpointError(f"{path} could not be read: {type(error).__name__}: {error}", _DAMAGED) from error
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_quantized or value.is_meta)
 
 
 def _flat(loaded: object, path: Path) -> Mapping[str, Tensor]:
     state = loaded.get("model", loaded) if isinstance(loaded, Mapping) else loaded
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not all(isinstance(key, str) and _is_plain(state[key]) for key in state):
         raise CheckpointError(
-            f"{path} holds a {type(loaded).__name__} that is no state dict (names to tensors).",
+            f"{path} holds a {type(loaded).__name__} that is no state dict (names to tensors; none sparse, "
+            "quantized or without values).",
             "Save model.state_dict(), best as safetensors.",
         )
     return state

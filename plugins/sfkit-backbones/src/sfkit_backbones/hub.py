@@ -55,10 +55,15 @@ def locate(source: Source, where: str | None = None, revision: str | None = None
 
 
 def _local(where: str, source: Source) -> Path | None:
-    path = Path(where).expanduser()
-    if path.is_file():
+    path = Path(where)
+    try:
+        path = path.expanduser()
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except (OSError, ValueError, RuntimeError):  # too long, with a zero byte, or "~name" of an unknown user
+        is_file = is_folder = False
+    if is_file:
         return path
-    if path.is_dir():
+    if is_folder:
         for name in source.files:
             if (path / name).is_file():
                 return path / name

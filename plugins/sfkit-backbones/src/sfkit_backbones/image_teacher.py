@@ -25,7 +25,7 @@ class ImageOptions(Options):
     """Options of all teachers that run a network on images."""
 
     size: int | None = Field(
-        default=None, ge=1, description="Side in pixels of what the network sees; a multiple of its patch."
+        default=None, ge=1, le=2**14, description="Side in pixels of what the network sees; a multiple of its patch."
     )
     fit: Fit = Field(
         default="keep", description="How a view that is not square gets there: keep its aspect, pad, crop or stretch."

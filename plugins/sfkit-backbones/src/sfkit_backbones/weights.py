@@ -75,7 +75,8 @@ def _shares(wanted: dict[str, Tensor]) -> Iterator[list[str]]:
 
 def _read(file: TensorFile, key: str) -> Tensor:
     tensor = file.get(key)
-    if not bool(tensor.isfinite().all()):
+    small = tensor.is_floating_point() and tensor.element_size() == 1  # of which torch cannot say what is finite
+    if not bool((tensor.float() if small else tensor).isfinite().all()):
         raise CheckpointError(
             f"{file.path}: {key!r} holds NaN or infinite values.", "The file is damaged: fetch it again."
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
-from sfkit.errors import ConfigError
+from sfkit.errors import ConfigError, SfkitError
 from sfkit.views.cameras import CameraRig
 
 if TYPE_CHECKING:
@@ -136,10 +136,22 @@ def load_frames(root: Path) -> Frames:
     """Read a LeRobot dataset with LeRobot's loader, each episode's video in one pass.
 
     Raises:
-        ConfigError: The dataset does not exist, or lacks images, depth, calibration or labels.
+        ConfigError: The dataset does not exist, is damaged, or lacks images, depth, calibration or labels.
     """
     if not (root / "meta" / "info.json").is_file():
         raise ConfigError(f"There is no LeRobot dataset at {root}.", "Name one with --data.")
+    try:
+        return _read(root)
+    except SfkitError:
+        raise
+    except Exception as error:  # of LeRobot, of Arrow, of the video decoder: whatever a damaged file leads to
+        raise ConfigError(
+            f"{root} cannot be read: {type(error).__name__}: {error}",
+            "Copy the dataset again, or record it anew.",
+        ) from error
+
+
+def _read(root: Path) -> Frames:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # LeRobot's imports warn about optional packages
         from lerobot.datasets.lerobot_dataset import LeRobotDataset

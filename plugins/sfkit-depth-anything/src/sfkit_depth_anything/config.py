@@ -10,16 +10,16 @@ from sfkit.config import Options
 class DepthAnythingConfig(Options):
     """One size of the backbone. Blocks count from 0, as in its code; layer ``k`` is the output of block ``k - 1``."""
 
-    dim: int = Field(ge=1, description="Width.")
-    num_layers: int = Field(ge=1, description="Number of blocks.")
-    heads: int = Field(ge=1, description="Attention heads.")
+    dim: int = Field(ge=1, le=2**14, description="Width.")
+    num_layers: int = Field(ge=1, le=256, description="Number of blocks.")
+    heads: int = Field(ge=1, le=2**14, description="Attention heads.")
     alt_start: int = Field(
         ge=0, description="First block with rotary positions; odd blocks from here on see all views."
     )
-    hidden: int = Field(ge=1, description="Width inside the MLP.")
+    hidden: int = Field(ge=1, le=2**14, description="Width inside the MLP.")
     swiglu: bool = Field(default=False, description="Gated MLP instead of GELU.")
-    side: int = Field(default=37, ge=1, description="Rows and columns of the learned position table.")
-    patch: int = Field(default=14, ge=1, description="Side of a patch in pixels.")
+    side: int = Field(default=37, ge=1, le=2**14, description="Rows and columns of the learned position table.")
+    patch: int = Field(default=14, ge=1, le=2**14, description="Side of a patch in pixels.")
 
     def joins_views(self, block: int) -> bool:
         """Whether a block attends over all views of a sample, instead of within each view."""

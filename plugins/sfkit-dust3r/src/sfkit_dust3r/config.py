@@ -17,15 +17,15 @@ Target = Literal["encoder", "decoder", "both"]
 class DUSt3RConfig(Options):
     """Sizes of the backbone; the defaults are those of all released checkpoints."""
 
-    patch: int = Field(default=16, ge=1, description="Side of a patch in pixels.")
-    enc_dim: int = Field(default=1024, ge=1, description="Width of the encoder.")
-    enc_layers: int = Field(default=24, ge=1, description="Blocks of the encoder.")
-    enc_heads: int = Field(default=16, ge=1, description="Heads of the encoder.")
-    enc_hidden: int = Field(default=4096, ge=1, description="Width inside the encoder's MLP.")
-    dec_dim: int = Field(default=768, ge=1, description="Width of the decoder.")
-    dec_layers: int = Field(default=12, ge=0, description="Layers of the decoder; 0 for an encoder alone.")
-    dec_heads: int = Field(default=12, ge=1, description="Heads of the decoder.")
-    dec_hidden: int = Field(default=3072, ge=1, description="Width inside the decoder's MLP.")
+    patch: int = Field(default=16, ge=1, le=2**14, description="Side of a patch in pixels.")
+    enc_dim: int = Field(default=1024, ge=1, le=2**14, description="Width of the encoder.")
+    enc_layers: int = Field(default=24, ge=1, le=256, description="Blocks of the encoder.")
+    enc_heads: int = Field(default=16, ge=1, le=2**14, description="Heads of the encoder.")
+    enc_hidden: int = Field(default=4096, ge=1, le=2**14, description="Width inside the encoder's MLP.")
+    dec_dim: int = Field(default=768, ge=1, le=2**14, description="Width of the decoder.")
+    dec_layers: int = Field(default=12, ge=0, le=256, description="Layers of the decoder; 0 for an encoder alone.")
+    dec_heads: int = Field(default=12, ge=1, le=2**14, description="Heads of the decoder.")
+    dec_hidden: int = Field(default=3072, ge=1, le=2**14, description="Width inside the decoder's MLP.")
     shared_decoder: bool = Field(default=False, description="Both views go through one stack of decoder layers.")
 
     def encoder_only(self) -> Self:

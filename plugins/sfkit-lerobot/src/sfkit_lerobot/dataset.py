@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sfkit.errors import ConfigError
+from sfkit.errors import ConfigError, shown
 from sfkit.views.cameras import Camera, CameraRig, PoseTable
 from sfkit_lerobot.combined import parts
 from sfkit_lerobot.image_transforms import refuse_moving
@@ -100,8 +100,14 @@ def recorded_depth(meta: LeRobotDatasetMetadata) -> dict[str, Camera]:
 
 
 def _image_size(feature: Mapping[str, Any]) -> tuple[int, int]:
-    names = feature.get("names") or ["height", "width", "channels"]
-    height, width = (int(feature["shape"][list(names).index(side)]) for side in ("height", "width"))
+    try:
+        names = list(feature.get("names") or ["height", "width", "channels"])
+        height, width = (int(feature["shape"][names.index(side)]) for side in ("height", "width"))
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
+        shape = {key: feature.get(key) for key in ("shape", "names")}
+        raise ConfigError(
+            f"meta/info.json gives a picture {shown(shape)}.", 'Write "shape" and "names" with "height" and "width".'
+        ) from error
     return height, width
 
 
@@ -122,14 +128,20 @@ def image_stats(dataset: Any) -> dict[str, dict[str, tuple[float, ...]]]:
                 '{"observation.images.front": {"mean": (...), "std": (...)}}.',
             )
     color = [key for key in dataset.meta.camera_keys if key not in dataset.meta.depth_keys]
-    return {
-        key: {
-            name: tuple(torch.as_tensor(value).double().flatten().tolist())
-            for name, value in dataset.meta.stats[key].items()
-            if name != "count"
+    try:
+        return {
+            key: {
+                name: tuple(torch.as_tensor(value).double().flatten().tolist())
+                for name, value in dataset.meta.stats[key].items()
+                if name != "count"
+            }
+            for key in color
         }
-        for key in color
-    }
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+        raise ConfigError(
+            f"The statistics of {', '.join(color)} cannot be read: {type(error).__name__}: {error}.",
+            "Write meta/stats.json anew: lerobot.datasets.compute_stats.",
+        ) from error
 
 
 def pose_table(dataset: LeRobotDataset, key: str) -> PoseTable:
@@ -146,18 +158,23 @@ def pose_table(dataset: LeRobotDataset, key: str) -> PoseTable:
         columns = ", ".join(dataset.meta.features)
         raise ConfigError(f"cameras.json names the pose column {key!r}, the dataset has {columns}.")
     rows = dataset.hf_dataset.select_columns(["index", key]).with_format("numpy")[:]
-    index = torch.as_tensor(rows["index"]).reshape(-1).long()
-    poses = torch.as_tensor(rows[key]).float()
-    if poses[0].numel() != 16:
-        raise ConfigError(f"The pose column {key!r} holds {poses[0].numel()} numbers, expected 16.")
+    try:
+        index = torch.as_tensor(rows["index"]).reshape(-1).long()
+        poses = torch.as_tensor(rows[key]).double()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"The pose column {key!r} holds no numbers: {error}") from error
+    count = poses.numel() // max(len(index), 1)
+    if not len(index) or poses.numel() != 16 * len(index):
+        raise ConfigError(f"The pose column {key!r} holds {count} numbers, expected 16.")
     poses = poses.reshape(-1, 4, 4)
-    if not torch.equal(poses[:, 3], torch.tensor([0.0, 0.0, 0.0, 1.0]).expand(len(poses), 4)):
-        raise ConfigError(
-            f"The pose column {key!r} does not hold 4x4 transforms: the last row is not 0 0 0 1.",
-            "Write world_from_camera by rows (numpy: pose.reshape(16)), float32.",
-        )
     order = index.argsort()
-    return PoseTable(index[order], poses[order])
+    try:
+        return PoseTable(index[order], poses[order].float())
+    except ConfigError as error:
+        raise ConfigError(
+            f"The pose column {key!r} does not hold 4x4 transforms: {error.message}",
+            "Write world_from_camera by rows (numpy: pose.reshape(16)), float32.",
+        ) from error
 
 
 def _with_unit(key: str, camera: Camera, dataset: LeRobotDataset) -> Camera:
@@ -191,9 +208,15 @@ def _recorded_range(feature: Mapping[str, Any], camera: Camera) -> tuple[float, 
         return camera.depth_range
     from lerobot.configs.video import DepthEncoderConfig
 
-    encoder = DepthEncoderConfig.from_video_info(feature.get("info"))
     near, far = camera.depth_range or (0.0, math.inf)
-    return max(near, encoder.depth_min), min(far, encoder.depth_max, _LARGEST)
+    try:
+        encoder = DepthEncoderConfig.from_video_info(feature.get("info"))
+        return max(near, encoder.depth_min), min(far, encoder.depth_max, _LARGEST)
+    except Exception as error:  # LeRobot's class takes what the file says
+        raise ConfigError(
+            f"meta/info.json describes a depth video wrongly: {type(error).__name__}: {error}.",
+            "Write the info of the depth map as LeRobot does (video.depth_min and video.depth_max in meters).",
+        ) from error
 
 
 def _unit_from_lerobot(depth_key: str, feature: Mapping[str, Any], dataset: LeRobotDataset) -> str | None:

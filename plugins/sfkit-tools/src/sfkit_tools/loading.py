@@ -29,7 +29,8 @@ def load_target(target: str) -> tuple[Any, ...]:
         ConfigError: The function does not exist, or returns something else. Its own errors pass through.
     """
     where, colon, name = target.rpartition(":")
-    if not colon or not where or not name:
+    dotted = where.endswith(".py") or all(part.isidentifier() for part in where.split("."))
+    if not colon or not dotted or not name:
         raise ConfigError(f"{target!r} names no function.", _FORM)
     found = _function(_module(where), name, target)()
     if not isinstance(found, tuple) or len(found) not in (2, 3, 4) or not isinstance(found[0], nn.Module):

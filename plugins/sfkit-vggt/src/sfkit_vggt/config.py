@@ -11,17 +11,21 @@ from sfkit.config import Options
 class VggtConfig(Options):
     """Sizes of the backbone; the defaults are those of VGGT-1B."""
 
-    dim: int = Field(default=1024, ge=4, description="Width of the embedder and of the alternating blocks.")
-    heads: int = Field(default=16, ge=1, description="Heads of the alternating blocks.")
-    num_layers: int = Field(default=24, ge=1, description="Pairs of a frame block and a global block.")
-    hidden: int = Field(default=4096, ge=1, description="Width inside their MLPs.")
-    registers: int = Field(default=4, ge=0, description="Register tokens of each view.")
-    embed_heads: int = Field(default=16, ge=1, description="Heads of the embedder.")
-    embed_layers: int = Field(default=24, ge=0, description="Blocks of the embedder.")
-    embed_hidden: int = Field(default=4096, ge=1, description="Width inside its MLPs.")
-    embed_registers: int = Field(default=4, ge=0, description="Register tokens of the embedder, which it keeps.")
-    patch: int = Field(default=14, ge=1, description="Side of a patch in pixels.")
-    native: int = Field(default=518, ge=1, description="Side in pixels of the square that the position table is for.")
+    dim: int = Field(default=1024, ge=4, le=2**14, description="Width of the embedder and of the alternating blocks.")
+    heads: int = Field(default=16, ge=1, le=2**14, description="Heads of the alternating blocks.")
+    num_layers: int = Field(default=24, ge=1, le=256, description="Pairs of a frame block and a global block.")
+    hidden: int = Field(default=4096, ge=1, le=2**14, description="Width inside their MLPs.")
+    registers: int = Field(default=4, ge=0, le=2**14, description="Register tokens of each view.")
+    embed_heads: int = Field(default=16, ge=1, le=2**14, description="Heads of the embedder.")
+    embed_layers: int = Field(default=24, ge=0, le=256, description="Blocks of the embedder.")
+    embed_hidden: int = Field(default=4096, ge=1, le=2**14, description="Width inside its MLPs.")
+    embed_registers: int = Field(
+        default=4, ge=0, le=2**14, description="Register tokens of the embedder, which it keeps."
+    )
+    patch: int = Field(default=14, ge=1, le=2**14, description="Side of a patch in pixels.")
+    native: int = Field(
+        default=518, ge=1, le=2**14, description="Side in pixels of the square that the position table is for."
+    )
 
     @property
     def native_side(self) -> int:

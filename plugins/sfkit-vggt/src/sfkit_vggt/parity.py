@@ -10,7 +10,7 @@ from sfkit_backbones.parity.base import BackboneParity, Examples
 from sfkit_backbones.parity.fixture import JsonObject
 from torch import Tensor, nn
 
-from sfkit.errors import CheckpointError
+from sfkit.errors import CheckpointError, ConfigError
 from sfkit_vggt.aggregator import Aggregator
 from sfkit_vggt.config import VggtConfig
 from sfkit_vggt.teacher import VggtTeacher
@@ -48,7 +48,7 @@ class VggtParity(BackboneParity[VggtConfig]):
             )
             if config.get("patch_start", 1 + sizes.registers) != 1 + sizes.registers:
                 raise ValueError(f"patch_start {config['patch_start']} does not fit {sizes.registers} registers")
-        except (KeyError, IndexError, TypeError, ValueError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, ConfigError) as error:
             raise CheckpointError(
                 f"The fixture describes no VGGT aggregator: {type(error).__name__}: {error}.",
                 "See the documentation of sfkit_vggt.parity.VggtParity for what its config must hold.",

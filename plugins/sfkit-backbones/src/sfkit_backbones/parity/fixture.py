@@ -22,6 +22,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from sfkit.errors import CheckpointError
+from sfkit.utils.places import parse_json
 from sfkit_backbones.files import SafeTensorFile, open_tensors
 
 #: A parsed JSON object; whoever reads a value from it checks its type.
@@ -86,11 +87,11 @@ def _metadata(file: SafeTensorFile) -> tuple[JsonObject, dict[str, JsonObject]]:
     """The config, and the settings of each case by its name."""
     metadata = file.metadata()
     try:
-        listed = json.loads(metadata["cases"])
+        listed = parse_json(metadata["cases"])
         if not isinstance(listed, list) or not listed:
             raise TypeError("cases must list at least one name")
         detailed = all(isinstance(case, dict) for case in listed)
-        config = {"model": _LOSS} if detailed and "config" not in metadata else json.loads(metadata["config"])
+        config = {"model": _LOSS} if detailed and "config" not in metadata else parse_json(metadata["config"])
         if not isinstance(config["model"], str):
             raise TypeError("config must name a model")
         settings = {str(case["name"]): case for case in listed} if detailed else {str(case): {} for case in listed}
