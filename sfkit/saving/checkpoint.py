@@ -227,7 +227,8 @@ def locate(source: str | Path, revision: str | None = None) -> Path:
             for path, size in _read(folder, _sizes).items():
                 refuse_size(str(folder / path), f"{FOLDER}/{path}", size)
             return folder
-    raise CheckpointError(f"{source} has no {FOLDER}/ folder.", "Save the wrapped policy with save_pretrained.")
+    remedy = "Save the wrapped policy with save_pretrained, or by policy.spatial_forcing.save(folder)."
+    raise CheckpointError(f"{source} has no {FOLDER}/ folder.", remedy)
 
 
 def _exists(source: str | Path) -> bool:
@@ -292,9 +293,7 @@ def load_into(handle: Aligner, folder: Path) -> None:
     try:
         entries = _read(folder, _entries)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path} could not be read: {error}", "It may be truncated; restore or retrain."
-        ) from error
+        raise CheckpointError(f"{path} could not be read: {error}", "It may be cut off: restore or retrain.") from error
     if _weighting(config) != _weighting(handle.config):
         mine = {key: value for key, value in state.of(handle).items() if key.startswith(_WEIGHTING)}
         others = {key: value for key, value in entries.items() if not key.startswith(_WEIGHTING)}

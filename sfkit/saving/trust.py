@@ -10,8 +10,9 @@ from typing import Any, TypeAlias
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from sfkit.config import ComponentSpec, Options, SpatialForcingConfig, one_or_several
+from sfkit.config import ComponentSpec, Options, SpatialForcingConfig
 from sfkit.errors import ConfigError, PluginError, TrustError, did_you_mean
+from sfkit.factory.components import map_components
 from sfkit.registry.component import SetBy, set_by
 from sfkit.registry.registry import Entry, Kind, default_registry, split_name
 from sfkit.utils.places import digest_in, digest_of, is_local, scrubbed, without_places
@@ -22,15 +23,6 @@ logger = logging.getLogger("sfkit")
 Given: TypeAlias = Mapping[str, Mapping[str, object]]
 Arguments: TypeAlias = Mapping[str, Any]
 
-_KINDS: Mapping[str, Kind] = {
-    "teacher": "teacher",
-    "objective": "objective",
-    "projector": "projector",
-    "transforms": "transform",
-    "schedule": "schedule",
-    "adapter": "policy",
-}
-_SEVERAL = ("transforms", "schedule")
 _WHY = {
     SetBy.CALL: "may permit code: its plugin does not say that a file may set it",
     SetBy.LOCAL_FILE: "names a file or a repository",
@@ -76,7 +68,8 @@ def admit(arguments: Arguments, origin: Origin | None, given: Given) -> dict[str
                 f"Names: {', '.join(map(repr, names)) or 'none'}.",
             )
 
-    def admit_one(kind: Kind, spec: ComponentSpec) -> ComponentSpec:
+    def admit_one(kind: Kind, value: object) -> ComponentSpec:
+        spec = ComponentSpec.of(value)
         own = given.get(spec.name, {})
         entry = default_registry().get(kind, spec.name)
         saved = entry.options_of(spec.name, spec.options)
@@ -86,7 +79,7 @@ def admit(arguments: Arguments, origin: Origin | None, given: Given) -> dict[str
             return spec
         return ComponentSpec(name=entry.name, options={**saved, **own})
 
-    admitted = _map_components(arguments, admit_one)
+    admitted = map_components(arguments, admit_one)
     for line in logged:
         logger.warning("sfkit: %s", line)
     return admitted
@@ -96,26 +89,12 @@ def names_in(arguments: Arguments) -> list[str]:
     """The names of all components in arguments of ``wrap``."""
     names: list[str] = []
 
-    def note(kind: Kind, spec: ComponentSpec) -> ComponentSpec:
-        names.append(spec.name)
-        return spec
+    def note(kind: Kind, value: object) -> object:
+        names.append(ComponentSpec.of(value).name)
+        return value
 
-    _map_components(arguments, note)
+    map_components(arguments, note)
     return names
-
-
-def _map_components(arguments: Arguments, change: Callable[[Kind, ComponentSpec], ComponentSpec]) -> dict[str, Any]:
-    """``arguments`` with each of their components changed, those of the pairs included."""
-    changed = dict(arguments)
-    for name, kind in _KINDS.items():
-        value = changed.get(name)
-        if value is not None and name in _SEVERAL:
-            changed[name] = tuple(change(kind, ComponentSpec.of(item)) for item in one_or_several(value))
-        elif value is not None:
-            changed[name] = change(kind, ComponentSpec.of(value))
-    if changed.get("pairs") is not None:
-        changed["pairs"] = [_map_components(dict(pair), change) for pair in changed["pairs"]]
-    return changed
 
 
 def _check(
@@ -236,7 +215,7 @@ class Published:
     def of(cls, config: SpatialForcingConfig) -> Published:
         """Replace the paths of a configuration; reads the files, once."""
         replaced: dict[str, str] = {}
-        values = _map_components(dict(config), lambda kind, spec: _published(kind, spec, replaced))
+        values = map_components(dict(config), lambda kind, spec: _published(kind, ComponentSpec.of(spec), replaced))
         # Copies, not validated: pairs that differ in a path alone may now be the same.
         pairs = zip(config.pairs, values["pairs"], strict=True)
         values["pairs"] = tuple(pair.model_copy(update=changed) for pair, changed in pairs)

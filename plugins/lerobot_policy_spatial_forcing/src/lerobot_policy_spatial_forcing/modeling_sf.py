@@ -23,6 +23,7 @@ from lerobot_policy_spatial_forcing.sources import fetch
 from lerobot_policy_spatial_forcing.trainer import trainer_of
 from lerobot_policy_spatial_forcing.weights import FAILURES, LoadRecord, unreadable
 from sfkit import SpatialForcing
+from sfkit.config import ComponentSpec
 from sfkit.errors import ConfigError, GradientError, WrapError
 
 logger = logging.getLogger("sfkit")
@@ -119,8 +120,9 @@ class SfPolicy(_Policy):  # type: ignore[misc]
         block = self.config.sf
         arguments = block.admitted_arguments()
         stats = picture_stats(self._meta, self.config)
-        if stats is not None and "adapter" not in arguments:
-            arguments["adapter"] = (self.config.base.name, {"image_stats": stats})
+        adapter = ComponentSpec.of(arguments.get("adapter", self.config.base.name))
+        if stats is not None and adapter.name == self.config.base.name:
+            arguments["adapter"] = (adapter.name, {"image_stats": stats, **adapter.options})
         check_cameras(block.cameras)
         rig = cameras_of(self._meta, trainer, block.cameras)
         SpatialForcing.wrap(target, **arguments, cameras=rig)
