@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from sfkit.registry.component import AnyOptions, Configurable
-
-Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 
 class Projector(Configurable, nn.Module, ABC):
@@ -54,7 +52,7 @@ class Projector(Configurable, nn.Module, ABC):
         return projected
 
 
-def xavier(layer: Layer) -> Layer:
+def xavier(layer: nn.Linear) -> nn.Linear:
     """The layer with Xavier-uniform weights and a zero bias, if it has one."""
     nn.init.xavier_uniform_(layer.weight)
     if layer.bias is not None:

@@ -21,7 +21,7 @@ from sfkit.registry.registry import CORE, Entry, default_registry
 from sfkit.testing.tiny import PatchTeacher, TinyAdapter, TinyPolicy, tiny_batch
 
 Make = Callable[..., TinyPolicy]
-NAMES = ("haste", "irepa", "repa", "rocket", "spatial-forcing-openvla", "spatial-forcing-pi0", "vega")
+NAMES = ("haste", "irepa", "irepa-latent", "repa", "rocket", "spatial-forcing-openvla", "spatial-forcing-pi0", "vega")
 
 
 class Stand(PatchTeacher):
@@ -119,7 +119,8 @@ def test_rockets_widths_are_the_released_ones(tiny: Make) -> None:
     ("name", "projector", "transforms", "weight", "schedule"),
     [
         ("repa", "mlp-silu", [], 0.5, []),
-        ("irepa", "conv", ["resample", "spatial-norm"], 1.0, []),
+        ("irepa", "conv", ["resample", "spatial-norm"], 0.5, []),
+        ("irepa-latent", "conv", ["resample", "spatial-norm"], 1.0, []),
     ],
 )
 def test_repa_and_its_kin(
@@ -132,6 +133,13 @@ def test_repa_and_its_kin(
     assert [item.name for item in found.transforms] == transforms
     assert [item for item in options(found.schedule) if item[0] != "constant"] == schedule
     assert default_registry().get("preset", name).load().arguments["teacher"] == teacher.name
+
+
+@pytest.mark.parametrize(("name", "kernel", "gamma"), [("irepa", 3, 0.8), ("irepa-latent", 1, 0.6)])
+def test_irepa_is_one_released_configuration(tiny: Make, name: str, kernel: int, gamma: float) -> None:
+    pair = wrap(tiny, name, 12, teacher=Stand("hf:facebook/dinov2-base", 12)).spatial_forcing.pairs[0]
+    assert pair.projector.conv.kernel_size == (kernel, kernel)
+    assert [item.options.gamma for item in pair.transforms if item.name == "spatial-norm"] == [gamma]
 
 
 def test_vega_taps_the_vision_tower_and_needs_a_teacher(tiny: Make) -> None:
