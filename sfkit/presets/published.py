@@ -38,7 +38,9 @@ _SF_PAPER = (
     "the paper says batch norm before the projector; the code has LayerNorm",
     "equation 3 has -cos; the code has 1 - cos, with the same gradient",
 )
+_FLOAT32 = "the released projector runs under bfloat16 autocast; here in float32"
 _SF_MISSING = (
+    _FLOAT32,
     "the teacher's images exceed [0, 1] after bicubic enlarging; here they are clipped, as 8-bit images are",
     "the projector learns at the policy's own rate; that is up to the optimizer",
 )
@@ -119,6 +121,7 @@ ROCKET = Preset(
         "layers chosen by similarity or CKA: the shipped lists are fixed even numbers",
     ),
     missing=(
+        _FLOAT32,
         "a single pair has one fifth of the hidden units in the released code; here it has all of them",
         "the released projectors are not synchronized between ranks; here they are",
         "pi0, pi0.5: the released torch code reads its last layer after the final norm; its JAX code before, as here",
@@ -136,7 +139,10 @@ VEGA = Preset(
         'teacher="hf:<folder>". With plain DINOv2, teacher="hf:facebook/dinov2-large", it is another method.'
     ),
     released=("there is no public code: the preset follows the paper", "LayerNorm and a two-layer MLP with GELU"),
-    missing=("VEGA taps the penultimate layer of OpenVLA's DINOv2 tower before FiLM; here it is the tower's output",),
+    missing=(
+        "VEGA taps the penultimate layer of OpenVLA's DINOv2 tower before FiLM; here it is the tower's output",
+        "on OpenVLA the channels of SigLIP are aligned beside DINOv2's, as the tower puts both side by side",
+    ),
 )
 
 _DINO: Final = "hf:facebook/dinov2-base"

@@ -227,8 +227,9 @@ def locate(source: str | Path, revision: str | None = None) -> Path:
             for path, size in _read(folder, _sizes).items():
                 refuse_size(str(folder / path), f"{FOLDER}/{path}", size)
             return folder
-    remedy = "Save the wrapped policy with save_pretrained, or by policy.spatial_forcing.save(folder)."
-    raise CheckpointError(f"{source} has no {FOLDER}/ folder.", remedy)
+    raise CheckpointError(
+        f"{source} has no {FOLDER}/ folder.", "Save the wrapped policy with save_pretrained, or its handle with save."
+    )
 
 
 def _exists(source: str | Path) -> bool:

@@ -7,7 +7,7 @@ from operators import drop_call, replace_argument, replace_call
 
 # fmt: off
 PRESETS = (
-    Mutant(85, "_merge", replace_call("_with_options_of", "_2"),
+    Mutant(85, "resolve._merge", replace_call("_with_options_of", "_2"),
            "test_fault_85_a_component_keeps_the_presets_options", "test_fault_85_pairs_keep_the_presets_options_too",
            ends_in=("ValidationError", "ConfigError", "KeyError", "AttributeError")),
     Mutant(85, "_with_options_of", drop_call("_say_what_is_overridden"),
@@ -16,6 +16,6 @@ PRESETS = (
            ends_in="ConfigError"),
     Mutant(86, "OpenVLAAdapter.views", replace_argument("to_images", "constants", "None"),
            "test_fault_86_the_processors_own_constants_are_undone"),
-    Mutant(87, "ConvProjector.__init__", replace_call("nn.Conv2d", "xavier(_)"),
+    Mutant(87, "ConvProjector.__init__", replace_call("Conv2d", "xavier(_)"),
            "test_fault_87_a_convolution_starts_as_the_released_one_does"),
 )
