@@ -161,18 +161,16 @@ def _merge(preset: Preset, adapter: PolicyAdapter, given: dict[str, Any]) -> dic
 
 def _with_options_of(preset: Preset, recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """``given``, where a component that the preset has too keeps the preset's options but for those that are given."""
-    listed: list[tuple[Kind, str]] = []
-    theirs: dict[tuple[Kind, str], dict[str, Any]] = {}
+    theirs: dict[tuple[Kind, str], list[dict[str, Any]]] = {}
 
     def note(kind: Kind, value: object) -> None:
         name, options = _read(kind, value)
-        listed.append((kind, name))
-        theirs[kind, name] = options
+        theirs.setdefault((kind, name), []).append(options)
 
     def keep(kind: Kind, value: object) -> object:
         name, own = _read(kind, value)
         # Of two with one name, as two transforms, it is not known which is meant.
-        options = theirs[kind, name] if listed.count((kind, name)) == 1 else {}
+        options = found[0] if len(found := theirs.get((kind, name), [])) == 1 else {}
         _say_what_is_overridden(preset, kind, name, own, options)
         return value if isinstance(value, Configurable) else ComponentSpec(name=name, options={**options, **own})
 

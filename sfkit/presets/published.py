@@ -163,50 +163,30 @@ REPA = Preset(
     missing=(_GENERATION,),
 )
 
-_IREPA = "arXiv 2512.10794; repository End2End-Diffusion/iREPA"
+_IREPA_COMMON: Final[dict[str, Any]] = {"teacher": _DINO, "student_layer": 8, "objective": "cosine"}
 _IREPA_RELEASED = (
     "mean and deviation of each channel over the patches of one image, 1e-6 added to the deviation",
     "the convolution keeps torch's own initialization",
     _COSINE,
 )
-_IREPA_MISSING = ("mean and deviation here leave masked tokens out; the released code has none", _GENERATION)
+_PIXELS = {"projector": ("conv", {"kernel": 3}), "transforms": (("spatial-norm", {"gamma": 0.8}),), "weight": 0.5}
+_LATENTS = {"projector": ("conv", {"kernel": 1}), "transforms": (("spatial-norm", {"gamma": 0.6}),), "weight": 1.0}
 
 IREPA = Preset(
     name="irepa",
-    source=_IREPA,
-    arguments={
-        "teacher": _DINO,
-        "student_layer": 8,
-        "objective": "cosine",
-        "projector": ("conv", {"kernel": 3}),
-        "transforms": (("spatial-norm", {"gamma": 0.8}),),
-        "weight": 0.5,
-    },
-    released=(
-        "the pixel experiments, jit/main_jit.py with jit/configs/irepa.yaml: kernel 3, gamma 0.8, weight 0.5",
-        *_IREPA_RELEASED,
-    ),
+    source="arXiv 2512.10794; repository End2End-Diffusion/iREPA",
+    arguments={**_IREPA_COMMON, **_PIXELS},
+    released=("the pixel experiments: jit/main_jit.py with jit/configs/irepa.yaml", *_IREPA_RELEASED),
     paper=("the latent experiments have kernel 1, gamma 0.6 and weight 1: preset irepa-latent",),
-    missing=_IREPA_MISSING,
+    missing=("mean and deviation here leave masked tokens out; the released code has none", _GENERATION),
 )
-
 IREPA_LATENT = Preset(
     name="irepa-latent",
-    source=_IREPA,
-    arguments={
-        **IREPA.arguments,
-        "projector": ("conv", {"kernel": 1}),
-        "transforms": (("spatial-norm", {"gamma": 0.6}),),
-        "weight": 1.0,
-    },
-    released=(
-        "the latent experiments, ldm/train.py with ldm/configs/irepa.yaml: kernel 1, gamma 0.6, weight 1",
-        *_IREPA_RELEASED,
-    ),
-    paper=(
-        "the paper and the README have a 3 x 3 kernel; with kernel 1, ldm/train.py's default, no patch sees another",
-    ),
-    missing=_IREPA_MISSING,
+    source=IREPA.source,
+    arguments={**_IREPA_COMMON, **_LATENTS},
+    released=("the latent experiments: ldm/train.py with ldm/configs/irepa.yaml", *_IREPA_RELEASED),
+    paper=("a 3 x 3 kernel, as in the README; ldm/train.py's default is 1, with which no patch sees another",),
+    missing=IREPA.missing,
 )
 
 HASTE = Preset(
