@@ -25,7 +25,7 @@ from sfkit.saving import checkpoint
 from sfkit.saving.trust import admit
 from sfkit.schedules.base import Schedule
 from sfkit.teachers.base import Teacher, license_note
-from sfkit.training.attach import attach, base_of, detach, detached, handle_of, refuse_unwrappable
+from sfkit.training.attach import attach, detach, export, handle_of, refuse_unwrappable
 from sfkit.training.loss_scale import Scaler
 from sfkit.training.plan import make_plan
 from sfkit.training.status import Status, describe
@@ -164,10 +164,7 @@ class SpatialForcing(Aligner):
     @staticmethod
     def of(policy: nn.Module) -> SpatialForcing | None:
         """The handle of a wrapped policy, also inside DDP, FSDP, compile or PEFT; None if it is not wrapped."""
-        for module in policy.modules():
-            if isinstance(module, SpatialForcing):
-                return module
-        return None
+        return next((module for module in policy.modules() if isinstance(module, SpatialForcing)), None)
 
     @staticmethod
     @contextmanager
@@ -237,11 +234,12 @@ class SpatialForcing(Aligner):
 
     @staticmethod
     def export(policy: nn.Module, directory: str | Path) -> None:
-        """Write what the policy's own framework would write, and nothing of sfkit."""
-        if base_of(policy) is None:
-            raise WrapError(f"{type(policy).__name__} is not wrapped by sfkit.")
-        with detached(policy):
-            policy.save_pretrained(directory)  # type: ignore[operator]
+        """Write what the policy's own ``save_pretrained`` would write, and nothing of sfkit.
+
+        Raises:
+            WrapError: The object is not what :meth:`wrap` returned, or has no ``save_pretrained``.
+        """
+        export(policy, directory)
 
     def save(self, directory: str | Path, gathered: Mapping[str, Tensor] | None = None) -> bool:
         """Write ``directory/spatial_forcing/`` (config and projector), as ``policy.save_pretrained`` does by itself.

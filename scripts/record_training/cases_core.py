@@ -163,6 +163,7 @@ CASES: dict[str, Callable[[], Training]] = {
     "loss/returned accumulated": lambda: tiny(grad_accumulation=2, schedule="linear:10"),
     "preset/haste": lambda: preset("haste", 12),
     "preset/irepa": lambda: preset("irepa", 12),
+    "preset/irepa-latent": lambda: preset("irepa-latent", 12),
     "preset/repa": lambda: preset("repa", 12),
     "preset/rocket": lambda: preset("rocket", 18),
     "preset/spatial-forcing-openvla": lambda: preset("spatial-forcing-openvla", 32, {"token_shift": 1}),

@@ -24,6 +24,29 @@ Made = TypeVar("Made")
 #: A component's name, a name with options, or (in signatures that say so) a ready instance.
 ComponentLike: TypeAlias = "str | Mapping[str, object] | tuple[str, Mapping[str, object]] | ComponentSpec"
 
+_KINDS: Mapping[str, Kind] = {
+    "teacher": "teacher",
+    "objective": "objective",
+    "projector": "projector",
+    "transforms": "transform",
+    "schedule": "schedule",
+    "adapter": "policy",
+}
+
+
+def map_components(arguments: Mapping[str, Any], change: Callable[[Kind, object], object]) -> dict[str, Any]:
+    """Arguments of ``wrap`` with each of their components changed, those of pairs included (which are mappings)."""
+    changed = dict(arguments)
+    for name, kind in _KINDS.items():
+        value = changed.get(name)
+        if value is not None and name in ("transforms", "schedule"):
+            changed[name] = tuple(change(kind, item) for item in one_or_several(value))
+        elif value is not None:
+            changed[name] = change(kind, value)
+    if changed.get("pairs") is not None:
+        changed["pairs"] = [map_components(dict(pair), change) for pair in changed["pairs"]]
+    return changed
+
 
 def _build(kind: Kind, base: Callable[..., Made], value: object, *arguments: object) -> Made:
     """Build what is registered under a component's name; ``base`` is the interface of its kind."""

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import nn
 
-from sfkit.config import ComponentSpec, PairConfig, SpatialForcingConfig
+from sfkit.config import ComponentSpec, PairConfig, SpatialForcingConfig, one_or_several
 from sfkit.errors import ConfigError, SfkitWarning, did_you_mean, shown
-from sfkit.factory.components import ComponentLike, build_adapter
+from sfkit.factory.components import ComponentLike, build_adapter, map_components
 from sfkit.policies.base import PolicyAdapter
 from sfkit.presets import Preset
-from sfkit.registry.registry import default_registry
-from sfkit.teachers.base import Teacher
+from sfkit.registry.component import Configurable
+from sfkit.registry.registry import Kind, default_registry, split_name
 
+logger = logging.getLogger("sfkit")
+
+_Given: TypeAlias = Mapping[str, Any]
 _ONE_PAIR = ("teacher", "student_layer", "teacher_layer")
 #: Fields of a configuration and of a pair that are components or hold some; the others are checked before any is built.
 _COMPONENTS = ("adapter", "pairs", "objective", "projector", "transforms", "schedule", "teacher")
@@ -88,9 +92,13 @@ def adapter_for(policy: nn.Module, value: ComponentLike | PolicyAdapter | None, 
         ConfigError: It does not know one of the preset's options.
     """
     adapter = build_adapter(policy, value)
-    options = {} if preset is None else preset.arguments_for(adapter.num_layers).get("adapter", {})
-    missing = {key: item for key, item in options.items() if key not in adapter.options.model_fields_set}
-    if not missing or preset is None:
+    if preset is None:
+        return adapter
+    options = preset.arguments_for(adapter.num_layers).get("adapter", {})
+    given = adapter.options.model_dump(include=adapter.options.model_fields_set)
+    missing = {key: item for key, item in options.items() if key not in given}
+    _say_what_is_overridden(preset, "policy", adapter.name, {**missing, **given}, options)
+    if not missing:
         return adapter
     listed = ", ".join(f"{key}={item}" for key, item in missing.items())
     wants = f"preset {preset.name!r} wants the adapter option {listed}"
@@ -132,6 +140,7 @@ def with_defaults(preset: Preset | None, adapter: PolicyAdapter, given: Mapping[
 
 def _merge(preset: Preset, adapter: PolicyAdapter, given: dict[str, Any]) -> dict[str, Any]:
     recipe = {key: value for key, value in preset.arguments_for(adapter.num_layers).items() if key != "adapter"}
+    asked, given = given, _with_options_of(preset, recipe, given)
     if "pairs" in given:
         return {**{key: value for key, value in recipe.items() if key not in _ONE_PAIR}, **given}
     has = f"{type(adapter.policy).__name__} has {adapter.num_layers}"
@@ -143,9 +152,10 @@ def _merge(preset: Preset, adapter: PolicyAdapter, given: dict[str, Any]) -> dic
         )
     if "teacher" not in given and "teacher" not in recipe:
         raise ConfigError(f"Preset {preset.name!r} names no teacher.", preset.teacher_hint)
-    if "teacher" in given and "teacher" in recipe and _name(given["teacher"]) != _name(recipe["teacher"]):
+    teachers = [_read("teacher", each["teacher"])[0] for each in (given, recipe) if "teacher" in each]
+    if len({*teachers}) > 1:
         recipe.pop("teacher_layer", None)
-        _warn_of_scale(preset, recipe, given)
+        _warn_of_scale(preset, teachers, asked, {**recipe, **given})
     merged = {**recipe, **given}
     several = "pairs" in recipe
     if several:
@@ -163,17 +173,56 @@ def _merge(preset: Preset, adapter: PolicyAdapter, given: dict[str, Any]) -> dic
     return merged
 
 
-def _name(teacher: object) -> str:
-    return teacher.name if isinstance(teacher, Teacher) else ComponentSpec.of(teacher).name
+def _with_options_of(preset: Preset, recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """``given``, where a component that the preset has too keeps the preset's options but for those that are given."""
+    theirs: dict[tuple[Kind, str], list[dict[str, Any]]] = {}
+
+    def note(kind: Kind, value: object) -> None:
+        name, options = _read(kind, value)
+        theirs.setdefault((kind, name), []).append(options)
+
+    def keep(kind: Kind, value: object) -> object:
+        name, own = _read(kind, value)
+        # Of two with one name, as two transforms, it is not known which is meant.
+        options = found[0] if len(found := theirs.get((kind, name), [])) == 1 else {}
+        _say_what_is_overridden(preset, kind, name, own, options)
+        return value if isinstance(value, Configurable) else ComponentSpec(name=name, options={**options, **own})
+
+    map_components({**recipe, "pairs": None}, note)
+    pairs = {"pairs": [_read_pair(pair) for pair in given["pairs"]]} if "pairs" in given else {}
+    return map_components({**given, **pairs}, keep)
 
 
-def _warn_of_scale(preset: Preset, recipe: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    absolute = (ComponentSpec.of(item).options.get("scale") == "absolute" for item in recipe.get("transforms", ()))
-    teacher = _name(given["teacher"])
-    if any(absolute) and "transforms" not in given and teacher not in preset.same_scale:
+def _read(kind: Kind, value: object) -> tuple[str, dict[str, Any]]:
+    """Name and options of a component. A teacher's argument belongs to its name; another's is one of the options."""
+    if isinstance(value, Configurable):
+        return value.name, value.options.model_dump()
+    spec = ComponentSpec.of(value)
+    base, argument = split_name(spec.name)
+    entry = next((entry for entry in default_registry().of_kind(kind) if entry.name == base), None)
+    if entry is None or not entry.argument:
+        return spec.name, dict(spec.options)
+    options = entry.options_of(spec.name, spec.options) if argument else dict(spec.options)
+    if kind == "teacher" and entry.argument in options:
+        return f"{base}:{options.pop(entry.argument)}", options
+    return base, options
+
+
+def _say_what_is_overridden(preset: Preset, kind: Kind, name: str, own: _Given, theirs: _Given) -> None:
+    lost = [f"{key}={item} (yours: {own[key]})" for key, item in theirs.items() if str(own.get(key, item)) != str(item)]
+    if lost:
+        logger.warning("sfkit: your %s %r overrides options of preset %r: %s", kind, name, preset.name, ", ".join(lost))
+
+
+def _warn_of_scale(preset: Preset, teachers: list[str], asked: Mapping[str, Any], merged: Mapping[str, Any]) -> None:
+    said, stands = (
+        [_read("transform", item)[1].get("scale") for item in one_or_several(arguments.get("transforms", ()))]
+        for arguments in (asked, merged)
+    )
+    if "absolute" in stands and not any(said) and teachers[0] not in preset.same_scale:
         message = (
-            f"sfkit: the position code of preset {preset.name!r} has the size that suits {_name(recipe['teacher'])!r}; "
-            f"beside {teacher!r} it may be all of the target, or none. Give transforms=[...] with "
+            f"sfkit: the position code of preset {preset.name!r} has the size that suits {teachers[1]!r}; "
+            f"beside {teachers[0]!r} it may be all of the target, or none. Give transforms=[...] with "
             '("position-code", {"ratio": 0.1, "scale": "relative"}), or none.'
         )
         warnings.warn(message, SfkitWarning, stacklevel=5)

@@ -38,7 +38,9 @@ _SF_PAPER = (
     "the paper says batch norm before the projector; the code has LayerNorm",
     "equation 3 has -cos; the code has 1 - cos, with the same gradient",
 )
+_FLOAT32 = "the released projector runs under bfloat16 autocast; here in float32"
 _SF_MISSING = (
+    _FLOAT32,
     "the teacher's images exceed [0, 1] after bicubic enlarging; here they are clipped, as 8-bit images are",
     "the projector learns at the policy's own rate; that is up to the optimizer",
 )
@@ -119,6 +121,7 @@ ROCKET = Preset(
         "layers chosen by similarity or CKA: the shipped lists are fixed even numbers",
     ),
     missing=(
+        _FLOAT32,
         "a single pair has one fifth of the hidden units in the released code; here it has all of them",
         "the released projectors are not synchronized between ranks; here they are",
         "pi0, pi0.5: the released torch code reads its last layer after the final norm; its JAX code before, as here",
@@ -136,7 +139,10 @@ VEGA = Preset(
         'teacher="hf:<folder>". With plain DINOv2, teacher="hf:facebook/dinov2-large", it is another method.'
     ),
     released=("there is no public code: the preset follows the paper", "LayerNorm and a two-layer MLP with GELU"),
-    missing=("VEGA taps the penultimate layer of OpenVLA's DINOv2 tower before FiLM; here it is the tower's output",),
+    missing=(
+        "VEGA taps the penultimate layer of OpenVLA's DINOv2 tower before FiLM; here it is the tower's output",
+        "on OpenVLA the channels of SigLIP are aligned beside DINOv2's, as the tower puts both side by side",
+    ),
 )
 
 _DINO: Final = "hf:facebook/dinov2-base"
@@ -157,23 +163,30 @@ REPA = Preset(
     missing=(_GENERATION,),
 )
 
+_IREPA_COMMON: Final[dict[str, Any]] = {"teacher": _DINO, "student_layer": 8, "objective": "cosine"}
+_IREPA_RELEASED = (
+    "mean and deviation of each channel over the patches of one image, 1e-6 added to the deviation",
+    "the convolution keeps torch's own initialization",
+    _COSINE,
+)
+_PIXELS = {"projector": ("conv", {"kernel": 3}), "transforms": (("spatial-norm", {"gamma": 0.8}),), "weight": 0.5}
+_LATENTS = {"projector": ("conv", {"kernel": 1}), "transforms": (("spatial-norm", {"gamma": 0.6}),), "weight": 1.0}
+
 IREPA = Preset(
     name="irepa",
-    source="arXiv 2512.10794",
-    arguments={
-        "teacher": _DINO,
-        "student_layer": 8,
-        "objective": "cosine",
-        "projector": ("conv", {"kernel": 3}),
-        "transforms": (("spatial-norm", {"gamma": 0.6}),),
-        "weight": 1.0,
-    },
-    released=(
-        "gamma 0.6 in the latent experiments (the pixel experiments have 0.8), weight 1",
-        "mean and deviation of each channel over the patches of one image, 1e-6 added to the deviation",
-        _COSINE,
-    ),
+    source="arXiv 2512.10794; repository End2End-Diffusion/iREPA",
+    arguments={**_IREPA_COMMON, **_PIXELS},
+    released=("the pixel experiments: jit/main_jit.py with jit/configs/irepa.yaml", *_IREPA_RELEASED),
+    paper=("the latent experiments have kernel 1, gamma 0.6 and weight 1: preset irepa-latent",),
     missing=("mean and deviation here leave masked tokens out; the released code has none", _GENERATION),
+)
+IREPA_LATENT = Preset(
+    name="irepa-latent",
+    source=IREPA.source,
+    arguments={**_IREPA_COMMON, **_LATENTS},
+    released=("the latent experiments: ldm/train.py with ldm/configs/irepa.yaml", *_IREPA_RELEASED),
+    paper=("a 3 x 3 kernel, as in the README; ldm/train.py's default is 1, with which no patch sees another",),
+    missing=IREPA.missing,
 )
 
 HASTE = Preset(

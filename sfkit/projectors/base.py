@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -11,8 +11,6 @@ from sfkit.registry.component import AnyOptions, Configurable
 
 #: The most hidden units; more come from files that are to fill the memory.
 WIDEST = 2**14
-
-Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 
 class Projector(Configurable, nn.Module, ABC):
@@ -57,7 +55,7 @@ class Projector(Configurable, nn.Module, ABC):
         return projected
 
 
-def xavier(layer: Layer) -> Layer:
+def xavier(layer: nn.Linear) -> nn.Linear:
     """The layer with Xavier-uniform weights and a zero bias, if it has one."""
     nn.init.xavier_uniform_(layer.weight)
     if layer.bias is not None:

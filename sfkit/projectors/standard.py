@@ -155,11 +155,14 @@ class ConvOptions(Options):
 
 
 class ConvProjector(Projector):
-    """One convolution with zero padding, view by view; Xavier-uniform weights, zero bias.
+    """One convolution with zero padding, view by view; weights and bias as torch initializes them.
+
+    That is uniform, within ``1 / (kernel sqrt(student_dim))`` on either side: 0.58 of Xavier's bound for equal widths.
+    The released code draws its linear layers anew, after Xavier, and no convolution.
 
     A masked token counts as zeros, like what lies beyond the border: nothing of it reaches its neighbors.
 
-    Source: iREPA, arXiv 2512.10794 (3 x 3, padding 1, no norm).
+    Source: iREPA, arXiv 2512.10794 (3 x 3, padding 1, no norm), and the repository End2End-Diffusion/iREPA.
     """
 
     name = "conv"
@@ -170,7 +173,7 @@ class ConvProjector(Projector):
         super().__init__(student_dim, teacher_dim, options)
         kernel = self.options.kernel
         self.norm = _norm(student_dim, self.options.norm)
-        self.conv = xavier(nn.Conv2d(student_dim, teacher_dim, kernel, padding=kernel // 2))
+        self.conv = nn.Conv2d(student_dim, teacher_dim, kernel, padding=kernel // 2)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """``(b, v, gh, gw, student_dim)`` to ``(..., teacher_dim)``."""

@@ -96,6 +96,11 @@ def register_presets(register: Register) -> None:
     add = _in("presets.published", register)
     add("HASTE", "haste", "HASTE: REPA's term and one on attention, both switched off for good at a given step")
     add("IREPA", "irepa", "iREPA: a 3 x 3 convolution, and targets standardized over each view")
+    add(
+        "IREPA_LATENT",
+        "irepa-latent",
+        "iREPA as released for latent diffusion: a linear map instead of the convolution",
+    )
     add("REPA", "repa", "REPA: cosine to DINOv2 after a three-layer SiLU MLP, layer 8")
     add("ROCKET", "rocket", "ten layers on one nested projector (ROCKET)")
     add(

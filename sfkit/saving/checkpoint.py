@@ -213,7 +213,9 @@ def locate(source: str | Path, revision: str | None = None) -> Path:
             for path, size in _read(folder, _sizes).items():
                 refuse_size(str(folder / path), f"{FOLDER}/{path}", size)
             return folder
-    raise CheckpointError(f"{source} has no {FOLDER}/ folder.", "Save the wrapped policy with save_pretrained.")
+    raise CheckpointError(
+        f"{source} has no {FOLDER}/ folder.", "Save the wrapped policy with save_pretrained, or its handle with save."
+    )
 
 
 def _exists(source: str | Path) -> bool:
@@ -285,9 +287,7 @@ def load_into(
     try:
         entries = _read(folder, _entries)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path} could not be read: {error}", "It may be truncated; restore or retrain."
-        ) from error
+        raise CheckpointError(f"{path} could not be read: {error}", "It may be cut off: restore or retrain.") from error
     if changed:
         mine = {key: value for key, value in state.of(handle).items() if key.startswith(_WEIGHTING)}
         others = {key: value for key, value in entries.items() if not key.startswith(_WEIGHTING)}

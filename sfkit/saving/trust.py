@@ -12,8 +12,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
-from sfkit.config import ComponentSpec, Options, SpatialForcingConfig, one_or_several
+from sfkit.config import ComponentSpec, Options, SpatialForcingConfig
 from sfkit.errors import ConfigError, PluginError, TrustError, did_you_mean, shown
+from sfkit.factory.components import map_components
 from sfkit.registry.component import SetBy, is_changeable, set_by
 from sfkit.registry.registry import Entry, Kind, default_registry, split_name
 from sfkit.utils.places import digest_in, digest_of, is_local, scrubbed, without_places
@@ -24,15 +25,6 @@ logger = logging.getLogger("sfkit")
 Given: TypeAlias = Mapping[str, Mapping[str, object]]
 Arguments: TypeAlias = Mapping[str, Any]
 
-_KINDS: Mapping[str, Kind] = {
-    "teacher": "teacher",
-    "objective": "objective",
-    "projector": "projector",
-    "transforms": "transform",
-    "schedule": "schedule",
-    "adapter": "policy",
-}
-_SEVERAL = ("transforms", "schedule")
 #: What a run shares with the one that it resumes. The other fields say how it is computed, measured and logged.
 _LASTING = ("adapter", "shared_projector", "pair_reduction", "weight", "schedule")
 _OF_PAIRS = ("objective", "projector", "transforms")
@@ -85,7 +77,8 @@ def admit(arguments: Arguments, origin: Origin | None, given: Given) -> dict[str
                 f"Names: {', '.join(map(repr, names)) or 'none'}.",
             )
 
-    def admit_one(kind: Kind, spec: ComponentSpec) -> ComponentSpec:
+    def admit_one(kind: Kind, value: object) -> ComponentSpec:
+        spec = ComponentSpec.of(value)
         own = given.get(spec.name, {})
         entry = default_registry().get(kind, spec.name)
         saved = entry.options_of(spec.name, spec.options)
@@ -95,7 +88,7 @@ def admit(arguments: Arguments, origin: Origin | None, given: Given) -> dict[str
             return spec
         return ComponentSpec(name=entry.name, options={**saved, **own})
 
-    admitted = _map_components(arguments, admit_one)
+    admitted = map_components(arguments, admit_one)
     for line in logged:
         logger.warning("sfkit: %s", line)
     return admitted
@@ -105,26 +98,12 @@ def names_in(arguments: Arguments) -> list[str]:
     """The names of all components in arguments of ``wrap``."""
     names: list[str] = []
 
-    def note(kind: Kind, spec: ComponentSpec) -> ComponentSpec:
-        names.append(spec.name)
-        return spec
+    def note(kind: Kind, value: object) -> object:
+        names.append(ComponentSpec.of(value).name)
+        return value
 
-    _map_components(arguments, note)
+    map_components(arguments, note)
     return names
-
-
-def _map_components(arguments: Arguments, change: Callable[[Kind, ComponentSpec], ComponentSpec]) -> dict[str, Any]:
-    """``arguments`` with each of their components changed, those of the pairs included."""
-    changed = dict(arguments)
-    for name, kind in _KINDS.items():
-        value = changed.get(name)
-        if value is not None and name in _SEVERAL:
-            changed[name] = tuple(change(kind, ComponentSpec.of(item)) for item in one_or_several(value))
-        elif value is not None:
-            changed[name] = change(kind, ComponentSpec.of(value))
-    if changed.get("pairs") is not None:
-        changed["pairs"] = [_map_components(dict(pair), change) for pair in changed["pairs"]]
-    return changed
 
 
 def _check(
@@ -252,7 +231,7 @@ class Published:
     def of(cls, config: SpatialForcingConfig) -> Published:
         """Replace the paths of a configuration; reads the files, once."""
         replaced: dict[str, str] = {}
-        values = _map_components(dict(config), lambda kind, spec: _published(kind, spec, replaced))
+        values = map_components(dict(config), lambda kind, spec: _published(kind, ComponentSpec.of(spec), replaced))
         # Copies, not validated: pairs that differ in a path alone may now be the same.
         pairs = zip(config.pairs, values["pairs"], strict=True)
         values["pairs"] = tuple(pair.model_copy(update=changed) for pair, changed in pairs)
@@ -296,19 +275,20 @@ def lasting(config: SpatialForcingConfig, given: Given) -> Any:
         config: Of either.
         given: The caller's options, by the name of a component in ``config``. They replace what a file may not set.
     """
-    found = _map_components(dict(config), lambda kind, spec: _comparable(kind, spec, given.get(spec.name, {})))
+    found = map_components(dict(config), lambda kind, spec: _comparable(kind, ComponentSpec.of(spec), given))
     # A pair by itself: it does not matter whether the whole run, or the pair alone, was given an objective.
     pairs = [{**pair, **{name: found[name] for name in _OF_PAIRS if pair[name] is None}} for pair in found["pairs"]]
     return to_jsonable_python({"pairs": pairs, **{name: found[name] for name in _LASTING}})
 
 
-def _comparable(kind: Kind, spec: ComponentSpec, own: Mapping[str, object]) -> ComponentSpec:
+def _comparable(kind: Kind, spec: ComponentSpec, given: Given) -> ComponentSpec:
     """A component with its argument among its options, and without what a resumed run may change."""
     try:
         entry = default_registry().get(kind, spec.name)
         fields, options = _options_class(entry).model_fields, entry.options_of(spec.name, spec.options)
     except (ConfigError, PluginError):  # an instance that is not registered
         return _published(kind, spec, {})
-    options.update({key: item for key, item in own.items() if key in fields and set_by(fields[key]) > SetBy.ANY_FILE})
+    own = given.get(spec.name, {}).items()
+    options.update({key: item for key, item in own if key in fields and set_by(fields[key]) > SetBy.ANY_FILE})
     kept = {key: item for key, item in options.items() if not (key in fields and is_changeable(fields[key]))}
     return _published(kind, ComponentSpec(name=entry.name, options=kept), {})

@@ -100,6 +100,22 @@ def detached(policy: nn.Module) -> Iterator[SpatialForcing]:
             attach(policy, handle)
 
 
+def export(policy: Any, directory: str | Path) -> None:
+    """Write what the policy's own ``save_pretrained`` would write.
+
+    Raises:
+        WrapError: The object is not wrapped, or has no ``save_pretrained``.
+    """
+    with detached(policy):
+        if not callable(getattr(policy, "save_pretrained", None)):
+            raise WrapError(
+                f"{type(policy).__name__} has no save_pretrained, so it is for you to write it.",
+                "policy.spatial_forcing.save(directory) writes the projector; then "
+                "SpatialForcing.unwrap(policy).state_dict() is the plain policy's.",
+            )
+        policy.save_pretrained(directory)
+
+
 def forced_class(base: type[nn.Module]) -> type[nn.Module]:
     """The subclass of ``base`` that aligns. One for each base, with the base's name, signature and documentation."""
     if base in _FORCED:
@@ -141,7 +157,8 @@ def _save_pretrained(base: Any) -> Callable[..., object]:
         if given is not None:
             kwargs["state_dict"] = without_handle(given)
         if kwargs.get("push_to_hub"):
-            message = "push_to_hub=True uploads the policy's own files only; policy.push_to_hub(...) uploads all."
+            rest = "policy.push_to_hub(...)" if hasattr(base, "push_to_hub") else "huggingface_hub.upload_folder(...)"
+            message = f"push_to_hub=True uploads the policy's own files only; {rest} uploads all."
             warnings.warn(f"sfkit: {message}", SfkitWarning, stacklevel=2)
         with detached(self) as handle:
             result = base.save_pretrained(self, save_directory, *args, **kwargs)

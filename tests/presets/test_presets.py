@@ -13,6 +13,7 @@ from sfkit import SpatialForcing
 from sfkit.cli import main
 from sfkit.config import ComponentSpec, Options, SpatialForcingConfig
 from sfkit.errors import ConfigError, SfkitWarning, UnknownNameError
+from sfkit.factory import resolve
 from sfkit.presets import Preset
 from sfkit.projectors.standard import nested_widths
 from sfkit.registry.component import AnyOptions
@@ -20,7 +21,7 @@ from sfkit.registry.registry import CORE, Entry, default_registry
 from sfkit.testing.tiny import PatchTeacher, TinyAdapter, TinyPolicy, tiny_batch
 
 Make = Callable[..., TinyPolicy]
-NAMES = ("haste", "irepa", "repa", "rocket", "spatial-forcing-openvla", "spatial-forcing-pi0", "vega")
+NAMES = ("haste", "irepa", "irepa-latent", "repa", "rocket", "spatial-forcing-openvla", "spatial-forcing-pi0", "vega")
 
 
 class Stand(PatchTeacher):
@@ -46,6 +47,7 @@ class NoOptionsAdapter(TinyAdapter):
 def adapters(monkeypatch: pytest.MonkeyPatch) -> None:
     """The adapters of the tiny policy, known by name."""
     here = [Entry("policy", "tiny", TinyAdapter, "tests"), Entry("policy", "plain", NoOptionsAdapter, "tests")]
+    here.append(Entry("teacher", "patch", PatchTeacher, "tests"))
     monkeypatch.setattr(default_registry(), "entries", [*default_registry().entries, *here])
 
 
@@ -120,7 +122,8 @@ def test_rockets_widths_are_the_released_ones(tiny: Make) -> None:
     ("name", "projector", "transforms", "weight", "schedule"),
     [
         ("repa", "mlp-silu", [], 0.5, []),
-        ("irepa", "conv", ["resample", "spatial-norm"], 1.0, []),
+        ("irepa", "conv", ["resample", "spatial-norm"], 0.5, []),
+        ("irepa-latent", "conv", ["resample", "spatial-norm"], 1.0, []),
     ],
 )
 def test_repa_and_its_kin(
@@ -133,6 +136,13 @@ def test_repa_and_its_kin(
     assert [item.name for item in found.transforms] == transforms
     assert [item for item in options(found.schedule) if item[0] != "constant"] == schedule
     assert default_registry().get("preset", name).load().arguments["teacher"] == teacher.name
+
+
+@pytest.mark.parametrize(("name", "kernel", "gamma"), [("irepa", 3, 0.8), ("irepa-latent", 1, 0.6)])
+def test_irepa_is_one_released_configuration(tiny: Make, name: str, kernel: int, gamma: float) -> None:
+    pair = wrap(tiny, name, 12, teacher=Stand("hf:facebook/dinov2-base", 12)).spatial_forcing.pairs[0]
+    assert pair.projector.conv.kernel_size == (kernel, kernel)
+    assert [item.options.gamma for item in pair.transforms if item.name == "spatial-norm"] == [gamma]
 
 
 def test_vega_taps_the_vision_tower_and_needs_a_teacher(tiny: Make) -> None:
@@ -205,6 +215,99 @@ def test_any_field_goes_before_the_presets(tiny: Make, given: dict[str, Any], fi
     assert found.model_copy(update={field: getattr(plain, field)}) == plain, "nothing else changes"
 
 
+MINE = Preset(
+    name="mine",
+    source="here",
+    arguments={
+        "teacher": ("patch", {"dim": 8, "grid": 6}),
+        "student_layer": 1,
+        "objective": ("info-nce", {"temperature": 0.2}),
+        "projector": ("nested", {"hidden": 16, "smallest": 0.5}),
+        "transforms": (("position-code", {"ratio": 0.2, "scale": "absolute"}), ("resample", {"align_corners": True})),
+        "schedule": ("cosine", {"steps": 100, "to": 0.25}),
+        "adapter": {"token_shift": 1},
+    },
+)
+
+
+@pytest.mark.parametrize(
+    ("given", "where", "wanted", "said"),
+    [
+        ({"teacher": ("patch", {"joint": True})}, "teacher", {"dim": 8, "grid": 6, "joint": True}, ""),
+        ({"teacher": {"name": "patch", "grid": 4}}, "teacher", {"dim": 8, "grid": 4}, "grid=6 (yours: 4)"),
+        ({"teacher": "patch"}, "teacher", {"dim": 8, "grid": 6}, ""),
+        ({"objective": ("info-nce", {})}, "objective", {"temperature": 0.2}, ""),
+        ({"projector": ("nested", {"norm": False})}, "projector", {"hidden": 16, "smallest": 0.5, "norm": False}, ""),
+        ({"projector": ("nested", {"hidden": 20})}, "projector", {"hidden": 20, "smallest": 0.5},
+         "hidden=16 (yours: 20)"),
+        ({"schedule": "cosine:50"}, "schedule", {"steps": 50, "to": 0.25}, "steps=100 (yours: 50)"),
+        ({"schedule": ["constant", ("cosine", {})]}, "schedule", {"steps": 100, "to": 0.25}, ""),
+        ({"transforms": [("position-code", {"ratio": 0.3})]}, "transforms", {"ratio": 0.3, "scale": "absolute"},
+         "ratio=0.2 (yours: 0.3)"),
+        ({"adapter": ("tiny", {"token_shift": 0})}, "adapter", {"token_shift": 0}, "token_shift=1 (yours: 0)"),
+    ],
+)  # fmt: skip
+def test_fault_85_a_component_keeps_the_presets_options(
+    tiny: Make,
+    caplog: pytest.LogCaptureFixture,
+    given: dict[str, Any],
+    where: str,
+    wanted: dict[str, Any],
+    said: str,
+) -> None:
+    handle = wrap(tiny, MINE, **given).spatial_forcing
+    pair = handle.pairs[0]
+    found = {
+        "teacher": [handle.teachers[0]],
+        "objective": [pair.objective],
+        "projector": [pair.projector],
+        "transforms": [item for item in pair.transforms if item.name == "position-code"],
+        "schedule": [item for item in handle.weighting.schedule if item.name == "cosine"],
+        "adapter": [handle.adapter],
+    }
+    (component,) = found[where]
+    assert {key: getattr(component.options, key) for key in wanted} == wanted
+    lines = [line for line in caplog.messages if "overrides options of preset 'mine'" in line]
+    assert [line.partition("'mine': ")[2] for line in lines] == ([said] if said else [])
+
+
+def test_fault_85_pairs_keep_the_presets_options_too(tiny: Make, caplog: pytest.LogCaptureFixture) -> None:
+    pairs = [
+        (1, ("patch", {"joint": True})),
+        {"student_layer": 2, "teacher": ("patch", {"grid": 4}), "projector": ("nested", {"share": 0.5})},
+    ]
+    found = config(wrap(tiny, MINE, pairs=pairs, projector="linear")).pairs
+    assert [pair.teacher.options for pair in found] == [
+        {"dim": 8, "grid": 6, "joint": True}, {"dim": 8, "grid": 4},
+    ]  # fmt: skip
+    assert found[1].projector is not None
+    assert found[1].projector.options == {"hidden": 16, "smallest": 0.5, "share": 0.5}
+    assert "grid=6 (yours: 4)" in caplog.text
+
+
+def test_fault_85_an_instance_is_kept_and_what_it_lacks_said(tiny: Make, caplog: pytest.LogCaptureFixture) -> None:
+    teacher = PatchTeacher({"dim": 8})
+    handle = wrap(tiny, MINE, teacher=teacher).spatial_forcing
+    assert handle.teachers == [teacher]
+    assert "your teacher 'patch' overrides options of preset 'mine': grid=6 (yours: None)" in caplog.text
+
+
+def test_fault_85_other_components_take_no_options_along(tiny: Make, caplog: pytest.LogCaptureFixture) -> None:
+    given: dict[str, Any] = {"teacher": "geometry", "projector": "mlp", "transforms": [], "schedule": "constant"}
+    found = config(wrap(tiny, MINE, **given))
+    assert (found.pairs[0].teacher.options, found.projector.options) == ({}, {})
+    assert "overrides options" not in caplog.text
+    # A teacher's argument says which it is: options of one model are not those of another.
+    of_a_model = MINE.model_copy(update={"arguments": {**MINE.arguments, "teacher": ("patch:a", {"dim": 8})}})
+    assert with_options_of(of_a_model, "patch:a") == {"dim": 8}
+    assert with_options_of(of_a_model, "patch:b") == {}
+
+
+def with_options_of(preset: Preset, teacher: str) -> dict[str, Any]:
+    recipe = {"teacher": preset.arguments["teacher"]}
+    return dict(resolve._with_options_of(preset, recipe, {"teacher": teacher})["teacher"].options)
+
+
 def test_explicit_layers_and_pairs_override_the_presets(tiny: Make) -> None:
     pair = config(wrap(tiny, "spatial-forcing-pi0", 18, teacher=Stand(), student_layer=3, teacher_layer=5)).pairs[0]
     assert (pair.student_layer, pair.teacher_layer) == (3, 5)
@@ -274,6 +377,8 @@ def test_fault_33_an_absolute_code_warns_of_another_teacher(tiny: Make, recwarn:
     assert found.pairs[0].teacher_layer == 3, "its own default"
     relative = [("position-code", {"ratio": 0.1, "scale": "relative"})]
     wrap(tiny, "spatial-forcing-pi0", 18, teacher=PatchTeacher(), transforms=relative)
+    with pytest.warns(SfkitWarning, match="the size that suits 'vggt'"):  # the scale is still the preset's
+        wrap(tiny, "spatial-forcing-pi0", 18, teacher=PatchTeacher(), transforms=["position-code"])
     wrap(tiny, "spatial-forcing-pi0", 18, teacher=Stand("vggt-commercial"))
     wrap(tiny, "repa", 18, teacher=PatchTeacher())
     assert not recwarn.list

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfkit.errors import ConfigError
 from sfkit.factory.components import build_objective, build_projector
@@ -18,6 +18,7 @@ from sfkit.projectors.standard import ConvProjector, NestedProjector, nested_wid
 from sfkit.registry.registry import default_registry
 from sfkit.testing.checks import assert_rounded
 from sfkit.training.pair import AlignmentPair
+from sfkit.utils.runtime import own_rng
 from sfkit.views.types import FeatureMap
 
 ALL: dict[str, Any] = {
@@ -248,3 +249,16 @@ def test_one_hidden_unit_is_one(name: str) -> None:
     assert layers[-1].in_features == 1
     tokens, mask = case()
     assert projector(tokens, mask).shape == (*tokens.shape[:-1], 5)
+
+
+def test_fault_87_a_convolution_starts_as_the_released_one_does() -> None:
+    """The released code draws its linear layers after Xavier and leaves its convolution as torch made it."""
+    for kernel in (1, 3):
+        made = build_projector(("conv", {"kernel": kernel}), 24, 40, 3)
+        with own_rng(seed=3):
+            released = nn.Conv2d(24, 40, kernel, padding=kernel // 2)
+        assert torch.equal(made.conv.weight, released.weight)
+        assert torch.equal(made.conv.bias, released.bias)
+    linear = build_projector("linear", 24, 40, 3)
+    assert not bool(linear.fc.bias.any())
+    assert float(linear.fc.weight.detach().abs().max()) > 1 / 24**0.5, "Xavier's bound is wider here"

@@ -79,7 +79,10 @@ def test_pushing_while_saving_says_what_it_leaves_out(tmp_path: Path) -> None:
 
     policy: Any = Pushing()
     SpatialForcing.wrap(policy, "geometry", adapter=TinyAdapter(policy))
-    with pytest.warns(SfkitWarning, match="uploads the policy's own files only"):
+    with pytest.warns(SfkitWarning, match=r"own files only; huggingface_hub\.upload_folder\(\.\.\.\) uploads all"):
+        policy.save_pretrained(tmp_path, push_to_hub=True)
+    Pushing.push_to_hub = lambda self: None  # type: ignore[attr-defined]
+    with pytest.warns(SfkitWarning, match=r"own files only; policy\.push_to_hub\(\.\.\.\) uploads all"):
         policy.save_pretrained(tmp_path, push_to_hub=True)
 
 
@@ -199,6 +202,23 @@ def test_fault_31_a_wrapped_state_dict_round_trips() -> None:
 def test_only_wrapped_policies_are_exported(tmp_path: Path) -> None:
     with pytest.raises(WrapError, match="not wrapped"):
         SpatialForcing.export(make(wrap=False), tmp_path)
+
+
+def test_without_save_pretrained_export_says_what_to_call(tmp_path: Path) -> None:
+    plain: Any = TinyPolicy()
+    policy: Any = SpatialForcing.wrap(plain, "geometry", adapter=TinyAdapter(plain))
+    train(policy, 2)
+    with pytest.raises(WrapError, match="TinyPolicy has no save_pretrained") as caught:
+        SpatialForcing.export(policy, tmp_path)
+    assert "policy.spatial_forcing.save(directory)" in caught.value.remedy
+    assert "SpatialForcing.unwrap(policy).state_dict()" in caught.value.remedy
+    # What the error says works, and nothing has changed before it.
+    assert policy.spatial_forcing.save(tmp_path)
+    state = SpatialForcing.unwrap(policy).state_dict()
+    assert not [key for key in state if key.startswith("spatial_forcing")]
+    again: Any = TinyPolicy()
+    again.load_state_dict(state)
+    assert SpatialForcing.from_pretrained(again, tmp_path, adapter=TinyAdapter(again)).spatial_forcing.steps == 2
 
 
 def test_fault_31_32_loss_path_and_accumulation_are_saved(tmp_path: Path) -> None:

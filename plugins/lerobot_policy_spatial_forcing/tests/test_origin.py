@@ -188,3 +188,26 @@ def test_fault_59_sizes_are_asked_before_a_policy_is_fetched(monkeypatch) -> Non
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(CheckpointError, match="has 1099511627776 bytes"):
         fetch("somebody/run", None)
+
+
+def test_fault_85_options_reach_what_a_preset_names(tmp_path, monkeypatch) -> None:
+    options = json.dumps({"hf:facebook/dinov2-base": {"norm": "none"}})
+    made = SpatialForcingOptions(preset="repa", options=options).admitted_arguments()
+    assert made["teacher"].options == {"model": "facebook/dinov2-base", "norm": "none"}
+    assert made["preset"] == "repa"
+    assert "projector" not in made, "nothing is said of it"
+    made = SpatialForcingOptions(preset="repa", options='{"mlp-silu": {"norm": true}}').admitted_arguments()
+    assert made["projector"].options == {"hidden": 2048, "norm": True}
+    with pytest.raises(ConfigError, match="names 'mlp-silu', which is no component"):
+        SpatialForcingOptions(preset="repa", projector="mlp", options='{"mlp-silu": {}}').admitted_arguments()
+    # What a file says of the preset's components stays the file's.
+    options = json.dumps({"hf:facebook/dinov2-base": {"trust_remote_code": True}})
+    with pytest.raises(TrustError, match="trust_remote_code=True"):
+        read(monkeypatch, "--config_path=somebody/run", preset="repa", options=options).admitted_arguments()
+
+
+def test_fault_85_the_pictures_statistics_stay_beside_options(make, plain, monkeypatch) -> None:
+    stats = {"front": {"mean": (0.5,), "std": (0.25,)}}
+    monkeypatch.setattr("lerobot_policy_spatial_forcing.modeling_sf.picture_stats", lambda *_: stats)
+    policy = make("sf_smolvla", {"adapter": "smolvla"}, pretrained_path=plain)
+    assert policy.spatial_forcing.adapter.options.image_stats == stats

@@ -164,14 +164,15 @@ def test_wrong_arguments_are_explained(arguments: list[str], words: str, capsys:
 
 
 def test_a_preset_and_an_objective_may_be_chosen(run_demo: Callable[..., Any], tmp_path: Path) -> None:
-    done = run_demo(tmp_path, "--steps", "2", "--preset", "irepa", "--objective", "relational", stride=48)
+    done = run_demo(tmp_path, "--steps", "2", "--preset", "irepa-latent", "--objective", "relational", stride=48)
     assert done.code == 0
-    assert "weight 1 at student layer 4 of 6, preset irepa, relational objective" in done.printed
-    assert "preset irepa, relational objective" in done.page
+    assert "weight 1 at student layer 4 of 6, preset irepa-latent, relational objective" in done.printed
+    assert "preset irepa-latent, relational objective" in done.page
 
 
 @pytest.mark.parametrize(
-    ("preset", "weight", "wanted"), [(None, None, 0.5), ("irepa", None, 1.0), ("irepa", 0.25, 0.25), (None, 0.0, 0.0)]
+    ("preset", "weight", "wanted"),
+    [(None, None, 0.5), ("irepa-latent", None, 1.0), ("irepa-latent", 0.25, 0.25), (None, 0.0, 0.0)],
 )
 def test_the_weight_is_the_users_or_the_presets(preset: str | None, weight: float | None, wanted: float) -> None:
     assert parse_weight(weight, preset) == wanted

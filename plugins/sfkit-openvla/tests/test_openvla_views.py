@@ -2,11 +2,65 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from prismatic_loop import normalized
+from sfkit_openvla.images import to_images
 
 from sfkit.errors import ConfigError, ShapeError, ViewsError
+
+HALF = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+EXACT = ({"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}, HALF)
+#: Of the released processors: ImageNet's, rounded to bfloat16.
+ROUNDED = tuple(
+    {key: torch.tensor(value).bfloat16().tolist() for key, value in item.items()} | {"inplace": False} for item in EXACT
+)
+
+
+def by_processor(images: torch.Tensor) -> torch.Tensor:
+    """``(b, v, 3, h, w)`` to ``(b, 6 v, h, w)``, as a released processor normalizes."""
+    halves = [
+        (images - torch.tensor(item["mean"])[:, None, None]) / torch.tensor(item["std"])[:, None, None]
+        for item in ROUNDED
+    ]
+    return torch.cat(halves, 2).flatten(1, 2)
+
+
+@pytest.mark.parametrize("source", ["given", "folder"])
+def test_fault_86_the_processors_own_constants_are_undone(source, script, adapter_of, views_of, tmp_path) -> None:
+    oft = script("oft-l1", images=2)
+    policy, batch = oft.policy(), oft.batch()
+    pixels = by_processor(batch["images"])
+    options = {"normalization": ROUNDED}
+    if source == "folder":
+        record = {"image_processor_type": "PrismaticImageProcessor", "tvf_normalize_params": list(ROUNDED)}
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(record))
+        policy.config._name_or_path, options = str(tmp_path), {}
+    adapter = adapter_of(policy, teacher_images="dino", **options)
+    views = views_of(adapter, {**batch, "pixel_values": pixels})
+    torch.testing.assert_close(views.images, batch["images"], atol=1e-6, rtol=0)
+    exact = to_images(pixels, 2, fused=True, half="dino")
+    assert float((exact - batch["images"]).abs().max()) > 1e-3, "ImageNet's own are another image"
+
+
+def test_fault_86_constants_that_cannot_be_read_are_refused(script, adapter_of, tmp_path) -> None:
+    policy = script("oft-l1").policy()
+    policy.config._name_or_path = ""
+    with pytest.raises(ConfigError, match="does not say where it was loaded from") as caught:
+        adapter_of(policy, teacher_images="dino")
+    assert '"normalization": processor.image_processor.tvf_normalize_params' in caught.value.remedy
+    policy.config._name_or_path = str(tmp_path)
+    with pytest.raises(ConfigError, match="could not be read"):
+        adapter_of(policy, teacher_images="dino")
+    for record, says in (({}, "no tvf_normalize_params"), ({"tvf_normalize_params": [{"mean": [1, 2]}]}, "mean")):
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(record))
+        with pytest.raises(ConfigError, match=says):
+            adapter_of(policy, teacher_images="dino")
+    with pytest.raises(ConfigError, match="1 normalizations of images, for 2 featurizers"):
+        adapter_of(policy, normalization=ROUNDED[:1])
+    adapter_of(policy)  # SigLIP's half needs none
 
 
 @pytest.mark.parametrize("images", [1, 2, 3])
@@ -14,7 +68,7 @@ from sfkit.errors import ConfigError, ShapeError, ViewsError
 def test_fault_26_teachers_see_the_cameras_pixels(images, half, script, adapter_of, views_of) -> None:
     oft = script("oft-l1", images=images)
     batch = oft.batch()
-    views = views_of(adapter_of(oft.policy(), teacher_images=half), batch)
+    views = views_of(adapter_of(oft.policy(), teacher_images=half, normalization=EXACT), batch)
     torch.testing.assert_close(views.images, batch["images"], atol=1e-6, rtol=0)
     assert bool(views.valid.all())
 
@@ -26,7 +80,8 @@ def test_fault_26_the_bfloat16_cast_costs_a_quarter_gray_level(script, adapter_o
     batch["images"] = (torch.arange(batch["images"].numel()) % 256 / 255).view_as(batch["images"])
     pixels = {"pixel_values": normalized(batch["images"]).to(torch.bfloat16)}
     siglip, dino = (
-        views_of(adapter_of(policy, teacher_images=h), {**batch, **pixels}).images for h in ("siglip", "dino")
+        views_of(adapter_of(policy, teacher_images=h, normalization=EXACT), {**batch, **pixels}).images
+        for h in ("siglip", "dino")
     )
     assert siglip.dtype == torch.float32
     assert float((siglip - batch["images"]).abs().max()) < 0.26 / 255

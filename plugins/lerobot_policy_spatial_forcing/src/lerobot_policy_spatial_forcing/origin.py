@@ -11,12 +11,12 @@ import logging
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import draccus
 
 from sfkit.errors import ConfigError, TrustError
-from sfkit.factory.resolve import read_pairs
+from sfkit.factory.resolve import find_preset, read_pairs
 from sfkit.saving.trust import Origin, admit, names_in
 
 logger = logging.getLogger("sfkit")
@@ -71,6 +71,8 @@ def admitted(
     arguments = {key: _pairs(value) if key == "pairs" else value for key, value in arguments.items()}
     read = {key: value for key, value in arguments.items() if key in from_file}
     own = {key: value for key, value in arguments.items() if key not in from_file}
+    named = _of_preset(arguments, options)
+    read, own = ({**named, **read}, own) if options_from_file else (read, {**named, **own})
     if options_from_file:
         read, options = admit(read, None, _of(options, names_in(read))), {}
     here, there = names_in(own), names_in(read)
@@ -100,6 +102,14 @@ def check_cameras(cameras: str | None) -> None:
 
 def _of(options: Mapping[str, object], names: list[str]) -> dict[str, Any]:
     return {name: item for name, item in options.items() if name in names}
+
+
+def _of_preset(arguments: Mapping[str, object], options: Mapping[str, object]) -> dict[str, Any]:
+    """Components of the preset that are named in ``options``, and stand nowhere else."""
+    preset = find_preset(cast("str | None", arguments.get("preset")))
+    given = {*arguments, "adapter", "pairs", *(["teacher"] if "pairs" in arguments else [])}
+    components = {} if preset is None else {key: item for key, item in preset.arguments.items() if key not in given}
+    return {key: item for key, item in components.items() if _of(options, names_in({key: item}))}
 
 
 def _ask(name: str, options: Mapping[str, object]) -> str:

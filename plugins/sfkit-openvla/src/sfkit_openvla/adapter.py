@@ -16,7 +16,7 @@ from sfkit.policies.base import AdapterOptions, ForwardCall, PolicyAdapter, TapP
 from sfkit.policies.tokens import cut, tower_tokens
 from sfkit.registry.component import AnyOptions, Harmless
 from sfkit.views.types import FeatureMap, Views
-from sfkit_openvla.images import Half, check_halves, inside_bars, to_images
+from sfkit_openvla.images import Half, Normalization, check_halves, inside_bars, read_normalization, to_images
 
 #: Names by the number of views, in the order of OFT's loop (``prismatic/vla/datasets/datasets.py``).
 _NAMES = {1: ("primary",), 2: ("primary", "wrist"), 3: ("primary", "left_wrist", "right_wrist")}
@@ -27,6 +27,11 @@ class OpenVLAOptions(AdapterOptions):
 
     teacher_images: Half = Field(
         default="siglip", description="Half of the channels that teachers see; the released recipe uses dino."
+    )
+    normalization: Harmless[tuple[Normalization, ...] | None] = Field(
+        default=None,
+        description="The processor's constants, processor.image_processor.tvf_normalize_params; for dino read from the "
+        "preprocessor_config.json beside the policy's weights.",
     )
     view_names: Harmless[tuple[str, ...] | None] = Field(
         default=None, description="Names of the views, in the order of the channels; by default as in OFT's loop."
@@ -67,6 +72,15 @@ class OpenVLAAdapter(PolicyAdapter):
         # states. The call does not show which, so the alignment loss cannot be added to the output's loss.
         self.loss_outside = self.is_oft
         self._verified = not self.options.verify_images
+        self._constants = self.options.normalization
+        fused = bool(self.vision.use_fused_vision_backbone)
+        if self._constants is None and fused and self.options.teacher_images == "dino":
+            self._constants = read_normalization(self.policy.config)
+        if self._constants is not None and len(self._constants) != 1 + fused:
+            raise ConfigError(
+                f"There are {len(self._constants)} normalizations of images, for {1 + fused} featurizers.",
+                "Give processor.image_processor.tvf_normalize_params, of the policy's own processor.",
+            )
         self._expected_length = 0
 
     # ---------------------------------------------------------------------------------------------------- taps
@@ -111,9 +125,11 @@ class OpenVLAAdapter(PolicyAdapter):
     def views(self, call: ForwardCall) -> Views:
         pixel_values = call.arguments["pixel_values"]
         fused, count = bool(self.vision.use_fused_vision_backbone), self.num_views
-        images = to_images(pixel_values, count, fused=fused, half=self.options.teacher_images)
+        images = to_images(
+            pixel_values, count, fused=fused, half=self.options.teacher_images, constants=self._constants
+        )
         if fused and not self._verified:
-            check_halves(pixel_values, count)
+            check_halves(pixel_values, count, self._constants)
         self._verified = True
         self._expected_length = self._sequence_length(call.arguments)
         if self.options.teacher_images == "dino":

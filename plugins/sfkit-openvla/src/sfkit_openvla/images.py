@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from sfkit.errors import ShapeError, ViewsError
-from sfkit.views.resample import imagenet_normalized
+from sfkit.config import Options
+from sfkit.errors import ConfigError, ShapeError, ViewsError
+from sfkit.views.resample import IMAGENET_MEAN, IMAGENET_STD
 
 #: Largest mean difference of two halves of the same image. The released processors round their constants to bfloat16
 #: (0.002), and the released loop rounds the pixels (0.001).
@@ -21,18 +24,62 @@ _REMEDY = "Pass the output of the policy's own image processor, with the views c
 Half = Literal["siglip", "dino"]
 
 
-def to_images(pixel_values: object, views: int, *, fused: bool, half: Half) -> Tensor:
+class Normalization(Options):
+    """How a processor normalizes three channels, as in its ``tvf_normalize_params``."""
+
+    mean: tuple[float, float, float] = Field(description="Of the images in [0, 1].")
+    std: tuple[float, float, float] = Field(description="Divides what is left.")
+    inplace: bool = Field(default=False, description="Torchvision's own, without effect here.")
+
+
+_SIGLIP = Normalization(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+_IMAGENET = Normalization(mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+
+def read_normalization(config: Any) -> tuple[Normalization, ...]:
+    """The constants of the processor beside a policy's weights, which its ``preprocessor_config.json`` records.
+
+    The released ones are rounded to bfloat16, and the released code undoes those; ImageNet's own would be 0.002 off.
+
+    Args:
+        config: Of the policy; ``_name_or_path`` is the folder or repository that it was loaded from.
+
+    Raises:
+        ConfigError: They cannot be read. Nothing is downloaded.
+    """
+    from transformers import ImageProcessingMixin
+
+    place = str(getattr(config, "_name_or_path", "") or "")
+    try:
+        if not place:
+            raise ValueError("the policy does not say where it was loaded from")
+        record, _ = ImageProcessingMixin.get_image_processor_dict(place, local_files_only=True)
+        recorded = record.get("tvf_normalize_params")
+        if not recorded:
+            raise ValueError("preprocessor_config.json has no tvf_normalize_params")
+        return tuple(Normalization.parse("tvf_normalize_params", item) for item in recorded)
+    except (OSError, ValueError, TypeError, ConfigError) as error:
+        raise ConfigError(
+            f"The constants of the image processor beside {place or 'the policy'} could not be read: {error}",
+            'teacher_images="dino" undoes them: give "normalization": processor.image_processor.tvf_normalize_params '
+            'beside it, or leave teacher_images at "siglip".',
+        ) from error
+
+
+def to_images(
+    pixel_values: object, views: int, *, fused: bool, half: Half, constants: Sequence[Normalization] | None = None
+) -> Tensor:
     """Undo the processor's normalization.
 
-    With a fused backbone each view has six channels: three for DINOv2, with ImageNet's mean and standard deviation,
-    then three for SigLIP in [-1, 1]. The loop casts both to bfloat16, which costs SigLIP's half 0.25 gray levels and
-    DINOv2's half 0.45.
+    With a fused backbone each view has six channels: three for DINOv2, then three for SigLIP. The loop casts both to
+    bfloat16, which costs SigLIP's half 0.25 gray levels and DINOv2's half 0.45.
 
     Args:
         pixel_values: ``(b, 6 * v, h, w)``, or ``(b, 3 * v, h, w)`` for SigLIP only if not fused.
         views: Images per sample.
         fused: Whether the backbone has two featurizers.
         half: The half to read.
+        constants: The processor's, for each three channels; by default ImageNet's for DINOv2, and [-1, 1] for SigLIP.
 
     Returns:
         ``(b, v, 3, h, w)`` float32 in [0, 1].
@@ -59,11 +106,14 @@ def to_images(pixel_values: object, views: int, *, fused: bool, half: Half) -> T
         )
     if not pixel_values.is_floating_point():
         raise ViewsError(f"pixel_values is {pixel_values.dtype}, expected normalized floating-point pixels.", _REMEDY)
-    channels = _by_view(pixel_values, views)
-    return _undo_imagenet(channels[:, :, :3]) if fused and half == "dino" else channels[:, :, -3:] * 0.5 + 0.5
+    channels, dino = _by_view(pixel_values, views), fused and half == "dino"
+    own = (constants or (_IMAGENET, _SIGLIP))[0 if dino else -1]
+    # By scalars: a tensor of constants would have to be sent to the device, and waited for.
+    parts = (channels[:, :, :3] if dino else channels[:, :, -3:]).unbind(2)
+    return torch.stack([part * std + mean for part, mean, std in zip(parts, own.mean, own.std, strict=True)], 2)
 
 
-def check_halves(pixel_values: Tensor, views: int) -> None:
+def check_halves(pixel_values: Tensor, views: int, constants: Sequence[Normalization] | None = None) -> None:
     """Check that both halves of each view in ``(b, 6 * v, h, w)`` show the same image.
 
     A permuted layout (views interleaved, SigLIP first, raw pixels) has the right shape, and would give the teacher
@@ -72,7 +122,8 @@ def check_halves(pixel_values: Tensor, views: int) -> None:
     Raises:
         ViewsError: The halves of a view differ.
     """
-    dino, siglip = (to_images(pixel_values, views, fused=True, half=half) for half in ("dino", "siglip"))
+    halves: tuple[Half, Half] = ("dino", "siglip")
+    dino, siglip = (to_images(pixel_values, views, fused=True, half=half, constants=constants) for half in halves)
     apart = (dino - siglip).abs().mean((0, 2, 3, 4))
     for view, difference in enumerate(apart.tolist()):
         if not difference <= _SAME:
@@ -109,9 +160,3 @@ def inside_bars(images: Tensor) -> Tensor:
 def _by_view(pixel_values: Tensor, views: int) -> Tensor:
     """``(b, v * c, h, w)`` to ``(b, v, c, h, w)`` float32."""
     return pixel_values.float().reshape(len(pixel_values), views, -1, *pixel_values.shape[2:])
-
-
-def _undo_imagenet(channels: Tensor) -> Tensor:
-    """ImageNet-normalized ``(b, v, 3, h, w)`` to pixels in [0, 1], by the same constants as the teachers'."""
-    zero, one = (imagenet_normalized(torch.full((3, 1, 1), value, device=channels.device)) for value in (0.0, 1.0))
-    return (channels - zero) / (one - zero)
