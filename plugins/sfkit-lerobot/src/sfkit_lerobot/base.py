@@ -19,6 +19,7 @@ from sfkit.registry.component import AnyOptions, Harmless
 from sfkit.views.geometry import on_device
 from sfkit.views.types import Views
 from sfkit_lerobot.cameras import explain_missing, view_geometry
+from sfkit_lerobot.frame_keys import keys_in
 from sfkit_lerobot.letterbox import Placement
 from sfkit_lerobot.logs import LogWindow
 from sfkit_lerobot.normalization import Batch, denormalized, visual_mode
@@ -132,6 +133,7 @@ class LeRobotAdapter(PolicyAdapter):
             intrinsics=geometry.intrinsics,
             world_from_camera=geometry.world_from_camera,
             source_to_view=self._source_to_view(boxes, images),
+            keys=keys_in(batch),
         )
 
     def explain_missing(self, field: str, call: ForwardCall) -> str:
