@@ -41,6 +41,7 @@ def test_fault_91_a_killed_build_loses_nothing_and_goes_on(tiny: SimpleNamespace
             builder = int(worker.stdout.readline())
             time.sleep(chance.uniform(0, lasts))
             os.kill(builder, signal.SIGKILL)
+            assert worker.stdout.readline() == "killed\n"
             kept = shard_files(folder / "shards")
             assert all(map(checksum_fits, kept))
             if (folder / "index.parquet").is_file():

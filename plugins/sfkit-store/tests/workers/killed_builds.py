@@ -1,4 +1,4 @@
-"""Builds a store in a fork for each folder that it is sent, says which process does, and waits to be killed."""
+"""Builds a store in a fork for each folder that it is sent, says which process does, and when it was killed."""
 
 import os
 import signal
@@ -18,3 +18,4 @@ for line in sys.stdin:
         signal.pause()
     print(child, flush=True)
     os.waitpid(child, 0)
+    print("killed", flush=True)
