@@ -47,7 +47,7 @@ def test_fault_91_a_killed_build_loses_nothing_and_goes_on(tiny: SimpleNamespace
             if (folder / "index.parquet").is_file():
                 assert all(not fault for _, fault in Store(folder).verify())
             else:
-                with pytest.raises(StoreError, match="not finished|no feature store"):
+                with pytest.raises(StoreError, match=r"not finished|no feature store"):
                     Store(folder)
             partial += 0 < len(kept) < 6
             frames = tiny.Frames(24)

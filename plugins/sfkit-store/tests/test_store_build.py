@@ -103,10 +103,12 @@ def test_fault_25_cameras_in_another_order_are_refused(tiny: SimpleNamespace, fo
 
 def test_a_frame_that_comes_twice_is_named(tiny: SimpleNamespace, tmp_path: Path) -> None:
     frames = tiny.Frames()
-    with pytest.raises(StoreError, match="frame 1 of episode 0 of local/toy .* comes twice"):
+    with pytest.raises(StoreError, match=r"frame 1 of episode 0 of local/toy .* comes twice"):
         tiny.build(tmp_path, [*frames.views([0, 1]), *frames.views([1, 2])])
-    twice = SimpleNamespace(keys=[*frames.keys, frames.keys[3]], batch_size=2, pixels="x", datasets={}, views=lambda indices: iter(()))
-    with pytest.raises(StoreError, match="frame 3 of episode 0 .* comes twice"):
+    twice = SimpleNamespace(
+        keys=[*frames.keys, frames.keys[3]], batch_size=2, pixels="x", datasets={}, views=lambda indices: iter(())
+    )
+    with pytest.raises(StoreError, match=r"frame 3 of episode 0 .* comes twice"):
         tiny.build(tmp_path / "b", twice)
 
 
@@ -121,7 +123,9 @@ def test_nothing_to_store_is_an_error(tiny: SimpleNamespace, tmp_path: Path) -> 
 
 
 def test_two_builders_in_one_folder_are_one_too_many(tiny: SimpleNamespace, folder: Path) -> None:
-    code = "import sys, filelock; held = filelock.FileLock(sys.argv[1]); held.acquire(); print('held', flush=True); input()"
+    code = (
+        "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True);input()"
+    )
     with subprocess.Popen([sys.executable, "-c", code, str(folder / ".lock")], stdin=-1, stdout=-1, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline().strip() == "held"

@@ -58,7 +58,9 @@ def test_smaller_dtypes_keep_loss_and_gradients(
     dtype: str, tiny: SimpleNamespace, tmp_path: Path, wrapped: Callable[..., Any], batches: list
 ) -> None:
     tiny.build(tmp_path, dtype=dtype)
-    online, stored = (trained(wrapped(each, teacher_layer=3), batches) for each in (PatchTeacher(), f"store:{tmp_path}"))
+    online, stored = (
+        trained(wrapped(each, teacher_layer=3), batches) for each in (PatchTeacher(), f"store:{tmp_path}")
+    )
     # A feature is off by one part in 256, or in 254 of the largest of its token; the cosine of tokens by less.
     assert stored[0] == pytest.approx(online[0], rel=1 / 256)
     one, other = (torch.cat([gradient.flatten() for gradient in each[1]]) for each in (stored, online))
@@ -72,7 +74,9 @@ def test_what_is_stored_is_within_the_rounding_of_its_dtype() -> None:
     mask = torch.rand(3, 2, 4, 4) < 0.8
     values[~mask] = torch.nan
     clean = torch.where(mask[..., None], values, 0)
-    exact, half, eighth = (decoded(encoded(FeatureMap(values, mask), dtype)) for dtype in ("float32", "bfloat16", "int8"))
+    exact, half, eighth = (
+        decoded(encoded(FeatureMap(values, mask), dtype)) for dtype in ("float32", "bfloat16", "int8")
+    )
     assert torch.equal(exact.values, clean)
     assert torch.equal(half.values, clean.bfloat16().float())
     step = clean.abs().amax(-1, keepdim=True) / 127
@@ -132,7 +136,9 @@ def views_of(tiny: SimpleNamespace, indices: list[int], **changes: Any) -> Any:
     return replace(adapter.views(ForwardCall({"batch": tiny.batch_of(indices)}, None)), **changes)
 
 
-def encode(folder: Path, views: Any, layers: tuple[int, ...] = (2,), grid: tuple[int, int] = (4, 4), **options: Any) -> Any:
+def encode(
+    folder: Path, views: Any, layers: tuple[int, ...] = (2,), grid: tuple[int, int] = (4, 4), **options: Any
+) -> Any:
     return StoreTeacher({"path": str(folder), **options}).encode(None, views, layers, grid)
 
 
@@ -164,7 +170,9 @@ def test_fault_37_another_dataset_is_refused_with_both_names(tiny: SimpleNamespa
 
 def test_a_missing_frame_is_named_or_masked(tiny: SimpleNamespace, folder: Path) -> None:
     views = views_of(tiny, [3, 13, 4])
-    with pytest.raises(StoreError, match="lacks frame 1 of episode 2 of local/toy .*, perhaps because the dataset grew"):
+    with pytest.raises(
+        StoreError, match=r"lacks frame 1 of episode 2 of local/toy .*, perhaps because the dataset grew"
+    ):
         encode(folder, views)
     (found,) = encode(folder, views, missing="mask")
     assert found.mask.flatten(1).any(1).tolist() == [True, False, True]
@@ -191,7 +199,9 @@ def test_a_batch_without_keys_says_how_to_get_them(tiny: SimpleNamespace, folder
 def test_fault_27_other_pixels_than_the_teacher_saw_are_an_error(tiny: SimpleNamespace, folder: Path) -> None:
     views = views_of(tiny, [0, 1])
     turned = replace(views, images=views.images.flip(-1))
-    with pytest.raises(StoreError, match=r"sees other pixels than the teacher saw .* cam0, cam1 of frame 0 of episode 0"):
+    with pytest.raises(
+        StoreError, match=r"sees other pixels than the teacher saw .* cam0, cam1 of frame 0 of episode 0"
+    ):
         encode(folder, turned)
     encode(folder, turned, pixels="any")
     encode(folder, replace(views, images=(views.images + 0.004).clamp(0, 1)))  # as decoders differ
@@ -202,9 +212,10 @@ def test_fault_27_pixels_are_compared_later_too(tiny: SimpleNamespace, folder: P
     for _ in range(2):
         teacher.encode(None, views, (2,), (4, 4))
     turned = replace(views, images=views.images.flip(-1))
+    for _ in range(47):
+        teacher.encode(None, turned, (2,), (4, 4))
     with pytest.raises(StoreError, match="sees other pixels"):
-        for _ in range(50):
-            teacher.encode(None, turned, (2,), (4, 4))
+        teacher.encode(None, turned, (2,), (4, 4))
 
 
 def test_fault_38_features_are_found_by_frame_not_by_pixels(tiny: SimpleNamespace, folder: Path) -> None:
@@ -216,7 +227,9 @@ def test_fault_38_features_are_found_by_frame_not_by_pixels(tiny: SimpleNamespac
     assert size == Store(folder).bytes, "reading writes nothing"
 
 
-def test_an_absent_camera_is_masked_as_online(tiny: SimpleNamespace, tmp_path: Path, wrapped: Callable[..., Any]) -> None:
+def test_an_absent_camera_is_masked_as_online(
+    tiny: SimpleNamespace, tmp_path: Path, wrapped: Callable[..., Any]
+) -> None:
     teacher = PatchTeacher({"joint": True})
     present = {"present": torch.tensor([[True, False], [True, True]])}
     batch = {**tiny.batch_of([0, 1]), **present}

@@ -102,7 +102,7 @@ def keys_in(batch: Batch) -> tuple[Key, ...] | None:
     return tuple(map(read_key, [texts] if isinstance(texts, str) else texts))
 
 
-def later(texts: Any, steps: int, there: list[bool]) -> list[str]:
+def later_keys(texts: Any, steps: int, there: list[bool]) -> list[str]:
     """The keys of the frames so many steps ahead; as they are where the episode ends before."""
     found = []
     for text, is_there in zip(texts, there, strict=True):

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from sfkit.errors import ConfigError, ViewsError
 from sfkit.views.cameras import CameraRig
 from sfkit_lerobot.combined import locate, parts
-from sfkit_lerobot.frame_keys import FRAME_KEY
+from sfkit_lerobot.frame_keys import FRAME_KEY, later_keys
 from sfkit_lerobot.normalization import Batch
 
 
@@ -106,5 +106,5 @@ def at_future_frame(
         index = batch["index"].reshape(-1)
         moved["index"] = torch.where(known.to(index.device), index + steps, index)
     if known is not None and FRAME_KEY in batch:
-        moved[FRAME_KEY] = later(batch[FRAME_KEY], steps, known.tolist())
+        moved[FRAME_KEY] = later_keys(batch[FRAME_KEY], steps, known.tolist())
     return moved, there

@@ -158,8 +158,21 @@ def _frames(
             'pip install "spatial-forcing[lerobot,store]", or build from Python with sfkit_store.build_store.',
         ) from error
     network, preprocessor = (None, None) if policy is None else _policy(policy)
-    opened = LeRobotDataset(dataset, root=root, revision=revision, episodes=episodes or None)
+    opened = LeRobotDataset(
+        dataset, root=root, revision=revision, episodes=episodes or None,
+        delta_timestamps=_time_steps(network, dataset, root, revision),
+    )  # fmt: skip
     return LeRobotFrames(opened, network, preprocessor=preprocessor, batch_size=batch_size, num_workers=num_workers)
+
+
+def _time_steps(policy: Any, dataset: str, root: Path | None, revision: str | None) -> Any:
+    """The time steps that the policy reads, as LeRobot's trainer asks the dataset for them."""
+    from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+    from lerobot.datasets.factory import resolve_delta_timestamps
+
+    if not hasattr(getattr(policy, "config", None), "observation_delta_indices"):
+        return None
+    return resolve_delta_timestamps(policy.config, LeRobotDatasetMetadata(dataset, root=root, revision=revision))
 
 
 def _policy(where: str) -> tuple[Any, Any]:

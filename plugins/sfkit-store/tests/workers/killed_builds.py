@@ -7,8 +7,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import conftest
 import torch
+
+import conftest
 
 torch.set_num_threads(1)
 for line in sys.stdin:
