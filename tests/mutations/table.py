@@ -7,6 +7,7 @@ from faults_24_on import HIGH
 from faults_60_on import NEWEST
 from faults_67_to_69 import SAVED
 from faults_70_on import TRAINING
+from faults_90_on import STORED
 from mutant import Mutant
 
-MUTANTS: tuple[Mutant, ...] = (*LOW, *HIGH, *NEWEST, *SAVED, *TRAINING)
+MUTANTS: tuple[Mutant, ...] = (*LOW, *HIGH, *NEWEST, *SAVED, *TRAINING, *STORED)

@@ -39,7 +39,7 @@ class StoredTeacher(Options):
     """The teacher whose features a store holds."""
 
     name: _Text = Field(description="What the user wrote, with a digest in the place of a local path.")
-    options: dict[str, Any] = Field(description="Its options, likewise.")
+    options: dict[str, Any] = Field(description="Its options, without local paths too.")
     identity: dict[_Text, _Text] = Field(description="Name, license and weights: saved with each policy.")
     num_layers: _Layer = Field(description="How many layers it has.")
     default_layer: _Layer = Field(description="The layer that it aligns when the user names none.")

@@ -146,7 +146,7 @@ class Shard:
     path: Path
     manifest: Manifest
     keys: list[Key] = field(init=False, repr=False)
-    _checks: Any = field(init=False, repr=False)
+    _checks: list[list[int]] = field(init=False, repr=False)
     _slices: dict[str, Any] = field(init=False, repr=False)
     _columns: dict[str, int] = field(init=False, repr=False)
 
@@ -160,7 +160,8 @@ class Shard:
                     f"it {self.manifest.digest}.",
                     f"Put the shard back where it belongs. {_REPAIR}",
                 )
-            self._checks, keys = file.get_tensor(_CHECKS), file.get_tensor(_KEY)
+            self._checks = file.get_tensor(_CHECKS).tolist()
+            keys = file.get_tensor(_KEY)
             sources = list(map(str, about["sources"]))
             self.keys = [(sources[source], episode, frame) for source, episode, frame in keys.tolist()]
             shapes = row_shapes(self.manifest)
@@ -168,8 +169,8 @@ class Shard:
             self._slices = {name: file.get_slice(name) for name in shapes}
             for name, (dtype, shape) in shapes.items():
                 self._expect(name, _DTYPES.get(self._slices[name].get_dtype()), dtype, self._slices[name], shape)
-            if tuple(self._checks.shape) != (len(self.keys), len(shapes)):
-                raise ValueError(f"{_CHECKS} has shape {tuple(self._checks.shape)}")
+            if [len(row) for row in self._checks] != [len(shapes)] * len(self.keys):
+                raise ValueError(f"{_CHECKS} is not of {len(self.keys)} rows of {len(shapes)}")
 
     def _expect(self, name: str, found: object, dtype: object, part: Any, shape: tuple[int, ...]) -> None:
         if found != dtype or tuple(part.get_shape()) != (len(self.keys), *shape):
@@ -193,14 +194,13 @@ class Shard:
                 f"{self.path.name} holds another frame than the index says: {describe(key)} is not in row {row}.",
                 "Run the same `sfkit store build` again: it writes the index anew, and computes nothing.",
             )
-        found = []
-        for name in names:
-            with _damage_of(self.path):
-                tensor = self._slices[name][row]
-            if _crc(tensor) != int(self._checks[row, self._columns[name]]):
+        with _damage_of(self.path):
+            found = {name: self._slices[name][row] for name in names}
+        checks = self._checks[row]
+        for name, tensor in found.items():
+            if _crc(tensor) != checks[self._columns[name]]:
                 raise damaged(self.path, f"the checksum of {name} of {describe(key)} does not fit")
-            found.append(tensor)
-        return found
+        return list(found.values())
 
 
 def damaged(path: Path, why: str) -> StoreError:
@@ -227,5 +227,5 @@ def describe(key: Key) -> str:
 
 def _crc(tensor: Tensor) -> int:
     """CRC-32 of the bytes of ``(*)``."""
-    data: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    data: Any = tensor.contiguous().view(torch.uint8).numpy()
     return zlib.crc32(data)

@@ -157,8 +157,11 @@ class Store:
             )
             return StoreError(f"{why}: {describe(key)}.", f"Train on that dataset, or build a store of {dataset}.")
         if others and (source, episode) not in self._episodes:
-            why = f"episode {episode} of {dataset} was edited since: its digest was {others[0].rpartition('@')[2]}, and"
-            return StoreError(f"The store lacks {describe(key)}: {why} is {digest}.", _ADDS)
+            return StoreError(
+                f"The store lacks {describe(key)}: episode {episode} of {dataset} was edited since: its digest was "
+                f"{others[0].rpartition('@')[2]}, and is {digest}.",
+                _ADDS,
+            )
         return StoreError(
             f"The store lacks {describe(key)}, perhaps because the dataset grew since it was built.", _ADDS
         )
