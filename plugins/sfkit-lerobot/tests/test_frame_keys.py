@@ -98,7 +98,10 @@ def test_keys_pass_lerobots_processors_to_the_views(data: SimpleNamespace, build
     views = SmolVLAAdapter(policy).views(ForwardCall({"batch": batch}, None))
     assert views.keys == tuple(frames.keys()[3:])
     del batch[FRAME_KEY]
-    assert SmolVLAAdapter(policy).views(ForwardCall({"batch": batch}, None)).keys is None
+    adapter = SmolVLAAdapter(policy)
+    assert adapter.views(ForwardCall({"batch": batch}, None)).keys is None
+    adapter.frames = frames
+    assert adapter.views(ForwardCall({"batch": batch}, None)).keys == tuple(frames.keys()[3:])
 
 
 def test_fault_93_the_key_of_a_future_frame_is_its_own(data: SimpleNamespace) -> None:

@@ -16,7 +16,7 @@ from lerobot_policy_spatial_forcing import compat, lora
 from lerobot_policy_spatial_forcing.bases import BASES, Base
 from lerobot_policy_spatial_forcing.card import add_to_card, add_to_readme
 from lerobot_policy_spatial_forcing.configuration_sf import CONFIGS, SfConfig
-from lerobot_policy_spatial_forcing.geometry import cameras_of, picture_stats, require_cameras
+from lerobot_policy_spatial_forcing.geometry import cameras_of, frames_of, picture_stats, require_cameras
 from lerobot_policy_spatial_forcing.origin import check_cameras
 from lerobot_policy_spatial_forcing.resuming import RandomState, restore
 from lerobot_policy_spatial_forcing.sources import fetch
@@ -130,7 +130,9 @@ class SfPolicy(_Policy):  # type: ignore[misc]
         if source is not None:
             restore(handle, source, revision, trainer)
             self._random = RandomState(source, handle) if trainer.resume else None
-        cast("Any", handle.adapter).log_every(trainer.log_freq, handle.steps)
+        adapter = cast("Any", handle.adapter)
+        adapter.frames = frames_of(handle, trainer)
+        adapter.log_every(trainer.log_freq, handle.steps)
         handle.warn_with(logger.warning)  # into LeRobot's log
         handle.after_save(add_to_readme)
 

@@ -59,6 +59,16 @@ class FrameKeys(Dataset[dict[str, Any]]):
         """Revision of each dataset, by its id."""
         return {part.repo_id: getattr(part, "revision", None) for part in self._parts}
 
+    def of_batch(self, batch: Batch) -> list[str] | None:
+        """The frames of a batch of a single dataset, by its ``index`` and ``episode_index``; None without them."""
+        (part, *others), columns = self._parts, [batch.get("episode_index"), batch.get("index")]
+        if others or not all(isinstance(column, Tensor) for column in columns):
+            return None
+        episodes, indices = (column.reshape(-1).tolist() for column in columns if column is not None)
+        starts = {episode: int(part.meta.episodes[episode]["dataset_from_index"]) for episode in set(episodes)}
+        pairs = zip(episodes, indices, strict=True)
+        return [self._key(part, episode, index - starts[episode]) for episode, index in pairs]
+
     def keys(self) -> list[Key]:
         """The frame of each sample, in order; loads no picture."""
         columns = {
@@ -94,12 +104,19 @@ def read_key(text: str) -> Key:
     return source, int(episode), int(frame)
 
 
-def keys_in(batch: Batch) -> tuple[Key, ...] | None:
-    """For ``Views.keys``: the frames of a batch; None where the dataset gave none."""
+def keys_in(batch: Batch, frames: FrameKeys | None = None) -> tuple[Key, ...] | None:
+    """For ``Views.keys``: the frames of a batch; None where they are not known.
+
+    Args:
+        batch: Of the policy's forward.
+        frames: The dataset, where its samples do not say which frames they are.
+    """
     texts = batch.get(FRAME_KEY)
-    if texts is None or isinstance(texts, Tensor):
-        return None
-    return tuple(map(read_key, [texts] if isinstance(texts, str) else texts))
+    if isinstance(texts, str):
+        texts = [texts]
+    if texts is None and frames is not None:
+        texts = frames.of_batch(batch)
+    return None if texts is None else tuple(map(read_key, texts))
 
 
 def later_keys(texts: Any, steps: int, there: list[bool]) -> list[str]:
