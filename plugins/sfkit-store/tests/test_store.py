@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import time
 from collections.abc import Callable
@@ -135,14 +136,18 @@ def replace_manifest(text: str) -> Callable[[Path], None]:
     return lambda folder: (folder / "manifest.json").write_text(text) and None
 
 
-def rename_shard(name: object) -> Callable[[Path], None]:
+def edit_index(change: Callable[[dict], object]) -> Callable[[Path], None]:
     def edit(folder: Path) -> None:
         table = pq.read_table(folder / "index.parquet")
         about = json.loads(table.schema.metadata[b"sfkit.store"])
-        about["shards"][0][0] = name
+        change(about)
         pq.write_table(table.replace_schema_metadata({"sfkit.store": json.dumps(about)}), folder / "index.parquet")
 
     return edit
+
+
+def rename_shard(name: object) -> Callable[[Path], None]:
+    return edit_index(lambda about: about["shards"][0].__setitem__(0, name))
 
 
 def replace_index(data: bytes) -> Callable[[Path], None]:
@@ -170,6 +175,10 @@ def replace_index(data: bytes) -> Callable[[Path], None]:
         (rename_shard("../../../etc/passwd"), "names no shard of this store: '../../../etc/passwd'"),
         (rename_shard("/etc/passwd"), "names no shard of this store"),
         (rename_shard(["deep"]), "names no shard of this store"),
+        (edit_index(lambda about: about["shards"][0].__setitem__(1, math.inf)), "index.parquet is damaged"),
+        (edit_index(lambda about: about["shards"][0].__setitem__(2, 10**9)), "names no shard of this store"),
+        (edit_index(lambda about: about.update(datasets=[1])), "index.parquet is damaged"),
+        (edit_index(lambda about: about.pop("shards")), "index.parquet is damaged"),
         (replace_index(b""), "index.parquet is damaged"),
         (replace_index(b"PAR1" + b"\xff" * 400 + b"PAR1"), "index.parquet is damaged"),
     ],

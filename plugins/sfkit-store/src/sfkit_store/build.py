@@ -201,6 +201,8 @@ class _Build:
             total, stream = len(missing), frames.views(missing)
         else:
             stream = frames
+        if self._manifest is not None:  # before any frame is loaded, and where none is missing
+            self._refuse_another(self._wanted(self._manifest.cameras, self._manifest.view, pixels))
         done = 0
         for views in stream:
             new = self._new_samples(views)
@@ -238,26 +240,8 @@ class _Build:
         Raises:
             StoreError: The folder holds a store of another recipe, or the disk has no room for this one.
         """
-        teacher = StoredTeacher.of(self.teacher)
-        wanted = Manifest(
-            format=FORMAT,
-            teacher=teacher,
-            teacher_digest=teacher.digest,
-            widths={layer: self.teacher.dim(layer) for layer in self.layers},
-            grid=self.grid,
-            cameras=views.names,
-            view=views.size,
-            pixels=pixels,
-            dtype=self.dtype,
-            versions=versions(),
-        )
-        if self._manifest is not None:
-            different = self._manifest.differences(wanted)
-            if different:
-                raise StoreError(
-                    f"{self.folder} holds another store: its {'; its '.join(different)}.",
-                    "Build into another folder, or with the recipe of this one.",
-                )
+        wanted = self._wanted(views.names, views.size, pixels)
+        self._refuse_another(wanted)
         if not self._frames_per_shard:
             size = row_bytes(wanted)
             # Whole batches: a run that goes on then computes the same batches, to the last bit.
@@ -271,6 +255,30 @@ class _Build:
         if self._manifest is None:
             write_file(self.folder / FILE, wanted.text().encode())
             self._manifest = wanted
+
+    def _wanted(self, cameras: tuple[str, ...], view: tuple[int, int], pixels: str) -> Manifest:
+        """The recipe of this run."""
+        teacher = StoredTeacher.of(self.teacher)
+        return Manifest(
+            format=FORMAT,
+            teacher=teacher,
+            teacher_digest=teacher.digest,
+            widths={layer: self.teacher.dim(layer) for layer in self.layers},
+            grid=self.grid,
+            cameras=cameras,
+            view=view,
+            pixels=pixels,
+            dtype=self.dtype,
+            versions=versions(),
+        )
+
+    def _refuse_another(self, wanted: Manifest) -> None:
+        different = [] if self._manifest is None else self._manifest.differences(wanted)
+        if different:
+            raise StoreError(
+                f"{self.folder} holds another store: its {'; its '.join(different)}.",
+                "Build into another folder, or with the recipe of this one.",
+            )
 
     def _compute(self, views: Views, new: Sequence[int]) -> None:
         """Encode a batch, of which some samples are new, and keep their rows."""

@@ -20,6 +20,17 @@ from sfkit_store.shards import FOLDER, NAME, Key, Shard, checksum_fits, damaged,
 FILE = "index.parquet"
 _ABOUT = b"sfkit.store"
 _AGAIN = "Run the same `sfkit store build` again: it goes on where it stopped, and writes the index last."
+#: What reading an index may raise that is no index, or a stranger's.
+_DAMAGE = (
+    pa.ArrowException,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    OSError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 #: Shards that are open at a time; each takes a file descriptor.
 _OPEN = 256
 
@@ -49,7 +60,7 @@ class Store:
             raise StoreError(f"{self.folder} is not finished: it has no {FILE}.", _AGAIN)
         try:
             self._read_index(path)
-        except (pa.ArrowException, OSError, LookupError, TypeError, ValueError, RecursionError) as error:
+        except _DAMAGE as error:
             raise StoreError(f"{path} is damaged: {error}.", f"Delete it. {_AGAIN}") from error
         self._open: OrderedDict[str, Shard] = OrderedDict()
 
