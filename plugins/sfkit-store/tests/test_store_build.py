@@ -184,7 +184,22 @@ def test_a_disk_that_is_too_small_is_known_at_once(
 
 def test_fault_94_a_teacher_that_gathers_statistics_is_refused(tiny: SimpleNamespace, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="gathers statistics while a policy trains"):
-        tiny.build(tmp_path, teacher="geometry")
+        tiny.build(tmp_path, teacher="geometry", teacher_layers=(1,))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"teacher_layers": (2, 9)}, "has layers 1 to 3, not 2, 9"),
+        ({"teacher_layers": (0,)}, "has layers 1 to 3, not 0"),
+        ({"grid": (0, 4)}, r"Bad options for a store: grid\.0: Input should be greater than or equal to 1"),
+        ({"dtype": "float16"}, "Bad options for a store: dtype"),
+    ],
+)
+def test_wrong_arguments_are_named(options: dict, says: str, tiny: SimpleNamespace, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=says):
+        tiny.build(tmp_path, **options)
+    assert not shards(tmp_path)
 
 
 def test_nan_is_not_stored(tiny: SimpleNamespace, tmp_path: Path) -> None:

@@ -101,7 +101,8 @@ def build_store(
     Raises:
         StoreError: The folder holds another store, another process builds there, a frame is there twice, or the disk is
             full.
-        ConfigError: The teacher gathers statistics in training, so that its features are not fixed.
+        ConfigError: The teacher gathers statistics in training, so that its features are not fixed; or it has no such
+            layer, or a value is out of range.
         ViewsError: Views have no keys.
     """
     folder = Path(folder).expanduser()
@@ -112,9 +113,14 @@ def build_store(
             "be stored.",
             "Use it as it is (it has no network to save), or choose another teacher.",
         )
+    layers = sorted(set(teacher_layers or [built.default_layer]))
+    if not 1 <= layers[0] <= layers[-1] <= built.num_layers:
+        raise ConfigError(
+            f"Teacher {built.name!r} has layers 1 to {built.num_layers}, not {', '.join(map(str, layers))}.",
+            "Choose among them; by default the teacher's default is stored.",
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with _only_builder(folder):
-        layers = sorted(set(teacher_layers or [built.default_layer]))
         job = _Build(
             folder, built, grid=grid, layers=layers, dtype=dtype, shard_bytes=shard_bytes, device=torch.device(device)
         )
@@ -259,18 +265,19 @@ class _Build:
     def _wanted(self, cameras: tuple[str, ...], view: tuple[int, int], pixels: str) -> Manifest:
         """The recipe of this run."""
         teacher = StoredTeacher.of(self.teacher)
-        return Manifest(
-            format=FORMAT,
-            teacher=teacher,
-            teacher_digest=teacher.digest,
-            widths={layer: self.teacher.dim(layer) for layer in self.layers},
-            grid=self.grid,
-            cameras=cameras,
-            view=view,
-            pixels=pixels,
-            dtype=self.dtype,
-            versions=versions(),
-        )
+        values = {
+            "format": FORMAT,
+            "teacher": teacher,
+            "teacher_digest": teacher.digest,
+            "widths": {layer: self.teacher.dim(layer) for layer in self.layers},
+            "grid": self.grid,
+            "cameras": cameras,
+            "view": view,
+            "pixels": pixels,
+            "dtype": self.dtype,
+            "versions": versions(),
+        }
+        return Manifest.parse("a store", values)
 
     def _refuse_another(self, wanted: Manifest) -> None:
         different = [] if self._manifest is None else self._manifest.differences(wanted)
