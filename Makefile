@@ -68,8 +68,9 @@ check: ## all that CI does
 portable: $(STAMP) ## run the tests that compare numbers under other kernels, with one thread and with two
 	$(BIN)/python scripts/portable.py $(ARGS)
 
-kills: $(STAMP) ## kill 200 processes while they save, and look at what they leave
+kills: $(STAMP) ## kill 200 processes while they save and 50 while they build a store, and look at what they leave
 	SFKIT_KILLS=200 $(ALONE) $(BIN)/pytest -q tests/saving/test_killed_saves.py $(ARGS)
+	SFKIT_KILLS=50 $(ALONE) $(BIN)/pytest -q plugins/sfkit-store/tests/test_killed_builds.py $(ARGS)
 
 fuzz: $(STAMP) ## give 100,000 hostile inputs to all parsers; only sfkit's own errors may come out (10 minutes)
 	$(ALONE) $(BIN)/python tests/fuzz $(ARGS)

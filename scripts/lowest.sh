@@ -7,7 +7,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 cd "$root"
 
 # Plugins that run on Python 3.10: their host frameworks, or what they depend on, have old releases.
-plugins=(sfkit-backbones sfkit-openpi sfkit-openvla sfkit-tools)
+plugins=(sfkit-backbones sfkit-openpi sfkit-openvla sfkit-store sfkit-tools)
 
 uv=$(find_uv)
 work=$(mktemp -d)

@@ -87,9 +87,9 @@ def test_every_fault_has_a_mutant_in_each_distribution(mutations: SimpleNamespac
     assert not unproven, "add a mutant to the table: a test proves itself by failing without its cause"
 
 
-def test_there_are_at_most_165_mutants(mutations: SimpleNamespace) -> None:
+def test_there_are_at_most_180_mutants(mutations: SimpleNamespace) -> None:
     # 140 for the first 59 faults; those from 60 on came later, each with about one mutant.
-    assert len(mutations.MUTANTS) <= 165
+    assert len(mutations.MUTANTS) <= 180
 
 
 def test_every_mutant_changes_the_program(mutations: SimpleNamespace, functions: Any) -> None:

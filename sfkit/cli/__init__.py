@@ -23,6 +23,7 @@ _KNOWN = {
     "demo": ("sfkit-demo", "demo", "train a small policy with and without alignment, and compare"),
     "inspect": ("sfkit-tools", "tools", "find what a GenericAdapter needs of any policy"),
     "rank-layers": ("sfkit-tools", "tools", "rank the layers of a policy for a teacher"),
+    "store": ("sfkit-store", "store", "compute a teacher's features once, and read them in every run after"),
     "parity": ("sfkit-backbones", "backbones", "compare with the recorded outputs of a reference, case by case"),
 }
 
@@ -97,9 +98,13 @@ def presets(
 
 def _add_plugin_command(app: typer.Typer, entry: Entry) -> None:
     def run(context: typer.Context) -> None:
+        found = default_registry().get("command", entry.name).load()
         # Its help is the plugin's own text, which may hold brackets: no markup.
         inner = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-        inner.command(entry.name)(default_registry().get("command", entry.name).load())
+        if isinstance(found, typer.Typer):
+            inner = found  # a command with commands of its own
+        else:
+            inner.command(entry.name)(found)
         inner(args=context.args, prog_name=f"sfkit {entry.name}")
 
     app.command(entry.name, help=escape(entry.summary), add_help_option=False, context_settings=_PASS_ON)(run)

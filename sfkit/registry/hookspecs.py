@@ -71,4 +71,4 @@ def register_parity(register: Register) -> None:
 
 @hookspec
 def register_commands(register: Register) -> None:
-    """Register ``sfkit`` subcommands (functions whose annotated parameters become options)."""
+    """Register ``sfkit`` subcommands: functions whose annotated parameters become options, or a ``typer.Typer``."""

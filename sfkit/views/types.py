@@ -54,7 +54,7 @@ class Views:
         world_from_camera: ``(b, v, 4, 4)`` float32 rigid transforms, meters.
         source_to_view: ``(b, v, 3, 3)`` float32: maps a homogeneous dataset pixel to the view's pixel.
         time: ``(b, v)`` float32 seconds relative to the current frame (time is folded into ``v``).
-        keys: One identity per sample (dataset fingerprint, episode, index), for the feature store.
+        keys: One identity per sample ("dataset@digest", episode, frame within it), for the feature store.
     """
 
     images: Tensor

@@ -9,6 +9,7 @@ from faults_67_to_69 import SAVED
 from faults_70_on import TRAINING
 from faults_80_on import READ
 from faults_85_to_89 import PRESETS
+from faults_90_on import STORED
 from mutant import Mutant
 
-MUTANTS: tuple[Mutant, ...] = (*LOW, *HIGH, *NEWEST, *SAVED, *TRAINING, *READ, *PRESETS)
+MUTANTS: tuple[Mutant, ...] = (*LOW, *HIGH, *NEWEST, *SAVED, *TRAINING, *READ, *PRESETS, *STORED)

@@ -64,7 +64,7 @@ def test_fault_56_ours_that_reach_outside_are_known() -> None:
     named = {entry.name for entry in default_registry().entries}
     reaching = {key for key, by in by_option.items() if by is SetBy.LOCAL_FILE}
     assert {key for key in REACHING if key[0] in named} <= reaching
-    assert {option for _, option in reaching} <= {"file", "weights", "revision", "model"}
+    assert {option for _, option in reaching} <= {"file", "weights", "revision", "model", "path"}
     unmarked = {key for key, by in by_option.items() if by is SetBy.CALL}
     # A sum's terms are components, each of which is looked at by itself.
     assert unmarked - {("sum", "terms")} == ({("hf", "trust_remote_code")} if "hf" in named else set())

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from sfkit_lerobot import camera_rig, image_stats
+from sfkit_lerobot import FrameKeys, camera_rig, image_stats
 from sfkit_lerobot.dataset import recorded_depth
 from sfkit_lerobot.normalization import visual_mode
 
@@ -53,6 +53,12 @@ def picture_stats(
     if meta is None or visual_mode(config) == "IDENTITY":
         return None
     return image_stats(SimpleNamespace(meta=meta))
+
+
+def frames_of(handle: Any, trainer: Trainer) -> FrameKeys | None:
+    """The dataset, for a teacher that finds its features by frame; None for others, which need no keys."""
+    by_frame = any(pair.teacher.name.partition(":")[0] == "store" for pair in handle.config.pairs)
+    return FrameKeys(trainer.dataset) if by_frame and trainer.dataset is not None and not trainer.streams else None
 
 
 def require_cameras(handle: Any, rig: CameraRig | None, meta: LeRobotDatasetMetadata | None, trainer: Trainer) -> None:

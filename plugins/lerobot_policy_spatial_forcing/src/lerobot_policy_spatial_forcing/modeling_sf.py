@@ -10,6 +10,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from sfkit_lerobot.base import LeRobotAdapter
 from sfkit_lerobot.logs import log_every
 from torch import nn
 
@@ -17,7 +18,7 @@ from lerobot_policy_spatial_forcing import compat, lora
 from lerobot_policy_spatial_forcing.bases import adapter_named, is_generic
 from lerobot_policy_spatial_forcing.card import add_to_card, add_to_readme
 from lerobot_policy_spatial_forcing.configuration_sf import CONFIGS, SfConfig
-from lerobot_policy_spatial_forcing.geometry import cameras_of, picture_stats, require_cameras
+from lerobot_policy_spatial_forcing.geometry import cameras_of, frames_of, picture_stats, require_cameras
 from lerobot_policy_spatial_forcing.origin import check_cameras
 from lerobot_policy_spatial_forcing.resuming import RandomState, restore
 from lerobot_policy_spatial_forcing.sources import fetch
@@ -135,6 +136,8 @@ class SfPolicy(_Policy):  # type: ignore[misc]
         if source is not None:
             restore(handle, source, revision, trainer, arguments.keys())
             self._random = RandomState(source, handle) if trainer.resume else None
+        if isinstance(handle.adapter, LeRobotAdapter):
+            handle.adapter.frames = frames_of(handle, trainer)
         log_every(handle.adapter, trainer.log_freq, handle.steps)
         handle.warn_with(logger.warning)  # into LeRobot's log
         handle.after_save(add_to_readme)

@@ -17,6 +17,7 @@ SFKIT_API = 1
 _EXPORTS = {
     "Evo1Adapter": "sfkit_lerobot.evo1",
     "GrootAdapter": "sfkit_lerobot.groot",
+    "FrameKeys": "sfkit_lerobot.frame_keys",
     "FutureFrames": "sfkit_lerobot.future_frames",
     "ACTAdapter": "sfkit_lerobot.act",
     "DiffusionAdapter": "sfkit_lerobot.diffusion",
@@ -40,6 +41,7 @@ __all__ = [
     "ACTAdapter",
     "DiffusionAdapter",
     "Evo1Adapter",
+    "FrameKeys",
     "FutureFrames",
     "GrootAdapter",
     "LeRobotAdapter",
@@ -66,6 +68,7 @@ if TYPE_CHECKING:
     from sfkit_lerobot.evo1 import Evo1Adapter as Evo1Adapter
     from sfkit_lerobot.features import policy_features as policy_features
     from sfkit_lerobot.features import strip_geometry as strip_geometry
+    from sfkit_lerobot.frame_keys import FrameKeys as FrameKeys
     from sfkit_lerobot.future_frames import FutureFrames as FutureFrames
     from sfkit_lerobot.groot import GrootAdapter as GrootAdapter
     from sfkit_lerobot.molmoact2 import MolmoAct2Adapter as MolmoAct2Adapter

@@ -19,6 +19,7 @@ from sfkit.registry.component import AnyOptions, Changeable, Harmless
 from sfkit.views.geometry import on_device
 from sfkit.views.types import Views
 from sfkit_lerobot.cameras import explain_missing, view_geometry
+from sfkit_lerobot.frame_keys import FrameKeys, keys_in
 from sfkit_lerobot.letterbox import Placement
 from sfkit_lerobot.logs import LogWindow
 from sfkit_lerobot.normalization import Batch, denormalized, visual_mode
@@ -49,6 +50,8 @@ class LeRobotAdapter(PolicyAdapter):
     policy: Any
     #: Path from the policy to its language decoder, a module with ``layers`` and ``norm``.
     decoder_path: str
+    #: The dataset, where its samples do not say which frames they are: for the feature store.
+    frames: FrameKeys | None = None
     #: Which of several time steps in a batch is the present one.
     present_frame: ClassVar[int] = -1
 
@@ -132,6 +135,7 @@ class LeRobotAdapter(PolicyAdapter):
             intrinsics=geometry.intrinsics,
             world_from_camera=geometry.world_from_camera,
             source_to_view=self._source_to_view(boxes, images),
+            keys=keys_in(batch, self.frames),
         )
 
     def explain_missing(self, field: str, call: ForwardCall) -> str:

@@ -19,7 +19,7 @@ def parts(dataset: Any) -> list[LeRobotDataset]:
 
     Args:
         dataset: A ``LeRobotDataset``, or a ``Subset``, ``ConcatDataset``, ``MultiLeRobotDataset`` or
-            :class:`sfkit_lerobot.FutureFrames` of some, in any depth.
+            :class:`sfkit_lerobot.FutureFrames` or ``FrameKeys`` of some, in any depth.
 
     Raises:
         ConfigError: It holds something else.
@@ -65,9 +65,10 @@ def _inner(dataset: Any) -> list[Any] | None:
     """The datasets that a dataset is made of; None where it is one itself."""
     from lerobot.datasets.multi_dataset import MultiLeRobotDataset
 
+    from sfkit_lerobot.frame_keys import FrameKeys
     from sfkit_lerobot.future_frames import FutureFrames
 
-    if isinstance(dataset, Subset | FutureFrames):
+    if isinstance(dataset, Subset | FutureFrames | FrameKeys):
         return [dataset.dataset]
     if isinstance(dataset, ConcatDataset):
         return list(dataset.datasets)

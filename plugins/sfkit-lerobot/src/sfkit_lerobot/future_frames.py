@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from sfkit.errors import ConfigError, ViewsError
 from sfkit.views.cameras import CameraRig
 from sfkit_lerobot.combined import locate, parts
+from sfkit_lerobot.frame_keys import FRAME_KEY, later_keys
 from sfkit_lerobot.normalization import Batch
 
 
@@ -100,8 +101,10 @@ def at_future_frame(
             later = batch.get(future_key(camera.depth_key, steps))
             moved.pop(camera.depth_key)
             moved.update({} if later is None else {camera.depth_key: later})
-    if isinstance(batch.get("index"), Tensor) and there:
-        known = torch.stack(list(there.values())).any(0)
+    known = torch.stack(list(there.values())).any(0) if there else None
+    if known is not None and isinstance(batch.get("index"), Tensor):
         index = batch["index"].reshape(-1)
         moved["index"] = torch.where(known.to(index.device), index + steps, index)
+    if known is not None and FRAME_KEY in batch:
+        moved[FRAME_KEY] = later_keys(batch[FRAME_KEY], steps, known.tolist())
     return moved, there
