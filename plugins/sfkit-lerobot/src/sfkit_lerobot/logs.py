@@ -73,6 +73,7 @@ class LoggedLoss:
         self._window = window
 
     def __call__(self, output: Any, loss: Tensor, logs: Mapping[str, Tensor]) -> Any:
+        """The output with another loss, ``()`` or ``(b,)``, and figures ``()`` beside LeRobot's own."""
         output = self._with_loss(output, loss, logs)
         return self._window.beside(output, logs) if isinstance(output, tuple) and len(output) > 1 else output
 
