@@ -1,4 +1,4 @@
-"""Fast rendering: what robosuite's renderer is told, and which environments tell it."""
+"""Fast rendering: settings of robosuite's renderer, and the environments that set them."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ def check_length(steps: int | None) -> None:
 def check_fit(policy: Any, offered: Mapping[str, Any], state: int | None = None) -> None:
     """Refuse a policy that was trained on other cameras, states or actions than the environment has.
 
-    SmolVLA and pi0 pad states and actions, so they would run, and fail at the task.
+    LeRobot compares cameras only where nothing is renamed, and some policies run without a camera that they miss.
 
     Args:
         policy: LeRobot's configuration of a trained policy.

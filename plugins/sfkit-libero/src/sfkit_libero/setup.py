@@ -81,7 +81,7 @@ def check_rendering(environ: Mapping[str, str] = os.environ) -> None:
     Raises:
         LiberoError: With the packages that hold one.
     """
-    # robosuite renders with EGL whatever it is told, but for these two.
+    # robosuite sets any other value to EGL.
     name = environ.get("MUJOCO_GL", "").lower()
     if name == "glx":
         raise LiberoError("MUJOCO_GL=glx needs a screen.", "export MUJOCO_GL=egl, or osmesa")
