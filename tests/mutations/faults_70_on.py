@@ -1,4 +1,4 @@
-"""Mutants of faults 70 on: components that break their contract, and the balance under large loss scales."""
+"""Mutants of faults 70 on: components that break their contract, balance under large loss scales, evaluation."""
 
 from __future__ import annotations
 
@@ -28,4 +28,6 @@ TRAINING = (
            "test_fault_74_another_name_than_that_of_the_class_is_refused"),
     Mutant(74, "Registry.add_plugin", drop_raise("PluginError", mentions="kind"),
            "test_fault_74_names_of_the_core_are_reserved", ends_in=("IndexError", "PluginError")),
+    Mutant(75, "check_fit", drop_raise("LiberoError", mentions="sorted"),
+           "test_fault_75_a_camera_that_a_rename_hides_is_told"),
 )

@@ -38,13 +38,13 @@ def test_it_is_off_where_it_is_not_asked_for() -> None:
 
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The environments that were told to render fast; rendering itself needs LIBERO."""
-    told: list[Any] = []
+    """The environments that were said to render fast; rendering itself needs LIBERO."""
+    said: list[Any] = []
     rendering = ModuleType(f"{NAME}.rendering")
-    rendering.set_fast = told.append  # type: ignore[attr-defined]
-    rendering.make_fast = lambda make: told.append(make())  # type: ignore[attr-defined]
+    rendering.set_fast = said.append  # type: ignore[attr-defined]
+    rendering.make_fast = lambda make: said.append(make())  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, rendering.__name__, rendering)
-    return told
+    return said
 
 
 def test_results_are_marked_and_each_environment_is_told(built: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,7 +135,7 @@ def test_successes_and_steps_are_those_of_the_loop(flags: list[str], tmp_path: P
     assert found.report().splitlines()[0] == (
         "corridor, task 7: 2 of 4 episodes succeed: 50% (95 % Wilson interval 15% to 85%)"
     )
-    assert (tmp_path / "eval" / "eval_info.json").is_file()  # LeRobot's own result, as ever
+    assert (tmp_path / "eval" / "eval_info.json").is_file()  # LeRobot's own result, too
     assert lerobot_eval.rollout is before
 
 
@@ -182,14 +182,22 @@ def test_a_policy_that_fits_is_let_through() -> None:
     check_fit(policy(cameras=(*offered(), "observation.images.empty_camera_0")), offered(), state=8)
 
 
+def test_fault_75_a_camera_that_a_rename_hides_is_told() -> None:
+    renamed = {"observation.images.top": offered()["observation.images.image"], **offered()}
+    del renamed["observation.images.image"]
+    both = ("observation.images.image", "observation.images.image2")
+    with pytest.raises(LiberoError, match=r"looks at observation.images.image, .*offers observation.images.image2, "):
+        check_fit(policy(cameras=both), renamed, state=8)
+
+
 @pytest.mark.parametrize(
-    ("trained", "told"),
+    ("trained", "said"),
     [(policy(action=4), "action of 4 numbers; the environment has 7"),
      (policy(state=4), "observation.state of 4 numbers; the environment has 8"),
      (policy(cameras=("observation.top",)), 'rename_map=\'{"observation.images.image": "observation.top"')],
 )  # fmt: skip
-def test_a_policy_that_does_not_fit_is_refused(trained: Any, told: str) -> None:
-    with pytest.raises(LiberoError, match=told) as error:
+def test_a_policy_that_does_not_fit_is_refused(trained: Any, said: str) -> None:
+    with pytest.raises(LiberoError, match=said) as error:
         check_fit(trained, offered(), state=8)
     assert "\n" not in error.value.message
 

@@ -153,20 +153,20 @@ def test_the_script_prints_rate_and_time_and_marks_them(folder: Path, commands: 
 
 
 @pytest.mark.parametrize(
-    ("flag", "environ", "told"),
+    ("flag", "environ", "said"),
     [("--env.episode_length=5000", {}, "An episode of 5000 steps"),
      ("--rename_map={'observation.images.image': 'observation.top'}", {}, "The policy looks at"),
      ("--env.episode_length=3", {"LIBERO_CONFIG_PATH": "nowhere"}, "LIBERO would ask for it, and wait"),
      ("--env.episode_length=3", {"MUJOCO_GL": "glx"}, "needs a screen")],
 )  # fmt: skip
 def test_what_does_not_fit_is_told_in_one_line(
-    flag: str, environ: dict[str, str], told: str, folder: Path, commands: list[list[str]], tmp_path: Path
+    flag: str, environ: dict[str, str], said: str, folder: Path, commands: list[list[str]], tmp_path: Path
 ) -> None:
     flags = _replaced(commands[3][1:], [flag.replace("'", '"'), f"--output_dir={tmp_path / 'out'}"])
     done = _run(folder, sys.executable, *flags, **environ)
     assert done.returncode == 1
     error = done.stderr[done.stderr.rindex("error: ") :].splitlines()
-    assert told in error[0]
+    assert said in error[0]
     assert [line[:5] for line in error[1:]] == ["  -> "]
 
 

@@ -188,9 +188,9 @@ def test_missing_packages_are_listed_with_their_licenses(
     monkeypatch.setattr(packages, "missing", lambda: absent)
     with pytest.raises(SystemExit, match="1"):
         main(["libero", "setup"])
-    told = capsys.readouterr()
-    assert told.out.count("MIT") == 5
-    assert "sfkit libero setup --install" in told.err
+    said = capsys.readouterr()
+    assert said.out.count("MIT") == 5
+    assert "sfkit libero setup --install" in said.err
 
 
 def test_install_runs_the_command_that_it_prints(monkeypatch: pytest.MonkeyPatch, site: Site) -> None:
@@ -217,19 +217,19 @@ def test_the_list_is_that_of_the_extra() -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "told"),
+    ("found", "said"),
     [({"robosuite": "1.5.1", "mujoco": "3.8.1"}, r"robosuite 1.5.1 is installed"),
      ({"robosuite": "1.4.0", "mujoco": "4.0.0"}, r"mujoco 4.0.0 is installed"),
      ({"robosuite": "1.4.0"}, r"mujoco is not installed")],
 )  # fmt: skip
 def test_another_version_of_the_simulator_is_told(
-    found: dict[str, str], told: str, monkeypatch: pytest.MonkeyPatch
+    found: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needs = ["robosuite==1.4.0", "mujoco<3.9.0,>=3.0.0", "bddl==1.0.1"]
     monkeypatch.setattr(packages.metadata, "requires", lambda name: needs)
     monkeypatch.setattr(packages.metadata, "packages_distributions", lambda: {"libero": ["hf_libero"]})
     packages.check_versions(versions(robosuite="1.4.0", mujoco="3.8.1"))
-    with pytest.raises(LiberoError, match=told) as error:
+    with pytest.raises(LiberoError, match=said) as error:
         packages.check_versions(versions(**found))
     one_line(error)
 
@@ -250,16 +250,16 @@ def failing(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "told"),
+    ("code", "said"),
     [("import sys; sys.exit('x\\nRuntimeError: no EGL device\\n')", "failed: RuntimeError: no EGL device"),
      ("input('datasets? ')", "failed: EOFError"),
      ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "failed: exit status -11")],
 )  # fmt: skip
 def test_a_simulator_that_fails_gives_its_last_line(
-    code: str, told: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    code: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     failing(monkeypatch, code)
-    with pytest.raises(LiberoError, match=told) as error:
+    with pytest.raises(LiberoError, match=said) as error:
         frame.time_frames(tmp_path / "frame.png")
     one_line(error)
 
