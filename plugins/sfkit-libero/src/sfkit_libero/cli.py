@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import importlib
 import shlex
 import shutil
 import subprocess
@@ -67,6 +68,7 @@ def _provide(install: bool) -> None:
     typer.echo(shlex.join(command))
     if subprocess.run(command, check=False).returncode != 0:
         raise LiberoError("The packages could not be installed.", "See the lines above.")
+    importlib.invalidate_caches()  # this process has looked for them already
 
 
 def install_command(packages: Sequence[Package]) -> list[str]:

