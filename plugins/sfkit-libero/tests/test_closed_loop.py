@@ -182,7 +182,7 @@ def test_a_policy_that_fits_is_let_through() -> None:
     check_fit(policy(cameras=(*offered(), "observation.images.empty_camera_0")), offered(), state=8)
 
 
-def test_fault_75_a_camera_that_a_rename_hides_is_told() -> None:
+def test_fault_78_a_camera_that_a_rename_hides_is_told() -> None:
     renamed = {"observation.images.top": offered()["observation.images.image"], **offered()}
     del renamed["observation.images.image"]
     both = ("observation.images.image", "observation.images.image2")
