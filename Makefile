@@ -11,7 +11,7 @@ ALONE := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 SAME := --hypothesis-seed=0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test mutants lint format types layers metrics record docs lowest wheels check portable kills fuzz full bench bench-full freeze clean
+.PHONY: help setup demo test mutants lint format types layers metrics record docs lowest libero wheels check portable kills fuzz full bench bench-full freeze clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -59,6 +59,9 @@ docs: $(STAMP) ## build the documentation into site/; a broken link is an error
 lowest: ## test the wheels of core and old-release plugins on Python 3.10 with the oldest supported releases
 	scripts/lowest.sh $(ARGS)
 
+libero: ## test what needs the LIBERO simulator, in an environment of its own (1.3 GB, ten minutes)
+	scripts/libero.sh $(ARGS)
+
 wheels: $(STAMP) ## build every wheel and look inside
 	scripts/wheels.sh
 
@@ -87,5 +90,5 @@ freeze: ## renew constraints.txt with the newest versions that fit
 	scripts/bootstrap.sh --freeze
 
 clean: ## remove what the other targets made
-	rm -rf .venv .venv-lowest .uv site dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*
+	rm -rf .venv .venv-lowest .venv-libero .uv site dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -29,7 +29,7 @@ def faults(path: Path) -> list[str]:
     if f"{package}/py.typed" not in files:
         found.append("has no py.typed")
     # LeRobot finds its plugins by the name of the distribution, and imports them by itself.
-    if not (entry_points.has_section("sfkit") or package.startswith("lerobot_policy_")):
+    if not (entry_points.has_section("sfkit") or package.startswith("lerobot_")):
         found.append("has no entry point in the group sfkit")
     for section in entry_points.sections():
         for name, value in entry_points[section].items():

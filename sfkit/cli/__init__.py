@@ -21,6 +21,7 @@ from sfkit.registry.registry import CORE, Entry, default_registry
 #: Commands of this project's plugins, listed also where the plugin is missing: distribution, extra, summary.
 _KNOWN = {
     "demo": ("sfkit-demo", "demo", "train a small policy with and without alignment, and compare"),
+    "libero": ("sfkit-libero", "libero", "set the LIBERO benchmark up, and check that it renders"),
     "inspect": ("sfkit-tools", "tools", "find what a GenericAdapter needs of any policy"),
     "rank-layers": ("sfkit-tools", "tools", "rank the layers of a policy for a teacher"),
     "store": ("sfkit-store", "store", "compute a teacher's features once, and read them in every run after"),

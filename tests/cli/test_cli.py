@@ -139,7 +139,14 @@ def test_two_plugins_with_one_command_are_told(installed: Registry, capsys: pyte
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("arguments", [(), ("--steps", "20"), ("--help",)])
 @pytest.mark.parametrize(
-    ("command", "extra"), [("demo", "demo"), ("inspect", "tools"), ("rank-layers", "tools"), ("parity", "backbones")]
+    ("command", "extra"),
+    [
+        ("demo", "demo"),
+        ("inspect", "tools"),
+        ("libero", "libero"),
+        ("rank-layers", "tools"),
+        ("parity", "backbones"),
+    ],
 )
 def test_a_missing_command_says_what_brings_it(
     command: str, extra: str, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]

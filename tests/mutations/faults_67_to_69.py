@@ -18,7 +18,7 @@ SAVED = (
            "test_fault_75_an_argument_given_again_must_be_the_same",
            "test_fault_75_options_inside_of_others_are_compared",
            "test_fault_75_a_run_with_other_options_is_not_resumed"),
-    Mutant(75, "trust.lasting", replace_call("_map_components", "dict(config)"),
+    Mutant(75, "trust.lasting", replace_call("map_components", "dict(config)"),
            "test_fault_75_a_file_that_lies_elsewhere_is_the_same", ends_in=("TypeError", "CheckpointError")),
     Mutant(76, "Configurable.spec", replace_call("model_dump", "self.options.model_dump(exclude_defaults=True)"),
            "test_fault_76_a_default_that_a_plugin_changed_is_not_taken",

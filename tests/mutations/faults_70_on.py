@@ -17,6 +17,8 @@ TRAINING = (
     Mutant(71, "TeacherRunner.features", drop_call("_check_maps"),
            "test_fault_71_a_teacher_that_breaks_its_contract_is_named", "test_fault_71_later_steps_are_checked",
            ends_in=("AttributeError", "TypeError", "ValueError", "IndexError", "RuntimeError", "ShapeError")),
+    Mutant(78, "check_fit", drop_raise("LiberoError", mentions="sorted"),
+           "test_fault_78_a_camera_that_a_rename_hides_is_told"),
     Mutant(72, "ContractCheck.aligned", drop_call("_check_masked_tokens"),
            "test_fault_72_an_objective_that_breaks_its_contract_is_named"),
     Mutant(72, "AlignmentPair._objective", drop_raise("broken"),
