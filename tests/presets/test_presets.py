@@ -247,7 +247,7 @@ MINE = Preset(
         ({"adapter": ("tiny", {"token_shift": 0})}, "adapter", {"token_shift": 0}, "token_shift=1 (yours: 0)"),
     ],
 )  # fmt: skip
-def test_fault_85_a_component_keeps_the_presets_options(
+def test_fault_82_a_component_keeps_the_presets_options(
     tiny: Make,
     caplog: pytest.LogCaptureFixture,
     given: dict[str, Any],
@@ -271,7 +271,7 @@ def test_fault_85_a_component_keeps_the_presets_options(
     assert [line.partition("'mine': ")[2] for line in lines] == ([said] if said else [])
 
 
-def test_fault_85_pairs_keep_the_presets_options_too(tiny: Make, caplog: pytest.LogCaptureFixture) -> None:
+def test_fault_82_pairs_keep_the_presets_options_too(tiny: Make, caplog: pytest.LogCaptureFixture) -> None:
     pairs = [
         (1, ("patch", {"joint": True})),
         {"student_layer": 2, "teacher": ("patch", {"grid": 4}), "projector": ("nested", {"share": 0.5})},
@@ -285,14 +285,14 @@ def test_fault_85_pairs_keep_the_presets_options_too(tiny: Make, caplog: pytest.
     assert "grid=6 (yours: 4)" in caplog.text
 
 
-def test_fault_85_an_instance_is_kept_and_what_it_lacks_said(tiny: Make, caplog: pytest.LogCaptureFixture) -> None:
+def test_fault_82_an_instance_is_kept_and_what_it_lacks_said(tiny: Make, caplog: pytest.LogCaptureFixture) -> None:
     teacher = PatchTeacher({"dim": 8})
     handle = wrap(tiny, MINE, teacher=teacher).spatial_forcing
     assert handle.teachers == [teacher]
     assert "your teacher 'patch' overrides options of preset 'mine': grid=6 (yours: None)" in caplog.text
 
 
-def test_fault_85_other_components_take_no_options_along(tiny: Make, caplog: pytest.LogCaptureFixture) -> None:
+def test_fault_82_other_components_take_no_options_along(tiny: Make, caplog: pytest.LogCaptureFixture) -> None:
     given: dict[str, Any] = {"teacher": "geometry", "projector": "mlp", "transforms": [], "schedule": "constant"}
     found = config(wrap(tiny, MINE, **given))
     assert (found.pairs[0].teacher.options, found.projector.options) == ({}, {})

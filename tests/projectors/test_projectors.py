@@ -251,7 +251,7 @@ def test_one_hidden_unit_is_one(name: str) -> None:
     assert projector(tokens, mask).shape == (*tokens.shape[:-1], 5)
 
 
-def test_fault_87_a_convolution_starts_as_the_released_one_does() -> None:
+def test_fault_84_a_convolution_starts_as_the_released_one_does() -> None:
     """The released code draws its linear layers after Xavier and leaves its convolution as torch made it."""
     for kernel in (1, 3):
         made = build_projector(("conv", {"kernel": kernel}), 24, 40, 3)

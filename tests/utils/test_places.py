@@ -40,7 +40,7 @@ def test_fault_59_json_is_read_within_bounds(tmp_path: Path) -> None:
         read_json(file, depth=2)
 
 
-def test_fault_82_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+def test_fault_81_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     file.write_text('{"cameras": {"front": {"width": 1}, "front": {"width": 2}}}')
     with pytest.raises(ValueError, match="one key twice: front"):
@@ -48,7 +48,7 @@ def test_fault_82_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["NaN", "[-Infinity]", '{"a": 1e999}'])
-def test_fault_82_a_number_that_is_not_finite_is_refused(text: str) -> None:
+def test_fault_81_a_number_that_is_not_finite_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="no finite number"):
         parse_json(text)
 

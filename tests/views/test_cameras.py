@@ -64,7 +64,7 @@ def parsed(**changes: object) -> Camera:
         pytest.param({(0, 0): math.nan}, "finite number", id="nan"),
     ],
 )
-def test_fault_80_a_matrix_that_no_lens_has_is_refused(changes: dict[tuple[int, int], float], says: str) -> None:
+def test_fault_79_a_matrix_that_no_lens_has_is_refused(changes: dict[tuple[int, int], float], says: str) -> None:
     matrix = [list(row) for row in K]
     for (row, column), value in changes.items():
         matrix[row][column] = value
@@ -100,7 +100,7 @@ def moved(change: str) -> list[list[float]]:
 
 
 @pytest.mark.parametrize("change", ["scaled", "mirrored", "sheared", "zero", "transposed", "far"])
-def test_fault_81_a_pose_that_is_not_rigid_is_refused(change: str) -> None:
+def test_fault_80_a_pose_that_is_not_rigid_is_refused(change: str) -> None:
     with pytest.raises(ConfigError, match=r"camera 'front'(.|\n)*world_from_camera is .*give by rows a rotation"):
         parsed(world_from_camera=moved(change))
 
@@ -115,7 +115,7 @@ def test_a_pose_may_be_rounded() -> None:
 
 
 @pytest.mark.parametrize("change", ["scaled", "mirrored", "far"])
-def test_fault_81_each_pose_of_a_table_is_rigid(change: str) -> None:
+def test_fault_80_each_pose_of_a_table_is_rigid(change: str) -> None:
     poses = torch.stack([torch.eye(4, dtype=torch.float64), torch.tensor(moved(change), dtype=torch.float64)])
     with pytest.raises(ConfigError, match="pose of frame 20 is"):
         PoseTable(torch.tensor([10, 20]), poses)

@@ -190,7 +190,7 @@ def test_fault_59_sizes_are_asked_before_a_policy_is_fetched(monkeypatch) -> Non
         fetch("somebody/run", None)
 
 
-def test_fault_85_options_reach_what_a_preset_names(tmp_path, monkeypatch) -> None:
+def test_fault_82_options_reach_what_a_preset_names(tmp_path, monkeypatch) -> None:
     options = json.dumps({"hf:facebook/dinov2-base": {"norm": "none"}})
     made = SpatialForcingOptions(preset="repa", options=options).admitted_arguments()
     assert made["teacher"].options == {"model": "facebook/dinov2-base", "norm": "none"}
@@ -206,7 +206,7 @@ def test_fault_85_options_reach_what_a_preset_names(tmp_path, monkeypatch) -> No
         read(monkeypatch, "--config_path=somebody/run", preset="repa", options=options).admitted_arguments()
 
 
-def test_fault_85_the_pictures_statistics_stay_beside_options(make, plain, monkeypatch) -> None:
+def test_fault_82_the_pictures_statistics_stay_beside_options(make, plain, monkeypatch) -> None:
     stats = {"front": {"mean": (0.5,), "std": (0.25,)}}
     monkeypatch.setattr("lerobot_policy_spatial_forcing.modeling_sf.picture_stats", lambda *_: stats)
     policy = make("sf_smolvla", {"adapter": "smolvla"}, pretrained_path=plain)

@@ -104,7 +104,7 @@ def test_keys_pass_lerobots_processors_to_the_views(data: SimpleNamespace, build
     assert adapter.views(ForwardCall({"batch": batch}, None)).keys == tuple(frames.keys()[3:])
 
 
-def test_fault_93_the_key_of_a_future_frame_is_its_own(data: SimpleNamespace) -> None:
+def test_fault_88_the_key_of_a_future_frame_is_its_own(data: SimpleNamespace) -> None:
     frames = FrameKeys(FutureFrames(data.a, [2]))
     batch = next(iter(DataLoader(frames, batch_size=3)))
     moved, there = at_future_frame(batch, KEYS, None, 2)

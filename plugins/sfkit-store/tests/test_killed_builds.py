@@ -26,7 +26,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forks")
-def test_fault_91_a_killed_build_loses_nothing_and_goes_on(tiny: SimpleNamespace, tmp_path: Path) -> None:
+def test_fault_86_a_killed_build_loses_nothing_and_goes_on(tiny: SimpleNamespace, tmp_path: Path) -> None:
     tiny.build(tmp_path / "first", tiny.Frames(24))  # imports what it needs
     start = time.monotonic()
     tiny.build(tmp_path / "whole", tiny.Frames(24))
@@ -57,7 +57,7 @@ def test_fault_91_a_killed_build_loses_nothing_and_goes_on(tiny: SimpleNamespace
     assert partial or KILLS < 10, "no kill came in the middle"
 
 
-def test_fault_91_a_build_without_its_index_is_not_read(tiny: SimpleNamespace, folder: Path) -> None:
+def test_fault_86_a_build_without_its_index_is_not_read(tiny: SimpleNamespace, folder: Path) -> None:
     (folder / "index.parquet").unlink()
     with pytest.raises(StoreError, match="is not finished"):
         Store(folder)

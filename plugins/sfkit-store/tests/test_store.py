@@ -83,7 +83,7 @@ def test_a_missing_shard_is_named(folder: Path) -> None:
         Store(folder)
 
 
-def test_fault_92_a_flipped_bit_is_found_when_it_is_read(folder: Path) -> None:
+def test_fault_87_a_flipped_bit_is_found_when_it_is_read(folder: Path) -> None:
     path = first_shard(folder)
     values = Store(folder).read(KEY, ["3.values"])[0].numpy().tobytes()
     flip(path, path.read_bytes().index(values) + 5)
@@ -93,7 +93,7 @@ def test_fault_92_a_flipped_bit_is_found_when_it_is_read(folder: Path) -> None:
         store.read(KEY, ["3.values"])
 
 
-def test_fault_92_a_repair_computes_the_damaged_shard_alone(tiny: SimpleNamespace, folder: Path) -> None:
+def test_fault_87_a_repair_computes_the_damaged_shard_alone(tiny: SimpleNamespace, folder: Path) -> None:
     before = {path.name: path.read_bytes() for path in shard_files(folder / "shards")}
     damaged = sorted(before)[1]
     flip(folder / "shards" / damaged, len(before[damaged]) - 3)
@@ -104,7 +104,7 @@ def test_fault_92_a_repair_computes_the_damaged_shard_alone(tiny: SimpleNamespac
     assert {path.name: path.read_bytes() for path in shard_files(folder / "shards")} == before
 
 
-def test_fault_90_an_index_of_other_rows_is_noticed(folder: Path) -> None:
+def test_fault_85_an_index_of_other_rows_is_noticed(folder: Path) -> None:
     table = pq.read_table(folder / "index.parquet")
     rows = table.column("row").to_numpy().copy()
     rows[[0, 1]] = rows[[1, 0]]

@@ -182,7 +182,7 @@ def test_a_disk_that_is_too_small_is_known_at_once(
     assert len(frames.loaded) == 2
 
 
-def test_fault_94_a_teacher_that_gathers_statistics_is_refused(tiny: SimpleNamespace, tmp_path: Path) -> None:
+def test_fault_89_a_teacher_that_gathers_statistics_is_refused(tiny: SimpleNamespace, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="gathers statistics while a policy trains"):
         tiny.build(tmp_path, teacher="geometry", teacher_layers=(1,))
 
