@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, SupportsFloat, TypeAlias
 
@@ -23,6 +24,13 @@ Recompute: TypeAlias = Literal["none", "selective", "full"]
 #: What a weight that follows the gradients begins with.
 BALANCE = "balance"
 
+#: Words of pydantic's errors, and ours.
+_WORDS = {
+    "Input should be": "must be", r"^\w+ should have": "must have", "Field required": "is missing",
+    "greater than or equal to": ">=", "greater than": ">", "less than or equal to": "<=", "less than": "<",
+    "a valid integer": "a whole number", "a valid ": "a ",
+}  # fmt: skip
+
 #: How the alignment loss reaches what the training loop differentiates: :class:`sfkit.training.loss_path.LossPaths`.
 AttachLoss: TypeAlias = Literal["auto", "return", "backward", "manual"]
 
@@ -42,13 +50,21 @@ class Options(BaseModel):
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            lines = []
-            for item in error.errors():
-                field = ".".join(str(part) for part in item["loc"]) or "(all)"
-                hint = did_you_mean(field, cls.model_fields) if item["type"] == "extra_forbidden" else ""
-                lines.append(f"{field}: {item['msg']}.{hint}")
+            lines = [_in_words(item["loc"], item["msg"], item["input"], cls.model_fields) for item in error.errors()]
             valid = ", ".join(cls.model_fields) or "none"
             raise ConfigError(f"Bad options for {owner}: " + " ".join(lines), f"Valid options: {valid}.") from None
+
+
+def _in_words(loc: tuple[int | str, ...], message: str, value: object, fields: Iterable[str]) -> str:
+    """One error of pydantic, in our words."""
+    field = ".".join(map(str, loc))
+    if message.startswith("Extra inputs"):
+        return f"unknown option {field!r}.{did_you_mean(str(loc[-1]), fields)}"
+    message = re.sub(r"^Value error, |, (unable|got a number) .*| after validation.*", "", message)
+    for theirs, ours in _WORDS.items():
+        message = re.sub(theirs, ours, message)
+    got = f", got {value!r}" if message.startswith("must be") and "got " not in message else ""
+    return f"{field}{' ' if message.startswith(('must ', 'is ')) else ': '}{message}{got}.".removeprefix(": ")
 
 
 class ComponentSpec(Options):
@@ -98,7 +114,7 @@ def read_weight(value: object) -> float | str:
         return f"{BALANCE}:{balance_ratio(value):g}"
     number = _number(value)
     if not 0 <= number < math.inf:
-        raise ValueError(f'{value!r} is no weight: give a number that is not negative, or "balance:0.1"')
+        raise ValueError(f'must be >= 0, or "balance:0.1", got {value!r}')
     return number
 
 
@@ -156,6 +172,11 @@ class HealthOptions(Options):
     spatial_shift_ratio: float = Field(default=0.9, ge=0, le=1, description="Warn when shifted / own error is below.")
 
 
+def _read_health(given: object) -> object:
+    """Read by itself, so that an error names the options of health alone."""
+    return HealthOptions.parse("health", given) if isinstance(given, Mapping) else given
+
+
 class SpatialForcingConfig(Options):
     """Everything that defines an aligned training run, as it is saved beside a checkpoint."""
 
@@ -182,7 +203,9 @@ class SpatialForcingConfig(Options):
     )
     grad_accumulation: int | None = Field(default=None, ge=1, description="Batches for each optimizer step, if known.")
     seed: int = Field(default=0, ge=0, description="Seed of the projector's own random generator.")
-    health: HealthOptions = Field(default=HealthOptions(), description="How often to measure, and when to warn.")
+    health: Annotated[HealthOptions, BeforeValidator(_read_health)] = Field(
+        default=HealthOptions(), description="How often to measure, and when to warn."
+    )
     self_check: bool = Field(default=True, description="Check on the first batches that alignment really trains.")
 
     @model_validator(mode="after")

@@ -76,7 +76,7 @@ def test_python_blocks_run(
         shown = capsys.readouterr().out
         assert "gradient reaches the policy: yes" in shown
         assert "optimizer trains the projector: yes" in shown
-        size = re.compile(r"projector \d+\.\d M")  # the reader's SmolVLA is wider than the stand-in
+        size = re.compile(r"projector \d+\.\d [kM]")  # the reader's SmolVLA is wider than the stand-in
         assert size.sub("", caplog.records[0].getMessage()) in size.sub("", page.read_text())
         assert Path("outputs/policy/spatial_forcing/projector.safetensors").is_file()
 

@@ -26,6 +26,18 @@ _PLURALS = {"policy": "policies", "parity": "parity"}
 _HOOKS: Mapping[Kind, str] = {kind: f"register_{_PLURALS.get(kind, f'{kind}s')}" for kind in get_args(Kind)}
 #: The distribution of the core, whose components are always there.
 CORE = "spatial-forcing"
+#: What this project's plugins register, and the extra that brings it: for those who have not installed it.
+EXTRAS: Mapping[str, Mapping[str, str]] = {
+    "command": {"demo": "demo", "inspect": "tools", "rank-layers": "tools", "parity": "backbones"}
+    | {"openpi-export": "openpi"},
+    "policy": {"openpi": "openpi", "openvla": "openvla"} | dict.fromkeys((
+        "act", "diffusion", "evo1", "groot", "molmoact2", "pi0", "pi05", "pi0_fast", "smolvla", "vla_jepa", "wall_x",
+        "xvla"), "lerobot"),
+    "teacher": {"dust3r": "dust3r", "hf": "transformers", "mast3r": "dust3r", "vggt": "vggt", "vggt-commercial": "vggt"}
+    | dict.fromkeys(("da3-small", "da3-base", "da3-large", "da3-giant"), "depth-anything"),
+}  # fmt: skip
+#: Networks that people name without a repository.
+_REPOSITORIES = {"dinov2": "hf:facebook/dinov2-base", "siglip": "hf:google/siglip-base-patch16-224"}
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._+ -]*[A-Za-z0-9])?")
 #: A package, and a class with a letter of its own; anything between them.
 _PATTERN = re.compile(r"[A-Za-z_]\w*\.(.*\.)?[^.]*\w[^.]*")
@@ -261,10 +273,16 @@ class Registry:
         installed = self.of_kind(kind)
         found = [entry for entry in installed if entry.name == name]
         if not found:
+            names, known = [entry.name for entry in installed], EXTRAS.get(kind, {})
+            meant = _REPOSITORIES.get(name, f"hf:{name}" if "/" in name else name) if kind == "teacher" else name
+            hint = did_you_mean(name, [*names, *known]) if meant == name else f" Did you mean {meant!r}?"
             # A plugin that failed to load may have had the name: show its error too.
             broken = f" Broken plugins: {'; '.join(map(str, self.broken))}." if self.broken else ""
+            first = split_name(meant)[0]
+            lacks = first in known and first not in names and f"sfkit-{known[first]}:" not in broken
             raise UnknownNameError(
-                f"Unknown {kind} {name!r}.{did_you_mean(name, [entry.name for entry in installed])}{broken}",
+                f"Unknown {kind} {name!r}.{'' if name in known else hint}{broken}",
+                f"{pip_install(known[first]) + '. ' if lacks else ''}"
                 f"Installed: {', '.join(entry.form for entry in installed) or 'none'}.",
             ) from (self.broken[0].error if self.broken else None)
         if len(found) > 1:
@@ -286,6 +304,11 @@ class Registry:
     def unsupported_for(self, cls: type) -> list[Entry]:
         """Policies without an adapter whose patterns match ``cls``."""
         return _matching(cls, self.unsupported())
+
+
+def pip_install(extra: str) -> str:
+    """The command that installs an extra."""
+    return f'pip install "{CORE}[{extra}]"{" (Python 3.12 or newer)" if extra in ("demo", "lerobot") else ""}'
 
 
 def _matching(cls: type, entries: list[Entry]) -> list[Entry]:

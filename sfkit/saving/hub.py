@@ -9,6 +9,7 @@ from sfkit import __version__
 from sfkit.config import SpatialForcingConfig
 from sfkit.errors import CheckpointError
 from sfkit.training.taps import site_of
+from sfkit.utils.places import is_local
 
 FOLDER = "spatial_forcing"
 CONFIG, PROJECTOR, README = "config.json", "projector.safetensors", "README.md"
@@ -25,12 +26,14 @@ def download(repo: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    if is_local(repo):
+        raise CheckpointError(f"{repo!r}: no such folder.", "Give the folder of save_pretrained, or a repository.")
     try:
         refuse_oversized(repo, revision)
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(LIMITS)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise CheckpointError(
-            f"{repo!r} is neither a local checkpoint nor a repository that could be fetched: {error}",
+            f"{repo!r}: no such folder, and no repository that could be fetched: {error}",
             "Check the name and the network, or pass a local folder.",
         ) from error
 
