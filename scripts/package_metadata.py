@@ -1,16 +1,16 @@
 """The part of a package's metadata that all packages share: a hook of hatchling, which each pyproject.toml names.
 
-The repository's address stands once, under ``tool.sfkit`` of the root's pyproject.toml. URLs are made from it, and in the
-page for PyPI the links and pictures of README.md, which are relative in a checkout.
+The repository's address stands once, under ``tool.sfkit`` of the root's pyproject.toml. URLs are made from it, and in
+the page for PyPI the links and pictures of README.md, which are relative in a checkout.
 """
 
 from __future__ import annotations
 
 import re
-import tomllib
 from pathlib import Path
 from typing import Any
 
+import tomllib
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 ROOT = Path(__file__).parents[1]

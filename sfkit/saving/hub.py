@@ -87,7 +87,7 @@ def readme(config: SpatialForcingConfig, identities: Sequence[Mapping[str, str]]
         f"This policy was trained with an alignment loss of weight {config.weight} by sfkit {__version__}:\n\n"
         f"{pairs}\n\n"
         "The policy beside this folder is complete without it and runs without sfkit. To go on training, install "
-        f"`sfkit` and call `SpatialForcing.from_pretrained(policy, folder)`.\n\n"
+        f"`spatial-forcing` and call `SpatialForcing.from_pretrained(policy, folder)`.\n\n"
         f"Teachers (no weights of theirs are in here):\n\n{sources}\n"
         + "".join(f"\n**Note:** {note}\n" for note in notes)
     )
