@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, SupportsFloat, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -26,6 +27,13 @@ BALANCE = "balance"
 #: Whole numbers up to here are the same in JSON, in float64 and in torch.
 _LARGEST = 2**53
 _DEEPEST, _MOST_VALUES = 64, 2**20
+
+#: Words of pydantic's errors, and ours.
+_WORDS = {
+    "Input should be": "must be", r"^\w+ should have": "must have", "Field required": "is missing",
+    "greater than or equal to": ">=", "greater than": ">", "less than or equal to": "<=", "less than": "<",
+    "a valid integer": "a whole number", "a valid ": "a ",
+}  # fmt: skip
 
 #: How the alignment loss reaches what the training loop differentiates: :class:`sfkit.training.loss_path.LossPaths`.
 AttachLoss: TypeAlias = Literal["auto", "return", "backward", "manual"]
@@ -69,11 +77,8 @@ class Options(BaseModel):
     def _refusal(cls, owner: str, error: ValidationError | UnicodeError) -> ConfigError:
         if isinstance(error, UnicodeError):  # of pydantic, on half of a surrogate pair
             return ConfigError(f"Bad options for {owner}: a text among them is no Unicode.", cls._valid())
-        lines = []
-        for item in error.errors(include_url=False, include_input=False):
-            field = ".".join(str(part) for part in item["loc"]) or "(all)"
-            hint = did_you_mean(field, cls.model_fields) if item["type"] == "extra_forbidden" else ""
-            lines.append(f"{field}: {item['msg']}.{hint}")
+        found = error.errors(include_url=False)
+        lines = [_in_words(item["loc"], item["msg"], item["input"], cls.model_fields) for item in found]
         return ConfigError(f"Bad options for {owner}: " + " ".join(lines), cls._valid())
 
     @classmethod
@@ -111,6 +116,18 @@ def beyond_bounds(value: object, *, largest: float = math.inf, depth: int = _DEE
             return ""
         level = below
     return f"its lists and mappings are nested more than {depth} deep"
+
+
+def _in_words(loc: tuple[int | str, ...], message: str, value: object, fields: Iterable[str]) -> str:
+    """One error of pydantic, in our words."""
+    field = ".".join(map(str, loc))
+    if message.startswith("Extra inputs"):
+        return f"unknown option {field!r}.{did_you_mean(str(loc[-1]), fields)}"
+    message = re.sub(r"^Value error, |, (unable|got a number) .*| after validation.*", "", message)
+    for theirs, ours in _WORDS.items():
+        message = re.sub(theirs, ours, message)
+    got = f", got {shown(value)}" if message.startswith("must be") and "got " not in message else ""
+    return f"{field}{' ' if message.startswith(('must ', 'is ')) else ': '}{message}{got}.".removeprefix(": ")
 
 
 class ComponentSpec(Options):
@@ -158,7 +175,7 @@ def read_weight(value: object) -> float | str:
         return f"{BALANCE}:{balance_ratio(value):g}"
     number = _number(value)
     if not 0 <= number < math.inf:
-        raise ValueError(f'{shown(value)} is no weight: give a number that is not negative, or "balance:0.1"')
+        raise ValueError(f'must be >= 0, or "balance:0.1", got {shown(value)}')
     return number
 
 
@@ -216,6 +233,11 @@ class HealthOptions(Options):
     spatial_shift_ratio: float = Field(default=0.9, ge=0, le=1, description="Warn when shifted / own error is below.")
 
 
+def _read_health(given: object) -> object:
+    """Read by itself, so that an error names the options of health alone."""
+    return HealthOptions.parse("health", given) if isinstance(given, Mapping) else given
+
+
 class SpatialForcingConfig(Options):
     """Everything that defines an aligned training run, as it is saved beside a checkpoint."""
 
@@ -242,7 +264,9 @@ class SpatialForcingConfig(Options):
     )
     grad_accumulation: int | None = Field(default=None, ge=1, description="Batches for each optimizer step, if known.")
     seed: int = Field(default=0, ge=0, description="Seed of the projector's own random generator.")
-    health: HealthOptions = Field(default=HealthOptions(), description="How often to measure, and when to warn.")
+    health: Annotated[HealthOptions, BeforeValidator(_read_health)] = Field(
+        default=HealthOptions(), description="How often to measure, and when to warn."
+    )
     self_check: bool = Field(default=True, description="Check on the first batches that alignment really trains.")
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import logging
 import sys
 from collections.abc import Iterable
@@ -107,9 +108,13 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> str:
 logger = logging.getLogger("sfkit")
 
 
-def log_info(message: str) -> None:
-    """Log ``message`` at level INFO, or print it to standard error where logging has no handler."""
+def log_info(message: str, level: int = logging.INFO) -> None:
+    """Log ``message`` at a level; where logging has no handler, print it to standard error."""
     if logger.hasHandlers():
-        logger.info(message)
+        logger.log(level, message, stacklevel=2)
     else:
         print(f"sfkit: {message}", file=sys.stderr)
+
+
+log_warning = functools.partial(log_info, level=logging.WARNING)
+"""As :func:`log_info`, at level WARNING."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sfkit.config import AttachLoss, HealthOptions, SpatialForcingConfig, StudentLayer
-from sfkit.errors import GradientError, WrapError
+from sfkit.errors import GradientError, WrapError, log_info, log_warning
 from sfkit.factory.components import ComponentLike
 from sfkit.factory.resolve import adapter_for, find_preset, with_defaults
 from sfkit.health.monitor import Monitor
@@ -33,8 +32,6 @@ from sfkit.training.step import Aligner, disable_compile
 from sfkit.transforms.base import Transform
 from sfkit.utils.runtime import float32_by_default
 from sfkit.views.cameras import CameraRig, require_rig
-
-logger = logging.getLogger("sfkit")
 
 Policy = TypeVar("Policy", bound=nn.Module)
 
@@ -68,6 +65,7 @@ class SpatialForcing(Aligner):
         seed: int = 0,
         health: HealthOptions | Mapping[str, object] | None = None,
         self_check: bool = True,
+        verbose: bool = True,
     ) -> Policy:
         """Make ``policy`` train with ``action loss + weight * alignment loss``. Returns the same object.
 
@@ -112,6 +110,7 @@ class SpatialForcing(Aligner):
             seed: Seed of the projector's own generator; the global random state is left alone.
             health: Options of the health monitor, as ``{"every": 100}``; see :meth:`health`.
             self_check: Verify on the first batches that alignment really trains.
+            verbose: Log the loss in one line, and print it where logging has no handler.
 
         Raises:
             WrapError: The object is wrapped, compiled, or inside DDP, FSDP, DeepSpeed or accelerate already.
@@ -146,9 +145,10 @@ class SpatialForcing(Aligner):
         handle.to(trainable.device)
         handle.train(policy.training)
         attach(policy, handle)
-        logger.info("sfkit: %s", handle.describe())
+        if verbose:
+            log_info(handle.describe())
         for limited in {one.name: one for one in handle.teachers if one.noncommercial}.values():
-            logger.warning("sfkit: %s", license_note(limited.identity))
+            log_warning(license_note(limited.identity))
         return policy
 
     @staticmethod

@@ -58,7 +58,7 @@ def test_fault_35_negative_layers_do_not_exist() -> None:
 
 def test_wrap_takes_every_option_of_the_configuration() -> None:
     parameters = dict(inspect.signature(SpatialForcing.wrap).parameters)
-    beside = {"policy", "teacher", "student_layer", "teacher_layer", "preset", "cameras"}
+    beside = {"policy", "teacher", "student_layer", "teacher_layer", "preset", "cameras", "verbose"}
     assert parameters.keys() - beside == SpatialForcingConfig.model_fields.keys()
     for name, field in SpatialForcingConfig.model_fields.items():
         # None leaves the choice to the preset, and then to the configuration.

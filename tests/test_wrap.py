@@ -51,8 +51,7 @@ def test_one_line_is_logged(wrapped: Callable[..., TinyPolicy], caplog: pytest.L
     with caplog.at_level(logging.INFO, logger="sfkit"):
         wrapped()
     assert [record.getMessage() for record in caplog.records] == [
-        "sfkit: loss = action + 0.5 × cosine(tiny@2 → patch@3), projector 0.0 M parameters, "
-        "teacher license patch: Apache-2.0"
+        "loss = action + 0.5 × cosine(tiny@2 → patch@3), projector 392 parameters, teacher license patch: Apache-2.0"
     ]
 
 

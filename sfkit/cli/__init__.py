@@ -16,17 +16,8 @@ import sfkit
 from sfkit.cli import listing
 from sfkit.cli.console import plain_console, titled
 from sfkit.errors import PluginError, SfkitError
-from sfkit.registry.registry import CORE, Entry, default_registry
-
-#: Commands of this project's plugins, listed also where the plugin is missing: distribution, extra, summary.
-_KNOWN = {
-    "demo": ("sfkit-demo", "demo", "train a small policy with and without alignment, and compare"),
-    "libero": ("sfkit-libero", "libero", "set the LIBERO benchmark up, and check that it renders"),
-    "inspect": ("sfkit-tools", "tools", "find what a GenericAdapter needs of any policy"),
-    "rank-layers": ("sfkit-tools", "tools", "rank the layers of a policy for a teacher"),
-    "store": ("sfkit-store", "store", "compute a teacher's features once, and read them in every run after"),
-    "parity": ("sfkit-backbones", "backbones", "compare with the recorded outputs of a reference, case by case"),
-}
+from sfkit.registry.builtin import EXTRAS
+from sfkit.registry.registry import Entry, default_registry, pip_install
 
 #: A plugin's command parses its own arguments, ``--help`` included.
 _PASS_ON: dict[str, bool] = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -49,7 +40,7 @@ def build_app() -> typer.Typer:
     offered = {entry.name: entry for entry in default_registry().of_kind("command") if entry.name not in names}
     for name in sorted(offered):
         _add_plugin_command(app, offered[name])
-    for name in sorted(_KNOWN.keys() - offered.keys()):
+    for name in sorted(EXTRAS["command"].keys() - offered.keys()):
         _add_missing_command(app, name)
     return app
 
@@ -112,18 +103,15 @@ def _add_plugin_command(app: typer.Typer, entry: Entry) -> None:
 
 
 def _add_missing_command(app: typer.Typer, name: str) -> None:
-    distribution, extra, summary = _KNOWN[name]
+    extra = EXTRAS["command"][name]
 
     def run() -> None:
-        broken = [plugin for plugin in default_registry().broken if plugin.distribution == distribution]
+        broken = [plugin for plugin in default_registry().broken if plugin.distribution == f"sfkit-{extra}"]
         if broken:
             raise PluginError(f"`sfkit {name}` is part of a plugin that is broken: {broken[0]}")
-        raise PluginError(
-            f"`sfkit {name}` is part of {distribution}, which is not installed.",
-            f'pip install "{CORE}[{extra}]"',
-        )
+        raise PluginError(f"`sfkit {name}` is part of sfkit-{extra}, which is not installed.", pip_install(extra))
 
-    help_text = f"{summary} (needs {distribution})"
+    help_text = escape(f"not installed: {pip_install(extra)}")
     app.command(name, help=help_text, add_help_option=False, context_settings=_PASS_ON)(run)
 
 

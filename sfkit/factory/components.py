@@ -13,7 +13,8 @@ from sfkit.errors import AdapterError, ConfigError, WrapError, shown
 from sfkit.objectives.base import Objective
 from sfkit.policies.base import PolicyAdapter
 from sfkit.projectors.base import Projector
-from sfkit.registry.registry import Kind, default_registry
+from sfkit.registry.builtin import EXTRAS
+from sfkit.registry.registry import Kind, default_registry, pip_install
 from sfkit.schedules.base import Product, Schedule
 from sfkit.teachers.base import Teacher
 from sfkit.transforms.base import Transform
@@ -161,10 +162,12 @@ def build_adapter(policy: nn.Module, value: ComponentLike | PolicyAdapter | None
         f" The nearest is {classes[one]!r} for {one}."
         for one in difflib.get_close_matches(cls.__name__, classes, n=1, cutoff=0.4)
     )
+    extra = "openvla" if "OpenVLA" in cls.__name__ else qualified.partition(".")[0]
+    lacks = extra in EXTRAS["policy"].values() and all(extra not in entry.distribution for entry in installed)
+    install = f"{pip_install(extra)}, or pass" if lacks else "Pass"
     raise AdapterError(
         f"No adapter handles {qualified}. Installed adapters: {listing}.{nearest}{broken}",
-        "Install the plugin for this policy (for LeRobot: sfkit-lerobot), or pass adapter=GenericAdapter(...): "
-        "`sfkit inspect` finds its options.",
+        f"{install} adapter=GenericAdapter(...): `sfkit inspect` finds its options.",
     )
 
 

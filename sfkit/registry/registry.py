@@ -19,6 +19,7 @@ import pluggy
 from sfkit import SFKIT_API
 from sfkit.errors import ConfigError, PluginError, UnknownNameError, did_you_mean, shown
 from sfkit.registry import hookspecs
+from sfkit.registry.builtin import EXTRAS, REPOSITORIES
 
 Kind = Literal["teacher", "policy", "objective", "projector", "transform", "schedule", "preset", "parity", "command"]
 
@@ -269,10 +270,16 @@ class Registry:
         installed = self.of_kind(kind)
         found = [entry for entry in installed if entry.name == name]
         if not found:
+            names, known = [entry.name for entry in installed], EXTRAS.get(kind, {})
+            meant = REPOSITORIES.get(name, f"hf:{name}" if "/" in name else name) if kind == "teacher" else name
+            hint = did_you_mean(name, [*names, *known]) if meant == name else f" Did you mean {meant!r}?"
             # A plugin that failed to load may have had the name: show its error too.
             broken = f" Broken plugins: {'; '.join(map(str, self.broken))}." if self.broken else ""
+            first = split_name(meant)[0]
+            lacks = first in known and first not in names and f"sfkit-{known[first]}:" not in broken
             raise UnknownNameError(
-                f"Unknown {kind} {name!r}.{did_you_mean(name, [entry.name for entry in installed])}{broken}",
+                f"Unknown {kind} {name!r}.{'' if name in known else hint}{broken}",
+                f"{pip_install(known[first]) + '. ' if lacks else ''}"
                 f"Installed: {', '.join(entry.form for entry in installed) or 'none'}.",
             ) from (self.broken[0].error if self.broken else None)
         if len(found) > 1:
@@ -294,6 +301,11 @@ class Registry:
     def unsupported_for(self, cls: type) -> list[Entry]:
         """Policies without an adapter whose patterns match ``cls``."""
         return _matching(cls, self.unsupported())
+
+
+def pip_install(extra: str) -> str:
+    """The command that installs an extra."""
+    return f'pip install "{CORE}[{extra}]"{" (Python 3.12 or newer)" if extra in ("demo", "lerobot", "libero") else ""}'
 
 
 def _matching(cls: type, entries: list[Entry]) -> list[Entry]:

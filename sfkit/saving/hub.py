@@ -16,7 +16,7 @@ from sfkit.errors import CheckpointError, SfkitWarning
 from sfkit.registry.registry import CORE, default_registry
 from sfkit.saving.trust import Given, lasting
 from sfkit.training.taps import site_of
-from sfkit.utils.places import ABSENT, differences, digest_of_parts
+from sfkit.utils.places import ABSENT, differences, digest_of_parts, is_local
 
 FOLDER = "spatial_forcing"
 CONFIG, PROJECTOR, README = "config.json", "projector.safetensors", "README.md"
@@ -37,12 +37,14 @@ def download(repo: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    if is_local(repo):
+        raise CheckpointError(f"{repo!r}: no such folder.", "Give the folder of save_pretrained, or a repository.")
     try:
         refuse_oversized(repo, revision)
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(LIMITS)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise CheckpointError(
-            f"{repo!r} is neither a local checkpoint nor a repository that could be fetched: {error}",
+            f"{repo!r}: no such folder, and no repository that could be fetched: {error}",
             "Check the name and the network, or pass a local folder.",
         ) from error
 
@@ -96,7 +98,7 @@ def readme(config: SpatialForcingConfig, identities: Sequence[Mapping[str, str]]
         f"This policy was trained with an alignment loss of weight {config.weight} by sfkit {__version__}:\n\n"
         f"{pairs}\n\n"
         "The policy beside this folder is complete without it and runs without sfkit. To go on training, install "
-        f"`sfkit` and call `SpatialForcing.from_pretrained(policy, folder)`.\n\n"
+        f"`spatial-forcing` and call `SpatialForcing.from_pretrained(policy, folder)`.\n\n"
         f"Teachers (no weights of theirs are in here):\n\n{sources}\n"
         + "".join(f"\n**Note:** {note}\n" for note in notes)
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -13,13 +12,11 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from sfkit.config import ComponentSpec, Options, SpatialForcingConfig
-from sfkit.errors import ConfigError, PluginError, TrustError, did_you_mean, shown
+from sfkit.errors import ConfigError, PluginError, TrustError, did_you_mean, log_warning, shown
 from sfkit.factory.components import map_components
 from sfkit.registry.component import SetBy, is_changeable, set_by
 from sfkit.registry.registry import Entry, Kind, default_registry, split_name
 from sfkit.utils.places import digest_in, digest_of, is_local, scrubbed, without_places
-
-logger = logging.getLogger("sfkit")
 
 #: Options by the name of a component.
 Given: TypeAlias = Mapping[str, Mapping[str, object]]
@@ -90,7 +87,7 @@ def admit(arguments: Arguments, origin: Origin | None, given: Given) -> dict[str
 
     admitted = map_components(arguments, admit_one)
     for line in logged:
-        logger.warning("sfkit: %s", line)
+        log_warning(line)
     return admitted
 
 
@@ -158,7 +155,7 @@ def _refusal(origin: Origin, what: str, name: str, options: Mapping[str, object]
 
 def _verify_digest(what: str, given: object, expected: str, origin: Origin) -> None:
     if expected == "unknown" or not isinstance(given, str) or not is_local(given, bare=True):
-        logger.warning("sfkit: %s, %r, could not be compared with what %s was trained with", what, given, origin.file)
+        log_warning(f"{what}, {given!r}, could not be compared with what {origin.file} was trained with")
     elif (found := digest_of(given)) != expected:
         raise TrustError(
             f"{what} is not what {origin.file} was trained with: {given} has the digest {found}, expected {expected}.",

@@ -129,10 +129,11 @@ class Status:
         }
         state = next((f"idle ({reason})" for reason, holds in idle.items() if holds), "aligning")
         lines = [f"{self.policy}, adapter {self.adapter}: {state}, {self.steps} steps so far"]
+        ran = "fired {}x in the last forward" if self.steps else "not yet run"
         for pair in self.pairs:
             lines.append(
                 f"  {pair.site} -> {pair.teacher} layer {pair.teacher_layer} (license {pair.license}), "
-                f"weight {pair.weight:g}, tap {pair.tap} fired {pair.fired}x in the last forward"
+                f"weight {pair.weight:g}, tap {pair.tap} {ran.format(pair.fired)}"
             )
         kept = "" if self.balance is None else f" (balance: gradient ratio {self.balance:g})"
         size = _count(self.projector_parameters)
@@ -162,14 +163,16 @@ def describe(aligner: Aligner) -> str:
     if len(terms) > 1:
         inner = f"mean({inner})" if aligner.config.pair_reduction == "mean" else f"({inner})"
     licenses = sorted({f"{runner.teacher.name}: {runner.teacher.license}" for runner in aligner.runners})
-    size = sum(parameter.numel() for parameter in aligner.parameters()) / 1e6
+    size = _count(sum(parameter.numel() for parameter in aligner.parameters()))
     described = aligner.weighting.schedule.describe()
     schedule = "" if described == "constant" else f" × {described}"
     return (
-        f"loss = action + {aligner.config.weight}{schedule} × {inner}, projector {size:.1f} M parameters, "
+        f"loss = action + {aligner.config.weight}{schedule} × {inner}, projector {size}, "
         f"teacher license {', '.join(licenses)}"
     )
 
 
 def _count(parameters: int) -> str:
-    return f"{parameters / 1e6:.1f} M parameters" if parameters >= 1e5 else f"{parameters} parameters"
+    if parameters < 1000:
+        return f"{parameters} parameters"
+    return f"{parameters / 1e6:.1f} M parameters" if parameters >= 1e6 else f"{parameters / 1e3:.1f} k parameters"

@@ -109,12 +109,12 @@ class TeacherRunner:
         """
         missing = sorted(name for name in self.teacher.requires if getattr(views, name) is None)
         if missing:
-            reasons = [reason for reason in map(explain, missing) if reason]
+            reasons = dict.fromkeys(reason for reason in map(explain, missing) if reason)
+            provide = "Put depth maps into the batch" if missing == ["depth"] else "Provide them"
             raise ViewsError(
                 f"Teacher {self.teacher.name!r} needs {', '.join(missing)}, which this batch does not have."
                 + "".join(f" {reason}" for reason in reasons),
-                "Give cameras=... to SpatialForcing.wrap (for LeRobot: sfkit_lerobot.camera_rig(dataset)) and the maps "
-                "that it names in the batch, or choose another teacher.",
+                f"{provide}, or choose a teacher that needs images alone.",
             )
         device = views.images.device
         self.num_forwards += 1

@@ -152,7 +152,7 @@ def test_a_missing_command_says_what_brings_it(
     command: str, extra: str, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(command, *arguments) == 1
-    assert f'pip install "spatial-forcing[{extra}]"\n' in capsys.readouterr().err
+    assert f'pip install "spatial-forcing[{extra}]"' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("command", "distribution"), [("demo", "sfkit-demo"), ("rank-layers", "sfkit-tools")])

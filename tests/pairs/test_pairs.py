@@ -87,7 +87,7 @@ def test_a_pair_may_have_an_objective_a_projector_and_transforms_of_its_own(wrap
         ([(1, TEACHER, 4)], "Teacher layer 4 is out of range"),
         ([(1, TEACHER, -1)], "Teacher layer -1 is out of range"),
         ([(1, TEACHER, 1), (1, TEACHER, 1, 2.0)], "listed twice"),
-        ([(1, TEACHER, 1, -0.5)], "weight.*greater than or equal to 0"),
+        ([(1, TEACHER, 1, -0.5)], "weight must be >= 0, got -0.5"),
         ([(1, TEACHER, 1, float("nan"))], "weight"),
         ([(1, TEACHER, 1, 0.0), (2, TEACHER, 1, 0.0)], "weights of all pairs are 0"),
         ([{"student_layer": 1, "techer": TEACHER}], "Cannot read a pair.*Did you mean 'teacher'"),

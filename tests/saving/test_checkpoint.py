@@ -162,8 +162,10 @@ def test_missing_or_foreign_folders_are_explained(tmp_path: Path, monkeypatch: A
     with pytest.raises(CheckpointError, match="has no spatial_forcing/ folder"):
         SpatialForcing.from_pretrained(fresh, tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(CheckpointError, match="neither a local checkpoint nor a repository"):
+    with pytest.raises(CheckpointError, match="'nobody/nothing-of-that-name': no such folder, and no repository"):
         SpatialForcing.from_pretrained(fresh, "nobody/nothing-of-that-name")
+    with pytest.raises(CheckpointError, match=r"'/nosuch': no such folder\."):
+        SpatialForcing.from_pretrained(fresh, "/nosuch")
     make().spatial_forcing.save(tmp_path)
     config = tmp_path / "spatial_forcing" / "config.json"
     written = config.read_text()

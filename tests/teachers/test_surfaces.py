@@ -218,7 +218,7 @@ def scene_at(depth: torch.Tensor) -> Views:
         ({"features": []}, "features"),
         ({"features": ["points", "points"]}, "each may be listed once"),
         ({"features": "edges"}, "features"),
-        ({"reach": 0}, "reach.0: Input should be greater"),
+        ({"reach": 0}, "reach.0 must be >= 1, got 0"),
         ({"fov": 180.0}, "fov"),
     ],
 )

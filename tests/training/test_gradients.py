@@ -217,16 +217,16 @@ def test_a_tensor_without_gradient_is_left_alone() -> None:
 @pytest.mark.parametrize(
     ("weight", "says"),
     [
-        (-0.1, "-0.1 is no weight"),
-        (float("nan"), "nan is no weight"),
-        ("much", "'much' is no weight"),
-        (True, "True is no weight"),
+        (-0.1, 'weight must be >= 0, or "balance:0.1", got -0.1'),
+        (float("nan"), "got nan"),
+        ("much", "got 'much'"),
+        (True, "got True"),
         ("balance", "needs a ratio above 0"),
         ("balance:", "needs a ratio above 0"),
         ("balance:0", "needs a ratio above 0"),
         ("balance:-1", "needs a ratio above 0"),
         ("balance:inf", "needs a ratio above 0"),
-        ("balanced:0.1", "is no weight"),
+        ("balanced:0.1", "got 'balanced:0.1'"),
     ],
 )
 def test_bad_weights_are_explained(wrapped: Make, weight: Any, says: str) -> None:

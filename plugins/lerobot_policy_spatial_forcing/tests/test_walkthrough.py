@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from lerobot.policies.factory import make_pre_post_processors
+from sfkit_lerobot.testing import tiny_smolvla
 
 ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs" / "lerobot-train.md"
@@ -71,8 +73,38 @@ def test_train_kill_resume_and_evaluate_without_sfkit(folder) -> None:
     assert re.search(r"smolvla, 8 frames: mean error of the next action \d+\.\d+", done.stdout)
 
 
-def test_the_readme_of_the_repository_shows_the_same_commands() -> None:
-    assert _blocks(ROOT / "README.md") == _blocks(PAGE)
+def test_the_command_of_the_readme_trains(lerobot_train, data, vlm, tmp_path) -> None:
+    page = (ROOT / "README.md").read_text()
+    (block,) = re.findall(r"^```shell\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    names = [f"observation.images.camera{index}" for index in (1, 2, 3)]
+    base = tmp_path / "base"
+    policy = tiny_smolvla(vlm, cameras=names, train_expert_only=True)
+    policy.save_pretrained(base)
+    for processor in make_pre_post_processors(policy.config, dataset_stats={}):
+        processor.save_pretrained(base)
+    # What would be downloaded, and the reader's own names; see the comments in the page.
+    stands_for = {
+        "lerobot/smolvla_base": str(base),
+        "you/your-dataset": f"local/metaworld-mini --dataset.root={data} --dataset.video_backend=pyav",
+        "=da3-base": """='{"name": "da3-base", "config": "tiny", "size": 112}'""",
+        "observation.images.front": "observation.images.corner2",
+    }
+    for word, other in stands_for.items():
+        assert word in block
+        block = block.replace(word, other)
+    program, *flags = shlex.split(block.replace("\\\n", " "))
+    assert program == "lerobot-train"
+    short = [
+        "--steps=2",
+        "--batch_size=2",
+        "--num_workers=0",
+        "--log_freq=1",
+        "--env_eval_freq=0",
+        "--policy.device=cpu",
+    ]
+    run = lerobot_train(*flags, *short, "--dataset.episodes=[0]", f"--output_dir={tmp_path / 'run'}")
+    assert [window["sf_loss"] > 0 for window in run.curve] == [True, True]
+    assert run.policy.spatial_forcing.teachers[0].name == "da3-base"
 
 
 def test_the_readme_repeats_no_command_that_is_not_on_the_page() -> None:

@@ -24,7 +24,7 @@ def test_fault_13_a_loss_that_nobody_reads_is_no_place_to_join(make: Make) -> No
 
 
 def test_an_unknown_way(make: Make) -> None:
-    with pytest.raises(ConfigError, match="attach_loss: Input should be 'auto'"):
+    with pytest.raises(ConfigError, match="attach_loss must be 'auto'"):
         make(attach_loss="rider")
 
 

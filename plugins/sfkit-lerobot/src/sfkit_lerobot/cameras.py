@@ -14,12 +14,14 @@ __all__ = ["depth_map", "explain_missing", "view_geometry"]
 def explain_missing(field: str, rig: CameraRig | None, batch: Batch, names: Sequence[str]) -> str:
     """Why no view has a field: which keys were looked for, and which are there."""
     if rig is None:
-        return "No cameras were given to SpatialForcing.wrap."
+        return "No cameras were given to SpatialForcing.wrap: give it cameras=sfkit_lerobot.camera_rig(dataset)."
     calibrated = [name for name in names if name in rig.cameras]
     if not calibrated:
         return f"The cameras given are {_listed(rig.cameras)}; the policy's are {_listed(names)}."
     cameras = [rig.cameras[name] for name in calibrated]
     present = f"the batch has {_listed(batch)}."
+    if field == "depth" and not any(camera.depth_key for camera in cameras):
+        return f"None of the cameras given has a depth_key; {present}"
     if field == "depth":
         return f"Depth was looked for under {_listed(camera.depth_key for camera in cameras)}; {present}"
     if field == "world_from_camera":

@@ -73,13 +73,15 @@ class StillCameras:
     def explain(self, field: str, rig: CameraRig | None) -> str:
         """The reason why no view has a field, such as ``depth``."""
         if rig is None:
-            return "No cameras were given to SpatialForcing.wrap."
+            return "No cameras were given to SpatialForcing.wrap: give it cameras=CameraRig(...)."
         if self.moved and self.moved == tuple(self._moved):
             return f"{', '.join(self.moved)}: the pixels are moved. {_KEEP_STILL}"
         if not self._moved:
             return f"The cameras given are {', '.join(rig.cameras)}; no image of them is in the batch."
-        wanted = ", ".join(str(camera.depth_key) for camera in rig.cameras.values())
-        return f"observation.images has no depth under {wanted}." if field == "depth" else ""
+        if field != "depth":
+            return ""
+        wanted = ", ".join(camera.depth_key for camera in rig.cameras.values() if camera.depth_key)
+        return f"observation.images has no depth under {wanted}." if wanted else "No camera given has a depth_key."
 
     def warning(self) -> str:
         """Warning about cameras without depth and calibration; empty if there are none."""

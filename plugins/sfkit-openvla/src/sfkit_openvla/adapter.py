@@ -152,10 +152,8 @@ class OpenVLAAdapter(PolicyAdapter):
         return names
 
     def explain_missing(self, field: str, call: ForwardCall) -> str:
-        return (
-            f"{type(self.policy).__name__}.forward gets images (pixel_values) and no {field}; choose a teacher that "
-            "needs images only, such as vggt."
-        )
+        forward = f"{type(self.policy).__name__}.forward"
+        return f"{forward} gets images (pixel_values) and no {field}: vggt and da3-base need none."
 
     # -------------------------------------------------------------------------------------------------- tokens
 
