@@ -28,6 +28,6 @@ STORED = (
            "test_fault_92_a_repair_computes_the_damaged_shard_alone"),
     Mutant(93, "at_future_frame", replace_call("later_keys", "_0"),
            "test_fault_93_the_key_of_a_future_frame_is_its_own"),
-    Mutant(94, "build_store", drop_raise("ConfigError"),
+    Mutant(94, "build_store", drop_raise("ConfigError", within="state"),
            "test_fault_94_a_teacher_that_gathers_statistics_is_refused"),
 )
