@@ -132,7 +132,7 @@ def test_wrap_prints_one_line_in_a_plain_script() -> None:
 
 
 @pytest.mark.parametrize(
-    ("hidden", "size"), [(1, "73 parameters"), (1000, "29.0 k parameters"), (100_000, "2.9 M parameters")]
+    ("hidden", "size"), [(1, "73 parameters"), (1000, "29.0 k parameters"), (16_384, "475.2 k parameters")]
 )
 def test_the_projectors_size_has_a_unit_that_shows_it(wrapped: Make, hidden: int, size: str) -> None:
     policy = wrapped(projector=("mlp", {"hidden": hidden}))

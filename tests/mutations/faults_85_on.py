@@ -28,6 +28,6 @@ STORED = (
            "test_fault_87_a_repair_computes_the_damaged_shard_alone"),
     Mutant(88, "at_future_frame", replace_call("later_keys", "_0"),
            "test_fault_88_the_key_of_a_future_frame_is_its_own"),
-    Mutant(89, "build_store", drop_raise("ConfigError"),
+    Mutant(89, "build_store", drop_raise("ConfigError", within="state"),
            "test_fault_89_a_teacher_that_gathers_statistics_is_refused"),
 )

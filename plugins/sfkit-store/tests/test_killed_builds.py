@@ -27,11 +27,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forks")
 def test_fault_86_a_killed_build_loses_nothing_and_goes_on(tiny: SimpleNamespace, tmp_path: Path) -> None:
-    tiny.build(tmp_path / "first", tiny.Frames(24))  # imports what it needs
-    start = time.monotonic()
     tiny.build(tmp_path / "whole", tiny.Frames(24))
-    whole, lasts = contents(tmp_path / "whole"), time.monotonic() - start
-    chance, partial = random.Random(0), 0
+    whole, chance = contents(tmp_path / "whole"), random.Random(0)
     with subprocess.Popen([sys.executable, str(WORKER)], stdin=-1, stdout=-1, text=True, bufsize=1) as worker:
         assert worker.stdin is not None
         assert worker.stdout is not None
@@ -39,7 +36,11 @@ def test_fault_86_a_killed_build_loses_nothing_and_goes_on(tiny: SimpleNamespace
             folder = tmp_path / str(number)
             worker.stdin.write(f"{folder}\n")
             builder = int(worker.stdout.readline())
-            time.sleep(chance.uniform(0, lasts))
+            # By what is done and not by the clock: how fast the machine is does not matter.
+            shards = chance.randrange(6)
+            while len(shard_files(folder / "shards")) < shards:
+                time.sleep(0.001)
+            time.sleep(chance.uniform(0, 0.01))
             os.kill(builder, signal.SIGKILL)
             assert worker.stdout.readline() == "killed\n"
             kept = shard_files(folder / "shards")
@@ -49,12 +50,10 @@ def test_fault_86_a_killed_build_loses_nothing_and_goes_on(tiny: SimpleNamespace
             else:
                 with pytest.raises(StoreError, match=r"not finished|no feature store"):
                     Store(folder)
-            partial += 0 < len(kept) < 6
             frames = tiny.Frames(24)
             tiny.build(folder, frames)
             assert len(frames.loaded) == 24 - 4 * len(kept)
             assert contents(folder) == whole
-    assert partial or KILLS < 10, "no kill came in the middle"
 
 
 def test_fault_86_a_build_without_its_index_is_not_read(tiny: SimpleNamespace, folder: Path) -> None:
