@@ -47,8 +47,8 @@ def time_frames(image: Path, env_type: str = "libero", seconds: float = 900) -> 
     lines = done.stdout.splitlines()
     if done.returncode != 0 or not lines:
         # What comes after are destructors, which miss what was never built.
-        error = done.stderr.partition("\nException ignored")[0]
-        said = [line.strip() for line in error.splitlines() if line.strip()]
+        main = done.stderr.partition("\nException ignored")[0]
+        said = [line.strip() for line in main.splitlines() if line.strip()]
         last = said[-1] if said else f"exit status {done.returncode}"
         raise LiberoError(f"The simulator failed: {last}", f"Its whole output: {' '.join(command)}")
     return Timing(**json.loads(lines[-1]))
