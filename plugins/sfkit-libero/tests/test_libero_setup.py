@@ -289,7 +289,8 @@ def failing(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
 
 @pytest.mark.parametrize(
     ("code", "said"),
-    [("import sys; sys.exit('x\\nRuntimeError: no EGL device\\n')", "failed: RuntimeError: no EGL device"),
+    [("import sys; sys.exit('x\\nRuntimeError: no EGL device\\nException ignored in: x\\nAttributeError: con')",
+      "failed: RuntimeError: no EGL device"),
      ("input('datasets? ')", "failed: EOFError"),
      ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "failed: exit status -11")],
 )  # fmt: skip

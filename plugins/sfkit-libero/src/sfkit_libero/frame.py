@@ -46,7 +46,9 @@ def time_frames(image: Path, env_type: str = "libero", seconds: float = 900) -> 
         raise LiberoError(f"The simulator gave no frame in {seconds:.0f} s.", "Is the machine busy?") from error
     lines = done.stdout.splitlines()
     if done.returncode != 0 or not lines:
-        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        # What comes after are destructors, which miss what was never built.
+        main = done.stderr.partition("\nException ignored")[0]
+        said = [line.strip() for line in main.splitlines() if line.strip()]
         last = said[-1] if said else f"exit status {done.returncode}"
         raise LiberoError(f"The simulator failed: {last}", f"Its whole output: {' '.join(command)}")
     return Timing(**json.loads(lines[-1]))
