@@ -135,7 +135,7 @@ HIGH = (
     Mutant(40, "Registry.add_plugin", drop_call("check_pending"), "test_fault_40_a_misspelled_hook_is_an_error",
            ends_in="IndexError"),
     # 41, 42: discovery and launching
-    Mutant(41, "configuration_sf._make", drop_call("register_subclass"),
+    Mutant(41, "configuration_sf._register", drop_call("register_subclass"),
            "test_fault_41_lerobot_registers_the_types_by_itself"),
     Mutant(42, "warn_of_single_process", fix_condition(False, "WORLD_SIZE"),
            "test_fault_42_one_process_where_two_were_asked_for_is_said"),
