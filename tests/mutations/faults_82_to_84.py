@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from mutant import Mutant
-from operators import drop_call, replace_argument, replace_call
+from operators import replace_argument, replace_call
 
 # fmt: off
 PRESETS = (
     Mutant(82, "resolve._merge", replace_call("_with_options_of", "_2"),
            "test_fault_82_a_component_keeps_the_presets_options", "test_fault_82_pairs_keep_the_presets_options_too",
            ends_in=("ValidationError", "ConfigError", "KeyError", "AttributeError")),
-    Mutant(82, "_with_options_of", drop_call("_say_what_is_overridden"),
-           "test_fault_82_an_instance_is_kept_and_what_it_lacks_said"),
     Mutant(82, "admitted", replace_call("_of_preset", "{}"), "test_fault_82_options_reach_what_a_preset_names",
            ends_in="ConfigError"),
     Mutant(83, "OpenVLAAdapter.views", replace_argument("to_images", "constants", "None"),

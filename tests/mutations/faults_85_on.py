@@ -24,8 +24,6 @@ STORED = (
     Mutant(86, "Store.__init__", drop_raise("StoreError", within="is_file"),
            "test_fault_86_a_build_without_its_index_is_not_read"),
     Mutant(87, "Shard.read", drop_raise("damaged"), "test_fault_87_a_flipped_bit_is_found_when_it_is_read"),
-    Mutant(87, "checksum_fits", replace_return("True"),
-           "test_fault_87_a_repair_computes_the_damaged_shard_alone"),
     Mutant(88, "at_future_frame", replace_call("later_keys", "_0"),
            "test_fault_88_the_key_of_a_future_frame_is_its_own"),
     Mutant(89, "build_store", drop_raise("ConfigError", within="state"),

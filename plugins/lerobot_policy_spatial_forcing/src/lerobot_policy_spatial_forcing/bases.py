@@ -29,7 +29,7 @@ class Base:
     config_class: Any
 
     @property
-    def type(self) -> str:
+    def sf_type(self) -> str:
         """The type of its aligned counterpart on the command line."""
         return f"{PREFIX}{self.name}"
 
@@ -51,7 +51,7 @@ class Base:
             return get_policy_class(self.name)
         except ImportError as error:
             raise ImportError(
-                f"{self.type} needs {self.name}, which cannot be imported: {error}. {self._cure}"
+                f"{self.sf_type} needs {self.name}, which cannot be imported: {error}. {self._cure}"
             ) from error
 
     @property
@@ -73,7 +73,7 @@ class Base:
         why = f": {refused.reason}" if refused else ""
         broken = "".join(f" Broken plugin: {plugin}." for plugin in registry.broken)
         raise AdapterError(
-            f"--policy.type={self.type} has no adapter{why}.{broken}",
+            f"--policy.type={self.sf_type} has no adapter{why}.{broken}",
             'Describe the policy with --policy.sf.adapter=\'{"name": "generic", ...}\' (`sfkit inspect` finds the '
             "options), or register a PolicyAdapter that handles "
             f"{kind.__module__}.{kind.__qualname__}.",

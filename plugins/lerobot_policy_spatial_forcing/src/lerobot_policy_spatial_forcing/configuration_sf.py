@@ -92,7 +92,7 @@ def register_types() -> None:
     known = _known()
     for name, kind in list(known.items()):
         base = Base(name, kind)
-        if base.type not in known and not issubclass(kind, SfConfig) and base not in _FAILED:
+        if base.sf_type not in known and not issubclass(kind, SfConfig) and base not in _FAILED:
             _register(base)
 
 
@@ -103,13 +103,13 @@ _FAILED: set[Base] = set()
 
 def _register(base: Base) -> None:
     try:
-        CONFIGS[base.type] = made = _make(base)
+        CONFIGS[base.sf_type] = made = _make(base)
     except TypeError as error:  # a frozen dataclass, or one with a constructor of its own kind
         _FAILED.add(base)
-        logger.warning("sfkit: %s is not available, %s cannot be extended: %s", base.type, base.config_class, error)
+        logger.warning("sfkit: %s is not available, %s cannot be extended: %s", base.sf_type, base.config_class, error)
         return
     globals()[made.__name__] = made
-    PreTrainedConfig.register_subclass(base.type)(made)
+    PreTrainedConfig.register_subclass(base.sf_type)(made)
 
 
 def _make(base: Base) -> type[SfConfig]:

@@ -229,7 +229,7 @@ def _make(config: type[SfConfig]) -> type[SfPolicy]:
     inner = config.base.policy_class
     members = {
         "config_class": config,
-        "name": config.base.type,
+        "name": config.base.sf_type,
         "__module__": __name__,
         "__doc__": f"``{inner.__name__}``, aligned while it trains.",
     }
@@ -240,5 +240,5 @@ def _make(config: type[SfConfig]) -> type[SfPolicy]:
 def __getattr__(name: str) -> Any:
     for config in CONFIGS.values():
         if config.__name__ == f"{name.removesuffix('Policy')}Config":
-            return _make(config)
+            return _make(config)  # type: ignore[arg-type]  # a class has a hash, whatever its instances have
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -39,12 +39,14 @@ class SfOptions:
 
     Attributes:
         preset: Name of a published method.
+        adapter: Name or JSON; the one that fits the policy by default.
         cameras: Calibration file; ``meta/cameras.json`` of the dataset by default.
         options: JSON; options of components, by the component's name. What a file may not set is given here.
         base_config: Written by the program: the checkpoint whose ``config.json`` has been read.
     """
 
     preset: str | None
+    adapter: str | None
     cameras: str | None
     options: str | None
     base_config: str | None

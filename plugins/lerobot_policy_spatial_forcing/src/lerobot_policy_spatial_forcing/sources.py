@@ -71,7 +71,7 @@ def _read_config(folder: Path, base: Base) -> PreTrainedConfig:
         raise _unreadable(path, error) from error
     if kind != base.name:
         raise ConfigError(
-            f"{folder} holds a policy of type {kind!r}, but the type asked for is {base.type!r}.",
+            f"{folder} holds a policy of type {kind!r}, but the type asked for is {base.sf_type!r}.",
             f"Use --policy.type=sf_{kind}, if there is one, or another checkpoint.",
         )
     try:
