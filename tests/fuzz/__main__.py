@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import time
@@ -23,6 +24,7 @@ def main() -> int:
     words.add_argument("--seed", type=int, default=None, help="other inputs; default: always the same")
     given = words.parse_args()
     parsers = [one for one in installed_parsers() if not given.only or any(text in one.name for text in given.only)]
+    logging.getLogger("sfkit").addHandler(logging.NullHandler())  # the line of each wrap
     shares = sum(one.share for one in parsers)
     console, total, faults = plain_console(highlight=False), 0, 0
     for parser in parsers:

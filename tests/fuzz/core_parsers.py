@@ -74,7 +74,7 @@ def _in_checkpoint(name: str, place: Place, folder: Path) -> Path:
 
 
 def read_checkpoint_config(place: Place, folder: Path) -> object:
-    return checkpoint.read_config(checkpoint.locate(_in_checkpoint(CONFIG, place, folder)))
+    return checkpoint.read(checkpoint.locate(_in_checkpoint(CONFIG, place, folder))).config
 
 
 def load_checkpoint(place: Place, folder: Path) -> object:

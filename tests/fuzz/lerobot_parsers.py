@@ -180,11 +180,11 @@ def policy_config() -> Any:
 
 
 def read_policy_config(place: Place, folder: Path) -> object:
-    from lerobot_policy_spatial_forcing.bases import BASES
+    from lerobot_policy_spatial_forcing.configuration_sf import CONFIGS
     from lerobot_policy_spatial_forcing.sources import _read_config
 
     place.make(folder / "config.json")
-    return _read_config(folder, BASES[0])
+    return _read_config(folder, CONFIGS["sf_smolvla"].base)
 
 
 def _recording() -> Path:
