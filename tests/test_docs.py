@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 
-from sfkit.registry.builtin import EXTRAS
+from sfkit.registry.hookspecs import EXTRAS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*ROOT.glob("README.md"), *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("plugins/*/README.md"))]

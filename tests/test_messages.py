@@ -18,7 +18,7 @@ from sfkit.config import Options
 from sfkit.errors import AdapterError, ConfigError, UnknownNameError, ViewsError, log_info
 from sfkit.factory import components
 from sfkit.registry import builtin
-from sfkit.registry.builtin import EXTRAS
+from sfkit.registry.hookspecs import EXTRAS
 from sfkit.registry.registry import CORE, BrokenPlugin, Entry, Kind, Registry, default_registry
 from sfkit.testing.tiny import PatchTeacher, TinyAdapter, TinyPolicy, tiny_batch
 

@@ -16,7 +16,7 @@ import sfkit
 from sfkit.cli import listing
 from sfkit.cli.console import plain_console, titled
 from sfkit.errors import PluginError, SfkitError
-from sfkit.registry.builtin import EXTRAS
+from sfkit.registry.hookspecs import EXTRAS
 from sfkit.registry.registry import Entry, default_registry, pip_install
 
 #: A plugin's command parses its own arguments, ``--help`` included.

@@ -13,7 +13,7 @@ from sfkit.errors import AdapterError, ConfigError, WrapError, shown
 from sfkit.objectives.base import Objective
 from sfkit.policies.base import PolicyAdapter
 from sfkit.projectors.base import Projector
-from sfkit.registry.builtin import EXTRAS
+from sfkit.registry.hookspecs import EXTRAS
 from sfkit.registry.registry import Kind, default_registry, pip_install
 from sfkit.schedules.base import Product, Schedule
 from sfkit.teachers.base import Teacher

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Mapping
 from typing import Any, TypeAlias
@@ -10,14 +9,12 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from sfkit.config import ComponentSpec, PairConfig, SpatialForcingConfig, one_or_several
-from sfkit.errors import ConfigError, SfkitWarning, did_you_mean, shown
+from sfkit.errors import ConfigError, SfkitWarning, did_you_mean, log_warning, shown
 from sfkit.factory.components import ComponentLike, build_adapter, map_components
 from sfkit.policies.base import PolicyAdapter
 from sfkit.presets import Preset
 from sfkit.registry.component import Configurable
 from sfkit.registry.registry import Kind, default_registry, split_name
-
-logger = logging.getLogger("sfkit")
 
 _Given: TypeAlias = Mapping[str, Any]
 _ONE_PAIR = ("teacher", "student_layer", "teacher_layer")
@@ -211,7 +208,7 @@ def _read(kind: Kind, value: object) -> tuple[str, dict[str, Any]]:
 def _say_what_is_overridden(preset: Preset, kind: Kind, name: str, own: _Given, theirs: _Given) -> None:
     lost = [f"{key}={item} (yours: {own[key]})" for key, item in theirs.items() if str(own.get(key, item)) != str(item)]
     if lost:
-        logger.warning("sfkit: your %s %r overrides options of preset %r: %s", kind, name, preset.name, ", ".join(lost))
+        log_warning(f"your {kind} {name!r} overrides options of preset {preset.name!r}: {', '.join(lost)}")
 
 
 def _warn_of_scale(preset: Preset, teachers: list[str], asked: Mapping[str, Any], merged: Mapping[str, Any]) -> None:

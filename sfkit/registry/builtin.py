@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from sfkit.registry.hookspecs import Register, hookimpl
 
 SFKIT_API = 1
-#: What this project's plugins register, and the extra that brings it: for those who have not installed it.
-EXTRAS: Mapping[str, Mapping[str, str]] = {
-    "command": {"demo": "demo", "inspect": "tools", "rank-layers": "tools", "parity": "backbones"}
-    | {"openpi-export": "openpi", "libero": "libero", "store": "store"},
-    "policy": {"openpi": "openpi", "openvla": "openvla"} | dict.fromkeys((
-        "act", "diffusion", "evo1", "groot", "molmoact2", "pi0", "pi05", "pi0_fast", "smolvla", "vla_jepa", "wall_x",
-        "xvla"), "lerobot"),
-    "teacher": {"dust3r": "dust3r", "hf": "transformers", "mast3r": "dust3r", "store": "store", "vggt": "vggt"}
-    | {"vggt-commercial": "vggt"}
-    | dict.fromkeys(("da3-small", "da3-base", "da3-large", "da3-giant"), "depth-anything"),
-}  # fmt: skip
-#: Networks that people name without a repository.
-REPOSITORIES = {"dinov2": "hf:facebook/dinov2-base", "siglip": "hf:google/siglip-base-patch16-224"}
 
 
 def _in(module: str, register: Register) -> Callable[..., None]:

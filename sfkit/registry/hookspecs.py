@@ -7,6 +7,7 @@ first use.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import pluggy
@@ -72,3 +73,18 @@ def register_parity(register: Register) -> None:
 @hookspec
 def register_commands(register: Register) -> None:
     """Register ``sfkit`` subcommands: functions whose annotated parameters become options, or a ``typer.Typer``."""
+
+
+#: What this project's plugins register, and the extra that brings it: for those who have not installed it.
+EXTRAS: Mapping[str, Mapping[str, str]] = {
+    "command": {"demo": "demo", "inspect": "tools", "rank-layers": "tools", "parity": "backbones"}
+    | {"openpi-export": "openpi", "libero": "libero", "store": "store"},
+    "policy": {"openpi": "openpi", "openvla": "openvla"} | dict.fromkeys((
+        "act", "diffusion", "evo1", "groot", "molmoact2", "pi0", "pi05", "pi0_fast", "smolvla", "vla_jepa", "wall_x",
+        "xvla"), "lerobot"),
+    "teacher": {"dust3r": "dust3r", "hf": "transformers", "mast3r": "dust3r", "store": "store", "vggt": "vggt"}
+    | {"vggt-commercial": "vggt"}
+    | dict.fromkeys(("da3-small", "da3-base", "da3-large", "da3-giant"), "depth-anything"),
+}  # fmt: skip
+#: Networks that people name without a repository.
+REPOSITORIES = {"dinov2": "hf:facebook/dinov2-base", "siglip": "hf:google/siglip-base-patch16-224"}

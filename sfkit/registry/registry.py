@@ -19,7 +19,7 @@ import pluggy
 from sfkit import SFKIT_API
 from sfkit.errors import ConfigError, PluginError, UnknownNameError, did_you_mean, shown
 from sfkit.registry import hookspecs
-from sfkit.registry.builtin import EXTRAS, REPOSITORIES
+from sfkit.registry.hookspecs import EXTRAS, REPOSITORIES
 
 Kind = Literal["teacher", "policy", "objective", "projector", "transform", "schedule", "preset", "parity", "command"]
 

@@ -31,7 +31,8 @@ def expect(name: str, value: object, shape: tuple[int | str, ...], dtypes: tuple
         raise ShapeError(f"{name} is {shown(value)}, expected a dense tensor {wanted}.")
     sides = itertools.zip_longest(value.shape, shape, fillvalue=-1)
     if not all(side == want or (isinstance(want, str) and side > 0) for side, want in sides):
-        raise ShapeError(f"{name} has shape {tuple(value.shape)}, expected {wanted}.")
+        empty = ", with no side of 0" if 0 in value.shape else ""
+        raise ShapeError(f"{name} has shape {tuple(value.shape)}, expected {wanted}{empty}.")
     if value.dtype not in dtypes:
         names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise ShapeError(f"{name} has dtype {value.dtype}, expected {names}.")

@@ -278,10 +278,10 @@ def test_fault_82_pairs_keep_the_presets_options_too(tiny: Make, caplog: pytest.
     ]
     found = config(wrap(tiny, MINE, pairs=pairs, projector="linear")).pairs
     assert [pair.teacher.options for pair in found] == [
-        {"dim": 8, "grid": 6, "joint": True}, {"dim": 8, "grid": 4},
+        {"dim": 8, "grid": 6, "joint": True}, {"dim": 8, "grid": 4, "joint": False},
     ]  # fmt: skip
     assert found[1].projector is not None
-    assert found[1].projector.options == {"hidden": 16, "smallest": 0.5, "share": 0.5}
+    assert found[1].projector.options == {"hidden": 16, "smallest": 0.5, "share": 0.5, "norm": True}
     assert "grid=6 (yours: 4)" in caplog.text
 
 
@@ -294,8 +294,8 @@ def test_fault_82_an_instance_is_kept_and_what_it_lacks_said(tiny: Make, caplog:
 
 def test_fault_82_other_components_take_no_options_along(tiny: Make, caplog: pytest.LogCaptureFixture) -> None:
     given: dict[str, Any] = {"teacher": "geometry", "projector": "mlp", "transforms": [], "schedule": "constant"}
-    found = config(wrap(tiny, MINE, **given))
-    assert (found.pairs[0].teacher.options, found.projector.options) == ({}, {})
+    handle = wrap(tiny, MINE, **given).spatial_forcing
+    assert (handle.teachers[0].changed_options, handle.pairs[0].projector.changed_options) == ({}, {})
     assert "overrides options" not in caplog.text
     # A teacher's argument says which it is: options of one model are not those of another.
     of_a_model = MINE.model_copy(update={"arguments": {**MINE.arguments, "teacher": ("patch:a", {"dim": 8})}})

@@ -54,7 +54,7 @@ TEACHERS: dict[str, tuple[Callable[..., Any], str]] = {
     "one sample": (with_values(lambda x: x[:1]), r"of shape \(1, 2, 4, 4, 12\).*\n.*of shape \(2, 2, \*, \*, 12\)"),
     "one view": (with_values(lambda x: x[:, :1]), r"of shape \(2, 1, 4, 4, 12\)"),
     "another width": (with_values(lambda x: x[..., :5]), r"\(2, 2, 4, 4, 5\).*\n.*12\), as dim says"),
-    "integers": (with_values(lambda x: x.long()), "returned int64"),
+    "integers": (with_values(lambda x: x.long()), "built a map whose values has dtype torch.int64"),
     "an empty grid": (with_values(lambda x: x[:, :, :0]), r"\(2, 2, 0, 4, 12\)"),
     "a mask of another shape": (
         lambda maps, model: [replace(maps[0], mask=maps[0].mask[:, :, :1])],

@@ -8,7 +8,7 @@ from sfkit import SpatialForcing
 from sfkit.testing.tiny import TinyAdapter, TinyPolicy
 
 policy = TinyPolicy()
-handle = SpatialForcing.wrap(policy, "geometry", adapter=TinyAdapter(policy)).spatial_forcing
+handle = SpatialForcing.wrap(policy, "geometry", adapter=TinyAdapter(policy), verbose=False).spatial_forcing
 print("ready", flush=True)
 sys.stdin.readline()
 for step in range(int(sys.argv[2])):

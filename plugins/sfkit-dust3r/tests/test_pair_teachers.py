@@ -102,7 +102,7 @@ def test_bad_options(options: dict[str, Any]) -> None:
 
 
 def test_no_view_is_an_error() -> None:
-    with pytest.raises(ShapeError, match="nothing"):
+    with pytest.raises(ShapeError, match="no side of 0"):
         tiny().encode(torch.nn.Identity(), views_of(1, 0), [1], (2, 2))
 
 

@@ -202,7 +202,7 @@ def test_the_sequence_must_be_that_of_the_ids(make_text: Callable[..., Any]) -> 
         ({"blocks": "blocks.0.out"}, AdapterError, "holds no module"),
         ({"norm": "norm"}, AdapterError, "has no module 'norm'"),
         ({"grid": (2, 4)}, ConfigError, "grid"),
-        ({"grid": (0, 4, 4)}, ConfigError, "must be > 0, got 0"),
+        ({"grid": (0, 4, 4)}, ConfigError, "must be >= 1, got 0"),
         ({"pixel": "[0,1]"}, ConfigError, "Did you mean 'pixels'"),
         ({"depth": "depth"}, ConfigError, "unit of the depth"),
         ({"names": ("wrist",)}, ConfigError, "names has 1 entries for 2 views"),
