@@ -15,7 +15,7 @@ from installed import installed_parsers
 from running import Parser, fuzz
 
 #: Inputs of a parser of share 1.
-_INPUTS = 60
+_INPUTS = 25
 #: Without what takes a second for each input.
 PARSERS = [parser for parser in installed_parsers() if parser.share > 0.01]
 
