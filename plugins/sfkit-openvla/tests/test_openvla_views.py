@@ -30,6 +30,8 @@ def by_processor(images: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("source", ["given", "folder"])
 def test_fault_83_the_processors_own_constants_are_undone(source, script, adapter_of, views_of, tmp_path) -> None:
+    if source == "folder":
+        pytest.importorskip("transformers")
     oft = script("oft-l1", images=2)
     policy, batch = oft.policy(), oft.batch()
     pixels = by_processor(batch["images"])
@@ -46,6 +48,7 @@ def test_fault_83_the_processors_own_constants_are_undone(source, script, adapte
 
 
 def test_fault_83_constants_that_cannot_be_read_are_refused(script, adapter_of, tmp_path) -> None:
+    pytest.importorskip("transformers")
     policy = script("oft-l1").policy()
     policy.config._name_or_path = ""
     with pytest.raises(ConfigError, match="does not say where it was loaded from") as caught:
