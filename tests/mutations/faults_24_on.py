@@ -199,7 +199,7 @@ HIGH = (
     Mutant(56, "trust._check", drop_raise("_refusal", mentions="_WHY"),
            "test_fault_56_an_unmarked_option_is_taken_from_no_file", "test_fault_56_the_hub_names_no_other_place",
            "test_fault_56_a_checkpoint_does_not_run_code", "test_fault_56_the_hub_names_no_place",
-           ends_in=("ConfigError", "CheckpointError", "AttributeError", "StopIteration")),
+           ends_in=("ConfigError", "CheckpointError", "AttributeError", "StopIteration", "SfkitWarning")),
     Mutant(57, "_verify_digest", drop_raise("TrustError"), "test_fault_57_a_saved_digest_is_asked_for_and_verified"),
     Mutant(57, "checkpoint.save", replace_call("model_dump", "config.model_dump(mode='json')"),
            "test_fault_57_no_local_path_is_published", "test_fault_57_a_models_folder_is_published_by_digest"),
