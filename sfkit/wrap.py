@@ -294,7 +294,7 @@ class SpatialForcing(Aligner):
         folder = checkpoint.locate(source, revision)
         record = checkpoint.read(folder)
         saved = {key: value for key, value in record.arguments.items() if key not in changes}
-        saved = admit(saved, checkpoint.origin_of(source, folder, record), options or {})
+        saved = admit(saved, checkpoint.origin_of(source, folder, record), {} if options is None else options)
         policy = SpatialForcing.wrap(policy, **saved, **changes)
         handle = handle_of(policy)
         try:

@@ -107,6 +107,14 @@ def test_fault_31_32_a_resumed_run_continues_exactly(tmp_path: Path) -> None:
     assert train(resumed, 3, start=3) == uninterrupted
 
 
+@pytest.mark.parametrize("options", [torch.zeros(2), [], ("geometry",), {"geometry": [1]}], ids=str)
+def test_options_that_are_no_mapping_are_an_error(options: Any, tmp_path: Path) -> None:
+    make().save_pretrained(tmp_path)
+    fresh = make(wrap=False)
+    with pytest.raises(ConfigError, match="Give them by component"):
+        SpatialForcing.from_pretrained(fresh, tmp_path, options=options, adapter=TinyAdapter(fresh))
+
+
 def test_what_is_written_names_the_teacher_and_its_license(tmp_path: Path) -> None:
     policy = make()
     policy.save_pretrained(tmp_path)
