@@ -59,7 +59,7 @@ def _size(root: Path, core: Sequence[Source]) -> list[Figure]:
     entries = {path.name for path in (root / "sfkit").iterdir()} - {"__init__.py", "py.typed", "__pycache__"}
     return [
         Figure("lines of sfkit/", sum(one.code_lines for one in core), 6600, ceiling=7750),
-        Figure("lines that SpatialForcing imports", sum(one.code_lines for one in behind), 3700, ceiling=5100),
+        Figure("lines that SpatialForcing imports", sum(one.code_lines for one in behind), 3700, ceiling=5000),
         Figure("files of sfkit/", len(core), 85),
         Figure("entries within sfkit/", len(entries), 19),
         Figure(f"files of more than {LONGEST_FILE} lines in all", len(long_files), 0, long_files),
