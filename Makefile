@@ -75,7 +75,7 @@ kills: $(STAMP) ## kill 200 processes while they save and 50 while they build a 
 	SFKIT_KILLS=200 $(ALONE) $(BIN)/pytest -q tests/saving/test_killed_saves.py $(ARGS)
 	SFKIT_KILLS=50 $(ALONE) $(BIN)/pytest -q plugins/sfkit-store/tests/test_killed_builds.py $(ARGS)
 
-fuzz: $(STAMP) ## give 100,000 hostile inputs to all parsers; only sfkit's own errors may come out (10 minutes)
+fuzz: $(STAMP) ## give 100,000 hostile inputs to all parsers; only sfkit's own errors may come out
 	$(ALONE) $(BIN)/python tests/fuzz $(ARGS)
 
 full: portable kills fuzz ## all that takes too long for CI

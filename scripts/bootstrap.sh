@@ -18,15 +18,8 @@ if [ "${1:-}" = --freeze ]; then
     constraints=()
 fi
 
-if [ "$("$venv/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" != 3.12 ]; then
-    rm -rf "$venv"
-    "$uv" venv --quiet --python "$(find_python 3.12)" "$venv"
-fi
-
-projects=(-e .)
-for file in plugins/*/pyproject.toml; do
-    projects+=(-e "$(dirname "$file")")
-done
+make_venv "$uv" "$venv" 3.12
+find_projects
 "$uv" pip install --python "$venv/bin/python" ${constraints[@]+"${constraints[@]}"} "${projects[@]}" --group dev
 
 if [ "${1:-}" = --freeze ]; then

@@ -1,4 +1,4 @@
-# Shared by the scripts in this folder (sourced, not run): where uv and the Python interpreters are.
+# Shared by the scripts in this folder (sourced, not run): uv, the Python interpreters, environments and projects.
 #
 # A name on PATH proves nothing: a pyenv shim may exist and still refuse to run. So every candidate is
 # started once and asked who it is, and callers get a real path.
@@ -55,4 +55,19 @@ find_python() { # VERSION: prints a real interpreter, or the bare version, which
         fi
     done < <(echo "python$1"; pyenv_versions "$1" | sed "s|\$|/bin/python$1|")
     echo "$1"
+}
+
+make_venv() { # UV FOLDER VERSION: an environment of that Python; one that is there already stays
+    if [ "$("$2/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" != "$3" ]; then
+        rm -rf "$2"
+        "$1" venv --quiet --python "$(find_python "$3")" "$2"
+    fi
+}
+
+find_projects() { # sets projects: the core and every plugin, in editable form, as arguments of `uv pip install`
+    local file
+    projects=(-e .)
+    for file in plugins/*/pyproject.toml; do
+        projects+=(-e "$(dirname "$file")")
+    done
 }

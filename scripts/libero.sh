@@ -7,14 +7,8 @@ cd "$root"
 
 uv=$(find_uv)
 venv=$root/.venv-libero
-if [ "$("$venv/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" != 3.12 ]; then
-    rm -rf "$venv"
-    "$uv" venv --quiet --python "$(find_python 3.12)" "$venv"
-fi
-projects=(-e .)
-for file in plugins/*/pyproject.toml; do
-    projects+=(-e "$(dirname "$file")")
-done
+make_venv "$uv" "$venv" 3.12
+find_projects
 "$uv" pip install --quiet --python "$venv/bin/python" -c constraints.txt "${projects[@]}" \
     -e "plugins/sfkit-libero[simulator]" "lerobot[smolvla,training]" pytest hypothesis
 

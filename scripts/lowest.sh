@@ -22,10 +22,7 @@ for plugin in "${plugins[@]}"; do
     requirements+=(-r "plugins/$plugin/pyproject.toml")
     tests+=("$root/plugins/$plugin/tests")
 done
-if [ "$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" != 3.10 ]; then
-    rm -rf .venv-lowest
-    "$uv" venv --quiet --python "$(find_python 3.10)" .venv-lowest
-fi
+make_venv "$uv" "$root/.venv-lowest" 3.10
 # Only requirements read from the project files count as direct ones; those of a wheel would be resolved to
 # the newest. The version number rarely changes while the code does, hence the forced reinstall. Without the sources of
 # the workspace, so that the plugins get the wheel of the core.
